@@ -1,0 +1,84 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from cones2.errors import SettingsError
+from cones2.recipe import RECIPES, Recipe, find_recipe
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_paper_preset_has_the_values_of_appendix_a() -> None:
+    paper = RECIPES["paper"]
+    assert (paper.batch_size, paper.learning_rate, paper.steps, paper.caption_count) == (1, 1e-6, 3000, 1000)
+    assert paper.tune == "all"
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_presets_are_found_by_name(name: str) -> None:
+    assert find_recipe(name) is RECIPES[name]
+
+
+def test_toml_changes_only_what_it_names(tmp_path: Path) -> None:
+    path = write(tmp_path, 'preset = "mini"\nsteps = 7\nlearning_rate = 2e-4\n')
+    assert find_recipe(str(path)) == dataclasses.replace(RECIPES["mini"], steps=7, learning_rate=2e-4)
+
+
+def test_toml_starts_from_the_paper(tmp_path: Path) -> None:
+    assert Recipe.from_toml(write(tmp_path, "steps = 7")) == dataclasses.replace(RECIPES["paper"], steps=7)
+
+
+def test_unknown_setting_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"mine.toml: 'step' is no setting of a recipe. Did you mean 'steps'\?"):
+        Recipe.from_toml(write(tmp_path, "step = 7"))
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(SettingsError, match=r"no recipe 'fast'. Expected paper or mini, or the path of a .toml file"):
+        find_recipe("fast")
+
+
+@pytest.mark.parametrize("preset", ['"fast"', "3"])
+def test_unknown_preset_in_toml(tmp_path: Path, preset: str) -> None:
+    with pytest.raises(SettingsError, match="there is no recipe"):
+        Recipe.from_toml(write(tmp_path, f"preset = {preset}"))
+
+
+@pytest.mark.parametrize("content", [b"steps = ", b"\xff\xfe"])
+def test_file_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"can't read the recipe .*mine.toml: .* Expected a TOML file") as caught:
+        Recipe.from_toml(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"can't read the recipe .*absent.toml"):
+        find_recipe(str(tmp_path / "absent.toml"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("steps = 0", "steps is 0. Expected at least 1: correct the recipe"),
+        ("batch_size = 1.5", "mine.toml: batch_size is 1.5. Input should be a valid integer"),
+        ("captions_per_step = true", "captions_per_step is True. Input should be a valid integer"),
+        ("caption_count = -1", "caption_count is -1"),
+        ("views_per_photo = 0", "views_per_photo is 0"),
+        ("learning_rate = 0", "learning_rate is 0.0. Expected a number above 0"),
+        ("learning_rate = nan", "learning_rate is nan"),
+        ('learning_rate = "fast"', "learning_rate is 'fast'"),
+        ("weight_decay = -0.1", "weight_decay is -0.1. Expected a number of at least 0"),
+        ("preservation_weight = inf", "preservation_weight is inf"),
+        ('tune = "some"', "tune is 'some'. Input should be 'all' or 'layers'"),
+    ],
+)
+def test_values_out_of_range(tmp_path: Path, setting: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        Recipe.from_toml(write(tmp_path, setting))
