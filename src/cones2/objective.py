@@ -1,0 +1,73 @@
+"""What a residual is learned by: Eqs. 2 to 5 of arXiv:2305.19327 as pure functions of tensors."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class Noised(NamedTuple):
+    """Latents with noise, and what the backbone should predict from them."""
+
+    latents: Float[Tensor, "batch channels height width"]
+    target: Float[Tensor, "batch channels height width"]
+
+
+def add_noise(
+    latents: Float[Tensor, "batch channels height width"],
+    noise: Float[Tensor, "batch channels height width"],
+    alphas_cumprod: Float[Tensor, "batch"],
+    prediction_type: str,
+) -> Noised:
+    """Noise the latents by Eq. 1: `x_t = α·x + σ·ε` with `α² = alphas_cumprod` and `σ² = 1 - α²`.
+
+    The target is ε for `epsilon`; for `v_prediction`, `v = α·ε - σ·x` (arXiv:2202.00512, App. D).
+    """
+    alpha = alphas_cumprod.sqrt()[:, None, None, None]
+    sigma = (1 - alphas_cumprod).sqrt()[:, None, None, None]
+    target = noise if prediction_type == "epsilon" else alpha * noise - sigma * latents
+    return Noised(alpha * latents + sigma * noise, target)
+
+
+def subject_loss(
+    prediction: Float[Tensor, "batch channels height width"], target: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, ""]:
+    """Mean-squared denoising error in float32.
+
+    arXiv:2305.19327, Eq. 2, with the backbone's own prediction type in place of ε.
+    """
+    return torch.nn.functional.mse_loss(prediction.float(), target.float())
+
+
+def preservation_loss(
+    tuned: Float[Tensor, "batch tokens dim"],
+    original: Float[Tensor, "batch tokens dim"],
+    own: Bool[Tensor, "batch tokens"],
+) -> Float[Tensor, ""]:
+    """Squared distance of tuned from original embeddings, summed over positions, mean over captions.
+
+    arXiv:2305.19327, Eq. 3. Every position of the window counts (BOS, words, EOS, padding) but the class word's
+    `own`. The authors' code differs: distances that are not squared, on one prompt, with separate weights.
+    """
+    distance = (tuned - original).square().sum(dim=-1)  # (batch, tokens)
+    return distance.masked_fill(own, 0.0).sum(dim=-1).mean()
+
+
+def mean_shift(
+    chunks: Iterable[
+        tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch tokens dim"], Bool[Tensor, "batch tokens"]]
+    ],
+    class_tokens: int,
+) -> Float[Tensor, "{class_tokens} dim"]:
+    """The residual Δ, `[class_tokens, dim]` float32: the mean shift of the class word's own embeddings.
+
+    arXiv:2305.19327, Eq. 5, added up in float64. A chunk is some captions' `(tuned, original, own)`.
+    """
+    total, captions = torch.zeros((), dtype=torch.float64), 0
+    for tuned, original, own in chunks:
+        shift = tuned[own].double().cpu() - original[own].double().cpu()
+        shift = torch.unflatten(shift, 0, (-1, class_tokens))  # (batch, class_tokens, dim)
+        total, captions = total + shift.sum(dim=0), captions + len(shift)
+    return (total / captions).float()
