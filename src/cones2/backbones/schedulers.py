@@ -1,0 +1,52 @@
+"""The samplers of diffusers that can draw with a Stable Diffusion backbone, by short names."""
+
+import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import diffusers
+
+from cones2.errors import SettingsError
+
+SCHEDULERS: Mapping[str, str] = MappingProxyType(
+    {
+        "ddim": "DDIMScheduler",
+        "ddpm": "DDPMScheduler",
+        "deis": "DEISMultistepScheduler",
+        "dpm++": "DPMSolverMultistepScheduler",
+        "dpm++-single": "DPMSolverSinglestepScheduler",
+        "dpm2": "KDPM2DiscreteScheduler",
+        "dpm2-a": "KDPM2AncestralDiscreteScheduler",
+        "euler": "EulerDiscreteScheduler",
+        "euler-a": "EulerAncestralDiscreteScheduler",
+        "heun": "HeunDiscreteScheduler",
+        "lcm": "LCMScheduler",
+        "lms": "LMSDiscreteScheduler",
+        "pndm": "PNDMScheduler",
+        "sa": "SASolverScheduler",
+        "tcd": "TCDScheduler",
+        "unipc": "UniPCMultistepScheduler",
+    }
+)
+"""diffusers' class by short name: all that draw from text and have the `alphas_cumprod` that a layout needs."""
+
+
+def make_scheduler(name: str, trained: Any) -> Any:
+    """Make the scheduler `name` (short, or diffusers' class name) for a model whose own scheduler is `trained`.
+
+    Everything that belongs to the model (betas, prediction type, steps offset...) is taken from `trained`. Latents are
+    never clipped to -1..1: several classes do so unless told otherwise, and would turn every picture into speckle.
+
+    Raises:
+        SettingsError: the name is unknown, of a class without `alphas_cumprod`, or needs a missing package.
+    """
+    class_name = SCHEDULERS.get(name, name)
+    if class_name not in SCHEDULERS.values():
+        raise SettingsError(f"unknown or unsupported scheduler {name!r}; expected one of {', '.join(SCHEDULERS)}.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' own, about NumPy: nothing the user can do
+            return getattr(diffusers, class_name).from_config({**trained.config, "clip_sample": False})
+    except ImportError as error:
+        raise SettingsError(f"scheduler {name!r} needs scipy, which is missing: pip install scipy.") from error

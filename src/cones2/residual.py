@@ -1,0 +1,178 @@
+"""The residual: what turns a class word's embedding into the user's subject, and its file of about 5 KB.
+
+Reading a file checks everything before any tensor is made, and never touches a model (`residual_format.py`).
+"""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from cones2.errors import Cones2Warning, ResidualError, ResidualMismatch
+from cones2.files import write_atomically
+from cones2.residual_format import MAX_FILE_BYTES, MAX_TOKENS, TENSOR, check_header, pack
+
+_PROBE_TOLERANCE = 0.05  # half-precision copies of an encoder stay below 0.02, another encoder is near 1
+
+
+@dataclass(frozen=True)
+class EncoderId:
+    """The fingerprint of a text encoder.
+
+    Attributes:
+        name: the model that the user opened.
+        width: numbers in the embedding of a token.
+        weights: sha256 of the float32 weights under canonical names.
+        probe: a few numbers that the encoder gives for a fixed input; they know it again in another dtype.
+    """
+
+    name: str
+    width: int
+    weights: str
+    probe: tuple[float, ...]
+
+    def fits(self, other: "EncoderId") -> bool:
+        """Tell whether a residual of one encoder belongs in the other."""
+        return self.width == other.width and (self.weights == other.weights or self._probes_agree(other))
+
+    def _probes_agree(self, other: "EncoderId") -> bool:
+        if len(self.probe) != len(other.probe):
+            return False
+        return math.dist(self.probe, other.probe) <= _PROBE_TOLERANCE * math.hypot(*self.probe)
+
+
+@dataclass(frozen=True, eq=False)
+class Residual:
+    """Δ of one subject: added to the class word's token embeddings, it makes them the subject's.
+
+    `arXiv:2305.19327, Eq. 5 and 6`.
+
+    Attributes:
+        class_word: the word, or words, for the raw category.
+        vector: one row for each token of the class word; float32, on the CPU.
+        tokens: those tokens, as the tokenizer writes them.
+        encoder: the text encoder that it was learned on, and fits.
+        recipe: the settings that it was learned with; JSON values.
+        photos: sha256 of each photo's file.
+        tool_version: the version of cones2 that learned it.
+
+    Raises:
+        ResidualError: tokens and vector do not match, or the vector is not finite.
+    """
+
+    class_word: str
+    vector: Float32[Tensor, "tokens dim"]
+    tokens: tuple[str, ...]
+    encoder: EncoderId
+    recipe: Mapping[str, object]
+    photos: tuple[str, ...]
+    tool_version: str
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.tokens) <= MAX_TOKENS:
+            raise ResidualError(f"a residual has 1 to {MAX_TOKENS} tokens, this one has {len(self.tokens)}.")
+        expected = (len(self.tokens), self.encoder.width)
+        if tuple(self.vector.shape) != expected:
+            raise ResidualError(
+                f"a residual of {expected[0]} tokens and width {expected[1]} needs a vector of shape {list(expected)},"
+                f" got {list(self.vector.shape)}."
+            )
+        if not torch.isfinite(self.vector).all():
+            raise ResidualError(f"the residual of {self.class_word!r} holds NaN or infinity; learn it again.")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file that `save` writes."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """Give the file's content; the same residual always gives the same bytes."""
+        return pack(
+            self.vector,
+            class_word=self.class_word,
+            tokens=self.tokens,
+            encoder=asdict(self.encoder),
+            recipe=dict(self.recipe),
+            photos=self.photos,
+            tool_version=self.tool_version,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the file, all of it or nothing.
+
+        Raises:
+            OutputError: it can't be written there.
+        """
+        write_atomically(path, self.to_bytes())
+
+    @classmethod
+    def load(cls, path: Path) -> "Residual":
+        """Read a file that may come from anyone.
+
+        Raises:
+            ResidualError: it can't be read, or is not exactly a residual file of a known version.
+        """
+        try:
+            with path.open("rb") as file:
+                content = file.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise ResidualError(f"can't read the residual {path}: {error.strerror or error}.") from error
+        return cls.from_bytes(content, origin=str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, *, origin: str = "bytes") -> "Residual":
+        """Read a file's content; `origin` names it in errors.
+
+        Raises:
+            ResidualError: it is not exactly a residual file of a known version.
+        """
+        try:
+            meta = check_header(content)
+            return cls(
+                class_word=meta.class_word,
+                vector=safetensors.torch.load(content)[TENSOR],
+                tokens=tuple(meta.tokens),
+                encoder=EncoderId(**{**dict(meta.encoder), "probe": tuple(meta.encoder.probe)}),
+                recipe=meta.recipe,
+                photos=tuple(meta.photos),
+                tool_version=meta.tool_version,
+            )
+        except (ResidualError, safetensors.SafetensorError) as error:
+            raise ResidualError(
+                f"{origin} is no sound residual file: {error} Get or learn it again with 'cones2 learn'."
+            ) from error
+
+    def check_fits(self, encoder: EncoderId, *, force: bool = False) -> None:
+        """Check that this residual was learned on `encoder`, whatever its dtype or file.
+
+        Args:
+            encoder: the fingerprint of the backbone at hand.
+            force: only warn about another encoder of the same width; another width is always an error.
+
+        Raises:
+            ResidualMismatch: it was learned on another text encoder.
+        """
+        if self.encoder.fits(encoder):
+            return
+        got = (
+            f"the residual of {self.class_word!r} was learned on {self.encoder.name} (width {self.encoder.width}),"
+            f" this backbone is {encoder.name} (width {encoder.width})"
+        )
+        if self.encoder.width != encoder.width:
+            raise ResidualMismatch(
+                f"{got}: the widths must be equal. Use that backbone, or learn the subject on this one."
+            )
+        if not force:
+            raise ResidualMismatch(
+                f"{got}, and its text encoder is another one: the subject would be lost."
+                " Use that backbone, learn the subject on this one, or force it."
+            )
+        warnings.warn(f"{got}: used all the same, as forced; expect another subject.", Cones2Warning, stacklevel=2)

@@ -1,0 +1,158 @@
+"""The bytes of a residual file: writing them the same each time, and checking those that come from anyone.
+
+The file is safetensors: one float32 tensor `text_encoder` of shape [tokens, dim], and string metadata under `cones2.*`,
+where tokens, encoder, recipe and photos are JSON. The safetensors library orders metadata by chance, so the header is
+written here, with sorted keys. Checking reads the header alone, within bounds, before any tensor is made.
+"""
+
+import json
+import struct
+from typing import Annotated, Any, Literal
+
+from jaxtyping import Float32
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from torch import Tensor
+
+from cones2.errors import ResidualError
+
+FORMAT = "1"
+TENSOR = "text_encoder"
+MAX_TOKENS = 16
+MAX_FILE_BYTES = 1024 * 1024
+MAX_HEADER_BYTES = 64 * 1024
+
+_PREFIX = "cones2."
+_JSON_KEYS = ("tokens", "encoder", "recipe", "photos")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+_Text = Annotated[str, Field(min_length=1, max_length=1000)]
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _EncoderFields(_Strict):
+    name: _Text
+    width: int = Field(ge=1, le=16384)
+    weights: _Sha256
+    probe: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(min_length=1, max_length=64)
+
+
+class Metadata(_Strict):
+    """What the header says of the residual."""
+
+    format: Literal["1"]
+    class_word: _Text
+    tokens: list[_Text] = Field(min_length=1, max_length=MAX_TOKENS)
+    encoder: _EncoderFields
+    recipe: dict[str, JsonValue]
+    photos: list[_Sha256]
+    tool_version: _Text
+
+
+class _TensorFields(_Strict):
+    dtype: Literal["F32"]
+    shape: list[int] = Field(min_length=2, max_length=2)
+    data_offsets: list[int] = Field(min_length=2, max_length=2)
+
+
+class _Header(_Strict):
+    metadata: Metadata = Field(alias="__metadata__")
+    text_encoder: _TensorFields
+
+
+def pack(vector: Float32[Tensor, "tokens dim"], **metadata: object) -> bytes:
+    """Give the file's bytes for a vector and the fields of `Metadata`, all but its format.
+
+    Raises:
+        ResidualError: a field is not what `Metadata` allows.
+    """
+    values = vector.detach().numpy().astype("<f4").tobytes()
+    fields = {"format": FORMAT, **metadata}
+    header = {
+        "__metadata__": {_PREFIX + k: _to_json(v) if k in _JSON_KEYS else v for k, v in fields.items()},
+        TENSOR: {"dtype": "F32", "shape": list(vector.shape), "data_offsets": [0, len(values)]},
+    }
+    text = _to_json(header).encode()
+    text += b" " * (-len(text) % 8)  # safetensors aligns the data
+    content = struct.pack("<Q", len(text)) + text + values
+    check_header(content)  # what is written can be read
+    return content
+
+
+def check_header(content: bytes) -> Metadata:
+    """Check all of a file but the tensor's numbers, and give what its header says.
+
+    Raises:
+        ResidualError: anything is not exactly as `pack` writes it.
+    """
+    if not 8 <= len(content) <= MAX_FILE_BYTES:
+        raise ResidualError(f"it has {len(content)} bytes or more, expected 8 to {MAX_FILE_BYTES}.")
+    length = struct.unpack("<Q", content[:8])[0]
+    if not 2 <= length <= min(MAX_HEADER_BYTES, len(content) - 8):
+        raise ResidualError(f"its header claims {length} bytes, expected 2 to {MAX_HEADER_BYTES}, all in the file.")
+    header = _validate(_unpack(_from_json(content[8 : 8 + length])))
+    _check_data(header, len(content) - 8 - length)
+    return header.metadata
+
+
+def _unpack(raw: Any) -> Any:
+    """Parse those metadata values that are JSON themselves: safetensors allows only strings."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("__metadata__"), dict):
+        return raw
+    strangers = [key for key in raw["__metadata__"] if not key.startswith(_PREFIX)]
+    if strangers:
+        raise ResidualError(f"its metadata has an unknown key {strangers[0][:100]!r}.")
+    metadata = {key.removeprefix(_PREFIX): value for key, value in raw["__metadata__"].items()}
+    for key in _JSON_KEYS:
+        if isinstance(metadata.get(key), str):
+            metadata[key] = _from_json(metadata[key].encode())
+    return {**raw, "__metadata__": metadata}
+
+
+def _validate(raw: object) -> _Header:
+    try:
+        return _Header.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "header"
+        raise ResidualError(f"{place[:100]}: {first['msg']}.") from error
+
+
+def _check_data(header: _Header, data_bytes: int) -> None:
+    tokens, width = header.text_encoder.shape
+    expected = [len(header.metadata.tokens), header.metadata.encoder.width]
+    if [tokens, width] != expected:
+        raise ResidualError(f"its tensor has shape {[tokens, width]}, its tokens and encoder need {expected}.")
+    size = 4 * tokens * width
+    if header.text_encoder.data_offsets != [0, size] or data_bytes != size:
+        raise ResidualError(
+            f"its tensor lies at {header.text_encoder.data_offsets} of {data_bytes} bytes, not [0, {size}]."
+        )
+
+
+def _from_json(text: bytes) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ResidualError(f"its header is not the JSON that it should be ({type(error).__name__}).") from error
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ResidualError("its header has a key twice.")
+    return result
+
+
+def _refuse_constant(name: str) -> None:
+    raise ResidualError(f"its header holds {name}.")
+
+
+def _to_json(value: object) -> str:
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ResidualError(f"a residual's recipe and fingerprint must be finite JSON values: {error}.") from error

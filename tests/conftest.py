@@ -1,0 +1,34 @@
+"""Shared fixtures: a real, tiny, Stable-Diffusion-2-shaped model (v-prediction, window 77, width 32)."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the Hub's client: no test uses the network
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cones2.backbones import Backbone, open_backbone
+
+
+@pytest.fixture(scope="session")
+def tiny_folder() -> Path:
+    """The tiny model's diffusers folder; read only."""
+    return Path(__file__).parent / "data" / "golden" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> Backbone:
+    """The tiny model, opened on the CPU in float32; shared, so leave it as it is."""
+    return open_backbone(str(tiny_folder), device="cpu")
+
+
+@pytest.fixture
+def tiny_copy(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model's folder to damage."""
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_folder, copy, copy_function=shutil.copyfile)
+    for path in (copy, *copy.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return copy

