@@ -1,0 +1,182 @@
+"""Prompts that name subjects: `"a {rex} on the beach"` becomes the class word's text and exact token spans.
+
+A brace always belongs to a placeholder `{name}`; there is no escape, and no syntax for weights.
+"""
+
+import re
+import unicodedata
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Int
+from torch import Tensor
+
+from cones2.errors import Cones2Warning, PromptError
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_JOINS_WORDS = "-'\u2019\u2010\u2011"
+
+Span = tuple[int, int]
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What is used of transformers' fast tokenizers."""
+
+    model_max_length: int
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        """Tokenize; `return_offsets_mapping` gives the characters of each token."""
+
+
+@dataclass(frozen=True)
+class Mention:
+    """One place where a subject is named: characters `start` to `end` of the text hold its class word."""
+
+    name: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class ParsedPrompt:
+    """The text that the model reads, and where subjects stand in it."""
+
+    text: str
+    mentions: tuple[Mention, ...]
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """The same as token ids, padded to the model's window.
+
+    Attributes:
+        text: what was tokenized.
+        input_ids: start token, text, end token, padding.
+        spans: by subject name, the (start, stop) token range of each mention.
+    """
+
+    text: str
+    input_ids: Int[Tensor, "1 tokens"]
+    spans: Mapping[str, tuple[Span, ...]]
+
+
+def parse_prompt(template: str, class_words: Mapping[str, str], *, require_all: bool = True) -> ParsedPrompt:
+    """Replace each `{name}` by its class word and remember where it went.
+
+    Args:
+        template: the prompt with placeholders.
+        class_words: the class word of every subject, by name.
+        require_all: whether a subject that the prompt does not mention is an error.
+
+    Raises:
+        PromptError: a brace is unmatched, a name is empty, unknown or not mentioned, or text touches a placeholder.
+    """
+    text, mentions, position = "", [], 0
+    for match in _PLACEHOLDER.finditer(template):
+        _check_placeholder(match, template, class_words)
+        text += template[position : match.start()]
+        class_word = class_words[match[1]]
+        mentions.append(Mention(match[1], len(text), len(text) + len(class_word)))
+        text += class_word
+        position = match.end()
+    text += template[position:]
+    _check_no_brace_is_left(template)
+    unused = sorted(class_words.keys() - {mention.name for mention in mentions})
+    if require_all and unused:
+        raise PromptError(
+            f"the prompt does not mention {{{unused[0]}}}: write it where that subject belongs, or drop it."
+        )
+    return ParsedPrompt(text, tuple(mentions))
+
+
+def _check_placeholder(match: re.Match[str], template: str, class_words: Mapping[str, str]) -> None:
+    name = match[1]
+    if not name:
+        raise PromptError(f"empty placeholder {{}} at character {match.start()}: write a subject's name in it.")
+    if name not in class_words:
+        known = ", ".join(class_words) or "none"
+        raise PromptError(f"no subject is called {name!r}, as the prompt has it; the subjects are: {known}.")
+    before, after = template[: match.start()][-1:], template[match.end() :][:1]
+    for neighbour in (before, after):
+        if neighbour and (_joins(neighbour) or neighbour in "{}"):
+            raise PromptError(
+                f"{neighbour!r} touches {{{name}}}: that would make another word of it. Put a space between them."
+            )
+
+
+def _joins(character: str) -> bool:
+    is_mark = unicodedata.category(character).startswith("M")
+    return character.isalnum() or is_mark or character in _JOINS_WORDS
+
+
+def _check_no_brace_is_left(template: str) -> None:
+    rest = _PLACEHOLDER.sub(lambda match: " " * len(match[0]), template)
+    brace = re.search("[{}]", rest)
+    if brace:
+        raise PromptError(
+            f"unmatched {brace[0]!r} at character {brace.start()}: braces are only for subjects, as in {{rex}}."
+        )
+
+
+def tokenize_prompt(prompt: ParsedPrompt, tokenizer: Tokenizer) -> TokenizedPrompt:
+    """Tokenize for the model's window; text that does not fit is cut with a warning, but never a subject.
+
+    Raises:
+        PromptError: a subject would be cut off, or its tokens are not those of its class word alone.
+    """
+    whole = _tokenize(tokenizer, prompt.text)
+    spans: dict[str, tuple[Span, ...]] = {}
+    for mention in prompt.mentions:
+        span = _find_span(whole["offset_mapping"], prompt.text, mention.start, mention.end)
+        _check_tokens_alone(whole["input_ids"][slice(*span)], mention, prompt, tokenizer)
+        spans[mention.name] = (*spans.get(mention.name, ()), span)
+    _check_window(whole["input_ids"], spans, tokenizer.model_max_length)
+    padded = tokenizer(prompt.text, padding="max_length", truncation=True, return_tensors="pt", verbose=False)
+    return TokenizedPrompt(prompt.text, padded["input_ids"], spans)
+
+
+def token_span(tokenizer: Tokenizer, text: str, start: int, end: int) -> Span:
+    """Give the (start, stop) range of tokens that hold characters `start` to `end` of `text`, and nothing else.
+
+    Positions count the start token. Text longer than the window is not cut here.
+
+    Raises:
+        PromptError: those characters have no token, or share one with their neighbours.
+    """
+    return _find_span(_tokenize(tokenizer, text)["offset_mapping"], text, start, end)
+
+
+def _tokenize(tokenizer: Tokenizer, text: str) -> Any:
+    return tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)
+
+
+def _find_span(offsets: Sequence[Span], text: str, start: int, end: int) -> Span:
+    inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > start]
+    if not inside:
+        raise PromptError(f"the tokenizer sees nothing in {text[start:end]!r}: choose another class word.")
+    if offsets[inside[0]][0] < start or offsets[inside[-1]][1] > end:
+        raise PromptError(f"{text[start:end]!r} shares a token with its neighbours in {text!r}: put spaces around it.")
+    return inside[0], inside[-1] + 1
+
+
+def _check_tokens_alone(ids: Sequence[int], mention: Mention, prompt: ParsedPrompt, tokenizer: Tokenizer) -> None:
+    class_word = prompt.text[mention.start : mention.end]
+    alone = tokenizer(class_word, add_special_tokens=False, verbose=False)["input_ids"]
+    if list(ids) != list(alone):
+        raise PromptError(
+            f"{class_word!r} gets other tokens in {prompt.text!r} than alone, so {{{mention.name}}} would be another"
+            " word: put spaces around it."
+        )
+
+
+def _check_window(ids: Sequence[int], spans: Mapping[str, tuple[Span, ...]], window: int) -> None:
+    if len(ids) <= window:
+        return
+    sizes = f"the prompt has {len(ids)} tokens with start and end, the model's window holds {window}"
+    for name, ranges in spans.items():
+        if ranges[-1][1] > window - 1:  # the last place is the end token's
+            raise PromptError(f"{sizes}: {{{name}}} would be cut off. Shorten the prompt, or name the subject earlier.")
+    warnings.warn(f"{sizes}: its last {len(ids) - window} tokens are not read.", Cones2Warning, stacklevel=3)
