@@ -120,6 +120,8 @@ class Residual:
         Raises:
             ResidualError: it can't be read, or is not exactly a residual file of a known version.
         """
+        if path.exists() and not path.is_file():
+            raise ResidualError(f"can't read the residual {path}: it is not a file.")
         try:
             with path.open("rb") as file:
                 content = file.read(MAX_FILE_BYTES + 1)

@@ -118,7 +118,7 @@ def _validate(raw: object) -> _Header:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "header"
-        raise ResidualError(f"{place[:100]}: {first['msg']}.") from error
+        raise ResidualError(f"{place[:100]!r}: {first['msg']}.") from error
 
 
 def _check_data(header: _Header, data_bytes: int) -> None:
