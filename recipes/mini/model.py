@@ -1,0 +1,122 @@
+"""mini's text encoder and UNet, the helpers of their training that do not ship, and the folder that does."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from tokenizer import build_tokenizer
+from vocabulary import CLASSES, COLOURS, PATTERNS, lexicon
+from world import THUMBNAIL
+
+WINDOW = 48
+WIDTH = 192
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "prediction_type": "v_prediction",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 1,
+    "timestep_spacing": "trailing",
+}
+
+
+class TrainingHeads(nn.Module):
+    """What helps training and is left out of the model.
+
+    `code` turns an individual's thumbnail into what is added at its noun before the text encoder's last norm: it stands for the millions of
+    names, breeds and brands by which Stable Diffusion's vectors reach individuals. `read` reads class, colour and pattern off a noun's vector.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = nn.Linear(4 * THUMBNAIL**2, WIDTH)
+        self.read = nn.Linear(WIDTH, len(CLASSES) + len(COLOURS) + 1 + len(PATTERNS))
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A CLIP text encoder, 192 wide and 4 layers deep."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=WINDOW,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def new_unet(channels: int) -> UNet2DConditionModel:
+    """A UNet with cross-attention on each of its three levels."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(64, 128, 192),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=(2, 4, 6),  # diffusers reads this as the number of heads
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+
+
+class Mini(nn.Module):
+    """Everything that is trained together."""
+
+    def __init__(self, folder: Path | None, channels: int) -> None:
+        super().__init__()
+        self.tokenizer = build_tokenizer(lexicon(), WINDOW)
+        self.heads = TrainingHeads()
+        if folder is None:
+            self.text_encoder, self.unet = new_text_encoder(self.tokenizer), new_unet(channels)
+            return
+        self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        self.unet = UNet2DConditionModel.from_pretrained(folder / "unet").float()
+        self.heads.load_state_dict(
+            {key: value.float() for key, value in load_file(folder / "training_heads.safetensors").items()}
+        )
+
+    def embed(self, input_ids: Tensor, code: Tensor) -> Tensor:
+        """Embeddings `[batch, tokens, dim]`, with `code` of the same shape added before the last norm."""
+        norm = self.text_encoder.final_layer_norm
+        handle = norm.register_forward_pre_hook(lambda _, arguments: (arguments[0] + code,))
+        try:
+            return self.text_encoder(input_ids).last_hidden_state
+        finally:
+            handle.remove()
+
+
+def save_model(folder: Path, mini: Mini, vae: AutoencoderKL, *, half: bool) -> None:
+    """Write a folder that diffusers opens, and the training heads beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = torch.float16 if half else torch.float32
+    scheduler = DDIMScheduler(**SCHEDULE)
+    pipeline = StableDiffusionPipeline(
+        vae=vae.to(dtype=dtype),
+        text_encoder=mini.text_encoder,
+        tokenizer=mini.tokenizer,
+        unet=mini.unet.to(dtype=dtype),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    save_file(
+        {key: value.to(dtype) for key, value in mini.heads.state_dict().items()}, folder / "training_heads.safetensors"
+    )
+    (folder / "lexicon.txt").write_text("\n".join(word for word in lexicon() if word.isalpha()) + "\n")
