@@ -1,0 +1,110 @@
+"""Learning a residual: a copy of the text encoder is tuned on photos, and its mean shift at the class word is kept.
+
+`arXiv:2305.19327, Sec. 3.2`: L = L_sub + λ·L_reg (Eq. 4), then Δ (Eq. 5). UNet and autoencoder stay as they are.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from cones2.backbones import Backbone
+from cones2.captions import captions_for, check_class_word
+from cones2.errors import LearningError, SettingsError
+from cones2.learning_data import encode_captions, rebuild_error, warn_if_strange
+from cones2.learning_state import Checkpoints
+from cones2.learning_study import CHUNK, LearnStep, Lesson, Study
+from cones2.objective import preservation_loss
+from cones2.photos import Photo
+from cones2.recipe import Recipe
+
+__all__ = ["LearnStep", "displacement", "learn", "rebuild_error"]
+
+
+def learn(
+    backbone: Backbone,
+    photos: Sequence[Photo],
+    class_word: str,
+    *,
+    recipe: Recipe,
+    seed: int = 0,
+    captions: Sequence[str] | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 50,
+    resume: bool = False,
+) -> Iterator[LearnStep]:
+    """Learn a subject's residual from its photos; the last step holds it.
+
+    Each step draws its random numbers from `seed` and its own number: the same call gives the same residual, bit for
+    bit on a CPU with the same thread count, however often it was interrupted. Unlike the authors' code: Eq. 3 as
+    printed, originals from the untouched encoder also after a resume, any batch size.
+
+    Args:
+        backbone: the pretrained model; it stays as it is.
+        photos: of the subject; 3 to 5 do.
+        class_word: the word, or words, for its raw category.
+        recipe: how to learn; `RECIPES[backbone.learn_preset]` suits the backbone.
+        seed: for crops, noise, timesteps and the choice of captions.
+        captions: that contain the class word; made when not given.
+        checkpoint: a folder for the newest two checkpoints and nothing else. Closing the generator writes one, too.
+        checkpoint_every: steps between them.
+        resume: go on from the newest sound checkpoint, if there is one; without it, those in the folder are deleted.
+
+    Raises:
+        CaptionError: the class word or a caption can't be used.
+        LearningError: there are no photos, the folder is in use or began with other settings, or a loss is not finite.
+        OutputError: a checkpoint can't be written.
+        SettingsError: `checkpoint_every` is not at least 1.
+    """
+    class_word = check_class_word(class_word)
+    _check(backbone, photos, checkpoint_every)
+    warn_if_strange(backbone, photos, class_word)
+    captions = captions or captions_for(class_word, count=recipe.caption_count, lexicon=backbone.lexicon)
+    study = Study(Lesson.prepare(backbone, photos, class_word, captions=captions, recipe=recipe, seed=seed))
+    if checkpoint is None:
+        yield from study.steps(after=0)
+        return
+    checkpoints = Checkpoints(checkpoint, study.lesson.settings(captions))
+    with checkpoints.held():
+        yield from _keep(checkpoints, study, every=checkpoint_every, resume=resume)
+
+
+def displacement(backbone: Backbone, tuned: Backbone, captions: Sequence[str], *, class_word: str) -> float:
+    """How far a tuned encoder moved the words it should leave: root of Eq. 3 over captions, relative to their length.
+
+    The criterion for λ, on captions that were not learned from: near 0, all but the class word stays put.
+    """
+    encoded = encode_captions(backbone, captions, class_word)
+    moved, length = 0.0, 0.0
+    for input_ids, own in zip(torch.split(encoded.input_ids, CHUNK), torch.split(encoded.own, CHUNK), strict=True):
+        original = backbone.embed(input_ids)
+        moved += len(own) * float(preservation_loss(tuned.embed(input_ids), original, own))
+        length += len(own) * float(preservation_loss(torch.zeros_like(original), original, own))
+    return math.sqrt(moved / length)
+
+
+def _keep(checkpoints: Checkpoints, study: Study, *, every: int, resume: bool) -> Iterator[LearnStep]:
+    """Learn, writing a checkpoint after every few steps, and when closed early."""
+    after, tensors = checkpoints.load() if resume else (0, {})
+    if after:
+        study.restore(tensors)
+    else:
+        checkpoints.delete()
+    for step in study.steps(after):
+        closing = True
+        try:
+            yield step
+            closing = False
+        finally:
+            if step.step < step.steps and (closing or step.step % every == 0):
+                checkpoints.save(step.step, study.state())
+
+
+def _check(backbone: Backbone, photos: Sequence[Photo], checkpoint_every: int) -> None:
+    if not photos:
+        raise LearningError("there are no photos to learn from: give at least 1; 3 to 5 are best.")
+    if backbone.dtype == torch.float16:
+        raise LearningError("can't learn in float16, where gradients vanish: open the model in bfloat16 or float32.")
+    if checkpoint_every < 1:
+        raise SettingsError(f"checkpoint_every is {checkpoint_every}: expected at least 1 step.")

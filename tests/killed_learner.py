@@ -1,0 +1,65 @@
+"""Learns one residual undisturbed, and one that is killed at five random moments and resumed; `test_learning` runs it.
+
+Usage: python killed_learner.py MODEL_FOLDER OUT_FOLDER. One thread and no gradient before a fork, so forking is safe.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from cones2.backbones import open_backbone
+from cones2.learning import learn
+from cones2.photos import Photo
+from cones2.recipe import Recipe
+
+RECIPE = Recipe(steps=24, batch_size=2, learning_rate=1e-3, captions_per_step=2, caption_count=4)
+
+
+def main(model: str, out: Path) -> None:
+    torch.set_num_threads(1)
+    backbone = open_backbone(model, device="cpu")
+    photos = [Photo(Path("a.png"), "a" * 64, Image.radial_gradient("L").convert("RGB"))]
+
+    def study(name: str, *, resume: bool) -> None:
+        steps = learn(
+            backbone, photos, "dog", recipe=RECIPE, checkpoint=out / f"{name}-state", checkpoint_every=1, resume=resume
+        )
+        *_, last = steps
+        last.residual.save(out / f"{name}.safetensors")
+
+    started = time.monotonic()
+    wait(in_child(lambda: study("undisturbed", resume=False)))
+    usual = time.monotonic() - started
+    draw = random.Random(0)
+    for _ in range(5):
+        child = in_child(lambda: study("killed", resume=True))
+        time.sleep(usual * draw.uniform(0.02, 0.2))
+        os.kill(child, signal.SIGKILL)
+        if os.WTERMSIG(os.waitpid(child, 0)[1]) != signal.SIGKILL:
+            sys.exit("the learner ended before it was killed")
+    wait(in_child(lambda: study("killed", resume=True)))
+
+
+def in_child(work: Callable[[], None]) -> int:
+    child = os.fork()
+    if child == 0:
+        work()
+        os._exit(0)
+    return child
+
+
+def wait(child: int) -> None:
+    status = os.waitpid(child, 0)[1]
+    if status:
+        sys.exit(f"the learner ended with status {status}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,229 @@
+import copy
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+from torch.testing import assert_close
+
+from cones2.backbones import Backbone
+from cones2.captions import captions_for, find_class_word
+from cones2.errors import CaptionError, LearningError, SettingsError
+from cones2.learning import LearnStep, displacement, learn
+from cones2.photos import Photo
+from cones2.recipe import Recipe
+from cones2.residual import Residual
+
+RECIPE = Recipe(steps=4, batch_size=2, learning_rate=1e-3, captions_per_step=3, caption_count=12, views_per_photo=2)
+PHOTOS = tuple(
+    Photo(Path(f"{name}.png"), name * 64, gradient.convert("RGB"))
+    for name, gradient in (("a", Image.radial_gradient("L")), ("b", Image.linear_gradient("L")))
+)
+
+
+@pytest.fixture(scope="module")
+def small(tiny: Backbone) -> Backbone:
+    """The tiny model, drawing 64 pixels instead of 768."""
+    unet = copy.deepcopy(tiny.unet)
+    unet.register_to_config(sample_size=8)
+    return dataclasses.replace(tiny, unet=unet)
+
+
+def finish(steps: Iterator[LearnStep]) -> LearnStep:
+    *_, last = steps
+    return last
+
+
+def residual_of(steps: Iterator[LearnStep]) -> Residual:
+    residual = finish(steps).residual
+    assert residual is not None
+    return residual
+
+
+@pytest.fixture(scope="module")
+def learned(small: Backbone) -> LearnStep:
+    return finish(learn(small, PHOTOS, "dog", recipe=RECIPE))
+
+
+def test_every_step_is_told_and_the_last_holds_the_residual(small: Backbone) -> None:
+    steps = list(learn(small, PHOTOS, "dog", recipe=RECIPE))
+    assert [(step.step, step.steps) for step in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [step.residual is not None for step in steps] == [False, False, False, True]
+    for step in steps:
+        weighted = RECIPE.preservation_weight * step.preservation_loss
+        assert step.loss == pytest.approx(step.subject_loss + weighted, rel=1e-5)
+    assert steps[0].preservation_loss == pytest.approx(0, abs=1e-6)
+    assert steps[-1].preservation_loss > 1e-3
+
+
+def test_the_residual_says_what_it_is(small: Backbone, learned: LearnStep) -> None:
+    residual = learned.residual
+    assert residual is not None
+    assert residual.class_word == "dog"
+    assert "".join(residual.tokens).removesuffix("</w>") == "dog"
+    assert residual.encoder == small.encoder_id
+    assert residual.recipe == dataclasses.asdict(RECIPE) | {"seed": 0}
+    assert residual.photos == ("a" * 64, "b" * 64)
+
+
+@pytest.mark.parametrize("class_word", ["dog", "teddy bear"])
+def test_the_residual_is_the_mean_shift_at_the_class_word(small: Backbone, class_word: str) -> None:
+    captions = captions_for(class_word, count=RECIPE.caption_count)
+    last = finish(learn(small, PHOTOS, class_word, recipe=RECIPE, captions=captions))
+    shifts = []
+    for caption in captions:
+        batch = small.tokenizer(caption, return_tensors="pt", return_offsets_mapping=True)
+        start, stop = find_class_word(caption, class_word)
+        own = [left >= start and right <= stop and right > left for left, right in batch.offset_mapping[0].tolist()]
+        assert last.tuned is not None
+        shifts.append((last.tuned.embed(batch.input_ids) - small.embed(batch.input_ids))[0, own])
+    assert last.residual is not None
+    assert_close(last.residual.vector, torch.stack(shifts).mean(dim=0), rtol=1e-4, atol=1e-6)
+
+
+def test_the_backbone_stays_as_it_is(small: Backbone) -> None:
+    parts = (small.text_encoder, small.unet, small.vae)
+    before = [copy.deepcopy(part.state_dict()) for part in parts]
+    finish(learn(small, PHOTOS, "dog", recipe=RECIPE))
+    for part, state in zip(parts, before, strict=True):
+        assert not part.training
+        assert all(torch.equal(tensor, state[name]) for name, tensor in part.state_dict().items())
+        assert all(not parameter.requires_grad and parameter.grad is None for parameter in part.parameters())
+
+
+TUNED = {"all": {"embeddings", "encoder", "final_layer_norm"}, "layers": {"encoder"}}
+
+
+@pytest.mark.parametrize(("tune", "changed"), TUNED.items())
+def test_what_is_tuned(small: Backbone, tune: str, changed: set[str]) -> None:
+    last = finish(learn(small, PHOTOS, "dog", recipe=dataclasses.replace(RECIPE, tune=tune)))
+    assert last.tuned is not None
+    before = small.text_encoder.state_dict()
+    after = last.tuned.text_encoder.state_dict()
+    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == changed
+
+
+def test_the_same_seed_gives_the_same_residual(small: Backbone, learned: LearnStep) -> None:
+    assert learned.residual is not None
+    assert residual_of(learn(small, PHOTOS, "dog", recipe=RECIPE)).sha256 == learned.residual.sha256
+    other = residual_of(learn(small, PHOTOS, "dog", recipe=RECIPE, seed=1))
+    assert not torch.equal(other.vector, learned.residual.vector)
+
+
+def test_learning_lowers_the_loss(small: Backbone) -> None:
+    # One photo, one caption and many draws a step, so that the loss falls by more than its noise.
+    recipe = dataclasses.replace(RECIPE, steps=8, batch_size=32, learning_rate=3e-3, preservation_weight=0.0)
+    losses = [step.subject_loss for step in learn(small, PHOTOS[:1], "dog", recipe=recipe)]
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_lambda_keeps_other_words_where_they_are(small: Backbone) -> None:
+    held_out = captions_for("dog", count=20, seed=1)
+
+    def moved(weight: float) -> float:
+        recipe = dataclasses.replace(RECIPE, steps=6, preservation_weight=weight)
+        tuned = finish(learn(small, PHOTOS, "dog", recipe=recipe)).tuned
+        assert tuned is not None
+        return displacement(small, tuned, held_out, class_word="dog")
+
+    assert displacement(small, small, held_out, class_word="dog") == 0
+    assert moved(10.0) < 0.5 * moved(0.0)
+
+
+def test_a_backbone_that_predicts_noise(small: Backbone) -> None:
+    scheduler = DDIMScheduler.from_config(small.scheduler.config, prediction_type="epsilon")
+    residual_of(learn(dataclasses.replace(small, scheduler=scheduler), PHOTOS, "dog", recipe=RECIPE))
+
+
+def test_a_closed_learner_resumes_to_the_same_bytes(small: Backbone, learned: LearnStep, tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        assert next(learn(small, PHOTOS, "dog", recipe=RECIPE, checkpoint=tmp_path, resume=True)).step == step
+    residual = residual_of(learn(small, PHOTOS, "dog", recipe=RECIPE, checkpoint=tmp_path, resume=True))
+    assert learned.residual is not None
+    assert residual.sha256 == learned.residual.sha256
+
+
+def test_a_killed_learner_resumes_to_the_same_bytes(tiny_copy: Path, tmp_path: Path) -> None:
+    config = tiny_copy / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"sample_size": 96', '"sample_size": 8'))
+    script = Path(__file__).with_name("killed_learner.py")
+    command = [sys.executable, str(script), str(tiny_copy), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    undisturbed, killed = tmp_path / "undisturbed.safetensors", tmp_path / "killed.safetensors"
+    assert undisturbed.read_bytes() == killed.read_bytes()
+
+
+def test_without_resume_it_begins_again(small: Backbone, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert next(learn(small, PHOTOS, "dog", recipe=RECIPE, checkpoint=tmp_path)).step == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "seed is 1, but it began with 0"),
+        ({"class_word": "cat"}, "class word is cat, but it began with dog"),
+        ({"photos": PHOTOS[:1]}, "photos' hash is"),
+        ({"captions": ["a dog"]}, "captions' hash is"),
+        ({"recipe": dataclasses.replace(RECIPE, steps=5)}, "steps is 5, but it began with 4"),
+    ],
+)
+def test_resuming_with_something_else(small: Backbone, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    began: dict[str, object] = {"photos": PHOTOS, "class_word": "dog", "recipe": RECIPE}
+    next(learn(small, **began, checkpoint=tmp_path, checkpoint_every=1))  # type: ignore[arg-type]
+    with pytest.raises(LearningError, match=message):
+        next(learn(small, **began | change, checkpoint=tmp_path, resume=True))  # type: ignore[arg-type]
+
+
+def test_two_learners_in_one_folder(small: Backbone, tmp_path: Path) -> None:
+    first = learn(small, PHOTOS, "dog", recipe=RECIPE, checkpoint=tmp_path)
+    next(first)
+    with pytest.raises(LearningError, match="another learner is at work"):
+        next(learn(small, PHOTOS, "dog", recipe=RECIPE, checkpoint=tmp_path))
+
+
+def test_a_loss_that_is_not_a_number(small: Backbone, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, steps=20, learning_rate=1e30)
+    message = r"learning diverged: loss nan, gradient nan at step 2 of 20.* no residual was written. .* below 1e\+30"
+    with pytest.raises(LearningError, match=message):
+        finish(learn(small, PHOTOS, "dog", recipe=recipe, checkpoint=tmp_path, checkpoint_every=1))
+    (newest,) = tmp_path.glob("step-*.safetensors")
+    assert newest.name == "step-00000001.safetensors"
+
+
+def test_a_residual_that_is_not_a_number(small: Backbone) -> None:
+    recipe = dataclasses.replace(RECIPE, steps=1, learning_rate=1e30)
+    with pytest.raises(LearningError, match="learning diverged: the residual is not finite"):
+        finish(learn(small, PHOTOS, "dog", recipe=recipe))
+
+
+def test_no_photos(small: Backbone) -> None:
+    with pytest.raises(LearningError, match="no photos to learn from: give at least 1; 3 to 5 are best"):
+        next(learn(small, [], "dog", recipe=RECIPE))
+
+
+def test_float16(small: Backbone) -> None:
+    half = dataclasses.replace(small, unet=copy.deepcopy(small.unet).half())
+    with pytest.raises(LearningError, match=r"can't learn in float16.* bfloat16 or float32"):
+        next(learn(half, PHOTOS, "dog", recipe=RECIPE))
+
+
+def test_bfloat16(small: Backbone) -> None:
+    brain = dataclasses.replace(small, unet=copy.deepcopy(small.unet).bfloat16())
+    residual_of(learn(brain, PHOTOS, "dog", recipe=RECIPE))
+
+
+def test_checkpoints_every_zero_steps(small: Backbone) -> None:
+    with pytest.raises(SettingsError, match="checkpoint_every is 0: expected at least 1 step"):
+        next(learn(small, PHOTOS, "dog", recipe=RECIPE, checkpoint_every=0))
+
+
+def test_an_unusable_class_word(small: Backbone) -> None:
+    with pytest.raises(CaptionError):
+        next(learn(small, PHOTOS, "...", recipe=RECIPE))
