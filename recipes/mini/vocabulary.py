@@ -61,10 +61,7 @@ SCENES: dict[str, str] = {
 }
 
 # Further words that captions use; with the words above they are the lexicon that the model knows.
-SENTENCE_WORDS = (
-    "a an the and of on in at to with next behind wearing photo picture drawing image left right top side "
-    "one two this is there here , ."
-).split()
+SENTENCE_WORDS = ["a", "an", "the", "and", "of", "on", "in", "at", "to", "with", "next", "behind", "wearing", "photo", "picture", "drawing", "image", "left", "right", "top", "side", "one", "two", "this", "is", "there", "here", ",", "."]
 
 
 def lexicon() -> tuple[str, ...]:
