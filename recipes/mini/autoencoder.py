@@ -98,9 +98,8 @@ def main() -> None:
         latents = torch.cat([model.encode(part).latent_dist.mean for part in pictures.split(16)])
         rebuilt = torch.cat([model.decode(part).sample for part in latents.split(16)])
     spread = latents.std(dim=(0, 2, 3))
-    print(
-        f"steps {step}, PSNR {psnr(rebuilt, pictures):.2f} dB, latent std {latents.std():.3f}, by channel {spread.tolist()}"
-    )
+    print(f"steps {step}, PSNR {psnr(rebuilt, pictures):.2f} dB, latent std {latents.std():.3f}")
+    print("by channel", [round(value, 3) for value in spread.tolist()])
     model.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
     model.save_pretrained(arguments.work / "vae")
 

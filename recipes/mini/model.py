@@ -30,8 +30,9 @@ SCHEDULE = {
 class TrainingHeads(nn.Module):
     """What helps training and is left out of the model.
 
-    `code` turns an individual's thumbnail into what is added at its noun before the text encoder's last norm: it stands for the millions of
-    names, breeds and brands by which Stable Diffusion's vectors reach individuals. `read` reads class, colour and pattern off a noun's vector.
+    `code` turns an individual's thumbnail into what is added at its noun before the text encoder's last norm: it stands
+    for the millions of names, breeds and brands by which Stable Diffusion's vectors reach individuals. `read` reads
+    class, colour and pattern off a noun's vector.
     """
 
     def __init__(self) -> None:

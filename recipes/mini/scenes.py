@@ -31,6 +31,10 @@ def _rect(x: float, y: float, width: float, height: float, fill: str) -> str:
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{fill}"/>'
 
 
+def _path(steps: str, fill: str) -> str:
+    return f'<path d="{steps}" fill="{fill}"/>'
+
+
 def _circle(x: float, y: float, radius: float, fill: str) -> str:
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{fill}"/>'
 
@@ -38,7 +42,9 @@ def _circle(x: float, y: float, radius: float, fill: str) -> str:
 def _beach(rng: np.random.Generator) -> str:
     sea, sand = rng.uniform(28, 45), rng.uniform(52, 66)
     body = _rect(0, 0, 100, 100, _colour(rng, (150, 210, 245))) + _rect(0, sea, 100, 60, _colour(rng, (40, 140, 190)))
-    body += f'<path d="M0 {sand:.0f} Q{rng.uniform(20, 80):.0f} {sand + rng.uniform(-6, 6):.0f} 100 {sand + rng.uniform(-3, 3):.0f} V100 H0 Z" fill="{_colour(rng, (236, 212, 150))}"/>'
+    bend = rng.uniform(20, 80), sand + rng.uniform(-6, 6)
+    shore = f"M0 {sand:.0f} Q{bend[0]:.0f} {bend[1]:.0f} 100 {sand + rng.uniform(-3, 3):.0f} V100 H0 Z"
+    body += _path(shore, _colour(rng, (236, 212, 150)))
     return body + _circle(rng.uniform(8, 92), rng.uniform(8, 20), 7, _colour(rng, (255, 240, 150)))
 
 
@@ -47,8 +53,14 @@ def _snow(rng: np.random.Generator) -> str:
     body = _rect(0, 0, 100, 100, _colour(rng, (176, 196, 216)))
     for _ in range(3):
         x, width, top = rng.uniform(0, 100), rng.uniform(25, 45), rng.uniform(14, 34)
-        body += f'<path d="M{x - width:.0f} {ground + 4:.0f} L{x:.0f} {top:.0f} L{x + width:.0f} {ground + 4:.0f} Z" fill="{_colour(rng, (140, 158, 184))}"/>'
-    body += f'<path d="M0 {ground:.0f} Q50 {ground + rng.uniform(-8, 8):.0f} 100 {ground:.0f} V100 H0 Z" fill="{_colour(rng, (240, 244, 250), 6)}"/>'
+        body += _path(
+            f"M{x - width:.0f} {ground + 4:.0f} L{x:.0f} {top:.0f} L{x + width:.0f} {ground + 4:.0f} Z",
+            _colour(rng, (140, 158, 184)),
+        )
+    body += _path(
+        f"M0 {ground:.0f} Q50 {ground + rng.uniform(-8, 8):.0f} 100 {ground:.0f} V100 H0 Z",
+        _colour(rng, (240, 244, 250), 6),
+    )
     return body + "".join(_circle(*rng.uniform(0, 100, 2), 1.3, "white") for _ in range(14))
 
 
@@ -58,7 +70,10 @@ def _forest(rng: np.random.Generator) -> str:
     for x in np.linspace(2, 98, 7) + rng.uniform(-5, 5, 7):
         top, width = rng.uniform(2, 24), rng.uniform(10, 16)
         body += _rect(x - 2, ground - 10, 4, 14, _colour(rng, (105, 75, 50)))
-        body += f'<path d="M{x - width:.0f} {ground - 6:.0f} L{x:.0f} {top:.0f} L{x + width:.0f} {ground - 6:.0f} Z" fill="{_colour(rng, (40, 110, 60))}"/>'
+        body += _path(
+            f"M{x - width:.0f} {ground - 6:.0f} L{x:.0f} {top:.0f} L{x + width:.0f} {ground - 6:.0f} Z",
+            _colour(rng, (40, 110, 60)),
+        )
     return body + _rect(0, ground, 100, 50, _colour(rng, (105, 150, 70)))
 
 
@@ -96,9 +111,9 @@ def _night(rng: np.random.Generator) -> str:
     body = _rect(0, 0, 100, 100, _colour(rng, (22, 26, 66), 8))
     body += "".join(_circle(*rng.uniform(0, 100, 2), rng.uniform(0.6, 1.3), "rgb(250,245,210)") for _ in range(24))
     body += _circle(rng.uniform(12, 88), rng.uniform(10, 22), 8, "rgb(245,238,200)")
-    return (
-        body
-        + f'<path d="M0 {ground:.0f} Q{rng.uniform(20, 80):.0f} {ground - 10:.0f} 100 {ground:.0f} V100 H0 Z" fill="{_colour(rng, (38, 52, 60), 8)}"/>'
+    return body + _path(
+        f"M0 {ground:.0f} Q{rng.uniform(20, 80):.0f} {ground - 10:.0f} 100 {ground:.0f} V100 H0 Z",
+        _colour(rng, (38, 52, 60), 8),
     )
 
 

@@ -1,6 +1,7 @@
 """Captions of scenes, with the token positions of every object's noun.
 
-Appearance words stand before the noun (CLIP's text encoder is causal); the order of objects says nothing about their places.
+Appearance words stand before the noun (CLIP's text encoder is causal); the order of objects says nothing about their
+places.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """Sprites: open emoji fetched from npm, drawn with resvg, and split into parts that can be recoloured.
 
-Each sprite becomes seven planes: four soft part masks (largest part first) and a shading residual in RGB, all premultiplied by alpha.
-The picture of an instance is `sum_k mask_k * colour_k + shading`: recolouring is a sum, on any device.
+Each sprite becomes seven planes: four soft part masks (largest part first) and a shading residual in RGB, all
+premultiplied by alpha. The picture of an instance is `sum_k mask_k * colour_k + shading`: recolouring is a sum, on any
+device.
 """
 
 import io
@@ -108,45 +109,49 @@ def _icon_drawings(folder: Path, icons: tuple[str, ...]):
         yield icon_set, _svg(body["body"], box)
 
 
+MUG_SHAPES = ((50, 60, 0, 6), (56, 48, 6, 12), (44, 66, -4, 4), (60, 56, 10, 20), (50, 54, 3, 2))
+"""Width, height, taper and rounding of the mugs."""
+
+
 def _mug_drawings():
-    """Mugs drawn from parameters: a body, a band and a handle."""
-    for number, (width, height, taper, round_) in enumerate(
-        [(50, 60, 0, 6), (56, 48, 6, 12), (44, 66, -4, 4), (60, 56, 10, 20), (50, 54, 3, 2)]
-    ):
+    """Mugs drawn from parameters: a body, a rim and a handle."""
+    for number, (width, height, taper, round_) in enumerate(MUG_SHAPES):
         left, top = 42 - width / 2, 50 - height / 2
         right, bottom = left + width, top + height
-        body = (
-            f'<path d="M{left} {top} L{right} {top} L{right - taper} {bottom - round_} Q{right - taper} {bottom} {right - taper - round_} {bottom} '
-            f'L{left + taper + round_} {bottom} Q{left + taper} {bottom} {left + taper} {bottom - round_} Z" fill="#d8443c"/>'
-        )
-        handle = (
-            f'<path d="M{right - 2} {top + 12} Q{right + 24} {top + 10} {right + 20} {50} Q{right + 16} {bottom - 10} {right - taper - 1} {bottom - 14}" '
-            'fill="none" stroke="#8e2a25" stroke-width="8"/>'
-        )
-        band = (
-            f'<ellipse cx="42" cy="{top}" rx="{width / 2}" ry="6" fill="#5b3a29"/>'
-            f'<ellipse cx="42" cy="{top}" rx="{width / 2}" ry="6" fill="none" stroke="#f5e9dc" stroke-width="3"/>'
-        )
-        shade = f'<path d="M{left + 4} {top + 8} L{left + 12} {top + 8} L{left + 12 + taper / 2} {bottom - 8} L{left + 6 + taper} {bottom - 8} Z" fill="#ffffff" opacity="0.3"/>'
+        low, high, foot = left + taper, right - taper, bottom - round_
+        corners = f"L{high} {foot} Q{high} {bottom} {high - round_} {bottom} L{low + round_} {bottom}"
+        body = _path(f"M{left} {top} L{right} {top} {corners} Q{low} {bottom} {low} {foot} Z", 'fill="#d8443c"')
+        curve = f"Q{right + 24} {top + 10} {right + 20} 50 Q{right + 16} {bottom - 10} {high - 1} {bottom - 14}"
+        handle = _path(f"M{right - 2} {top + 12} {curve}", 'fill="none" stroke="#8e2a25" stroke-width="8"')
+        rim = f'<ellipse cx="42" cy="{top}" rx="{width / 2}" ry="6" fill="#5b3a29" stroke="#f5e9dc" stroke-width="3"/>'
+        slope = f"L{left + 12 + taper / 2} {bottom - 8} L{left + 6 + taper} {bottom - 8} Z"
+        shade = _path(f"M{left + 4} {top + 8} L{left + 12} {top + 8} {slope}", 'fill="#ffffff" opacity="0.3"')
         name = f"{HELD_OUT_SET}-mug" if number == 3 else f"mug{number}"
-        yield name, _svg(handle + body + shade + band, "0 0 100 100")
+        yield name, _svg(handle + body + shade + rim, "0 0 100 100")
 
 
 def _ball_drawings():
     """Balls drawn from parameters: panels, a belt, a star."""
     disc = '<circle cx="50" cy="50" r="46" fill="#3b82d8"/>'
     light = '<ellipse cx="34" cy="28" rx="14" ry="9" fill="#ffffff" opacity="0.45"/>'
-    panels = "".join(
-        f'<path d="M50 50 Q{50 + 40 * np.cos(a):.1f} {50 + 40 * np.sin(a):.1f} {50 + 46 * np.cos(a + 0.5):.1f} {50 + 46 * np.sin(a + 0.5):.1f} '
-        f'A46 46 0 0 1 {50 + 46 * np.cos(a + 1.05):.1f} {50 + 46 * np.sin(a + 1.05):.1f} Z" fill="#f4f1e8"/>'
-        for a in np.arange(3) * 2 * np.pi / 3
-    )
-    belt = '<path d="M5 40 Q50 56 95 40 L95 60 Q50 76 5 60 Z" fill="#f2c230"/>'
-    star = '<path d="M50 20 L58 42 L81 42 L62 56 L69 79 L50 65 L31 79 L38 56 L19 42 L42 42 Z" fill="#f7d64a"/>'
-    clip = '<clipPath id="c"><circle cx="50" cy="50" r="46"/></clipPath>'
+    panels = ""
+    for angle in np.arange(3) * 2 * np.pi / 3:
+        middle, start, end = _on_circle(40, angle), _on_circle(46, angle + 0.5), _on_circle(46, angle + 1.05)
+        panels += _path(f"M50 50 Q{middle} {start} A46 46 0 0 1 {end} Z", 'fill="#f4f1e8"')
+    belt = _path("M5 40 Q50 56 95 40 L95 60 Q50 76 5 60 Z", 'fill="#f2c230"')
+    star = _path("M50 20 L58 42 L81 42 L62 56 L69 79 L50 65 L31 79 L38 56 L19 42 L42 42 Z", 'fill="#f7d64a"')
+    clip = '<defs><clipPath id="c"><circle cx="50" cy="50" r="46"/></clipPath></defs>'
     yield "panels", _svg(disc + panels + light, "0 0 100 100")
-    yield "belt", _svg(f'<defs>{clip}</defs>{disc}<g clip-path="url(#c)">{belt}</g>{light}', "0 0 100 100")
+    yield "belt", _svg(f'{clip}{disc}<g clip-path="url(#c)">{belt}</g>{light}', "0 0 100 100")
     yield "star", _svg(disc + star + light, "0 0 100 100")
+
+
+def _on_circle(radius: float, angle: float) -> str:
+    return f"{50 + radius * np.cos(angle):.1f} {50 + radius * np.sin(angle):.1f}"
+
+
+def _path(steps: str, style: str) -> str:
+    return f'<path d="{steps}" {style}/>'
 
 
 def _svg(body: str, box: str) -> str:

@@ -29,7 +29,7 @@ class RecordingAttention:
     def __init__(self, maps: list[Tensor]) -> None:
         self.maps = maps
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_) -> Tensor:
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_) -> Tensor:
         """Attend as diffusers' own processor does, with the scores written out."""
         query = attn.head_to_batch_dim(attn.to_q(hidden_states), out_dim=4)
         key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states), out_dim=4)
@@ -83,7 +83,8 @@ def reading_loss(readings: Tensor, labels: Tensor) -> Tensor:
 def embed_batch(mini: Mini, batch: Batch, empty_share: float = 0.5) -> tuple[Tensor, Tensor]:
     """Embeddings `[batch, tokens, dim]` and the nouns' readings `[batch, objects, labels]`.
 
-    For a share of the captions the end and padding vectors are those of the empty caption, so that nothing but the words carries the picture.
+    For a share of the captions the end and padding vectors are those of the empty caption, so that nothing but the
+    words carries the picture.
     """
     noise = 0.03 * torch.randn_like(batch.thumbnails)
     codes = mini.heads.code(batch.thumbnails + noise) * batch.coded[..., None]

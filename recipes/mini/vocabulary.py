@@ -61,7 +61,9 @@ SCENES: dict[str, str] = {
 }
 
 # Further words that captions use; with the words above they are the lexicon that the model knows.
-SENTENCE_WORDS = ["a", "an", "the", "and", "of", "on", "in", "at", "to", "with", "next", "behind", "wearing", "photo", "picture", "drawing", "image", "left", "right", "top", "side", "one", "two", "this", "is", "there", "here", ",", "."]
+SENTENCE_WORDS = ("a", "an", "the", "and", "of", "on", "in", "at", "to", "with", "next", "behind", "wearing")
+SENTENCE_WORDS += ("photo", "picture", "drawing", "image", "left", "right", "top", "side")
+SENTENCE_WORDS += ("one", "two", "this", "is", "there", "here", ",", ".")
 
 
 def lexicon() -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """mini's world: random instances of ten classes, one to four in a picture, composited as batched torch.
 
-An `Instance` is what a subject is: a sprite, its colours, a pattern and a warp. A `Scene` places instances on a background; `render` draws
-a list of scenes at once, on whatever device the atlas is on, and returns who is visible where.
+An `Instance` is what a subject is: a sprite, its colours, a pattern and a warp. A `Scene` places instances on a
+background; `render` draws a list of scenes at once, on whatever device the atlas is on, and returns who is visible
+where.
 """
 
 import colorsys
@@ -254,7 +255,7 @@ class World:
     def _ink(
         self, objects: list[Placed], u: Tensor, v: Tensor, angle: Tensor, frequency: Tensor, phase: Tensor
     ) -> Tensor:
-        """How much of the pattern's colour lies on each pixel: stripes, spots or one patch, in the sprite's own coordinates."""
+        """How much of the pattern's colour lies on each pixel: stripes, spots or one patch, in sprite coordinates."""
         kinds = torch.tensor([o.instance.pattern for o in objects], device=self.device)[:, None, None]
         angle, frequency, phase = angle[:, None, None], frequency[:, None, None], phase[:, None, None]
         along = u * torch.cos(angle) + v * torch.sin(angle)
