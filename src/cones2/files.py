@@ -1,10 +1,33 @@
-"""Writing files so that a reader sees the old content or the new, never a part of it."""
+"""Reading files within bounds, and writing them so that a reader sees the old content or the new, never a part."""
 
+import contextlib
 import os
-import tempfile
+import secrets
+import stat
 from pathlib import Path
 
-from cones2.errors import OutputError
+from cones2.errors import Cones2Error, OutputError
+
+
+def read_bounded(path: Path, *, limit: int, error: type[Cones2Error]) -> bytes:
+    """Return the bytes of `path`, a regular file of at most `limit` bytes.
+
+    Symbolic links are followed; pipes, devices and folders are refused without blocking on them.
+
+    Raises:
+        Cones2Error: of the type `error`; the file is missing, unreadable, not a regular file or too large.
+    """
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            # Asked of the open file, so that nothing can be swapped in between.
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise error(f"can't read {path}: it is a pipe or device, expected a regular file.")
+            content = file.read(limit + 1)
+    except (OSError, ValueError) as cause:  # ValueError: a NUL in the path
+        raise error(f"can't read {path}: {_reason(cause)}. Check the path and its permissions.") from cause
+    if len(content) > limit:
+        raise error(f"{path} is too large: expected at most {limit:,} bytes.")
+    return content
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -13,22 +36,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OutputError: the folder is missing or can't be written, or the disk is full; nothing is left behind.
     """
-    temporary: str | None = None
+    temporary = path.parent / f".{secrets.token_hex(8)}.part"
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_current_umask())
-        Path(temporary).replace(path)
+        _write_new(temporary, content)
+        temporary.replace(path)
         _fsync_folder(path.parent)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"can't write {path}: {reason}. Choose another place, or make room there.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise OutputError(f"can't write {path}: {_reason(error)}. Choose another place, or make room there.") from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def make_folder(path: Path) -> None:
@@ -39,9 +55,15 @@ def make_folder(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"can't make the folder {path}: {reason}. Choose another --out.") from error
+    except (OSError, ValueError) as error:
+        raise OutputError(f"can't make the folder {path}: {_reason(error)}. Choose another --out.") from error
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -52,7 +74,15 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _current_umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+def _remove(path: Path) -> None:
+    # Where even this fails, nothing was made, and the error under way says why.
+    with contextlib.suppress(OSError, ValueError):
+        path.unlink(missing_ok=True)
+
+
+def _open_without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)  # a pipe would wait for a writer
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,228 @@
+"""Captions that contain a class word: made here, offline and reproducibly, or read from the user's own file.
+
+Learning compares the tuned text encoder with the original one over 1,000 such captions (arXiv:2305.19327, Sec. 3.2 and
+Eqs. 3, 5). The paper asks ChatGPT for them; here sentence frames are filled with everyday words, so that anyone gets
+the same ones.
+"""
+
+import math
+import random
+import re
+from collections.abc import Callable, Collection, Iterator
+from itertools import islice, zip_longest
+from pathlib import Path
+
+from cones2._caption_frames import FRAMES, SLOTS
+from cones2._english import indefinite_article, is_plural, takes_article
+from cones2.errors import CaptionError
+from cones2.files import read_bounded
+
+MOST_CAPTIONS = 5000
+LONGEST_CLASS_WORD = 60
+LARGEST_CAPTION_FILE = 2**20
+
+_FIELD = re.compile(r"\{(\w+)\}")
+_WORD_OR_MARK = re.compile(r"[\w'-]+|[^\w\s]")
+_MAX_SHARE_PERCENT = 3
+
+
+def check_class_word(class_word: str) -> str:
+    """Return `class_word` with outer and doubled spaces removed, its case as given.
+
+    Raises:
+        CaptionError: it is empty, only punctuation, too long, starts with an article, or starts or ends with a mark.
+    """
+    word = " ".join(class_word.split())
+    if not any(char.isalnum() for char in word):
+        raise CaptionError(f"class word {class_word!r} has no letters; expected a word such as 'dog' or 'teddy bear'.")
+    if len(word) > LONGEST_CLASS_WORD:
+        raise CaptionError(
+            f"class word of {len(word)} characters; expected at most {LONGEST_CLASS_WORD}. Name only the category."
+        )
+    if word.split()[0].lower() in {"a", "an", "the"}:
+        raise CaptionError(f"class word {word!r} starts with an article; expected only the noun, such as 'dog'.")
+    if not (word[0].isalnum() and word[-1].isalnum() and word.isprintable()):
+        raise CaptionError(f"class word {word!r} holds marks; expected letters at both ends, such as 'teddy bear'.")
+    return word
+
+
+def photo_caption(class_word: str) -> str:
+    """Return the caption of a photo of the subject: "a photo of a dog", "... of an owl", "... of sunglasses".
+
+    arXiv:2305.19327, Sec. 3.2.
+
+    Raises:
+        CaptionError: the class word can't be used.
+    """
+    word = check_class_word(class_word)
+    return _finished(_agreed("a photo of {a} {subject}", word), word)
+
+
+def find_class_word(caption: str, class_word: str) -> tuple[int, int]:
+    """Return the span (start, stop), in characters, of the only mention of `class_word` in `caption`.
+
+    Only whole words count ("hotdog", "dogs" and "dog-eared" do not mention "dog"); capitals and the number of spaces do
+    not matter.
+
+    Raises:
+        CaptionError: the caption mentions it not once, but never or several times.
+    """
+    mentions = list(_mentions(class_word).finditer(caption))
+    if len(mentions) != 1:
+        raise CaptionError(
+            f"caption {caption!r} mentions {class_word!r} {len(mentions)} times; expected once, as a word of its own."
+        )
+    return mentions[0].span()
+
+
+def read_captions(path: Path, class_word: str) -> tuple[str, ...]:
+    """Return the captions in the text file `path`: one a line, UTF-8, empty lines skipped, each with one `class_word`.
+
+    Raises:
+        CaptionError: the class word or the file can't be used; the message names the line.
+    """
+    word = check_class_word(class_word)
+    content = read_bounded(path, limit=LARGEST_CAPTION_FILE, error=CaptionError)
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise CaptionError(f"{path}, line {line}: not UTF-8 text. Save the captions as UTF-8.") from error
+    captions = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
+    if not captions:
+        raise CaptionError(f"{path} holds no captions; expected one a line, each with {word!r}.")
+    for number, caption in captions.items():
+        _check_line(path, number, caption, word)
+    return tuple(captions.values())
+
+
+def captions_for(
+    class_word: str, *, count: int = 1000, seed: int = 0, lexicon: Collection[str] | None = None
+) -> tuple[str, ...]:
+    """Return `count` distinct, grammatical captions that mention `class_word` once, the same for the same arguments.
+
+    They take turns through all sentence frames, so that any first part is as varied as the whole, and no frame makes
+    more than 3 % of `count` (below 34 captions: more than one). The class word stands as given; where it is a plural,
+    the rest agrees ("these sunglasses are").
+
+    Args:
+        class_word: one or more words.
+        count: how many, 1 to 5000.
+        seed: another seed gives other captions.
+        lexicon: words that the backbone knows, in lower case; other words and marks are then avoided (but for the class
+            word, and "an", which goes with "a").
+
+    Raises:
+        CaptionError: the class word can't be used, or so many captions can't be made, as when the lexicon is small.
+    """
+    word = check_class_word(class_word)
+    if not 1 <= count <= MOST_CAPTIONS:
+        raise CaptionError(f"asked for {count} captions; expected 1 to {MOST_CAPTIONS}.")
+    made = _take_turns(word, count=count, seed=seed, known=_knows(lexicon))
+    if len(made) < count:
+        known = "" if lexicon is None else " out of words that the backbone knows"
+        raise CaptionError(
+            f"only {len(made)} captions for {word!r} can be made{known}; expected {count}. "
+            "Ask for fewer, or give a file of your own captions."
+        )
+    return made
+
+
+def _take_turns(class_word: str, *, count: int, seed: int, known: Callable[[str], bool]) -> tuple[str, ...]:
+    """Take a caption from each frame in turn until there are `count`, or no frame has one left below its share."""
+    rng = random.Random(seed)
+    frames = _usable_frames(class_word, known)
+    slots = _usable_slots(class_word, known)
+    share = max(1, count * _MAX_SHARE_PERCENT // 100)
+    # sorted by random(), whose numbers never change between versions of Python; shuffle() makes no such promise
+    columns = [islice(_fillings(frame, slots, rng), share) for frame in sorted(frames, key=lambda _: rng.random())]
+    made: dict[str, None] = {}
+    for turn in zip_longest(*columns):
+        made.update((_finished(caption, class_word), None) for caption in turn if caption is not None)
+        if len(made) >= count:
+            break
+    return tuple(made)[:count]
+
+
+def _usable_frames(class_word: str, known: Callable[[str], bool]) -> list[str]:
+    """Return the frames in agreement with the class word, less those with an unknown word or a second mention of it."""
+    agreed = (_agreed(frame, class_word) for frame in FRAMES)
+    mention = _mentions(class_word)
+    return [frame for frame in agreed if known(bare := _FIELD.sub(" ", frame)) and not mention.search(bare)]
+
+
+def _usable_slots(class_word: str, known: Callable[[str], bool]) -> dict[str, tuple[str, ...]]:
+    """Return the slots without what the backbone does not know, and without the class word or a word of it."""
+    mention = _mentions(class_word)
+    own = {form for word in _telling_words(class_word) for form in (word, f"{word}s")}
+
+    def fits(choice: str) -> bool:
+        return known(choice) and own.isdisjoint(_telling_words(choice)) and not mention.search(choice)
+
+    return {name: tuple(filter(fits, choices)) for name, choices in SLOTS.items()}
+
+
+def _fillings(frame: str, slots: dict[str, tuple[str, ...]], rng: random.Random) -> Iterator[str]:
+    """Yield the frame with its slots filled, in all ways that repeat no word, neighbours as different as can be."""
+    fields = [field for field in _FIELD.findall(frame) if field != "subject"]
+    options = [slots[field.rstrip("23456789")] for field in fields]
+    for index in _scattered(math.prod(map(len, options)), rng):
+        words = []
+        for choices in options:
+            index, digit = divmod(index, len(choices))
+            words.append(choices[digit])
+        if _repeat_nothing(words):
+            yield frame.format(subject="{subject}", **dict(zip(fields, words, strict=True)))
+
+
+def _scattered(size: int, rng: random.Random) -> Iterator[int]:
+    """Yield each of 0..size-1 once, from a random start in golden-ratio strides: any first part is spread evenly."""
+    start, stride = int(rng.random() * size), round(size * 0.618) or 1
+    while math.gcd(stride, size) > 1 and size > 1:
+        stride += 1
+    return ((start + turn * stride) % size for turn in range(size))
+
+
+def _repeat_nothing(choices: list[str]) -> bool:
+    telling = [_telling_words(choice) for choice in choices]
+    return len(set().union(*telling)) == sum(map(len, telling))
+
+
+def _telling_words(text: str) -> set[str]:
+    return set(text.lower().split()) - {"a", "at", "by", "in", "of", "on", "the"}
+
+
+def _agreed(frame: str, class_word: str) -> str:
+    """Put the forms that the class word's number wants for `{a}`, `{is}` and `{this}`."""
+    article = "a" if takes_article(class_word) else ""
+    verb, pronoun = ("are", "these") if is_plural(class_word) else ("is", "this")
+    return frame.replace("{a}", article).replace("{is}", verb).replace("{this}", pronoun)
+
+
+def _finished(caption: str, class_word: str) -> str:
+    """Put the class word for `{subject}`, and "an" for "a" where the next word wants it."""
+    words = [word.replace("{subject}", class_word) for word in caption.split()]
+    followers = [*words[1:], ""]
+    return " ".join(
+        indefinite_article(follower) if word == "a" and follower else word
+        for word, follower in zip(words, followers, strict=True)
+    )
+
+
+def _knows(lexicon: Collection[str] | None) -> Callable[[str], bool]:
+    if lexicon is None:
+        return lambda _: True
+    words = frozenset(lexicon)
+    return lambda text: words.issuperset(_WORD_OR_MARK.findall(text))
+
+
+def _mentions(class_word: str) -> re.Pattern[str]:
+    spaced = r"\s+".join(map(re.escape, class_word.split()))
+    return re.compile(rf"(?<![\w-]){spaced}(?![\w-])", re.IGNORECASE)
+
+
+def _check_line(path: Path, number: int, caption: str, class_word: str) -> None:
+    try:
+        find_class_word(caption, class_word)
+    except CaptionError as error:
+        raise CaptionError(f"{path}, line {number}: {error}") from error

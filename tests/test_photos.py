@@ -1,0 +1,331 @@
+"""Photos: JPEG, PNG and WebP are read upright; anything else is refused; crops keep the subject."""
+
+import hashlib
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cones2.errors import Cones2Warning, PhotoError
+from cones2.photos import Photo, crop_square, load_photos, views
+
+few = pytest.mark.filterwarnings("ignore:only . of the 3 to 5 photos")
+
+
+def noise(width: int = 48, height: int = 32, *, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    content = io.BytesIO()
+    image.save(content, format=kind, **options)
+    return content.getvalue()
+
+
+def load(folder: Path, content: bytes, name: str = "photo.jpg") -> Image.Image:
+    (folder / name).write_bytes(content)
+    return load_photos(folder / name)[0].image
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_that_claims(width: int, height: int, *extra: bytes) -> bytes:
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    pixels = png_chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + pixels + png_chunk(b"IEND", b"")
+
+
+def test_a_folder_is_read_sorted_without_what_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "b.JPG").write_bytes(encoded(noise(), "JPEG"))
+    (tmp_path / "a.png").write_bytes(encoded(noise(), "PNG"))
+    (tmp_path / "c.webp").write_bytes(encoded(noise(), "WEBP"))
+    (tmp_path / "misnamed.png").write_bytes(encoded(noise(), "JPEG"))
+    for other in (".DS_Store", ".hidden.jpg", "notes.txt", "layout.json", "README"):
+        (tmp_path / other).write_text("no picture")
+    (tmp_path / "sub.jpg").mkdir()
+    photos = load_photos(tmp_path)
+    assert [photo.path.name for photo in photos] == ["a.png", "b.JPG", "c.webp", "misnamed.png"]
+    assert all(photo.image.mode == "RGB" and photo.image.size == (48, 32) for photo in photos)
+    assert photos[0].sha256 == hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
+    assert photos[0].image.tobytes() == noise().tobytes()
+
+
+def test_a_list_keeps_its_order_and_follows_links(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(noise(), "PNG"))
+    (tmp_path / "link").symlink_to(tmp_path / "a.png")
+    paths = [tmp_path / "link", tmp_path / "a.png", tmp_path / "a.png"]
+    assert [photo.path for photo in load_photos(paths)] == paths
+
+
+def test_too_few_photos(tmp_path: Path) -> None:
+    with pytest.raises(PhotoError, match="holds no photos; expected JPEG, PNG or WebP pictures of the subject, 3 to 5"):
+        load_photos(tmp_path)
+    with pytest.raises(PhotoError, match="no photos were given"):
+        load_photos([])
+    (tmp_path / "a.png").write_bytes(encoded(noise(), "PNG"))
+    with pytest.warns(Cones2Warning, match="only 1 of the 3 to 5 photos that do best: add more views"):
+        load_photos(tmp_path)
+
+
+def test_too_many_photos(tmp_path: Path) -> None:
+    with pytest.raises(PhotoError, match="201 photos are too many; expected at most 200, 3 to 5 do best"):
+        load_photos([tmp_path / "a.png"] * 201)
+
+
+@few
+def test_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(PhotoError, match=r"can't read .*missing: No such file or directory. Check the path"):
+        load_photos(tmp_path / "missing")
+
+
+@few
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_all_exif_orientations_come_upright(tmp_path: Path, kind: str, orientation: int) -> None:
+    upright = Image.new("RGB", (64, 32), "white")
+    upright.paste("red", (0, 0, 16, 16))
+    upright.paste("blue", (48, 0, 64, 16))
+    # How a camera stores it, so that EXIF's rotation undoes it: the inverse of each transposition.
+    stored = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    image = upright.transpose(stored[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    loaded = load(tmp_path, encoded(image, kind, exif=exif, quality=95))
+    assert loaded.size == (64, 32)
+    assert loaded.info == {}
+    assert np.abs(np.asarray(loaded, float) - np.asarray(upright, float)).mean() < 4
+
+
+@few
+@pytest.mark.parametrize(
+    ("image", "pixel"),
+    [
+        (Image.new("RGBA", (32, 32), (255, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("RGBA", (32, 32), (255, 0, 0, 51)), (255, 204, 204)),
+        (Image.new("LA", (32, 32), (0, 0)), (255, 255, 255)),
+        (Image.new("1", (32, 32), 1), (255, 255, 255)),
+        (Image.new("L", (32, 32), 7), (7, 7, 7)),
+        (Image.fromarray(np.full((32, 32), 0x8123, dtype=np.uint16)), (0x81, 0x81, 0x81)),
+    ],
+    ids=["transparent", "half transparent", "transparent gray", "bits", "gray", "16 bit gray"],
+)
+def test_every_mode_becomes_rgb_on_white(tmp_path: Path, image: Image.Image, pixel: tuple[int, int, int]) -> None:
+    loaded = load(tmp_path, encoded(image, "PNG"))
+    assert loaded.mode == "RGB"
+    assert loaded.getpixel((5, 5)) == pixel
+
+
+@few
+def test_palettes_and_cmyk(tmp_path: Path) -> None:
+    assert load(tmp_path, encoded(Image.new("P", (32, 32), 0), "PNG", transparency=0)).getpixel((0, 0)) == (255,) * 3
+    cyan = load(tmp_path, encoded(Image.new("CMYK", (32, 32), (255, 0, 0, 0)), "JPEG")).getpixel((0, 0))
+    assert cyan == pytest.approx((0, 255, 255), abs=2)
+
+
+@few
+@pytest.mark.parametrize("kind", ["WEBP", "PNG"])
+def test_only_the_first_frame_counts(tmp_path: Path, kind: str) -> None:
+    frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
+    content = encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+    assert load(tmp_path, content).getpixel((0, 0)) == (255, 0, 0)
+
+
+@few
+def test_large_photos_are_scaled_down(tmp_path: Path) -> None:
+    assert load(tmp_path, encoded(Image.new("RGB", (6000, 3000)), "JPEG")).size == (2048, 1024)
+    assert load(tmp_path, encoded(Image.new("RGB", (16, 17)), "JPEG")).size == (16, 17)
+
+
+HOSTILE = {
+    **{
+        f"{kind} cut at {part}/24": encoded(noise(), kind)[: len(encoded(noise(), kind)) * part // 24]
+        for kind in ("JPEG", "PNG", "WEBP")
+        for part in range(23)
+    },
+    **{f"{kind} renamed": encoded(noise(), kind) for kind in ("GIF", "TIFF", "BMP", "PPM", "ICO", "TGA", "PCX", "PDF")},
+    "photoshop": b"8BPS\0\1" + b"\0" * 6 + struct.pack(">HIIHH", 3, 32, 32, 8, 3) + b"\0" * 4000,
+    "fits": b"SIMPLE  =                    T".ljust(2880),
+    "text": b"not a picture",
+    "html": b"<html><img src=x></html>",
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "zip": b"PK\3\4" + b"\0" * 100,
+    "zeros": b"\0" * 10_000,
+    "jpeg marker only": b"\xff\xd8\xff\xe0",
+    "png of garbage": b"\x89PNG\r\n\x1a\n" + b"garbage" * 100,
+    "webp of garbage": b"RIFF\xff\xff\xff\xffWEBPVP8 " + b"garbage" * 100,
+    "png without enough pixels": png_that_claims(64, 64),
+    "png with a wrong checksum": encoded(noise(), "PNG").replace(b"IDAT", b"IDAU"),
+    "png text bomb": png_that_claims(
+        32, 32, png_chunk(b"zTXt", b"k\0\0" + zlib.compress(b"\0" * 80_000_000)), png_chunk(b"IHDR", b"")
+    ),
+}
+
+
+@few
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(
+        PhotoError, match=r"photo.jpg is (not a JPEG, PNG or WebP picture, .* part of one|damaged: .*)\. Save it"
+    ):
+        load(tmp_path, content)
+
+
+@few
+@pytest.mark.parametrize("sides", [(60_000, 60_000), (10_000, 5_001), (12_000, 10_000)])
+def test_bombs_are_refused_before_decoding(tmp_path: Path, sides: tuple[int, int]) -> None:
+    with pytest.raises(PhotoError, match=r"has too many pixels; expected at most 50 million. Scale it down"):
+        load(tmp_path, png_that_claims(*sides))
+
+
+@few
+@pytest.mark.parametrize(
+    ("sides", "message"),
+    [
+        ((1, 65535), "is 1x65535; expected a longer side of at most 8 times the shorter. Crop it"),
+        ((65535, 1), "is 65535x1; expected a longer side of at most 8 times"),
+        ((15, 20), "is 15x20; expected at least 16 pixels a side"),
+    ],
+)
+def test_shapes_that_can_not_be_used(tmp_path: Path, sides: tuple[int, int], message: str) -> None:
+    with pytest.raises(PhotoError, match=message):
+        load(tmp_path, png_that_claims(*sides))
+
+
+@few
+def test_a_file_too_large(tmp_path: Path) -> None:
+    with pytest.raises(PhotoError, match=r"photo.jpg is too large: expected at most 25,000,000 bytes"):
+        load(tmp_path, b"\xff" * 25_000_001)
+
+
+@few
+def test_pipes_and_folders(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(PhotoError, match=r"pipe.jpg: it is a pipe or device, expected a regular file"):
+        load_photos(tmp_path)
+    with pytest.raises(PhotoError, match="Is a directory"):
+        load_photos([tmp_path])
+
+
+@few
+def test_one_bad_picture_in_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(noise(), "PNG"))
+    (tmp_path / "b.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
+    with pytest.raises(
+        PhotoError,
+        match=r"b.heic is not a JPEG, PNG or WebP picture, or only a part of one. Save it as one, or take it out",
+    ):
+        load_photos(tmp_path)
+
+
+def test_a_folder_that_can_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(PhotoError, match=r"can't read the folder .*: Permission denied. Check its permissions"):
+        load_photos(tmp_path)
+
+
+@few
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([encoded(noise(), kind) for kind in ("JPEG", "PNG", "WEBP")]),
+    st.lists(st.tuples(st.integers(0, 5000), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4),
+)
+def test_mutated_pictures_load_or_raise_photo_error(
+    tmp_path: Path, content: bytes, changes: list[tuple[int, bytes]]
+) -> None:
+    for place, new in changes:
+        place %= len(content)
+        content = content[:place] + new + content[place + len(new) :]
+    try:
+        image = load(tmp_path, content)
+    except PhotoError:
+        return
+    assert image.mode == "RGB"
+
+
+def scene(width: int, height: int, subject: tuple[int, int, int, int]) -> Image.Image:
+    """Draw a checkered subject on a sky above faintly rough ground."""
+    grain = np.random.default_rng(1).integers(-6, 7, (height, width, 1))
+    pixels = np.where(np.arange(height)[:, None, None] < height // 2, [120, 170, 230], [110, 160, 90]) + grain
+    left, top, right, bottom = subject
+    checks = (np.add.outer(np.arange(bottom - top), np.arange(right - left)) // 8) % 2
+    pixels[top:bottom, left:right] = checks[..., None] * [150, 0, 0] + [90, 30, 20]
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "subject"),
+    [
+        ((300, 200), (10, 60, 90, 160)),
+        ((300, 200), (205, 60, 295, 160)),
+        ((400, 200), (130, 40, 270, 180)),
+        ((200, 300), (50, 190, 150, 290)),
+        ((200, 300), (50, 5, 150, 105)),
+    ],
+    ids=["left", "right", "middle", "low", "high"],
+)
+def test_the_whole_view_keeps_a_subject_that_stands_aside(
+    size: tuple[int, int], subject: tuple[int, int, int, int]
+) -> None:
+    image = scene(*size, subject)
+    red = (np.asarray(image, float)[..., 0] - np.asarray(image, float)[..., 2]) > 60
+    view = np.asarray(crop_square(image, 200), float)
+    assert view.shape == (200, 200, 3)
+    assert ((view[..., 0] - view[..., 2]) > 60).sum() >= 0.99 * red.sum()
+
+
+def test_a_square_photo_is_only_resized() -> None:
+    image = noise(40, 40)
+    assert crop_square(image, 40).tobytes() == image.tobytes()
+
+
+def test_a_plain_photo_is_cut_in_the_middle() -> None:
+    image = Image.new("RGB", (300, 100), "gray")
+    image.info["note"] = "kept nowhere"
+    assert crop_square(image, 50).size == (50, 50)
+
+
+def test_closer_crops_by_hand() -> None:
+    quarters = Image.new("RGB", (64, 64), "red")
+    for color, corner in (("lime", (32, 0)), ("blue", (0, 32)), ("white", (32, 32))):
+        quarters.paste(color, (*corner, corner[0] + 32, corner[1] + 32))
+    expected = {(0.0, 0.0): (255, 0, 0), (1.0, 0.0): (0, 255, 0), (0.0, 1.0): (0, 0, 255), (1.0, 1.0): (255, 255, 255)}
+    for center, color in expected.items():
+        assert crop_square(quarters, 8, scale=0.5, center=center).getpixel((4, 4)) == color
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(16, 90), st.integers(16, 90), st.floats(0.05, 1), st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_any_crop_stays_inside(width: int, height: int, scale: float, center: tuple[float, float]) -> None:
+    assert crop_square(noise(width, height), 24, scale=scale, center=center).size == (24, 24)
+
+
+def test_views(tmp_path: Path) -> None:
+    photo = Photo(tmp_path, "", noise(60, 40))
+    first, *closer = views(photo, 32, count=4, generator=torch.Generator().manual_seed(0))
+    assert first.tobytes() == crop_square(photo.image, 32).tobytes()
+    again = views(photo, 32, count=4, generator=torch.Generator().manual_seed(0))
+    assert [view.tobytes() for view in again] == [first.tobytes(), *(view.tobytes() for view in closer)]
+    assert len({view.tobytes() for view in again}) == 4
+    assert len(views(photo, 32, count=1, generator=torch.Generator())) == 1

@@ -1,0 +1,141 @@
+"""Pictures carry their record; contact sheets hold what they are given."""
+
+import errno
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cones2.errors import OutputError, PictureError
+from cones2.picture import Row, contact_sheet, read_record, write_picture
+
+RED = Image.new("RGB", (8, 8), "red")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def png_with(*chunks: tuple[bytes, bytes], side: int = 1) -> bytes:
+    header = (b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    parts = [header, *chunks, (b"IDAT", zlib.compress(b"\0\0\0\0")), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+
+
+def itxt(text: bytes) -> tuple[bytes, bytes]:
+    return b"iTXt", b"cones2\0\0\0\0\0" + text
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.text(), JSON, max_size=4))
+def test_any_record_comes_back(tmp_path: Path, record: dict[str, object]) -> None:
+    write_picture(tmp_path / "a.png", RED, record)
+    assert read_record(tmp_path / "a.png") == record
+
+
+def test_pixels_and_chunk_are_plain_png(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", RED, {"prompt": "犬 \udcff", "seed": 3})
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "PNG"
+        assert image.tobytes() == RED.tobytes()
+    assert b'iTXtcones2\0\0\0\0\0{"prompt": "\\u72ac \\udcff", "seed": 3}' in (tmp_path / "a.png").read_bytes()
+    assert read_record(tmp_path / "a.png") == {"prompt": "犬 \udcff", "seed": 3}
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        write_picture(tmp_path / "a.png", RED, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_too_large(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match=r"record of 1,048,591 bytes for .*a.png; expected at most 1,048,576"):
+        write_picture(tmp_path / "a.png", RED, {"prompt": "x" * (2**20 + 1)})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (png_with(), "holds no record of how it was made; expected a picture that cones2 wrote, unedited"),
+        (png_with((b"tEXt", b"parameters\0a dog")), "holds no record"),
+        (png_with(itxt(b"{")), "its record is damaged: Expecting property name"),
+        (png_with(itxt(b"[" * 100_000)), "its record is damaged: "),
+        (png_with(itxt(b"[1]")), "its record is a list; expected a JSON object"),
+        (png_with(itxt(b'"' + b"x" * 2**20)), "its record has 1,048,577 characters; expected at most 1,048,576"),
+        (png_with((b"zTXt", b"k\0\0" + zlib.compress(b"\0" * 2**21))), "is damaged: Decompressed data too large"),
+        (png_with(itxt(b"{}"))[:40], "is not a PNG picture, or only a part of one"),
+        (b"\xff\xd8\xff\xe0 a JPEG", "is not a PNG picture, or only a part of one; expected one that cones2 wrote"),
+        (b"", "is not a PNG picture"),
+    ],
+)
+def test_pictures_without_a_sound_record(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(PictureError, match=f"a.png:? {message}"):
+        read_record(tmp_path / "a.png")
+
+
+def test_a_missing_picture(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match=r"can't read .*a.png: No such file"):
+        read_record(tmp_path / "a.png")
+
+
+def test_bombs_are_not_decoded_for_their_record(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png_with(itxt(b"{}"), side=60_000))
+    with pytest.raises(PictureError, match="is damaged: Image size"):
+        read_record(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(png_with(itxt(b"{}"), side=9_000))
+    assert read_record(tmp_path / "a.png") == {}
+
+
+def test_a_contact_sheet_by_hand() -> None:
+    blue = Image.new("RGB", (64, 32), "blue")
+    sheet = contact_sheet([Row("", (RED, blue)), Row("", (blue,))], cell=64)
+    assert sheet.size == (8 + 64 + 4 + 64 + 8, 8 + 64 + 8 + 32 + 8)
+    assert sheet.getpixel((8 + 32, 8 + 32)) == (255, 0, 0)
+    assert sheet.getpixel((8 + 64 + 4 + 32, 8 + 32)) == (0, 0, 255)
+    assert sheet.getpixel((8 + 64 + 4 + 32, 8 + 10)) == (255, 255, 255)  # the wide one hangs in the middle of its row
+    assert sheet.getpixel((8 + 32, 8 + 64 + 8 + 16)) == (0, 0, 255)
+    assert sheet.getpixel((2, 2)) == sheet.getpixel((100, 8 + 64 + 8 + 16)) == (255, 255, 255)
+
+
+def ink(image: Image.Image) -> int:
+    return int((np.asarray(image.convert("L")) < 128).sum())
+
+
+def test_headings_and_captions_are_drawn_and_wrapped() -> None:
+    white = Image.new("RGB", (32, 32), "white")
+    bare = contact_sheet([Row("", (white,))], cell=128)
+    headed = contact_sheet([Row("dog", (white,))], cell=128)
+    captioned = contact_sheet([Row("dog", (white, white), ("seed 0", "seed 1"))], cell=128)
+    long = contact_sheet([Row("a dog and a cat " * 3, (white,))], cell=128)
+    longest = contact_sheet([Row("a dog and a cat " * 300, (white,))], cell=128)
+    unbroken = contact_sheet([Row("x" * 300, (white,))], cell=128)
+    assert ink(bare) == 0 < ink(headed) < ink(captioned)
+    assert bare.height < headed.height < captioned.height
+    assert headed.height < long.height == longest.height
+    assert unbroken.size == headed.size
+    for sheet in (headed, captioned, longest, unbroken):
+        assert ink(sheet.crop((0, 0, 16, sheet.height))) == ink(sheet.crop((sheet.width - 15, 0, *sheet.size))) == 0
+
+
+def test_rows_that_can_not_be_drawn() -> None:
+    with pytest.raises(PictureError, match="a contact sheet of no rows; expected at least one"):
+        contact_sheet([])
+    with pytest.raises(PictureError, match="row 'dogs' has no pictures; expected at least one"):
+        Row("dogs", ())
+    with pytest.raises(PictureError, match="row 'dogs' has 1 captions for 2 pictures; expected one for each, or none"):
+        Row("dogs", (RED, RED), ("one",))
