@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from diffusers import AutoencoderKL
+
 from model import Mini, save_model
 
 HERE = Path(__file__).parent
