@@ -38,7 +38,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 @torch.no_grad()
 def start_decoder_as_copy(model: AutoencoderKL) -> None:
-    """Start with residual branches at zero, shortcuts and upsampling as copying, so that colours pass from the start."""
+    """Start with residual branches at zero, shortcuts and upsampling as copying: colours pass from the start."""
     for module in model.decoder.modules():
         if isinstance(module, ResnetBlock2D):
             module.conv2.weight.zero_()

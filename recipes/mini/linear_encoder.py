@@ -1,9 +1,9 @@
 """Set an `AutoencoderKL` encoder to the principal components of 8 x 8 patches, exactly.
 
-An encoder that has to be learned holds up everything behind it: text encoder and UNet can only start when it stands, and
-start over when it moves. For flat drawings the principal components of patches keep nearly as much, they are there after
-a second of linear algebra, they make smooth latents of natural spread, and they never move: the decoder, which does
-the real work, can go on learning for as long as anyone likes.
+An encoder that has to be learned holds up everything behind it: text encoder and UNet can only start when it stands,
+and start over when it moves. For flat drawings the principal components of patches keep nearly as much, they are there
+after a second of linear algebra, they make smooth latents of natural spread, and they never move: the decoder, which
+does the real work, can go on learning for as long as anyone likes.
 
 diffusers' encoder ends in group norm and SiLU, which are not linear. Each group therefore holds a large constant pair
 (+K, -K), which fixes what it is divided by, and pairs (v, -v), of which `silu(v) - silu(-v) = v`.
@@ -16,7 +16,7 @@ from torch import Tensor
 ANCHOR = 100.0
 LOG_VARIANCE = -8.0
 EVENING = 0.35
-"""How much the spreads of the latents' channels are evened out, 0 to 1: at 0 brightness drowns colour, at 1 detail does."""
+"""How much the latents' channels are evened out: at 0 brightness drowns colour, at 1 detail does."""
 
 
 @torch.no_grad()
