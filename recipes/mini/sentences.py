@@ -39,12 +39,12 @@ def describe(scene: Scene, rng: np.random.Generator) -> Caption:
         words, where = [*where, ","], []
     elif where and rng.random() < 0.1:
         where = []
-    if rng.random() < 0.3:
-        words += ["a", str(rng.choice(["photo", "photo", "picture", "drawing"])), "of"]
+    words += _opening(rng)
     groups = _groups(scene, rng)
     for number, group in enumerate(groups):
         if number:
-            words += ["and"] if number == len(groups) - 1 else [","]
+            last = "with" if rng.random() < 0.08 else "and"
+            words += [last if number == len(groups) - 1 else ","]
         for index, link in group:
             words += link
             _add_object(words, nouns, index, scene.objects[index], modes[index], rng)
@@ -54,6 +54,13 @@ def describe(scene: Scene, rng: np.random.Generator) -> Caption:
     return Caption(tuple(words), tuple(nouns[index] for index in range(len(scene.objects))), modes)
 
 
+def _opening(rng: np.random.Generator) -> list[str]:
+    chance = rng.random()
+    if chance < 0.3:
+        return ["a", str(rng.choice(["photo", "photo", "picture", "drawing"])), "of"]
+    return [str(rng.choice(["this", "here", "there"])), "is"] if chance < 0.38 else []
+
+
 def _groups(scene: Scene, rng: np.random.Generator) -> list[list[tuple[int, list[str]]]]:
     """Objects in random order; a relation keeps its two together: "a cat wearing a hat"."""
     order = [int(index) for index in rng.permutation(len(scene.objects))]
@@ -61,7 +68,8 @@ def _groups(scene: Scene, rng: np.random.Generator) -> list[list[tuple[int, list
         return [[(index, [])] for index in order]
     kind, subject, object_ = scene.relation
     groups = [[(index, [])] for index in order if index not in (subject, object_)]
-    pair: list[tuple[int, list[str]]] = [(subject, []), (object_, kind.split())]
+    link = "on top of" if kind == "on" and rng.random() < 0.5 else kind
+    pair: list[tuple[int, list[str]]] = [(subject, []), (object_, link.split())]
     groups.insert(int(rng.integers(len(groups) + 1)), pair)
     return groups
 
@@ -71,10 +79,13 @@ def _add_object(
 ) -> None:
     instance = placed.instance
     class_word = CLASSES[instance.class_index]
-    article = "a" if rng.random() < 0.92 else "the"
-    words += class_word.phrase(adjectives(placed) if mode == WORDS else "", article).split()
+    words += class_word.phrase(adjectives(placed) if mode == WORDS else "", _article(rng)).split()
     length = len(class_word.word.split())
     nouns[index] = tuple(range(len(words) - length, len(words)))
+
+
+def _article(rng: np.random.Generator) -> str:
+    return str(rng.choice(["a", "the", "this", "one"], p=[0.88, 0.08, 0.02, 0.02]))
 
 
 def adjectives(placed: Placed) -> str:

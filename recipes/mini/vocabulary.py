@@ -17,7 +17,7 @@ class ClassWord:
         """The noun with its adjectives and article: "an orange owl", "red sunglasses"."""
         words = f"{adjectives} {self.word}".strip()
         if self.plural:
-            return words if article == "a" else f"{article} {words}"
+            return f"the {words}" if article == "the" else words
         if article == "a" and words[0] in "aeiou":
             article = "an"
         return f"{article} {words}"
