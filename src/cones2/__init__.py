@@ -1,1 +1,131 @@
-"""Teach a text-to-image model your own subjects and place any number of them in one picture (arXiv:2305.19327)."""
+"""Teach a text-to-image model your own subjects and place any number of them in one picture (arXiv:2305.19327).
+
+Example:
+    ```python
+    from pathlib import Path
+    import cones2
+
+    backbone = cones2.open_backbone("mini")
+    photos = cones2.load_photos(Path("photos/rex"))
+    recipe = cones2.find_recipe(backbone.learn_preset)
+    learned = cones2.finish(cones2.learn(backbone, photos, "dog", recipe=recipe))
+    learned.residual.save(Path("rex.safetensors"))
+    ```
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cones2.attention import edited_cross_attention
+    from cones2.backbones import SCHEDULERS, Backbone, make_scheduler, open_backbone
+    from cones2.captions import captions_for, read_captions
+    from cones2.composing import ComposeSettings, ComposeStep, Subject, compose, embed_prompt, record
+    from cones2.errors import (
+        BackboneError,
+        CaptionError,
+        Cones2Error,
+        Cones2Warning,
+        LayoutError,
+        LearningError,
+        OutputError,
+        PhotoError,
+        PictureError,
+        PromptError,
+        ResidualError,
+        ResidualMismatch,
+        SettingsError,
+    )
+    from cones2.guidance import PRESETS, LayoutGuidance
+    from cones2.layout import Box, Layout
+    from cones2.layout_drawing import draw_layout
+    from cones2.learning import LearnStep, learn
+    from cones2.photos import Photo, load_photos
+    from cones2.picture import Row, contact_sheet, read_record, write_picture
+    from cones2.prompts import parse_prompt, tokenize_prompt
+    from cones2.recipe import RECIPES, Recipe, find_recipe
+    from cones2.residual import EncoderId, Residual
+    from cones2.steps import finish
+
+_NAMES = {
+    "attention": "edited_cross_attention",
+    "backbones": "SCHEDULERS Backbone make_scheduler open_backbone",
+    "captions": "captions_for read_captions",
+    "composing": "ComposeSettings ComposeStep Subject compose embed_prompt record",
+    "errors": "BackboneError CaptionError Cones2Error Cones2Warning LayoutError LearningError OutputError PhotoError"
+    " PictureError PromptError ResidualError ResidualMismatch SettingsError",
+    "guidance": "PRESETS LayoutGuidance",
+    "layout": "Box Layout",
+    "layout_drawing": "draw_layout",
+    "learning": "LearnStep learn",
+    "photos": "Photo load_photos",
+    "picture": "Row contact_sheet read_record write_picture",
+    "prompts": "parse_prompt tokenize_prompt",
+    "recipe": "RECIPES Recipe find_recipe",
+    "residual": "EncoderId Residual",
+    "steps": "finish",
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = [
+    "PRESETS",
+    "RECIPES",
+    "SCHEDULERS",
+    "Backbone",
+    "BackboneError",
+    "Box",
+    "CaptionError",
+    "ComposeSettings",
+    "ComposeStep",
+    "Cones2Error",
+    "Cones2Warning",
+    "EncoderId",
+    "Layout",
+    "LayoutError",
+    "LayoutGuidance",
+    "LearnStep",
+    "LearningError",
+    "OutputError",
+    "Photo",
+    "PhotoError",
+    "PictureError",
+    "PromptError",
+    "Recipe",
+    "Residual",
+    "ResidualError",
+    "ResidualMismatch",
+    "Row",
+    "SettingsError",
+    "Subject",
+    "captions_for",
+    "compose",
+    "contact_sheet",
+    "draw_layout",
+    "edited_cross_attention",
+    "embed_prompt",
+    "find_recipe",
+    "finish",
+    "learn",
+    "load_photos",
+    "make_scheduler",
+    "open_backbone",
+    "parse_prompt",
+    "read_captions",
+    "read_record",
+    "record",
+    "tokenize_prompt",
+    "write_picture",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name's module when the name is first used: PyTorch and diffusers take seconds."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"cones2.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

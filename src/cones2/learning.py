@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ def learn(
     checkpoint: Path | None = None,
     checkpoint_every: int = 50,
     resume: bool = False,
-) -> Iterator[LearnStep]:
+) -> Generator[LearnStep, None, None]:
     """Learn a subject's residual from its photos; the last step holds it.
 
     Each step draws its random numbers from `seed` and its own number: the same call gives the same residual, bit for
