@@ -22,6 +22,7 @@ def mirrored(box: Box) -> Box:
     return Box(1 - box.xmax, box.ymin, 1 - box.xmin, box.ymax)
 
 
+@settings(deadline=None, max_examples=50)
 @given(named_regions)
 def test_json_comes_back_as_it_went(named) -> None:
     layout = Layout(named)
