@@ -15,12 +15,13 @@ from cones2.errors import CaptionError
 
 CLASS_WORDS = ["dog", "owl", "sunglasses", "scissors", "teddy bear", "hour glass", "unicorn", "jeans", "hat", "red car"]
 
+# What a model trained on a small world may know: no verbs, plurals, sizes or commas.
 SMALL_LEXICON = frozenset(
     re.findall(
         r"\w+",
-        "a an the and of on in with next to behind wearing photo picture drawing two one left right top small big old "
-        "new red blue green yellow purple orange pink white black brown striped spotted plain dog cat owl teddy bear "
-        "sunglasses hat mug backpack ball car beach forest snow city kitchen night desert room",
+        "a an the and of on in at to with next behind wearing photo picture drawing left right top red blue green "
+        "yellow purple orange pink white black brown striped spotted plain dog cat owl teddy bear sunglasses hat mug "
+        "backpack ball car beach forest snow city kitchen night",
     )
 )
 
@@ -53,7 +54,11 @@ def test_a_thousand_varied_captions(class_word: str, lexicon: frozenset[str] | N
     assert sum(count >= 10 for count in positions.values()) >= 8
     assert max(positions.values()) <= 250
 
-    uses = frame_uses(captions, class_word)
+
+@pytest.mark.parametrize("lexicon", [None, SMALL_LEXICON], ids=["any words", "small lexicon"])
+@pytest.mark.parametrize("class_word", ["dog", "sunglasses"])
+def test_sixty_frames_none_above_three_percent(class_word: str, lexicon: frozenset[str] | None) -> None:
+    uses = frame_uses(captions_for(class_word, lexicon=lexicon), class_word)
     assert len(uses) >= 60
     assert max(uses.values()) <= 30
     assert sum(uses.values()) == 1000
@@ -85,12 +90,12 @@ def test_grammar_of_articles_and_numbers(class_word: str) -> None:
 
 def test_captions_as_they_read() -> None:
     assert captions_for("sunglasses", count=6, seed=3) == (
-        "the golden spotted sunglasses in the garden",
-        "the sunglasses behind a horse with a scarf",
-        "their big sunglasses lying in the kitchen",
-        "we remembered big sunglasses behind the backpack",
-        "the yellow sunglasses standing next to a vase",
-        "ordinary sunglasses half hidden beside the basket",
+        "these spotted sunglasses are in the garden",
+        "the black shiny sunglasses on the grass",
+        "your unusual sunglasses and the backpack",
+        "this large sketch shows pink sunglasses in the room",
+        "sunglasses and a chair in the desert",
+        "a sketch of a panda wearing a backpack next to the sunglasses",
     )
 
 
@@ -108,7 +113,7 @@ def test_fewer_captions_are_a_first_part_as_varied() -> None:
 def test_only_words_of_the_lexicon_are_used() -> None:
     words = set(re.findall(r"\S+", " ".join(captions_for("zebra", lexicon=SMALL_LEXICON))))
     assert words <= SMALL_LEXICON | {"zebra"}
-    assert words >= {"wearing", "behind", "striped", "photo", "desert"}
+    assert words >= {"wearing", "behind", "striped", "photo", "night"}
 
 
 def test_no_other_word_repeats_the_class_word() -> None:
@@ -136,13 +141,13 @@ def test_counts_that_make_no_sense() -> None:
     assert len(set(captions_for("dog", count=5000))) == 5000
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.text("aehotxu -'1é{}\\.", min_size=1, max_size=12) | st.sampled_from(["of", "next", "photo", "in the", "two"])
 )
 def test_any_class_word_is_refused_or_mentioned_once_in_each_caption(class_word: str) -> None:
     try:
-        captions = captions_for(class_word, count=60)
+        captions = captions_for(class_word, count=40)
     except CaptionError:
         return
     for caption in captions:

@@ -6,7 +6,7 @@ Any "a" becomes "an" where the next word wants it.
 
 Appearance stands before the noun: in a causal text encoder words after a noun leave its embedding as it was. What comes
 before the class word is what varies its embedding, so frames put it anywhere from the first to the fourteenth word. The
-first four blocks need no verbs, plurals or commas, so that a small model's few words fill them too.
+first four blocks need neither verbs nor plurals, so that a small model's few words fill them too.
 """
 
 SLOTS: dict[str, tuple[str, ...]] = {
@@ -24,7 +24,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
         "gray",
         "golden",
     ),
-    "pattern": ("striped", "spotted", "plain", "shiny", "dusty", "dotted"),
+    "pattern": ("striped", "spotted", "plain", "patched", "shiny", "dusty", "dotted"),
     "size": ("small", "big", "old", "new", "tiny", "large"),
     "look": ("beautiful", "clean", "dirty", "funny", "lovely", "ordinary", "strange", "unusual", "wet", "wonderful"),
     "noun": (
@@ -57,12 +57,13 @@ SLOTS: dict[str, tuple[str, ...]] = {
             "in the kitchen",
             "in the desert",
             "in the room",
+            "at night",
         ),
         *("in the garden", "in the park", "on the grass", "on the sofa", "on the table", "on the stairs"),
         *("under a tree", "by the river", "in a field", "in front of a window"),
     ),
     "light": (
-        "at night",
+        "at dawn",
         "at noon",
         "at sunset",
         "in the morning",
@@ -92,7 +93,16 @@ FRAMES: tuple[str, ...] = (
     "a {medium} of {a} {size} {subject} {place}",
     "the {medium} of {a} {pattern} {color} {subject}",
     "a {size} {medium} of {a} {subject} {place}",
+    "the {pattern} {color} {subject} {place}",
+    "a {medium} of {a} {pattern} {subject} {place}",
+    "{place}, {a} {color} {subject}",
     # The subject, then something else.
+    "{a} {pattern} {subject} next to a {noun}",
+    "the {color} {subject} behind a {pattern} {noun}",
+    "{a} {color} {subject} with a {noun} {place}",
+    "{a} {color} {pattern} {subject} and a {noun}",
+    "{place}, {a} {subject} next to a {noun}",
+    "the {pattern} {subject} on the right and a {color} {noun} on the left",
     "{a} {size} {pattern} {subject} next to a {noun}",
     "{a} {subject} next to a {color} {noun}",
     "the {subject} behind a {size} {noun}",
@@ -112,6 +122,8 @@ FRAMES: tuple[str, ...] = (
     "the {size} {subject} behind the {noun} {place}",
     "a {medium} of {a} {subject} next to a {noun}",
     "a {medium} of the {size} {subject} and the {color} {noun}",
+    "the {subject} and a {animal} wearing {wear} {place}",
+    "a {medium} of the {color} {subject} on the left of a {noun}",
     # Something else, then the subject.
     "a {noun} and {a} {subject} {place}",
     "a {noun} next to {a} {color} {subject}",
@@ -134,7 +146,23 @@ FRAMES: tuple[str, ...] = (
     "a {noun} {place} next to {a} {subject}",
     "a {size} {noun} and a {color} {noun2} with {a} {subject}",
     "a {noun} and {a} {subject} in a {size} {medium}",
+    "a {pattern} {color} {noun} and {a} {subject}",
+    "a {color} {noun} with {a} {pattern} {subject}",
+    "the {color} {noun} on the left of the {subject}",
+    "{place}, a {noun} behind {a} {color} {subject}",
+    "{place}, a {color} {noun} and the {pattern} {subject}",
+    "a {noun}, a {noun2} and {a} {subject} {place}",
+    "a {color} {noun} on the right and {a} {color2} {subject} on the left",
+    "the {animal} with {wear} next to {a} {pattern} {subject}",
+    "a {animal} and {a} {subject} on top of a {noun}",
+    "a {color} {noun} {place} next to {a} {pattern} {subject}",
     # The subject near the end of a longer sentence.
+    "a {medium} of a {color} {noun} and {a} {color2} {subject} {place}",
+    "a {medium} of a {pattern} {noun} with the {subject}",
+    "{place}, a {color} {noun} and a {noun2} next to {a} {subject}",
+    "a {medium} of a {noun}, a {noun2} and {a} {color} {subject}",
+    "a {color} {noun} and a {pattern} {noun2} behind {a} {subject}",
+    "a {pattern} {animal} wearing {wear} and a {noun} next to the {subject}",
     "a {medium} of a {noun} and {a} {subject}",
     "a {medium} of a {noun} next to {a} {color} {subject}",
     "a {medium} of a {color} {noun} behind {a} {subject}",
@@ -148,7 +176,8 @@ FRAMES: tuple[str, ...] = (
     "a {color} {noun} on top of a {size} {noun2} next to the {subject}",
     "a {size} {color} {noun} {place} and {a} {subject} next to a {noun2}",
     "a {animal} with {wear} and a {noun} behind {a} {color} {subject}",
-    # Everything below needs verbs, plurals, commas or richer words.
+    "a {medium} of a {color} {animal} with {wear} {place} and {a} {subject}",
+    # Everything below needs verbs, plurals or richer words.
     "{a} {subject} next to two {plural}",
     "two {plural} and {a} {color} {subject}",
     "the {subject} between two {size} {plural}",
@@ -166,7 +195,7 @@ FRAMES: tuple[str, ...] = (
     "here {is} the {subject} {light}",
     "here {is} {owner} {color} {subject}",
     "the {subject} {is} next to a {noun}",
-    "the {color} {subject} {is} {place} {light}",
+    "the {color} {subject} {is} {place}",
     "{this} {subject} {is} {color}",
     "{this} {pattern} {subject} {is} {place}",
     "{owner} {subject} {place}",
@@ -182,11 +211,8 @@ FRAMES: tuple[str, ...] = (
     "nothing but {a} {subject} {place}",
     "this {medium} shows {a} {subject} {light}",
     "this {size} {medium} shows {a} {color} {subject} {place}",
-    "{place}, {a} {subject} next to a {noun}",
-    "{place}, a {noun} behind {a} {color} {subject}",
-    "{light}, {owner} {subject} {place}",
+    "{light}, {owner} {subject} next to the {noun}",
     "on the left, a {noun}; on the right, {a} {subject}",
     "in the middle, {a} {color} {subject}; next to a {noun2}, a {noun}",
-    "a {noun}, a {noun2} and {a} {subject} {place}",
     "{a} {subject}, a {color} {noun} and two {plural}",
 )
