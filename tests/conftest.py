@@ -32,3 +32,13 @@ def tiny_copy(tiny_folder: Path, tmp_path: Path) -> Path:
     for path in (copy, *copy.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return copy
+
+
+@pytest.fixture(scope="session")
+def small_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, drawing 64 pixels instead of 768; read only."""
+    copy = tmp_path_factory.mktemp("models") / "small"
+    shutil.copytree(tiny_folder, copy, copy_function=shutil.copyfile)
+    config = copy / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"sample_size": 96', '"sample_size": 8'))
+    return copy

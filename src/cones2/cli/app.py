@@ -1,0 +1,44 @@
+"""The commands, and what holds for all of them: one-line errors, exit codes, quiet libraries."""
+
+import io
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from cones2.cli import compose, demo, inspect, layout, learn
+from cones2.cli.edge import told_in_one_line, with_quiet_libraries
+
+
+class _Commands(TyperGroup):
+    """Runs every command inside the edge: what goes wrong in it is told in one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with with_quiet_libraries(), told_in_one_line():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="cones2",
+    help="Teach a text-to-image model your own subjects, and place any number of them in one picture.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo.demo)
+app.command()(learn.learn)
+app.command()(compose.compose)
+app.command()(inspect.inspect)
+app.command()(layout.layout)
+
+
+def main() -> None:
+    """Run the command line, as `cones2` does."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its code
+    app(prog_name="cones2")

@@ -1,0 +1,41 @@
+"""`cones2 demo`: the whole method on the embedded model, in a few minutes on a CPU."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cones2.cli.console import say
+from cones2.cli.progress import waiting
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder for what it makes.", metavar="DIR")] = Path("demo"),
+    model: Annotated[str, typer.Option(hidden=True)] = "mini",
+    learn_steps: Annotated[int | None, typer.Option(hidden=True)] = None,
+    steps: Annotated[int, typer.Option(hidden=True)] = 50,
+) -> None:
+    """Learn two subjects from their photos, take two that are learned, and draw all four where a layout puts them.
+
+    Example: cones2 demo --out demo
+    """
+    began = time.monotonic()
+    with waiting("starting"):
+        from dataclasses import replace
+
+        from cones2.backbones import open_backbone
+        from cones2.cli.exhibition import SHEET, SHOW, exhibit
+        from cones2.cli.outputs import check_folder
+        from cones2.composing import ComposeSettings
+        from cones2.recipe import find_recipe
+
+        check_folder(out)
+        settings = ComposeSettings(seeds=(0, 1, 2, 3), steps=steps)
+        backbone = open_backbone(model, device="cpu")
+    recipe = find_recipe("mini")
+    recipe = replace(recipe, steps=learn_steps or recipe.steps)
+    show = SHOW if model == "mini" else SHOW.learning_all()
+    for line in exhibit(backbone, out, show=show, recipe=recipe, settings=settings):
+        say(line)
+    say(f"All of it took {time.monotonic() - began:.0f} s. Look at {out / SHEET}")

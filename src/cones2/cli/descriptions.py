@@ -1,0 +1,59 @@
+"""What `cones2 inspect` tells of a file."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cones2.errors import PictureError
+from cones2.files import read_bounded
+from cones2.picture import LARGEST_PICTURE, read_record
+from cones2.residual import Residual
+
+_DEEPEST = 4
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """Describe a residual or a picture, told apart by its first bytes, as JSON values.
+
+    Raises:
+        PictureError: it can't be read, or is a picture without a record.
+        ResidualError: it is neither a picture nor a sound residual.
+    """
+    content = read_bounded(file, limit=LARGEST_PICTURE, error=PictureError)
+    if content.startswith(_PNG):
+        return {"file": str(file), "kind": "picture", **read_record(file)}
+    return {"file": str(file), "kind": "residual", **_describe_residual(Residual.from_bytes(content, origin=str(file)))}
+
+
+def rows(description: Mapping[str, Any]) -> dict[str, str]:
+    """Give a row of text for each thing told: nested ones by their path, hashes cut short."""
+    return dict(_rows(description))
+
+
+def _describe_residual(residual: Residual) -> dict[str, Any]:
+    return {
+        "class_word": residual.class_word,
+        "tokens": list(residual.tokens),
+        "length": residual.vector.norm(dim=-1).tolist(),
+        "fits": {
+            "name": residual.encoder.name,
+            "width": residual.encoder.width,
+            "weights": residual.encoder.weights,
+        },
+        "recipe": dict(residual.recipe),
+        "photos": list(residual.photos),
+        "tool_version": residual.tool_version,
+        "sha256": residual.sha256,
+    }
+
+
+def _rows(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value and path.count(".") < _DEEPEST:
+        for key, inner in value.items():
+            yield from _rows(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, _HASH.sub(r"\1…", value if isinstance(value, str) else json.dumps(value))

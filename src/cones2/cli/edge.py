@@ -1,0 +1,58 @@
+"""The command line's edge: errors in one line, exit codes, and libraries that keep quiet."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from cones2.cli.console import complain
+from cones2.errors import Cones2Error, Cones2Warning
+
+FAILED, INTERRUPTED = 1, 130
+
+
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Print what goes wrong in one line, and end with its exit code: 1 for an error, 130 for Ctrl-C."""
+    try:
+        yield
+    except Cones2Error as error:
+        _end(str(error), FAILED, error)
+    except BrokenPipeError:
+        raise  # whoever reads stdout has enough; Typer ends quietly
+    except OSError as error:
+        _end(f"{error.strerror or error}: {error.filename}. Check the path.", FAILED, error)
+    except KeyboardInterrupt as error:
+        _end("interrupted.", INTERRUPTED, error)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        advice = "draw smaller or fewer pictures at once, learn with a smaller batch_size, or use another --device"
+        _end(f"out of memory: {advice}.", FAILED, error)
+
+
+@contextmanager
+def with_quiet_libraries() -> Iterator[None]:
+    """Print our warnings in one line, and keep other libraries' remarks and bars off the terminal."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Cones2Warning)
+        warnings.showwarning = lambda message, *_args, **_options: complain("warning", message)
+        yield
+
+
+def _end(text: str, code: int, error: BaseException) -> None:
+    notes = getattr(error, "__notes__", ())
+    complain("error", " ".join((text, *notes)))
+    raise typer.Exit(code) from error
+
+
+def _is_lack_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Tell PyTorch's errors of memory, which are RuntimeErrors on a CPU, from others."""
+    return isinstance(error, MemoryError) or any(
+        hint in str(error).lower() for hint in ("out of memory", "can't allocate memory")
+    )

@@ -1,0 +1,58 @@
+"""`cones2 learn`: a residual from photos."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cones2.cli.console import print_json, say
+from cones2.cli.options import MORE, Device, Dtype, Json, Model
+from cones2.cli.progress import waiting
+
+
+def learn(
+    photos: Annotated[
+        Path, typer.Argument(help="A folder of 3 to 5 photos of the subject, or one photo.", metavar="PHOTOS")
+    ],
+    class_word: Annotated[str, typer.Option("--class", help="What it is, in a word or two.", metavar="WORD")],
+    out: Annotated[Path, typer.Option(help="The residual to write: NAME.safetensors.", metavar="FILE")],
+    model: Model = "mini",
+    steps: Annotated[int | None, typer.Option(help="How many; default: the recipe's.", metavar="N")] = None,
+    seed: Annotated[int, typer.Option(help="For all that is drawn by chance.", metavar="N")] = 0,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="paper, mini or a .toml file; default: what suits the model.", metavar="NAME_OR_TOML"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted learning stopped.")] = False,
+    captions: Annotated[
+        Path | None,
+        typer.Option(help="Your own captions, one a line, each with WORD.", metavar="FILE", rich_help_panel=MORE),
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Learn a subject from its photos, and keep it in a file of about 5 KB.
+
+    Example: cones2 learn photos/rex --class dog --out rex.safetensors
+    """
+    with waiting("starting"):
+        from cones2.backbones import open_backbone
+        from cones2.cli.lessons import Lesson
+
+        lesson = Lesson.check(photos, class_word, out=out, recipe=recipe, steps=steps, captions=captions)
+    with waiting(f"opening {model}"):
+        backbone = open_backbone(model, device=device, dtype=dtype)
+    report = lesson.give(backbone, seed=seed, resume=resume)
+    if as_json:
+        print_json(report)
+    else:
+        say(f"{out}: {class_word!r} learned from {len(lesson.photos)} photos in {report['seconds']:.0f} s.")
+        say(f"Place it with: {_next_command(out, model)}")
+
+
+def _next_command(residual: Path, model: str) -> str:
+    name = residual.stem if residual.stem.isidentifier() else "it"
+    command = ["cones2", "compose", f"a {{{name}}} on the beach", "--subject", f"{name}={residual}"]
+    return shlex.join([*command, *(["--model", model] if model != "mini" else []), "--out", "pictures"])

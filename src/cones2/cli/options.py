@@ -1,0 +1,66 @@
+"""Options that several commands share, and how their text is read."""
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+
+from cones2.errors import SettingsError
+
+MORE = "More options"
+"""The panel of the less common options."""
+
+Model = Annotated[str, typer.Option(help="mini, a diffusers folder, or a Hub id OWNER/NAME.", metavar="MODEL")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cuda, mps or cpu; default: the best there is.", metavar="NAME", rich_help_panel=MORE),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16 or float16; default: what suits the device.", metavar="NAME", rich_help_panel=MORE
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.", rich_help_panel=MORE)]
+
+
+def pairs(option: str, texts: Iterable[str], *, example: str) -> list[tuple[str, str]]:
+    """Split `name=value` texts.
+
+    Raises:
+        SettingsError: one has no name or no value.
+    """
+    return [_pair(option, text, example) for text in texts]
+
+
+def unique(option: str, texts: Iterable[str], *, example: str) -> dict[str, str]:
+    """Split `name=value` texts, each name once.
+
+    Raises:
+        SettingsError: one has no name or no value, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for name, value in pairs(option, texts, example=example):
+        if name in found:
+            raise SettingsError(f"{option} names {name!r} twice: expected each name once. Leave one out.")
+        found[name] = value
+    return found
+
+
+def number(option: str, text: str) -> float:
+    """Read a number.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    try:
+        return float(text)
+    except ValueError as error:
+        raise SettingsError(f"{option}: {text!r} is no number. Write it like 0.5.") from error
+
+
+def _pair(option: str, text: str, example: str) -> tuple[str, str]:
+    name, _, value = (part.strip() for part in text.partition("="))
+    if not (name and value):
+        raise SettingsError(f"{option} {text!r} can't be read: expected NAME=VALUE, such as {example}.")
+    return name, value

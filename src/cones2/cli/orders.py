@@ -1,0 +1,124 @@
+"""What `cones2 compose` does: read subjects and places, check the order, draw under a bar, write the pictures."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL.Image import Image
+
+from cones2.backbones import Backbone
+from cones2.cli.options import number, pairs, unique
+from cones2.cli.outputs import Output
+from cones2.cli.progress import follow
+from cones2.composing import ComposeSettings, Subject, compose, record
+from cones2.errors import LayoutError, SettingsError
+from cones2.layout import Layout
+from cones2.picture import write_picture
+from cones2.prompts import parse_prompt
+from cones2.residual import Residual
+
+_BATCH = 4  # pictures drawn at once: more need more memory, and show nothing for longer
+
+
+def read_subjects(learned: Iterable[str], plain: Iterable[str], *, strengths: Iterable[str]) -> dict[str, Subject]:
+    """Read `--subject`, `--plain` and `--strength`.
+
+    Raises:
+        SettingsError: a text can't be read, or a name is there twice or not at all.
+        ResidualError: a file is not a residual.
+        CaptionError: a plain word can't be used.
+    """
+    files = unique("--subject", learned, example="rex=rex.safetensors")
+    words = unique("--plain", (text if "=" in text else f"{text}={text}" for text in plain), example="cup=mug")
+    factors = unique("--strength", strengths, example="rex=0.8")
+    for name in words.keys() & files.keys():
+        raise SettingsError(f"{name!r} is both a --subject and --plain: leave one out.")
+    for name in factors.keys() - files.keys():
+        raise SettingsError(f"--strength names {name!r}, which is no --subject: expected {', '.join(files) or 'none'}.")
+    found = {name: _learned(Path(file), factors.get(name, "1")) for name, file in files.items()}
+    return found | {name: Subject(word) for name, word in words.items()}
+
+
+def read_layout(boxes: Iterable[str], file: Path | None) -> Layout | None:
+    """Read `--box` and `--layout`; None where there is neither.
+
+    Raises:
+        SettingsError: a box can't be read.
+        LayoutError: a box makes no sense, the file is not a layout, or both place the same subject.
+    """
+    regions: dict[str, list[list[float]]] = {}
+    for name, text in pairs("--box", boxes, example="rex=0.05,0.25,0.5,0.95"):
+        sides = [number(f"--box {name}", side) for side in text.split(",")]
+        regions.setdefault(name, []).append(sides)
+    drawn = Layout.from_numbers(regions) if regions else None
+    if file is None:
+        return drawn
+    loaded = Layout.load(file)
+    for name in regions.keys() & loaded.regions.keys():
+        raise LayoutError(f"--box and {file} both place {name!r}: leave one out.")
+    return Layout({**loaded.regions, **(drawn.regions if drawn else {})})
+
+
+class Drawn(NamedTuple):
+    """A picture, its seed, and how it was made."""
+
+    seed: int
+    picture: Image
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Pictures to draw, checked as far as they can be without a model.
+
+    Raises:
+        PromptError: prompt and subjects do not match.
+        LayoutError: a region is for no subject.
+    """
+
+    prompt: str
+    subjects: Mapping[str, Subject]
+    layout: Layout | None
+    settings: ComposeSettings
+
+    @property
+    def text(self) -> str:
+        """What the model reads."""
+        return parse_prompt(self.prompt, {name: subject.class_word for name, subject in self.subjects.items()}).text
+
+    def __post_init__(self) -> None:
+        _ = self.text  # checks the prompt
+        for name in self.layout.names if self.layout else ():
+            if name not in self.subjects:
+                known = ", ".join(self.subjects) or "none"
+                raise LayoutError(f"a box is for {name!r}, which is no --subject or --plain; those are: {known}.")
+
+    def draw(self, backbone: Backbone, seeds: tuple[int, ...]) -> Iterator[Drawn]:
+        """Draw one batch under a bar."""
+        options: dict[str, Any] = {
+            "subjects": self.subjects,
+            "layout": self.layout,
+            "settings": replace(self.settings, seeds=seeds),
+        }
+        what = f"drawing seed {seeds[0]}" if len(seeds) == 1 else f"drawing seeds {seeds[0]}-{seeds[-1]}"
+        last = follow(compose(backbone, self.prompt, **options), what)
+        for seed, picture in zip(seeds, last.pictures, strict=True):
+            yield Drawn(seed, picture, record(backbone, self.prompt, seed, **options))
+
+    def carry_out(self, backbone: Backbone, output: Output) -> dict[str, Any]:
+        """Draw all in batches, write each batch as soon as it is drawn, and report as JSON values."""
+        began, written, seeds = time.monotonic(), [], self.settings.seeds
+        for first in range(0, len(seeds), _BATCH):
+            for drawn in self.draw(backbone, seeds[first : first + _BATCH]):
+                path = output.path_for(drawn.seed)
+                write_picture(path, drawn.picture, drawn.record)
+                written.append({"path": str(path), "record": drawn.record})
+        seconds = round(time.monotonic() - began, 3)
+        return {"prompt": self.prompt, "text": self.text, "pictures": written, "seconds": seconds}
+
+
+def _learned(file: Path, strength: str) -> Subject:
+    residual = Residual.load(file)
+    return Subject(residual.class_word, residual, number("--strength", strength))

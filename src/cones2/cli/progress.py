@@ -1,0 +1,65 @@
+"""Bars on everything that takes a while; they go to stderr and leave nothing behind."""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from typing import Protocol, TypeVar, runtime_checkable
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from cones2.cli.console import messages, printable
+
+
+@runtime_checkable
+class _Stepped(Protocol):
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+
+StepT = TypeVar("StepT", bound=_Stepped)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show that something without steps is under way."""
+    with _bar(SpinnerColumn(), _text("what")) as bar:
+        bar.add_task("", total=None, what=printable(what))
+        yield
+
+
+def follow(steps: Generator[StepT, None, None], what: str, *, tell: Callable[[StepT], str] = lambda _: "") -> StepT:
+    """Run a generator of steps to its end under a bar: step, what `tell` says, time left. Give the last step.
+
+    It is closed whatever happens, so that it can put things back, or keep a checkpoint.
+    """
+    columns = (
+        _text("what"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _text("told"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with closing(steps), _bar(*columns) as bar:
+        task = bar.add_task("", total=None, what=printable(what), told="")
+        for step in steps:
+            bar.update(task, completed=step.step, total=step.steps, told=tell(step))
+    return step
+
+
+def _bar(*columns: ProgressColumn) -> Progress:
+    return Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal)
+
+
+def _text(field: str) -> TextColumn:
+    return TextColumn("{task.fields[" + field + "]}", markup=False)

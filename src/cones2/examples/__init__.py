@@ -1,0 +1,53 @@
+"""Example subjects for `mini`: photos of individuals that it never saw, and residuals learned from them.
+
+Where each drawing comes from is in `subjects.json`; how they were made, in `recipes/mini/examples.py`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from cones2.photos import Photo, load_photos
+from cones2.residual import Residual
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example subject.
+
+    Attributes:
+        name: what the examples call it.
+        class_word: what it is.
+        folder: holds its photos in `photos`, and its residual.
+    """
+
+    name: str
+    class_word: str
+    folder: Path
+
+    @property
+    def photos(self) -> tuple[Photo, ...]:
+        """Its photos, read anew each time."""
+        return load_photos(self.folder / "photos")
+
+    @property
+    def residual(self) -> Residual:
+        """What `cones2 learn` made of its photos on `mini`.
+
+        Raises:
+            ResidualError: the file is missing or damaged.
+        """
+        return Residual.load(self.folder / f"{self.name}.safetensors")
+
+
+def _read_examples() -> dict[str, Example]:
+    subjects = json.loads((_HERE / "subjects.json").read_text(encoding="utf-8"))
+    return {name: Example(name, subject["class_word"], _HERE / name) for name, subject in subjects.items()}
+
+
+EXAMPLES: Mapping[str, Example] = MappingProxyType(_read_examples())
+"""The shipped subjects by name."""

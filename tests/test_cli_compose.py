@@ -1,0 +1,201 @@
+"""`cones2 compose` on the real, tiny model."""
+
+import json
+import resource
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from command import files_in, refused, run
+from cones2.backbones import Backbone
+from cones2.layout import Layout
+from cones2.picture import read_record
+from cones2.residual import Residual
+
+PROMPT = "a {rex} and a {cup} on the beach"
+
+
+@pytest.fixture
+def residual(tiny: Backbone) -> Residual:
+    vector = torch.randn(1, tiny.width, generator=torch.Generator().manual_seed(1))
+    return Residual("cat", vector, ("cat</w>",), tiny.encoder_id, {"steps": 7}, (), "0")
+
+
+@pytest.fixture
+def rex(residual: Residual, tmp_path: Path) -> Path:
+    path = tmp_path / "rex.safetensors"
+    residual.save(path)
+    return path
+
+
+def compose(rex: Path, model: Path, *options: object) -> tuple[object, ...]:
+    """The command for two subjects, without its --out."""
+    given = ("--subject", f"rex={rex}", "--plain", "cup=coffee mug", "--model", model, "--steps", 2)
+    return ("compose", PROMPT, *given, *options)
+
+
+def test_pictures_carry_their_record(rex: Path, residual: Residual, small_folder: Path, tmp_path: Path) -> None:
+    out, layout = tmp_path / "new" / "pictures", tmp_path / "beach.json"
+    Layout.from_numbers({"cup": [(0.5, 0.5, 1.0, 1.0)]}).save(layout)
+    boxes = ("--box", "rex=0,0,0.5,1", "--box", "rex=0,0.5,1,1", "--layout", layout)
+    options = ("--strength", "rex=0.5", "--negative", "fog", "--seed", 5, "--count", 6, "--preset", "official")
+    result = run(*compose(rex, small_folder, *boxes, *options, "--out", out))
+    names = {f"{number:04}-seed{number + 5}.png" for number in range(6)}
+    assert result.stdout.splitlines() == [str(out / name) for name in sorted(names)]
+    assert "6 of 'a cat and a coffee mug on the beach' in" in result.stderr
+    assert files_in(out) == names
+    made = read_record(out / "0004-seed9.png")
+    assert (made["prompt"], made["seed"], made["batch"]) == (PROMPT, 9, [9, 10])
+    assert made["layout"] == {
+        "version": 1,
+        "regions": {"rex": [[0, 0, 0.5, 1], [0, 0.5, 1, 1]], "cup": [[0.5, 0.5, 1, 1]]},
+    }
+    assert made["subjects"] == {
+        "rex": {"class_word": "cat", "residual": residual.sha256, "strength": 0.5},
+        "cup": {"class_word": "coffee mug", "residual": None, "strength": 1.0},
+    }
+    settings = made["settings"]
+    assert isinstance(settings, dict)
+    assert (settings["negative_prompt"], settings["preset"], settings["steps"]) == ("fog", "official", 2)
+
+
+def test_earlier_pictures_are_kept_in_a_folder_and_replaced_in_a_file(
+    rex: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    folder, file = tmp_path / "pictures", tmp_path / "one.png"
+    for _ in range(2):
+        run(*compose(rex, small_folder, "--out", folder))
+        run(*compose(rex, small_folder, "--out", file))
+    assert files_in(folder) == {"0000-seed0.png", "0001-seed0.png"}
+    assert (folder / "0000-seed0.png").read_bytes() == file.read_bytes()
+
+
+def test_json_is_one_object(small_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "one.png"
+    command = ("compose", "a {ball}", "--plain", "ball", "--model", small_folder, "--steps", 1, "--out", out)
+    result = run(*command, "--width", 72, "--height", 64, "--scheduler", "euler", "--json")
+    assert result.stderr == ""
+    report = json.loads(result.stdout)
+    assert (report["prompt"], report["text"]) == ("a {ball}", "a ball")
+    assert report["pictures"] == [{"path": str(out), "record": read_record(out)}]
+    assert report["seconds"] > 0
+
+
+# What is refused, before the model is opened
+
+
+def compose_refused(rex: Path, *options: object) -> str:
+    """Compose in vain with a model that is not there, so that what is wrong is told before it is opened."""
+    out = rex.parent / "out"
+    error = refused(*compose(rex, rex.parent / "none", *options, "--out", out))
+    assert not out.exists()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (
+            "a {rex}, a {cup} and a {fido}",
+            "no subject is called 'fido', as the prompt has it; the subjects are: rex, cup",
+        ),
+        ("a {rex}", "the prompt does not mention {cup}"),
+        ("a {rex} and {cup}s", "'s' touches {cup}"),
+        ("a {rex} and {cup", "unmatched '{'"),
+    ],
+)
+def test_prompts_that_do_not_fit_the_subjects(rex: Path, prompt: str, message: str) -> None:
+    command = ("compose", prompt, "--subject", f"rex={rex}", "--plain", "cup=mug", "--model", "none")
+    assert message in refused(*command, "--out", rex.parent / "out")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--box fido=0,0,1,1", "a box is for 'fido', which is no --subject or --plain; those are: rex, cup"),
+        ("--box rex=0.9,0,0.1,1", "region 'rex': box (0.9, 0.0, 0.1, 1.0): xmin is not less than xmax"),
+        ("--box rex=0,0,100,1", "xmax 100.0 is outside 0..1"),
+        ("--box rex=0,0,nan,1", "xmax is nan; expected a number in 0..1"),
+        ("--box rex=0,0,1", "4 numbers; got 3"),
+        ("--box rex=0,0,1,wide", "--box rex: 'wide' is no number. Write it like 0.5"),
+        ("--box 0,0,1,1", "--box '0,0,1,1' can't be read: expected NAME=VALUE, such as rex=0.05,0.25,0.5,0.95"),
+        ("--box my-dog=0,0,1,1", "'my-dog' can't name a region"),
+        ("--subject fido", "--subject 'fido' can't be read: expected NAME=VALUE, such as rex=rex.safetensors"),
+        ("--subject rex=other.safetensors", "--subject names 'rex' twice: expected each name once"),
+        ("--subject fido=missing.safetensors", "can't read missing.safetensors: No such file"),
+        ("--plain rex", "'rex' is both a --subject and --plain: leave one out"),
+        ("--plain ball=...", "class word '...' has no letters"),
+        ("--strength cup=2", "--strength names 'cup', which is no --subject: expected rex"),
+        ("--strength rex=high", "--strength: 'high' is no number"),
+        ("--strength rex=inf", "strength inf can't be used"),
+        ("--layout missing.json", "can't read the layout missing.json"),
+        ("--preset mine", "unknown layout preset 'mine'"),
+        ("--steps 0", "steps 0 can't be used"),
+        ("--seed -1", "seed -1 can't be used"),
+        ("--guidance-scale nan", "guidance scale nan can't be used"),
+        ("--width 9", "width 9 can't be used"),
+    ],
+)
+def test_options_that_make_no_sense(rex: Path, option: str, message: str) -> None:
+    assert message in compose_refused(rex, *option.split(" ", 1))
+
+
+def test_a_box_and_a_layout_file_for_one_subject(rex: Path, tmp_path: Path) -> None:
+    layout = tmp_path / "beach.json"
+    Layout.from_numbers({"rex": [(0.0, 0.0, 1.0, 1.0)]}).save(layout)
+    error = compose_refused(rex, "--box", "rex=0,0,0.5,1", "--layout", layout)
+    assert "both place 'rex': leave one out" in error
+
+
+def test_residuals_that_are_damaged(rex: Path) -> None:
+    sound = rex.read_bytes()
+    for content in (sound[:-5], sound[:-4] + b"\xff\xff\xff\xff", b"\xff" * 8 + sound[8:], b""):
+        rex.write_bytes(content)
+        error = compose_refused(rex)
+        assert f"{rex} is no sound residual file: " in error
+        assert "Get or learn it again with 'cones2 learn'." in error
+
+
+def test_places_that_cannot_be_written(rex: Path) -> None:
+    command = compose(rex, rex.parent / "none")
+    (rex.parent / "photo.png").write_bytes(b"dear")
+    assert "Not a directory. Choose another --out" in refused(*command, "--out", rex / "pictures")
+    assert "No such file or directory. Choose another --out" in refused(*command, "--out", "/proc/nowhere/pictures")
+    assert "pictures are written as PNG" in refused(*command, "--out", "picture.jpg")
+    assert "is one file, --count 2 makes more" in refused(*command, "--out", "picture.png", "--count", 2)
+    assert "cones2 did not write it" in refused(*command, "--out", rex.parent / "photo.png")
+    assert (rex.parent / "photo.png").read_bytes() == b"dear"
+
+
+# What only the model can tell
+
+
+def test_a_full_disk(rex: Path, small_folder: Path) -> None:
+    out = rex.parent / "out"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+    try:
+        error = refused(*compose(rex, small_folder, "--out", out))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "can't write" in error
+    assert files_in(out) == set()
+
+
+def test_a_residual_of_another_model(rex: Path, residual: Residual, small_folder: Path) -> None:
+    stranger = replace(residual.encoder, name="other", weights="0" * 64, probe=(1.0,) * len(residual.encoder.probe))
+    replace(residual, encoder=stranger).save(rex)
+    command = compose(rex, small_folder, "--out", rex.parent / "one.png")
+    assert "was learned on other (width 32)" in refused(*command)
+    assert "used all the same, as forced" in run(*command, "--force").stderr.splitlines()[0]
+
+
+def test_what_does_not_suit_the_model(rex: Path, small_folder: Path) -> None:
+    command = compose(rex, small_folder, "--out", rex.parent / "out")
+    assert "width 100 does not suit small" in refused(*command, "--width", 100)
+    assert "unknown or unsupported scheduler 'edm'" in refused(*command, "--scheduler", "edm")
+    long = ("compose", "a " * 80 + "{rex}", "--subject", f"rex={rex}", "--model", small_folder)
+    assert "{rex} would be cut off" in refused(*long, "--out", rex.parent / "out")
+    assert not (rex.parent / "out").exists()

@@ -1,0 +1,115 @@
+"""`cones2 inspect` and `cones2 layout`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from command import files_in, refused, run
+from cones2.layout import Layout
+from cones2.picture import read_record, write_picture
+from cones2.residual import EncoderId, Residual
+
+ENCODER = EncoderId("mini", 3, "ab" * 32, (1.0, 2.0))
+RESIDUAL = Residual(
+    "teddy bear",
+    torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]]),
+    ("teddy</w>", "bear</w>"),
+    ENCODER,
+    {"steps": 300},
+    ("cd" * 32,),
+    "0.1.0",
+)
+
+
+def test_a_residual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    path = tmp_path / "ted.safetensors"
+    RESIDUAL.save(path)
+    told = json.loads(run("inspect", path, "--json").stdout)
+    assert told == {
+        "file": str(path),
+        "kind": "residual",
+        "class_word": "teddy bear",
+        "tokens": ["teddy</w>", "bear</w>"],
+        "length": [5.0, 2.0],
+        "fits": {"name": "mini", "width": 3, "weights": "ab" * 32},
+        "recipe": {"steps": 300},
+        "photos": ["cd" * 32],
+        "tool_version": "0.1.0",
+        "sha256": RESIDUAL.sha256,
+    }
+    lines = [[part.strip() for part in line.split("│")[1:3]] for line in run("inspect", path).stdout.splitlines()]
+    assert ["fits.name", "mini"] in lines
+    assert ["recipe.steps", "300"] in lines
+    assert ["photos", '["cdcdcdcdcdcd…"]'] in lines
+
+
+def test_a_picture(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    write_picture(path, Image.new("RGB", (8, 8)), {"prompt": "a {rex}", "seed": 3, "layout": {"regions": {}}})
+    told = json.loads(run("inspect", path, "--json").stdout)
+    assert told == {
+        "file": str(path),
+        "kind": "picture",
+        "prompt": "a {rex}",
+        "seed": 3,
+        "layout": {"regions": {}},
+    }
+    table = run("inspect", path).stdout
+    assert "a {rex}" in table
+    assert "layout.regions" in table
+
+
+def test_text_from_anyone_cannot_command_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    write_picture(path, Image.new("RGB", (8, 8)), {"prompt": "[red]\x1b[2J\n:smile:\ud800"})
+    assert r"[red]\x1b[2J\n:smile:\ud800" in run("inspect", path).stdout
+    assert json.loads(run("inspect", path, "--json").stdout)["prompt"] == "[red]\x1b[2J\n:smile:\ud800"
+
+
+def test_a_record_of_many_levels(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+
+    def nest(depth: int) -> None:
+        chunk = PngInfo()
+        chunk.add_itxt("cones2", '{"a":' * depth + "1" + "}" * depth)
+        Image.new("RGB", (8, 8)).save(path, pnginfo=chunk)
+
+    nest(400)
+    assert "a.a.a.a.a" in run("inspect", path).stdout
+    nest(10_000)
+    assert "its record is damaged" in refused("inspect", path)
+
+
+def test_files_that_are_neither(tmp_path: Path) -> None:
+    plain, other = tmp_path / "plain.png", tmp_path / "notes.txt"
+    Image.new("RGB", (8, 8)).save(plain)
+    other.write_text("dear diary")
+    assert "can't read missing.png: No such file" in refused("inspect", "missing.png")
+    assert "Is a directory" in refused("inspect", tmp_path)
+    assert "holds no record of how it was made" in refused("inspect", plain)
+    assert "notes.txt is no sound residual file" in refused("inspect", other)
+    assert "File name too long" in refused("inspect", "x" * 300)
+
+
+def test_a_layout_is_drawn(tmp_path: Path) -> None:
+    file, out = tmp_path / "beach.json", tmp_path / "new" / "preview.png"
+    Layout.from_numbers({"rex": [(0.0, 0.0, 0.5, 1.0)], "cup": [(0.5, 0.5, 1.0, 1.0)]}).save(file)
+    assert run("layout", file, "--out", out).stdout == f"{out}: rex, cup.\n"
+    assert read_record(out)["layout"] == json.loads(file.read_text())
+    with Image.open(out) as drawing:
+        assert drawing.size == (512, 512)
+
+
+def test_layouts_that_cannot_be_drawn(tmp_path: Path) -> None:
+    file, out = tmp_path / "beach.json", tmp_path / "preview.png"
+    file.write_text('{"version": 1, "regions": {"rex": [0, 0, 2, 1]}}')
+    assert "xmax 2.0 is outside 0..1" in refused("layout", file, "--out", out)
+    assert "can't read the layout" in refused("layout", tmp_path / "missing.json", "--out", out)
+    file.write_text('{"version": 1, "regions": {}}')
+    assert "does not end in .png" in refused("layout", file, "--out", tmp_path / "preview.jpg")
+    assert files_in(tmp_path) == {"beach.json"}

@@ -1,0 +1,229 @@
+"""`cones2 learn` on the real, tiny model."""
+
+import json
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from command import files_in, refused, run
+from cones2.residual import Residual
+
+RECIPE = "steps = 2\nlearning_rate = 1e-3\ncaption_count = 4\ncaptions_per_step = 2\n"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        Image.radial_gradient("L").convert("RGB").save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "quick.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_it_writes_the_residual_and_says_how_to_use_it(
+    photos: Path, recipe: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "rex.safetensors"
+    result = run(
+        "learn", photos, "--class", "dog", "--out", out, "--model", small_folder, "--recipe", recipe, "--seed", 3
+    )
+    assert result.stdout.splitlines()[0].startswith(f"{out}: 'dog' learned from 3 photos in ")
+    assert f"cones2 compose 'a {{rex}} on the beach' --subject rex={out} --model {small_folder}" in result.stdout
+    assert result.stderr == ""
+    assert files_in(out.parent) == {"rex.safetensors"}
+    residual = Residual.load(out)
+    assert (residual.class_word, residual.recipe["seed"], residual.recipe["steps"]) == ("dog", 3, 2)
+
+
+def test_json_is_one_object_and_steps_override_the_recipe(
+    photos: Path, recipe: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    out, captions = tmp_path / "rex.safetensors", tmp_path / "captions.txt"
+    captions.write_text("a dog\nthe dog on the beach\n")
+    run("learn", photos, "--class", "dog", "--out", out, "--model", small_folder, "--recipe", recipe)
+    arguments = ("learn", photos, "--class", "dog", "--out", out, "--model", small_folder, "--recipe", recipe)
+    result = run(*arguments, "--steps", 3, "--captions", captions, "--json")
+    report = json.loads(result.stdout)
+    assert report["sha256"] == Residual.load(out).sha256
+    assert (report["class_word"], report["backbone"], report["recipe"]["steps"]) == ("dog", "small", 3)
+    assert len(report["photos"]) == 3
+    assert report["loss"] > 0
+
+
+def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(
+    photos: Path, recipe: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    out, checkpoints = tmp_path / "out" / "rex.safetensors", tmp_path / "out" / ".rex.learning"
+    command = ["learn", photos, "--class", "dog", "--out", out, "--model", small_folder, "--recipe", recipe]
+    script = "from cones2.cli import main; main()"
+    learner = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, command), "--steps", "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(checkpoints.glob("*.json")):
+        assert learner.poll() is None
+        time.sleep(0.05)
+    learner.send_signal(signal.SIGINT)
+    stdout, stderr = learner.communicate()
+    assert (learner.returncode, stdout) == (130, "")
+    assert stderr == (
+        "error: interrupted. The last checkpoint is kept: run the same command with --resume to go on from it.\n"
+    )
+    assert files_in(out.parent) >= {".rex.learning"}
+    assert not out.exists()
+    assert "steps is 51, but it began with 100000" in refused(*command, "--steps", 51, "--resume")
+    shutil.rmtree(checkpoints)
+    run(*command, "--resume")
+    assert files_in(out.parent) == {"rex.safetensors"}
+
+
+def test_a_loss_that_is_not_a_number(photos: Path, small_folder: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "wild.toml", tmp_path / "out" / "rex.safetensors"
+    recipe.write_text(RECIPE.replace("1e-3", "1e30").replace("steps = 2", "steps = 9"))
+    error = refused("learn", photos, "--class", "dog", "--out", out, "--model", small_folder, "--recipe", recipe)
+    assert "learning diverged" in error
+    assert "no residual was written" in error
+    assert not out.exists()
+
+
+def test_a_word_that_the_model_does_not_know(photos: Path, recipe: Path, tiny_copy: Path, tmp_path: Path) -> None:
+    (tiny_copy / "lexicon.txt").write_text("dog\ncat\non\nthe\na\nbeach\nphoto\nof\n")
+    config = tiny_copy / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"sample_size": 96', '"sample_size": 8'))
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a doge\nthe doge on the beach\n")
+    out = tmp_path / "rex.safetensors"
+    arguments = ("learn", photos, "--class", "doge", "--out", out, "--model", tiny_copy, "--recipe", recipe)
+    result = run(*arguments, "--captions", captions)
+    warning = "warning: model does not know 'doge'; the nearest word that it knows is 'dog'."
+    assert warning in result.stderr.splitlines()
+
+
+# What is refused, before the model is opened
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds no pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def learn_refused(photos: Path, tmp_path: Path, *options: object, word: str = "dog") -> str:
+    """Learn in vain with a model that is not there, so that what is wrong is told before it is opened."""
+    out = tmp_path / "out" / "rex.safetensors"
+    error = refused("learn", photos, "--class", word, "--model", tmp_path / "none", "--out", out, *options)
+    assert not out.parent.exists()
+    return error
+
+
+def test_photo_folders_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "No such file or directory" in learn_refused(tmp_path / "missing", tmp_path)
+    assert "holds no photos; expected JPEG, PNG or WebP" in learn_refused(tmp_path / "empty", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a picture", "is not a JPEG, PNG or WebP picture"),
+        (png_of(64, 64), "is damaged"),
+        (png_of(60_000, 60_000), "has too many pixels"),
+        (png_of(1, 65_535), "is 1x65535; expected a longer side of at most"),
+    ],
+)
+def test_photos_that_cannot_be_used(photos: Path, tmp_path: Path, content: bytes, message: str) -> None:
+    (photos / "d.png").write_bytes(content)
+    error = learn_refused(photos, tmp_path)
+    assert message in error
+    assert "d.png" in error
+
+
+def test_a_truncated_photo(photos: Path, tmp_path: Path) -> None:
+    content = (photos / "a.png").read_bytes()
+    (photos / "d.png").write_bytes(content[: len(content) // 2])
+    assert "d.png is damaged" in learn_refused(photos, tmp_path)
+
+
+@pytest.mark.parametrize("word", ["", "  ", "..."])
+def test_class_words_that_cannot_be_used(photos: Path, tmp_path: Path, word: str) -> None:
+    assert "has no letters; expected a word such as 'dog'" in learn_refused(photos, tmp_path, word=word)
+
+
+def test_recipes_and_captions_that_cannot_be_used(photos: Path, recipe: Path, tmp_path: Path) -> None:
+    assert "there is no recipe 'best'" in learn_refused(photos, tmp_path, "--recipe", "best")
+    recipe.write_text("stepps = 3")
+    assert "Did you mean 'steps'?" in learn_refused(photos, tmp_path, "--recipe", recipe)
+    recipe.write_text("a cat\n")
+    assert "mentions 'dog' 0 times" in learn_refused(photos, tmp_path, "--captions", recipe)
+
+
+def test_places_that_cannot_be_written(photos: Path, recipe: Path, tmp_path: Path) -> None:
+    command = ("learn", photos, "--class", "dog", "--model", tmp_path / "none", "--out")
+    recipe.rename(tmp_path / "model.safetensors")
+    assert "Not a directory. Choose another --out" in refused(
+        *command, tmp_path / "model.safetensors" / "rex.safetensors"
+    )
+    assert "No such file" in refused(*command, "/proc/nowhere/rex.safetensors")
+    assert "File name too long" in refused(*command, tmp_path / f"{'x' * 300}.safetensors")
+    assert "does not end in .safetensors" in refused(*command, tmp_path / "rex.pt")
+    assert "cones2 did not write it" in refused(*command, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").read_text() == RECIPE
+
+
+def test_a_full_disk(photos: Path, recipe: Path, small_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "rex.safetensors"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+    try:
+        error = refused("learn", photos, "--class", "dog", "--out", out, "--model", small_folder, "--recipe", recipe)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "can't write" in error
+    assert "make room there" in error
+    assert files_in(out.parent) == set()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("photos", "no diffusers model folder"),
+        ("nobody/nothing", "Check the network, or give a local diffusers folder"),
+    ],
+)
+def test_models_that_cannot_be_opened(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out" / "rex.safetensors"
+    assert message in refused("learn", photos, "--class", "dog", "--out", out, "--model", model)
+    assert not out.parent.exists()
+
+
+def test_steps_and_devices_that_make_no_sense(photos: Path, small_folder: Path, tmp_path: Path) -> None:
+    command = ("learn", photos, "--class", "dog", "--out", tmp_path / "rex.safetensors", "--model", small_folder)
+    assert "steps is 0. Expected at least 1" in refused(*command, "--steps", 0)
+    assert "no device 'tpu' on this machine" in refused(*command, "--device", "tpu")
+    assert "unknown dtype 'int8'" in refused(*command, "--dtype", "int8")
+    assert "can't learn in float16" in refused(*command, "--dtype", "float16")
