@@ -1,0 +1,278 @@
+"""Composing: one picture, or a batch of them, of any number of subjects, each where the layout puts it.
+
+The loop is diffusers' own, bit for bit, when there is neither residual nor layout; a residual changes the prompt's
+embedding, a layout the cross-attention, and each costs next to nothing.
+"""
+
+import importlib.metadata
+import inspect
+import json
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor
+
+from cones2.attention import edited_cross_attention
+from cones2.backbones import Backbone, make_scheduler
+from cones2.errors import SettingsError
+from cones2.guidance import LayoutGuidance, find_preset
+from cones2.layout import Layout
+from cones2.prompts import ParsedPrompt, TokenizedPrompt, parse_prompt, tokenize_prompt
+from cones2.subjects import Subject, embed_prompt
+
+__all__ = ["ComposeSettings", "ComposeStep", "Subject", "compose", "embed_prompt", "record"]
+
+_SMALLEST_SIDE, _LARGEST_SIDE = 64, 4096
+
+
+@dataclass(frozen=True)
+class ComposeSettings:
+    """How to draw; the defaults are the paper's (arXiv:2305.19327, App. A).
+
+    Attributes:
+        seeds: one picture each, drawn as one batch.
+        steps: of the scheduler.
+        guidance_scale: classifier-free guidance; without effect, and without its cost, up to 1.
+        layout_scale: multiplies the layout's strength; 0 turns it off.
+        height: in pixels; None is what the model was trained at.
+        width: likewise.
+        negative_prompt: what the picture should not show.
+        scheduler: a name of `backbones.SCHEDULERS`.
+        preset: a name of `guidance.PRESETS`.
+        force: use residuals of another text encoder of the same width, with a warning.
+
+    Raises:
+        SettingsError: a value is outside its range.
+    """
+
+    seeds: tuple[int, ...] = (0,)
+    steps: int = 50
+    guidance_scale: float = 7.5
+    layout_scale: float = 1.0
+    height: int | None = None
+    width: int | None = None
+    negative_prompt: str = ""
+    scheduler: str = "ddim"
+    preset: str = "paper"
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise SettingsError("no seeds: expected at least one, each makes a picture.")
+        for seed in self.seeds:
+            _check_range("seed", seed, 0, 2**63 - 1)
+        _check_range("steps", self.steps, 1, 1000)
+        _check_range("guidance scale", self.guidance_scale, 0, 1000)
+        _check_range("layout scale", self.layout_scale, 0, 1000)
+        for name, side in (("height", self.height), ("width", self.width)):
+            if side is not None:
+                _check_range(name, side, _SMALLEST_SIDE, _LARGEST_SIDE)
+        find_preset(self.preset)
+
+
+@dataclass(frozen=True, eq=False)
+class ComposeStep:
+    """Where composing stands after a step.
+
+    Attributes:
+        step: UNet calls so far.
+        steps: UNet calls in all; some schedulers make two a step.
+        latents: the pictures so far, one row for each seed.
+        pictures: one for each seed, at the last step; empty before.
+    """
+
+    step: int
+    steps: int
+    latents: Float[Tensor, "batch channels height width"]
+    pictures: tuple[Image, ...] = ()
+
+
+def compose(
+    backbone: Backbone,
+    prompt: str,
+    *,
+    subjects: Mapping[str, Subject] | None = None,
+    layout: Layout | None = None,
+    settings: ComposeSettings | None = None,
+) -> Generator[ComposeStep, None, None]:
+    """Draw pictures of subjects, step by step; the last step holds them.
+
+    Everything is checked before the first step. Closing the generator cancels; the UNet is edited from the first step
+    until the generator ends or is closed.
+
+    Args:
+        backbone: the model; the residuals' own.
+        prompt: with each subject's name as a placeholder, `"a {rex} on the beach"`.
+        subjects: by name.
+        layout: where subjects belong; None leaves that to the model.
+        settings: the paper's when None.
+
+    Raises:
+        PromptError: prompt and subjects do not match, or the prompt is too long.
+        LayoutError: a region is for no subject.
+        ResidualMismatch: a residual was learned on another text encoder.
+        SettingsError: the scheduler is unknown, can't make so many steps, or the size does not suit the model.
+    """
+    subjects, settings = subjects or {}, settings or ComposeSettings()
+    parsed = parse_prompt(prompt, {name: subject.class_word for name, subject in subjects.items()})
+    tokenized = tokenize_prompt(parsed, backbone.tokenizer)
+    for subject in subjects.values():
+        if subject.residual is not None:
+            subject.residual.check_fits(backbone.encoder_id, force=settings.force)
+    scheduler = _start_scheduler(backbone, settings)
+    sampler = _Sampler(
+        backbone,
+        scheduler,
+        embeddings=_embed_both(backbone, embed_prompt(backbone, tokenized, subjects), settings),
+        guidance=_guide(layout, tokenized, scheduler, settings),
+        settings=settings,
+    )
+    return sampler.run(_latent_shape(backbone, settings))
+
+
+def record(
+    backbone: Backbone,
+    prompt: str,
+    seed: int,
+    *,
+    subjects: Mapping[str, Subject] | None = None,
+    layout: Layout | None = None,
+    settings: ComposeSettings | None = None,
+) -> dict[str, Any]:
+    """Tell how the picture of `seed` was made, as JSON values: all that is needed to draw it again."""
+    subjects, settings = subjects or {}, settings or ComposeSettings()
+    parsed = parse_prompt(prompt, {name: subject.class_word for name, subject in subjects.items()})
+    encoder = asdict(backbone.encoder_id)
+    del encoder["probe"]
+    return {
+        "prompt": prompt,
+        "text": parsed.text,
+        "subjects": {name: subject.describe() for name, subject in subjects.items()},
+        "layout": None if layout is None else json.loads(layout.to_json()),
+        "seed": seed,
+        "batch": list(settings.seeds),
+        "settings": {key: value for key, value in asdict(settings).items() if key != "seeds"},
+        "backbone": {"name": backbone.name, "encoder": encoder},
+        "device": str(backbone.device),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("cones2", "diffusers", "torch", "transformers")
+        },
+    }
+
+
+class _Sampler:
+    """The denoising loop of one call."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        scheduler: Any,
+        *,
+        embeddings: Float[Tensor, "rows tokens dim"],
+        guidance: LayoutGuidance | None,
+        settings: ComposeSettings,
+    ) -> None:
+        self._backbone = backbone
+        self._scheduler = scheduler
+        self._embeddings = embeddings
+        self._guidance = guidance
+        self._guidance_scale = settings.guidance_scale
+        self._generators = [torch.Generator().manual_seed(seed) for seed in settings.seeds]
+        options = {"generator": self._generators, "eta": 0.0}  # as diffusers' pipeline calls its schedulers
+        taken = inspect.signature(scheduler.step).parameters
+        self._step_options = {name: value for name, value in options.items() if name in taken}
+
+    def run(self, shape: tuple[int, int, int]) -> Generator[ComposeStep, None, None]:
+        """Yield after each UNet call."""
+        latents = self._draw_noise(shape)
+        timesteps = self._scheduler.timesteps
+        conditional = [row >= len(self._embeddings) - len(latents) for row in range(len(self._embeddings))]
+        with edited_cross_attention(self._backbone.unet, self._guidance, conditional=conditional):
+            for step, timestep in enumerate(timesteps, start=1):
+                latents = self._denoise(latents, timestep)
+                pictures = tuple(self._backbone.decode(latents)) if step == len(timesteps) else ()
+                yield ComposeStep(step, len(timesteps), latents, pictures)
+
+    def _draw_noise(self, shape: tuple[int, int, int]) -> Float[Tensor, "batch channels height width"]:
+        """Draw each seed's noise from its own generator, on the CPU: the same on every device and in every batch."""
+        noise: Tensor = randn_tensor((len(self._generators), *shape), self._generators, self._backbone.device)
+        return noise * float(self._scheduler.init_noise_sigma)
+
+    @torch.no_grad()  # here and not around the loop: a generator would leave it switched on between its steps
+    def _denoise(
+        self, latents: Float[Tensor, "batch channels height width"], timestep: Tensor
+    ) -> Float[Tensor, "batch channels height width"]:
+        copies = len(self._embeddings) // len(latents)
+        rows = self._scheduler.scale_model_input(torch.cat([latents] * copies), timestep)
+        predictions = self._backbone.predict(rows, timestep, self._embeddings).chunk(copies)
+        prediction = predictions[0]
+        if copies == 2:
+            unconditional, conditional = predictions
+            prediction = unconditional + self._guidance_scale * (conditional - unconditional)
+        stepped = self._scheduler.step(prediction, timestep, latents, **self._step_options, return_dict=False)
+        advanced: Tensor = stepped[0]
+        return advanced
+
+
+def _embed_both(
+    backbone: Backbone, conditional: Float[Tensor, "1 tokens dim"], settings: ComposeSettings
+) -> Float[Tensor, "rows tokens dim"]:
+    """Stack the text of one UNet call: the negative prompt for every seed, then the prompt for every seed."""
+    count = len(settings.seeds)
+    if settings.guidance_scale <= 1:
+        return conditional.repeat(count, 1, 1)
+    negative = tokenize_prompt(ParsedPrompt(settings.negative_prompt, ()), backbone.tokenizer)
+    unconditional = backbone.embed(negative.input_ids)
+    return torch.cat([unconditional.repeat(count, 1, 1), conditional.repeat(count, 1, 1)])
+
+
+def _guide(
+    layout: Layout | None, prompt: TokenizedPrompt, scheduler: Any, settings: ComposeSettings
+) -> LayoutGuidance | None:
+    if layout is None:
+        return None
+    return LayoutGuidance(
+        layout,
+        prompt.spans,
+        scheduler.alphas_cumprod,
+        preset=find_preset(settings.preset),
+        timesteps=scheduler.timesteps.float().tolist(),
+        layout_scale=settings.layout_scale,
+    )
+
+
+def _start_scheduler(backbone: Backbone, settings: ComposeSettings) -> Any:
+    scheduler = make_scheduler(settings.scheduler, backbone.scheduler)
+    try:
+        scheduler.set_timesteps(settings.steps, device=backbone.device)
+    except (ValueError, IndexError) as error:
+        raise SettingsError(
+            f"scheduler {settings.scheduler!r} can't make {settings.steps} steps: take another number of steps."
+        ) from error
+    return scheduler
+
+
+def _latent_shape(backbone: Backbone, settings: ComposeSettings) -> tuple[int, int, int]:
+    """Give channels, height and width of the latents of one picture."""
+    height, width = settings.height or backbone.default_size[0], settings.width or backbone.default_size[1]
+    for name, side in (("height", height), ("width", width)):
+        if side % backbone.vae_factor:
+            nearest = max(1, round(side / backbone.vae_factor)) * backbone.vae_factor
+            raise SettingsError(
+                f"{name} {side} does not suit {backbone.name}: expected a multiple of {backbone.vae_factor},"
+                f" such as {nearest}."
+            )
+    channels = int(backbone.unet.config["in_channels"])
+    return channels, height // backbone.vae_factor, width // backbone.vae_factor
+
+
+def _check_range(name: str, value: float | int, lowest: int, highest: int) -> None:
+    if not lowest <= value <= highest:  # NaN is in no range
+        raise SettingsError(f"{name} {value} can't be used: expected {lowest} to {highest}.")

@@ -1,0 +1,408 @@
+"""Composing on the real, tiny model: diffusers' own picture without edits; residuals, layouts, batches, errors."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cones2.backbones import SCHEDULERS, Backbone, make_scheduler, open_backbone
+from cones2.composing import ComposeSettings, ComposeStep, Subject, compose, embed_prompt, record
+from cones2.errors import (
+    CaptionError,
+    Cones2Error,
+    Cones2Warning,
+    LayoutError,
+    PromptError,
+    ResidualMismatch,
+    SettingsError,
+)
+from cones2.layout import Layout
+from cones2.picture import read_record, write_picture
+from cones2.prompts import parse_prompt, tokenize_prompt
+from cones2.residual import Residual
+
+# diffusers' own schedulers hand tensors to NumPy in a way that NumPy deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
+SMALL = ComposeSettings(height=64, width=64, steps=3)
+LAYOUT = Layout.from_numbers({"rex": [(0.0, 0.25, 0.5, 1.0)], "cup": [(0.5, 0.5, 1.0, 1.0)]})
+PLAIN = {"rex": Subject("cat"), "cup": Subject("teapot")}
+PROMPT = "a {rex} and a {cup} on the beach"
+
+
+def small(**changes: Any) -> ComposeSettings:
+    return dataclasses.replace(SMALL, **changes)
+
+
+def last(backbone: Backbone, prompt: str = PROMPT, **options: Any) -> ComposeStep:
+    options.setdefault("settings", SMALL)
+    return list(compose(backbone, prompt, **options))[-1]
+
+
+def residual_for(backbone: Backbone, word: str = "cat", *, size: float = 3.0) -> Residual:
+    count = len(backbone.tokenizer(word, add_special_tokens=False)["input_ids"])
+    vector = size * torch.randn(count, backbone.width, generator=torch.Generator().manual_seed(1))
+    tokens = tuple(f"{word}{i}" for i in range(count))
+    return Residual(word, vector, tokens, backbone.encoder_id, {}, (), "0")
+
+
+def diffusers_pictures(backbone: Backbone, settings: ComposeSettings, prompt: str) -> list[Image.Image]:
+    pipeline = backbone.pipeline()
+    pipeline.scheduler = make_scheduler(settings.scheduler, backbone.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    pictures: list[Image.Image] = pipeline(
+        [prompt] * len(settings.seeds),
+        height=settings.height,
+        width=settings.width,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        negative_prompt=[settings.negative_prompt] * len(settings.seeds),
+        generator=[torch.Generator().manual_seed(seed) for seed in settings.seeds],
+    ).images
+    return pictures
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return bool(np.array_equal(np.asarray(one), np.asarray(other)))
+
+
+# Nothing added is diffusers' own picture, bit for bit
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_draws_diffusers_own_picture(tiny: Backbone, scheduler: str) -> None:
+    settings = small(scheduler=scheduler, seeds=(5,), steps=4)
+    picture = last(tiny, "a cat on the beach", settings=settings).pictures[0]
+    assert same(picture, diffusers_pictures(tiny, settings, "a cat on the beach")[0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 0.0},
+        {"negative_prompt": "a dog"},
+        {"seeds": (3, 1, 2)},
+        {"height": 72, "width": 136},
+        {"scheduler": "ddpm", "seeds": (0, 1)},
+    ],
+)
+def test_settings_mean_what_they_mean_in_diffusers(tiny: Backbone, changes: dict[str, Any]) -> None:
+    settings = small(**changes)
+    pictures = last(tiny, "a cat", settings=settings).pictures
+    expected = diffusers_pictures(tiny, settings, "a cat")
+    assert all(map(same, pictures, expected))
+    assert pictures[0].size == (settings.width, settings.height)
+
+
+def test_untaught_subjects_and_an_empty_layout_change_nothing(tiny: Backbone) -> None:
+    plain = last(tiny, "a cat and a teapot on the beach").latents
+    assert torch.equal(last(tiny, subjects=PLAIN).latents, plain)
+    assert torch.equal(last(tiny, subjects=PLAIN, layout=Layout({})).latents, plain)
+
+
+def test_zero_residual_and_zero_strength_change_nothing(tiny: Backbone) -> None:
+    plain = last(tiny, "a {rex}", subjects={"rex": Subject("cat")}).latents
+    zero = Subject("cat", residual_for(tiny, size=0.0))
+    off = Subject("cat", residual_for(tiny), strength=0.0)
+    assert torch.equal(last(tiny, "a {rex}", subjects={"rex": zero}).latents, plain)
+    assert torch.equal(last(tiny, "a {rex}", subjects={"rex": off}).latents, plain)
+
+
+def test_a_layout_of_scale_zero_changes_next_to_nothing(tiny: Backbone) -> None:
+    plain = last(tiny, subjects=PLAIN).latents
+    edited = last(tiny, subjects=PLAIN, layout=LAYOUT, settings=small(layout_scale=0.0)).latents
+    assert torch.allclose(edited, plain, rtol=1e-5, atol=1e-5)
+
+
+# Residuals, Eq. 6
+
+
+def test_a_residual_is_added_at_every_mention_and_nowhere_else(tiny: Backbone) -> None:
+    residual = residual_for(tiny, "teddy bear")
+    subjects = {"ted": Subject("teddy bear", residual, strength=0.5)}
+    prompt = tokenize_prompt(parse_prompt("a {ted} by a {ted}", {"ted": "teddy bear"}), tiny.tokenizer)
+    before = tiny.embed(prompt.input_ids)
+    difference = embed_prompt(tiny, prompt, subjects) - before
+    touched = torch.zeros(77, dtype=torch.bool)
+    for start, stop in prompt.spans["ted"]:
+        touched[start:stop] = True
+        assert torch.allclose(difference[0, start:stop], 0.5 * residual.vector, atol=1e-6)
+    assert difference[0, ~touched].abs().max() == 0
+
+
+def test_two_subjects_of_one_class_get_their_own_residuals(tiny: Backbone) -> None:
+    rex, fido = residual_for(tiny), residual_for(tiny, size=-3.0)
+    subjects = {"rex": Subject("cat", rex), "fido": Subject("cat", fido)}
+    prompt = tokenize_prompt(parse_prompt("{fido} {rex}", {"rex": "cat", "fido": "cat"}), tiny.tokenizer)
+    difference = embed_prompt(tiny, prompt, subjects) - tiny.embed(prompt.input_ids)
+    for name, residual in (("rex", rex), ("fido", fido)):
+        ((start, stop),) = prompt.spans[name]
+        assert torch.allclose(difference[0, start:stop], residual.vector, atol=1e-6)
+
+
+def test_a_residual_and_its_strength_change_the_picture(tiny: Backbone) -> None:
+    def with_strength(strength: float) -> torch.Tensor:
+        return last(tiny, "{rex}", subjects={"rex": Subject("cat", residual_for(tiny), strength)}).latents
+
+    assert not torch.allclose(with_strength(1.0), with_strength(0.0), atol=1e-4)
+    assert not torch.allclose(with_strength(1.0), with_strength(0.5), atol=1e-4)
+
+
+# Layouts
+
+
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_a_layout_changes_the_picture(tiny: Backbone, preset: str) -> None:
+    settings = small(preset=preset)
+    plain = last(tiny, subjects=PLAIN, settings=settings).latents
+    placed = last(tiny, subjects=PLAIN, layout=LAYOUT, settings=settings).latents
+    assert placed.isfinite().all()
+    assert not torch.allclose(placed, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_layout_works_with_every_scheduler(tiny: Backbone, scheduler: str) -> None:
+    settings = small(scheduler=scheduler, preset="official")  # the preset that reads the scheduler's timesteps
+    assert last(tiny, subjects=PLAIN, layout=LAYOUT, settings=settings).latents.isfinite().all()
+
+
+def test_a_layout_on_latents_of_odd_sides(tiny: Backbone) -> None:
+    step = last(tiny, subjects=PLAIN, layout=LAYOUT, settings=small(height=72, width=104))
+    assert step.pictures[0].size == (104, 72)
+
+
+def test_the_order_of_subjects_is_nothing(tiny: Backbone) -> None:
+    reversed_subjects = dict(reversed(PLAIN.items()))
+    reversed_layout = Layout(dict(reversed(LAYOUT.regions.items())))
+    one = last(tiny, subjects=PLAIN, layout=LAYOUT).latents
+    assert torch.equal(last(tiny, subjects=reversed_subjects, layout=reversed_layout).latents, one)
+
+
+# Batches
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler-a", "dpm++"])
+@pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
+def test_a_picture_does_not_depend_on_its_batch_mates(tiny: Backbone, scheduler: str, guidance_scale: float) -> None:
+    settings = small(scheduler=scheduler, guidance_scale=guidance_scale)
+    subjects = {"rex": Subject("cat", residual_for(tiny)), "cup": Subject("teapot")}
+
+    def draw(*seeds: int) -> torch.Tensor:
+        return last(tiny, subjects=subjects, layout=LAYOUT, settings=dataclasses.replace(settings, seeds=seeds)).latents
+
+    batch = draw(4, 5, 6)
+    for row, seed in enumerate((4, 5, 6)):
+        alone = draw(seed)[0]
+        assert (batch[row] - alone).norm() <= 1e-4 * alone.norm()
+    assert not torch.allclose(batch[0], batch[1], atol=0.1)
+
+
+def test_the_same_call_gives_the_same_bits(tiny: Backbone) -> None:
+    assert torch.equal(
+        last(tiny, subjects=PLAIN, layout=LAYOUT).latents, last(tiny, subjects=PLAIN, layout=LAYOUT).latents
+    )
+
+
+def test_the_global_generator_is_left_alone(tiny: Backbone) -> None:
+    before = torch.random.get_rng_state()
+    last(tiny, "a cat", settings=small(scheduler="ddpm"))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# Steps
+
+
+def test_steps_are_told_one_by_one_and_the_last_holds_the_pictures(tiny: Backbone) -> None:
+    steps = list(compose(tiny, "a cat", settings=small(seeds=(0, 1))))
+    assert [(step.step, step.steps) for step in steps] == [(1, 3), (2, 3), (3, 3)]
+    assert [len(step.pictures) for step in steps] == [0, 0, 2]
+    assert all(step.latents.shape == (2, 4, 8, 8) for step in steps)
+
+
+def test_schedulers_of_second_order_tell_every_unet_call(tiny: Backbone) -> None:
+    assert last(tiny, "a cat", settings=small(scheduler="heun")).steps == 5
+
+
+def test_one_unet_call_a_step(tiny: Backbone) -> None:
+    rows: list[int] = []
+    hook = tiny.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    try:
+        last(tiny, subjects=PLAIN, layout=LAYOUT, settings=small(seeds=(0, 1)))
+        last(tiny, subjects=PLAIN, layout=LAYOUT, settings=small(seeds=(0, 1), guidance_scale=1.0))
+    finally:
+        hook.remove()
+    assert rows == [4] * 3 + [2] * 3
+
+
+def test_cancelling_restores_the_unet(tiny: Backbone) -> None:
+    before = dict(tiny.unet.attn_processors)
+    steps = compose(tiny, PROMPT, subjects=PLAIN, layout=LAYOUT, settings=SMALL)
+    next(steps)
+    assert tiny.unet.attn_processors != before
+    steps.close()
+    assert tiny.unet.attn_processors == before
+
+
+def test_gradients_stay_on_between_steps(tiny: Backbone) -> None:
+    for _ in compose(tiny, "a cat", settings=SMALL):
+        assert torch.is_grad_enabled()
+
+
+def test_the_models_own_scheduler_is_left_alone(tiny: Backbone) -> None:
+    last(tiny, "a cat")
+    assert tiny.scheduler.num_inference_steps is None
+
+
+def test_half_precision_draws(tiny_folder: Path) -> None:
+    backbone = open_backbone(str(tiny_folder), device="cpu", dtype="bfloat16")
+    step = last(backbone, subjects=PLAIN, layout=LAYOUT)
+    assert step.latents.dtype == torch.float32
+    assert step.latents.isfinite().all()
+
+
+# What is refused, before the first step
+
+
+def refused(error: type[Cones2Error], match: str, backbone: Backbone, prompt: str = PROMPT, **options: Any) -> None:
+    options.setdefault("settings", SMALL)
+    with pytest.raises(error, match=match) as caught:
+        compose(backbone, prompt, **options)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_prompt_and_subjects_must_match(tiny: Backbone) -> None:
+    refused(PromptError, "no subject is called 'cup'", tiny, subjects={"rex": Subject("cat")})
+    refused(PromptError, r"does not mention \{cup\}", tiny, "a {rex}", subjects=PLAIN)
+
+
+def test_a_region_for_nobody(tiny: Backbone) -> None:
+    refused(LayoutError, "region 'rex' is for no subject of the prompt", tiny, "a cat", layout=LAYOUT)
+
+
+def test_a_prompt_that_is_too_long(tiny: Backbone) -> None:
+    refused(PromptError, "would be cut off", tiny, "a " * 80 + PROMPT, subjects=PLAIN)
+
+
+def test_a_long_negative_prompt_is_cut_with_a_warning(tiny: Backbone) -> None:
+    with pytest.warns(Cones2Warning, match="tokens are not read"):
+        compose(tiny, "a cat", settings=small(negative_prompt="a " * 90))
+
+
+def test_a_residual_of_another_encoder(tiny: Backbone) -> None:
+    mine = residual_for(tiny)
+    other = dataclasses.replace(mine.encoder, name="other", weights="0" * 64, probe=(1.0,) * 16)
+    subjects = {"rex": Subject("cat", dataclasses.replace(mine, encoder=other))}
+    refused(ResidualMismatch, "was learned on other", tiny, "{rex}", subjects=subjects)
+    with pytest.warns(Cones2Warning, match="used all the same, as forced"):
+        assert last(tiny, "{rex}", subjects=subjects, settings=small(force=True)).pictures
+
+
+def test_a_residual_of_another_width(tiny: Backbone) -> None:
+    encoder = dataclasses.replace(tiny.encoder_id, width=33)
+    wide = Residual("cat", torch.zeros(1, 33), ("cat",), encoder, {}, (), "0")
+    for force in (False, True):
+        refused(
+            ResidualMismatch,
+            r"\(width 33\), this backbone is tiny \(width 32\)",
+            tiny,
+            "{rex}",
+            subjects={"rex": Subject("cat", wide)},
+            settings=small(force=force),
+        )
+
+
+def test_a_residual_of_another_number_of_tokens(tiny: Backbone) -> None:
+    mine = residual_for(tiny)
+    count = len(mine.tokens)
+    longer = dataclasses.replace(mine, vector=torch.zeros(count + 1, 32), tokens=(*mine.tokens, "more"))
+    refused(
+        ResidualMismatch,
+        f"has {count + 1} tokens, this backbone makes {count} of that word",
+        tiny,
+        "{rex}",
+        subjects={"rex": Subject("cat", longer)},
+    )
+
+
+def test_sizes_must_suit_the_model(tiny: Backbone) -> None:
+    refused(SettingsError, "height 65 .* multiple of 8, such as 64", tiny, "a", settings=small(height=65))
+    refused(SettingsError, "width 100 does not suit tiny", tiny, "a", settings=small(width=100))
+
+
+def test_schedulers_must_be_known(tiny: Backbone) -> None:
+    refused(
+        SettingsError,
+        "unsupported scheduler 'EDMEulerScheduler'",
+        tiny,
+        "a",
+        settings=small(scheduler="EDMEulerScheduler"),
+    )
+    refused(
+        SettingsError,
+        "'lcm' can't make 900 steps: take another number",
+        tiny,
+        "a",
+        settings=small(scheduler="lcm", steps=900),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": ()}, "no seeds: expected at least one"),
+        ({"seeds": (1, -1)}, "seed -1 can't be used: expected 0 to"),
+        ({"steps": 0}, "steps 0 can't be used: expected 1 to 1000"),
+        ({"guidance_scale": float("nan")}, "guidance scale nan can't be used: expected 0 to 1000"),
+        ({"layout_scale": -0.5}, "layout scale -0.5 can't be used"),
+        ({"height": 32}, "height 32 can't be used: expected 64 to 4096"),
+        ({"width": 100_000}, "width 100000 can't be used"),
+        ({"preset": "mine"}, "unknown layout preset 'mine': expected one of paper, official"),
+    ],
+)
+def test_settings_outside_their_range(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        small(**changes)
+
+
+def test_subjects_that_make_no_sense(tiny: Backbone) -> None:
+    with pytest.raises(CaptionError, match="has no letters"):
+        Subject("...")
+    with pytest.raises(SettingsError, match="strength inf can't be used: expected a number, 1 as learned"):
+        Subject("cat", strength=float("inf"))
+    with pytest.raises(ResidualMismatch, match="was learned for 'cat', the subject is called a 'dog'"):
+        Subject("dog", residual_for(tiny))
+
+
+# The record
+
+
+def test_the_record_holds_all_that_is_needed_to_draw_again(tiny: Backbone, tmp_path: Path) -> None:
+    residual = residual_for(tiny)
+    subjects = {"rex": Subject("cat", residual, 0.75), "cup": Subject("teapot")}
+    settings = small(seeds=(7, 8), negative_prompt="fog")
+    picture = last(tiny, subjects=subjects, layout=LAYOUT, settings=settings).pictures[1]
+    made = record(tiny, PROMPT, 8, subjects=subjects, layout=LAYOUT, settings=settings)
+    write_picture(tmp_path / "a.png", picture, made)
+    read: dict[str, Any] = read_record(tmp_path / "a.png")
+    assert read == made
+    assert read["text"] == "a cat and a teapot on the beach"
+    assert read["subjects"]["rex"] == {"class_word": "cat", "residual": residual.sha256, "strength": 0.75}
+    assert read["subjects"]["cup"]["residual"] is None
+    assert (read["seed"], read["batch"], read["threads"]) == (8, [7, 8], torch.get_num_threads())
+    assert read["backbone"]["encoder"]["weights"] == tiny.encoder_id.weights
+    assert set(read["versions"]) == {"cones2", "diffusers", "torch", "transformers"}
+
+    again = last(
+        tiny,
+        read["prompt"],
+        subjects=subjects,
+        layout=Layout.from_json(json.dumps(read["layout"])),
+        settings=ComposeSettings(seeds=tuple(read["batch"]), **read["settings"]),
+    )
+    assert same(again.pictures[1], picture)
