@@ -2,15 +2,19 @@
 
 Example:
     ```python
-    from pathlib import Path
     import cones2
 
     backbone = cones2.open_backbone("mini")
-    photos = cones2.load_photos(Path("photos/rex"))
-    recipe = cones2.find_recipe(backbone.learn_preset)
-    learned = cones2.finish(cones2.learn(backbone, photos, "dog", recipe=recipe))
-    learned.residual.save(Path("rex.safetensors"))
+    photos = cones2.EXAMPLES["rex"].photos  # or cones2.load_photos(Path("photos/rex"))
+    learned = cones2.finish(cones2.learn(backbone, photos, "dog", recipe=cones2.RECIPES["mini"]))
+    subjects = {"rex": cones2.Subject("dog", learned.residual), "ball": cones2.Subject("ball")}
+    layout = cones2.Layout.from_numbers({"rex": [(0.05, 0.2, 0.5, 0.95)], "ball": [(0.55, 0.5, 0.95, 0.95)]})
+    prompt = "a {rex} and a {ball} on the beach"
+    drawn = cones2.finish(cones2.compose(backbone, prompt, subjects=subjects, layout=layout))
+    drawn.pictures[0].save("beach.png")
     ```
+
+`learn` and `compose` are generators: loop over them for a bar, for logs or to stop early.
 """
 
 import importlib
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
         ResidualMismatch,
         SettingsError,
     )
+    from cones2.examples import EXAMPLES, Example
     from cones2.guidance import PRESETS, LayoutGuidance
     from cones2.layout import Box, Layout
     from cones2.layout_drawing import draw_layout
@@ -54,6 +59,7 @@ _NAMES = {
     "composing": "ComposeSettings ComposeStep Subject compose embed_prompt record",
     "errors": "BackboneError CaptionError Cones2Error Cones2Warning LayoutError LearningError OutputError PhotoError"
     " PictureError PromptError ResidualError ResidualMismatch SettingsError",
+    "examples": "EXAMPLES Example",
     "guidance": "PRESETS LayoutGuidance",
     "layout": "Box Layout",
     "layout_drawing": "draw_layout",
@@ -68,6 +74,7 @@ _NAMES = {
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
+    "EXAMPLES",
     "PRESETS",
     "RECIPES",
     "SCHEDULERS",
@@ -80,6 +87,7 @@ __all__ = [
     "Cones2Error",
     "Cones2Warning",
     "EncoderId",
+    "Example",
     "Layout",
     "LayoutError",
     "LayoutGuidance",

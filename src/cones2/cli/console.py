@@ -25,8 +25,8 @@ def complain(kind: str, text: object) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line of result."""
-    print(printable(text))
+    """Print a line of result, at once also where stdout is a pipe."""
+    print(printable(text), flush=True)
 
 
 def print_json(value: Mapping[str, object]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,14 +70,7 @@ def exhibit(backbone: Backbone, out: Path, *, show: Show, recipe: Recipe, settin
     """Make everything and write it to `out`; say after each stage what it made and took."""
     make_folder(out)
     show.layout.save(out / "layout.json")
-    subjects: dict[str, Subject] = {}
-    for name in show.names:
-        began = time.monotonic()
-        residual = _learn(backbone, name, recipe) if name in show.learned else EXAMPLES[name].residual
-        residual.save(out / f"{name}.safetensors")
-        subjects[name] = Subject(residual.class_word, residual)
-        how = f"learned in {time.monotonic() - began:.0f} s" if name in show.learned else "taken as it is shipped"
-        yield f"{name}, a {residual.class_word}: {how}."
+    subjects = yield from _gather(backbone, out, show, recipe)
     plain = {name: Subject(subject.class_word) for name, subject in subjects.items()}
     hung = [*_lobby(show, backbone.default_size)]
     for title, order in {
@@ -88,9 +81,21 @@ def exhibit(backbone: Backbone, out: Path, *, show: Show, recipe: Recipe, settin
         began = time.monotonic()
         hung.append(_draw(backbone, order, out, title))
         yield f"{len(settings.seeds)} pictures {title}: {time.monotonic() - began:.0f} s."
-    write_picture(
-        out / SHEET, contact_sheet(hung), {"prompt": show.prompt, "layout": json.loads(show.layout.to_json())}
-    )
+    made = {"prompt": show.prompt, "layout": json.loads(show.layout.to_json())}
+    write_picture(out / SHEET, contact_sheet(hung), made)
+
+
+def _gather(backbone: Backbone, out: Path, show: Show, recipe: Recipe) -> Generator[str, None, dict[str, Subject]]:
+    """Learn subjects and take those that are ready."""
+    subjects = {}
+    for name in show.names:
+        began = time.monotonic()
+        residual = _learn(backbone, name, recipe) if name in show.learned else EXAMPLES[name].residual
+        residual.save(out / f"{name}.safetensors")
+        subjects[name] = Subject(residual.class_word, residual)
+        how = f"learned in {time.monotonic() - began:.0f} s" if name in show.learned else "taken as it is shipped"
+        yield f"{name}, a {residual.class_word}: {how}."
+    return subjects
 
 
 def _learn(backbone: Backbone, name: str, recipe: Recipe) -> Residual:
