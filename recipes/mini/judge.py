@@ -1,7 +1,8 @@
 """The judge: a small detector and a small identity embedder that look at mini's pictures.
 
-It is trained on its own renders with its own seeds (`train_judge.py`), and nothing of it is ever used to train mini. The detector finds objects in
-a 128 px picture and names the scene; the embedder sees a square crop of one object and says which class and which individual it is.
+It is trained on its own renders with its own seeds (`train_judge.py`), and nothing of it is ever used to train mini.
+The detector finds objects in a 128 px picture and names the scene; the embedder sees a square crop of one object and
+says which individual, class and colour it is.
 """
 
 import json
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, interpolate, max_pool2d, normalize, silu
 
-from vocabulary import CLASSES, SCENES
+from vocabulary import CLASSES, COLOURS, SCENES
 
 PICTURE = 128
 GRID = 16
@@ -47,7 +48,7 @@ class Detections:
 
     Attributes:
         heat: `[batch, classes, GRID, GRID]`, logits of an object's centre.
-        boxes: `[batch, 2, 4, GRID, GRID]` in 0..1; the second set is for worn things, which share their place with an animal.
+        boxes: `[batch, 2, 4, GRID, GRID]` in 0..1; the second set is for worn things, which share an animal's place.
         scene: `[batch, scenes + 1]`, logits; the last is a plain wall.
     """
 
@@ -110,17 +111,18 @@ class Embedder(nn.Module):
             _convolution(64, 128, 2),
             nn.SiLU(),
             Block(128),
-            nn.Conv2d(128, 48, 1),
-            nn.Flatten(),
         )
-        features = 48 * (CROP // 8) ** 2
-        self.identity = nn.Linear(features, WIDTH)
-        self.kind = nn.Linear(features, len(CLASSES))
+        self.identity = nn.Sequential(
+            _convolution(128, 48), nn.SiLU(), nn.Flatten(), nn.Linear(48 * (CROP // 8) ** 2, WIDTH)
+        )
+        self.norm = nn.BatchNorm1d(128)
+        self.kind, self.colour = nn.Linear(128, len(CLASSES)), nn.Linear(128, len(COLOURS) + 1)
 
-    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of length 1 `[batch, WIDTH]`, and class logits."""
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings of length 1 `[batch, WIDTH]`, logits of classes and of the main colour's word (the last: none)."""
         features = self.body(crops - 0.5)
-        return normalize(self.identity(features), dim=-1), self.kind(features)
+        pooled = self.norm(features.mean((2, 3)))
+        return normalize(self.identity(features), dim=-1), self.kind(pooled), self.colour(pooled)
 
 
 class Judge(nn.Module):
@@ -149,6 +151,12 @@ class Judge(nn.Module):
     def embed(self, images: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
         """Identity embeddings `[boxes, WIDTH]` of what is in `boxes` of the pictures `rows`."""
         return self.embedder(crop(images, boxes, rows))[0]
+
+    @torch.no_grad()
+    def colours(self, images: Tensor, boxes: Tensor, rows: Tensor) -> list[str]:
+        """The surest colour word for what is in `boxes` of the pictures `rows`."""
+        logits = self.embedder(crop(images, boxes, rows))[2][:, : len(COLOURS)]
+        return [list(COLOURS)[index] for index in logits.argmax(1).tolist()]
 
     @torch.no_grad()
     def scenes(self, images: Tensor) -> list[str]:

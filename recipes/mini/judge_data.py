@@ -6,15 +6,14 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from scenes import draw_pool
 from sprites import SpriteAtlas
-from vocabulary import CLASSES, PATTERNS
+from vocabulary import CLASSES, COLOURS, PATTERNS
 from world import Instance, Placed, Scene, World, place
 
 BACKGROUND_SEED = 7001
-FAMILIES = 6
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,8 @@ class Block:
     Attributes:
         images: `[scenes, 3, 128, 128]`, uint8.
         scenes: `[scenes]`, index into `World.scene_names`.
-        rows, kinds, identities: `[objects]`: its picture, its class, its number in the cast.
+        rows, kinds, colours, identities: `[objects]`: its picture, class, main colour's word (the last: none) and
+            number in the cast.
         boxes: `[objects, 4]` in 0..1, around what is visible.
     """
 
@@ -32,6 +32,7 @@ class Block:
     scenes: Tensor
     rows: Tensor
     kinds: Tensor
+    colours: Tensor
     identities: Tensor
     boxes: Tensor
 
@@ -77,12 +78,16 @@ def other_pattern(rng: np.random.Generator, instance: Instance) -> Instance:
 
 
 def draw_cast(world: World, rng: np.random.Generator) -> list[Instance]:
-    """Families of an individual and three that are easily taken for it."""
+    """For every class an individual and two that are easily taken for it."""
     cast: list[Instance] = []
-    for _ in range(FAMILIES):
-        base = any_instance(world, rng)
-        last = other_warp(rng, base) if rng.random() < 0.5 else other_pattern(rng, base)
-        cast += [base, other_palette(world, rng, base), other_sprite(world, rng, base), last]
+    for class_index in range(len(CLASSES)):
+        base = any_instance(world, rng, class_index)
+        kind = rng.random()
+        if kind < 0.5:
+            other = other_sprite(world, rng, base)
+        else:
+            other = other_warp(rng, base) if kind < 0.75 else other_pattern(rng, base)
+        cast += [base, other_palette(world, rng, base), other]
     return cast
 
 
@@ -129,18 +134,50 @@ def render_block(
 ) -> Block:
     """Render scenes with the boxes of all that is visible; who is in no cast gets a number of his own."""
     rendered = world.render(scenes, 128)
-    columns: list[list] = [[], [], [], []]
+    columns: list[list] = [[], [], [], [], []]
     for row, scene in enumerate(scenes):
         for slot, placed in enumerate(scene.objects):
             box = visible_box(rendered.masks[row, slot])
             if box is None:
                 continue
             number = (numbers or {}).get(id(placed.instance), -1 - len(columns[0]))
-            for column, value in zip(columns, (row, placed.instance.class_index, number, box), strict=True):
+            instance = placed.instance
+            values = (row, instance.class_index, colour_index(instance), number, box)
+            for column, value in zip(columns, values, strict=True):
                 column.append(value)
     images = (degrade(rendered.images, rng, vae) * 255).round().byte()
     names = torch.tensor([world.scene_names.index(scene.scene) for scene in scenes])
     return Block(images, names, *(torch.tensor(column) for column in columns))
+
+
+def augment(block: Block, rng: np.random.Generator) -> Block:
+    """The same block seen anew: each picture mirrored, zoomed and shifted, and all with their colour channels permuted.
+
+    Individuals stay the same individuals to each other; colour words are lost when channels move.
+    """
+    count = len(block.images)
+    zoom = torch.from_numpy(rng.uniform(0.8, 1.3, count)).float()
+    centre = 0.5 + torch.from_numpy(rng.uniform(-0.5, 0.5, (count, 2))).float() * (1 - 1 / zoom)[:, None].abs()
+    mirror = torch.from_numpy(rng.choice([-1.0, 1.0], count)).float()
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = mirror / zoom, 1 / zoom, 2 * centre - 1
+    channels = rng.permutation(3).tolist()
+    grid = affine_grid(theta, [count, 3, 128, 128], align_corners=False)
+    images = grid_sample(block.images[:, channels].float(), grid, padding_mode="border", align_corners=False)
+    boxes = (block.boxes - centre[block.rows].repeat(1, 2)) * zoom[block.rows, None]
+    mirrored = torch.stack([-boxes[:, 2], boxes[:, 1], -boxes[:, 0], boxes[:, 3]], 1)
+    boxes = torch.where(mirror[block.rows, None] < 0, mirrored, boxes) + 0.5
+    inside = boxes.clamp(0, 1)
+    kept = (inside[:, 2:] - inside[:, :2]).prod(1) > 0.7 * (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    colours = block.colours if channels == [0, 1, 2] else torch.full_like(block.colours, -100)
+    parts = (block.rows, block.kinds, colours, block.identities, inside)
+    return Block(images.round().byte(), block.scenes, *(part[kept] for part in parts))
+
+
+def colour_index(instance: Instance) -> int:
+    """Index of the main colour's word; one past the last when it is between two."""
+    word = instance.colour_word
+    return len(COLOURS) if word is None else list(COLOURS).index(word)
 
 
 def visible_box(mask: Tensor) -> tuple[float, float, float, float] | None:
@@ -158,7 +195,7 @@ def autoencode(vae: AutoencoderKL, images: Tensor, noise: Tensor | float = 0.0) 
     """Send pictures in 0..1 through the autoencoder, with some noise (in spreads of the latents) on the way."""
     latents = vae.encode((images * 2 - 1).contiguous(memory_format=torch.channels_last)).latent_dist.mean
     latents = latents + noise * torch.randn_like(latents) / vae.config.scaling_factor
-    return (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+    return (vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
 
 
 def degrade(images: Tensor, rng: np.random.Generator, vae: AutoencoderKL | None) -> Tensor:
@@ -173,5 +210,6 @@ def degrade(images: Tensor, rng: np.random.Generator, vae: AutoencoderKL | None)
     coded = np.flatnonzero(kinds == 2)
     if vae is not None and len(coded):
         noise = torch.tensor(rng.uniform(-0.1, 0.3, len(coded)).clip(0), dtype=torch.float32)
-        images[coded] = autoencode(vae, images[coded], noise[:, None, None, None])
+        with torch.autocast(images.device.type, torch.bfloat16):
+            images[coded] = autoencode(vae, images[coded], noise[:, None, None, None])
     return images.clamp(0, 1)

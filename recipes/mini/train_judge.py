@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from judge import GRID, WEIGHTS, Detections, Judge, crop
-from judge_data import Block, draw_block, judge_world
+from judge_data import Block, augment, draw_block, judge_world
 from sprites import SpriteAtlas
 from vocabulary import CLASSES
 
 TEMPERATURE = 0.08
+WEIGHTS_OF_LOSSES = {"heat": 1.0, "box": 2.0, "scene": 0.3, "identity": 1.0, "class": 1.0, "colour": 1.0}
 
 
 def heat_targets(block: Block) -> Tensor:
@@ -49,7 +50,7 @@ def box_loss(detections: Detections, block: Block, targets: Tensor) -> Tensor:
         near = targets[row, kind, y, x] > 0.4
         losses.append(detections.boxes[row, int(CLASSES[kind].worn is not None), :, y, x][:, near].T)
     wanted = torch.cat([box.expand(len(part), 4) for box, part in zip(block.boxes, losses, strict=True)])
-    given = torch.cat(losses)
+    given = torch.cat(losses).float()
     inner = (torch.minimum(given[:, 2:], wanted[:, 2:]) - torch.maximum(given[:, :2], wanted[:, :2])).clamp(min=0)
     shared = inner.prod(1)
     union = (given[:, 2:] - given[:, :2]).prod(1) + (wanted[:, 2:] - wanted[:, :2]).prod(1) - shared
@@ -77,17 +78,27 @@ def training_loss(judge: Judge, block: Block) -> tuple[Tensor, dict[str, float]]
     """All losses of one block."""
     images = (block.images.float() / 255).contiguous(memory_format=torch.channels_last)
     targets = heat_targets(block)
-    detections = judge.detector(images)
-    embeddings, kinds = judge.embedder(crop(images, jitter(block.boxes), block.rows))
+    with torch.autocast(images.device.type, torch.bfloat16):
+        detections = judge.detector(images)
+        embeddings, kinds, colours = judge.embedder(crop(images, jitter(block.boxes), block.rows))
     parts = {
-        "heat": heat_loss(detections.heat, targets),
+        "heat": heat_loss(detections.heat.float(), targets),
         "box": box_loss(detections, block, targets),
-        "scene": cross_entropy(detections.scene, block.scenes),
-        "identity": identity_loss(embeddings, block.identities),
-        "class": cross_entropy(kinds, block.kinds),
+        "scene": cross_entropy(detections.scene.float(), block.scenes),
+        "identity": identity_loss(embeddings.float(), block.identities),
+        "class": cross_entropy(kinds.float(), block.kinds),
+        "colour": cross_entropy(colours.float(), block.colours, reduction="sum") / len(colours),
     }
-    total = parts["heat"] + 2 * parts["box"] + 0.3 * parts["scene"] + parts["identity"] + 0.5 * parts["class"]
+    total = sum(WEIGHTS_OF_LOSSES[name] * part for name, part in parts.items())
     return total, {name: part.item() for name, part in parts.items()}
+
+
+def make_optimizer(judge: Judge) -> torch.optim.Optimizer:
+    """AdamW, slower for the one dense layer, where each step adds up over thousands of inputs."""
+    dense = list(judge.embedder.identity[-1].parameters())
+    others = [p for p in judge.parameters() if all(p is not own for own in dense)]
+    groups = [{"params": others, "share": 1.0}, {"params": dense, "share": 0.15}]
+    return torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), weight_decay=0.02)
 
 
 def load_vae(folder: Path) -> AutoencoderKL | None:
@@ -105,7 +116,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--resume", action="store_true", help="start from the weights in --out")
     parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--pool", type=int, default=150, help="blocks of scenes kept in memory")
     parser.add_argument("--seed", type=int, default=7000)
     arguments = parser.parse_args()
@@ -114,19 +125,19 @@ def main() -> None:
     world = judge_world(SpriteAtlas.load(arguments.work / "sprites.safetensors"))
     judge = Judge.load(arguments.out).requires_grad_(True) if arguments.resume else Judge()
     judge = judge.train().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=0.02)
+    optimizer = make_optimizer(judge)
     start, limit, saved = time.monotonic(), 60 * arguments.minutes, time.monotonic()
-    vae, blocks = None, []
+    vae, blocks = load_vae(arguments.work / "vae"), []
     for step in itertools.count():
         elapsed = time.monotonic() - start
         if elapsed > limit:
             break
         if step % 3 == 0 or len(blocks) < 10:
-            vae = vae or load_vae(arguments.work / "vae")
             blocks = [*blocks, draw_block(world, rng, vae)][-arguments.pool :]
-        rate = arguments.learning_rate * min((step + 1) / 100, 0.02 + 0.49 * (1 + np.cos(np.pi * elapsed / limit)))
-        optimizer.param_groups[0]["lr"] = rate
-        loss, parts = training_loss(judge, blocks[rng.integers(len(blocks))])
+        rate = arguments.learning_rate * min((step + 1) / 50, 0.02 + 0.49 * (1 + np.cos(np.pi * elapsed / limit)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+        loss, parts = training_loss(judge, augment(blocks[rng.integers(len(blocks))], rng))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(judge.parameters(), 5.0)
@@ -138,6 +149,7 @@ def main() -> None:
         if time.monotonic() - saved > 120:
             saved = time.monotonic()
             judge.save(arguments.out)
+            vae = load_vae(arguments.work / "vae")  # it may have got better, or be there by now
     judge.save(arguments.out)
     print(f"{step} steps, autoencoded pictures: {vae is not None}", flush=True)
 

@@ -1,0 +1,149 @@
+"""What mini is asked to draw when it is evaluated: prompts, layouts and subjects, from fixed seeds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cones2.composing import Subject
+from cones2.layout import Layout
+from metrics import Box, Wanted
+from sprites import SpriteAtlas
+from vocabulary import CLASSES, COLOURS, SCENES
+from world import ANIMALS, FREE, WORN
+
+NAMES = ("first", "second", "third", "fourth")
+SIDES = (0.28, 0.5)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt, the seeds to draw it with, and what should be seen.
+
+    Attributes:
+        prompt: with placeholders.
+        subjects: by name.
+        wanted: what each name should look like, in the order of `subjects`.
+        seeds: one picture each.
+        layout: where, if that is given.
+        scene: the scene asked for, "" for none.
+        detail: the colour or the relation asked for, if any.
+    """
+
+    prompt: str
+    subjects: dict[str, Subject]
+    wanted: tuple[Wanted, ...]
+    seeds: tuple[int, ...]
+    layout: Layout | None = None
+    scene: str = ""
+    detail: str = field(default="")
+
+
+@dataclass(frozen=True)
+class Known:
+    """Somebody that a case can be about: a class, perhaps a residual and a reference of its looks."""
+
+    subject: Subject
+    wanted: Wanted
+
+
+def class_shapes(atlas: SpriteAtlas) -> list[tuple[float, float]]:
+    """Width and height of each class as drawn, the longer 1 and the shorter at least a half."""
+    alpha = atlas.planes[:, 0, :4].sum(1) > 0.4
+    width, height = alpha.any(1).float().mean(1), alpha.any(2).float().mean(1)
+    shapes = []
+    for kind in range(len(CLASSES)):
+        own = atlas.class_index == kind
+        across, down = float(width[own].mean()), float(height[own].mean())
+        shapes.append((max(across / max(across, down), 0.5), max(down / max(across, down), 0.5)))
+    return shapes
+
+
+def draw_boxes(rng: np.random.Generator, shapes: Sequence[tuple[float, float]]) -> list[Box]:
+    """Boxes of these shapes that do not overlap, the longer side 0.28 to 0.5 of the picture."""
+    while True:
+        for _ in range(300):
+            sides = rng.uniform(*SIDES, (len(shapes), 1)) * np.array(shapes)
+            corners = rng.uniform(0.02, 0.98 - sides)
+            boxes = np.concatenate([corners, corners + sides], axis=1).round(3)
+            if _apart(boxes):
+                return [tuple(box) for box in boxes.tolist()]
+
+
+def _apart(boxes: np.ndarray) -> bool:
+    return not any(
+        (np.minimum(one[2:], other[2:]) > np.maximum(one[:2], other[:2])).all()
+        for number, one in enumerate(boxes)
+        for other in boxes[:number]
+    )
+
+
+def any_known(rng: np.random.Generator, count: int) -> list[Known]:
+    """Untaught classes, all different."""
+    kinds = rng.choice(len(CLASSES), count, replace=False).tolist()
+    return [Known(Subject(CLASSES[kind].word), Wanted(kind)) for kind in kinds]
+
+
+def scene_case(
+    rng: np.random.Generator,
+    known: Sequence[Known],
+    seeds: tuple[int, ...],
+    shapes: Sequence[tuple[float, float]] | None = None,
+) -> Case:
+    """Everybody in one scene; with `shapes` of the classes, also a layout."""
+    scene = str(rng.choice([*SCENES, ""]))
+    names = NAMES[: len(known)]
+    phrases = [mention(one.wanted.class_index, name) for one, name in zip(known, names, strict=True)]
+    prompt = f"{join(phrases)} {SCENES.get(scene, '')}".strip()
+    wanted, layout = tuple(one.wanted for one in known), None
+    if shapes is not None:
+        boxes = draw_boxes(rng, [shapes[one.class_index] for one in wanted])
+        layout = Layout.from_numbers({name: [box] for name, box in zip(names, boxes, strict=True)})
+        wanted = tuple(Wanted(one.class_index, box, one.identity) for one, box in zip(wanted, boxes, strict=True))
+    subjects = {name: one.subject for name, one in zip(names, known, strict=True)}
+    return Case(prompt, subjects, wanted, seeds, layout, scene)
+
+
+def colour_case(rng: np.random.Generator, known: Known, seeds: tuple[int, ...]) -> Case:
+    """One subject in a colour."""
+    colour = str(rng.choice(list(COLOURS)))
+    prompt = mention(known.wanted.class_index, NAMES[0], colour)
+    return Case(prompt, {NAMES[0]: known.subject}, (known.wanted,), seeds, detail=colour)
+
+
+def relation_case(rng: np.random.Generator, known: Known, seeds: tuple[int, ...]) -> Case:
+    """A subject and an untaught word in a relation: half of the animals wear it, the others are on or next to it."""
+    kind = known.wanted.class_index
+    if kind in ANIMALS and rng.random() < 0.5:
+        relation, other = "wearing", int(rng.choice(WORN))
+    else:
+        relation = str(rng.choice(["on", "next to"]))
+        other = int(rng.choice([free for free in FREE if free != kind]))
+    prompt = f"{mention(kind, NAMES[0])} {relation} {mention(other, NAMES[1])}"
+    subjects = {NAMES[0]: known.subject, NAMES[1]: Subject(CLASSES[other].word)}
+    return Case(prompt, subjects, (known.wanted, Wanted(other)), seeds, detail=relation)
+
+
+def holds(relation: str, one: Box, other: Box) -> bool:
+    """Two boxes are as a relation says: `one` wears, is on, or is next to `other`."""
+    (x, y), (u, v) = _centre(one), _centre(other)
+    width, height = max(one[2] - one[0], other[2] - other[0]), max(one[3] - one[1], other[3] - other[1])
+    if relation == "wearing":
+        return abs(x - u) < 0.3 * width and one[1] - 0.6 * height < v < one[3]
+    if relation == "on":
+        return abs(x - u) < 0.5 * width and y < v - 0.3 * height
+    return abs(y - v) < 0.5 * height and 0.4 * width < abs(x - u) < 1.6 * width
+
+
+def _centre(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def mention(kind: int, name: str, adjective: str = "") -> str:
+    """A class with its article, its word replaced by a placeholder: "an {first}"."""
+    return CLASSES[kind].phrase(adjective).replace(CLASSES[kind].word, f"{{{name}}}")
+
+
+def join(phrases: Sequence[str]) -> str:
+    """A list as one says it: "a, b and c"."""
+    return " and ".join(part for part in (", ".join(phrases[:-1]), phrases[-1]) if part)

@@ -1,0 +1,163 @@
+"""The example subjects: individuals that mini never saw, their photos, and their residuals.
+
+`python recipes/mini/examples.py render` draws the photos, `python recipes/mini/examples.py learn` learns the residuals
+from them. Each subject is the first individual that a fixed seed draws and that `is_distinct`; none is picked by hand.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from scenes import draw_pool
+from sprites import SpriteAtlas
+from vocabulary import CLASSES
+from world import Instance, Placed, Scene, World
+
+SEED = 5000
+PHOTOS = 5
+FOLDER = Path(__file__).parents[2] / "src/cones2/examples"
+WORK = Path(__file__).parent / "work"
+PLAN = (  # name, class word, whether its drawing is of the style that mini never saw
+    ("rex", "dog", False),
+    ("fido", "dog", False),
+    ("mimi", "cat", False),
+    ("luna", "cat", True),
+    ("hugo", "owl", False),
+    ("bobo", "teddy bear", False),
+    ("coco", "teddy bear", False),
+    ("kiki", "sunglasses", False),
+    ("zaza", "sunglasses", False),
+    ("toto", "hat", False),
+    ("momo", "mug", False),
+    ("nana", "mug", True),
+    ("pako", "backpack", False),
+    ("dodo", "backpack", True),
+    ("lulu", "ball", False),
+    ("turbo", "car", False),
+)
+LICENCES = {
+    "noto": "Noto Emoji, Google, Apache-2.0",
+    "noto-v1": "Noto Emoji, Google, Apache-2.0",
+    "fluent-emoji-flat": "Fluent Emoji, Microsoft, MIT",
+    "fxemoji": "FxEmojis, Mozilla, Apache-2.0",
+    "twemoji": "Twemoji, Twitter, CC-BY-4.0",
+    "emojione": "EmojiOne 2, Ranks.com, CC-BY-4.0",
+}
+OWN_DRAWING = "drawn for cones2, Apache-2.0"
+
+
+@dataclass(frozen=True)
+class ExampleSubject:
+    """One example: its name, its class, whether its style is unseen (tier T2), and the individual itself."""
+
+    name: str
+    class_word: str
+    unseen: bool
+    instance: Instance
+
+    @property
+    def class_index(self) -> int:
+        """Index into `CLASSES`."""
+        return self.instance.class_index
+
+
+def example_world(work: Path = WORK) -> World:
+    """The world with backgrounds of the photos' own."""
+    backgrounds = draw_pool(np.random.default_rng(SEED), 128, 12)
+    return World(SpriteAtlas.load(work / "sprites.safetensors"), backgrounds)
+
+
+def example_subjects(world: World) -> tuple[ExampleSubject, ...]:
+    """Draw the individuals of `PLAN`, the same ones each time."""
+    words, found = [word.word for word in CLASSES], []
+    for number, (name, class_word, unseen) in enumerate(PLAN):
+        rng = np.random.default_rng([SEED, number])
+        kin = [subject.instance for subject in found if subject.class_word == class_word]
+        while True:
+            instance = world.instance(rng, words.index(class_word), unseen=unseen)
+            if is_distinct(instance, kin):
+                break
+        found.append(ExampleSubject(name, class_word, unseen, instance))
+    return tuple(found)
+
+
+def is_distinct(instance: Instance, kin: list[Instance]) -> bool:
+    """Two clearly different colours, vivid enough to see, and another main colour than its kin of the same class."""
+    contrast = np.square(instance.palette[0] - instance.palette[1]).sum() > 0.1
+    spread = float(np.ptp(instance.palette[0]))
+    apart = all(np.square(instance.palette[0] - other.palette[0]).sum() > 0.2 for other in kin)
+    return bool(contrast and spread > 0.3 and apart)
+
+
+def photo_scenes(world: World, subject: ExampleSubject, rng: np.random.Generator) -> list[Scene]:
+    """The subject alone and large, on plain walls and in scenes, a little turned."""
+    names = [*rng.permutation(world.scene_names[:-1])[: PHOTOS - 2], "", ""]
+    backgrounds = world.backgrounds.shape[1]
+    return [Scene(str(name), int(rng.integers(backgrounds)), (pose(subject.instance, rng),)) for name in names]
+
+
+def pose(instance: Instance, rng: np.random.Generator) -> Placed:
+    """Place an individual by itself: large, a little turned, perhaps mirrored."""
+    size = rng.uniform(0.6, 0.8)
+    x, y = rng.uniform(size / 2 + 0.02, 0.98 - size / 2, 2)
+    return Placed(instance, x, y, size, rng.normal(0, 0.1), bool(rng.random() < 0.5), rng.uniform(0.92, 1.06))
+
+
+def draw_photos(world: World, folder: Path) -> None:
+    """Write every subject's photos and `subjects.json`."""
+    names = SpriteAtlas.load(WORK / "sprites.safetensors").names
+    index = {}
+    for number, subject in enumerate(example_subjects(world)):
+        scenes = photo_scenes(world, subject, np.random.default_rng([SEED, 100 + number]))
+        pictures = world.render(scenes, 128).images.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+        photos = folder / subject.name / "photos"
+        photos.mkdir(parents=True, exist_ok=True)
+        for position, picture in enumerate(pictures):
+            Image.fromarray(picture).save(photos / f"{position}.png", optimize=True)
+        source = names[subject.instance.sprite].split("/")[1]
+        licence = LICENCES.get(source, OWN_DRAWING)
+        tier = "T2" if subject.unseen else "T1"
+        index[subject.name] = {"class_word": subject.class_word, "tier": tier, "licence": licence}
+    (folder / "subjects.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def learn_residuals(model: str, folder: Path, *, again: bool) -> None:
+    """Learn every subject from its shipped photos with `cones2 learn`'s defaults for mini."""
+    from cones2.backbones import open_backbone
+    from cones2.learning import learn
+    from cones2.photos import load_photos
+    from cones2.recipe import RECIPES
+
+    backbone = open_backbone(model)
+    for name, about in json.loads((folder / "subjects.json").read_text()).items():
+        path = folder / name / f"{name}.safetensors"
+        if path.exists() and not again:
+            continue
+        start = time.monotonic()
+        *_, last = learn(backbone, load_photos(folder / name / "photos"), about["class_word"], recipe=RECIPES["mini"])
+        last.residual.save(path)
+        norm = float(last.residual.vector.norm())
+        print(f"{name}: {time.monotonic() - start:.0f} s, norm {norm:.1f}, L_sub {last.subject_loss:.3f}", flush=True)
+
+
+def main() -> None:
+    """Draw photos, or learn residuals."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", choices=["render", "learn"])
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--model", default="mini", help="mini, or a diffusers folder")
+    parser.add_argument("--again", action="store_true", help="learn also what has a residual")
+    arguments = parser.parse_args()
+    if arguments.task == "render":
+        draw_photos(example_world(), arguments.folder)
+    else:
+        learn_residuals(arguments.model, arguments.folder, again=arguments.again)
+
+
+if __name__ == "__main__":
+    main()

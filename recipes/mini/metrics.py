@@ -1,0 +1,134 @@
+"""What counts as present, as in its right box and as the same individual, and how sure a rate is."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import permutations
+
+import torch
+from torch import Tensor
+
+from judge import Sighting, overlap
+
+Box = tuple[float, float, float, float]
+LEAST_OVERLAP = 0.4
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One object that a picture should show: its class, where, and who it is (an embedding), if that is known."""
+
+    class_index: int
+    box: Box | None = None
+    identity: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of trials: `hits` of `trials`, and what chance would give."""
+
+    hits: int
+    trials: int
+    chance: float | None = None
+
+    @property
+    def share(self) -> float:
+        """Hits over trials."""
+        return self.hits / max(self.trials, 1)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval."""
+        return wilson(self.hits, self.trials)
+
+    def as_json(self) -> dict[str, object]:
+        """Everything, the interval too."""
+        low, high = self.interval
+        return {**asdict(self), "share": round(self.share, 4), "low": round(low, 4), "high": round(high, 4)}
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.share:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson, 1927)."""
+    if trials == 0:
+        return 0.0, 1.0
+    share, spread = hits / trials, z * z / trials
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def rate(outcomes: Sequence[bool], chance: float | None = None) -> Rate:
+    """The share of outcomes that are true."""
+    return Rate(sum(outcomes), len(outcomes), chance)
+
+
+def all_present(sightings: Sequence[Sighting], wanted: Sequence[Wanted]) -> bool:
+    """Each wanted class is seen exactly as often as it is wanted."""
+    kinds = [object_.class_index for object_ in wanted]
+    seen = [sighting.class_index for sighting in sightings]
+    return all(seen.count(kind) == kinds.count(kind) for kind in set(kinds))
+
+
+def in_right_boxes(sightings: Sequence[Sighting], wanted: Sequence[Wanted]) -> list[bool]:
+    """For each wanted object: it is in its box, and its class is nowhere else."""
+    found = match(sightings, wanted)
+    kinds = [object_.class_index for object_ in wanted]
+    alone = [
+        sum(sighting.class_index == kind for sighting in sightings) <= kinds.count(kind) for kind in kinds
+    ]  # a second copy would be outside, since a box holds one
+    return [
+        one is not None and only and fits(one.box, object_.box)
+        for one, only, object_ in zip(found, alone, wanted, strict=True)
+    ]
+
+
+def fits(box: Box, region: Box | None) -> bool:
+    """Its centre is inside the region, and they overlap by 0.4 or more."""
+    if region is None:
+        return True
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    inside = region[0] <= x <= region[2] and region[1] <= y <= region[3]
+    return inside and overlap(box, region) >= LEAST_OVERLAP
+
+
+def match(sightings: Sequence[Sighting], wanted: Sequence[Wanted]) -> list[Sighting | None]:
+    """Who of those seen is who of those wanted: by class, and within a class by identity if known, else by place."""
+    found: list[Sighting | None] = [None] * len(wanted)
+    for kind in {object_.class_index for object_ in wanted}:
+        slots = [slot for slot, object_ in enumerate(wanted) if object_.class_index == kind]
+        seen = [sighting for sighting in sightings if sighting.class_index == kind]
+        padded: list[Sighting | None] = [*seen, *([None] * max(0, len(slots) - len(seen)))]
+        best = max(
+            permutations(padded, len(slots)),
+            key=lambda order: sum(_likeness(s, wanted[slot]) for s, slot in zip(order, slots, strict=True)),
+        )
+        for slot, sighting in zip(slots, best, strict=True):
+            found[slot] = sighting
+    return found
+
+
+def _likeness(sighting: Sighting | None, wanted: Wanted) -> float:
+    if sighting is None:
+        return -2.0
+    if wanted.identity is not None:
+        return float(sighting.embedding @ wanted.identity)
+    return overlap(sighting.box, wanted.box) if wanted.box else sighting.score
+
+
+def at_place(sightings: Sequence[Sighting], wanted: Wanted) -> Sighting | None:
+    """The sighting of the wanted class that is most in the wanted box, whoever it is; identity is asked of that one."""
+    seen = [s for s in sightings if s.class_index == wanted.class_index]
+    if wanted.box is not None:
+        region = wanted.box
+        seen = [s for s in seen if overlap(s.box, region) > 0]
+        return max(seen, key=lambda s: overlap(s.box, region), default=None)
+    return max(seen, key=lambda s: s.score, default=None)
+
+
+def is_nearest(embedding: Tensor, own: Tensor, others: Tensor) -> bool:
+    """An embedding is nearer to its own reference than to any of the others `[others, dim]`."""
+    return bool(embedding @ own > torch.max(others @ embedding))
