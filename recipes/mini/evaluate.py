@@ -7,69 +7,34 @@ steps of DPM++.
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from cones2.backbones import Backbone, open_backbone
+from cones2.backbones import open_backbone
 from cones2.composing import Subject
-from cones2.residual import Residual
-from drawing import draw_case, make_sheet, to_picture
 from evaluate_judge import evaluate_judge
 from evaluation_cases import Case, Known, any_known, class_shapes, colour_case, holds, relation_case, scene_case
-from examples import FOLDER, ExampleSubject, example_subjects, example_world
-from judge import Judge, Sighting
+from examples import example_subjects, example_world
+from judge import Judge
 from judge_data import judge_world
-from lookalikes import CHANCE, LineUp, draw_lookalikes, draw_pool, histograms, line_up
-from metrics import Rate, Wanted, all_present, at_place, in_right_boxes, is_nearest, rate
+from lookalikes import CHANCE, histograms
+from metrics import Rate, all_present, at_place, fits, in_right_boxes, rate
 from model_card import print_card
 from sprites import SpriteAtlas
+from studio import Seen, Studio, save_pictures
+from taught import flat, taught_subjects
 from vocabulary import COLOURS, SCENES
-from world import World
 
 SEED = 9000
 RESULTS = Path(__file__).parent / "results"
 WORK = Path(__file__).parent / "work"
-SEEDS_A_CASE = 2
 SHOWN_FAILURES = 16
 SWEEP = (0.5, 1.0, 2.0, 4.0)
 COUNTS = (1, 2, 3, 4)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A picture, what it should show and what the judge saw in it."""
-
-    case: Case
-    image: Tensor
-    sightings: Sequence[Sighting]
-
-
-@dataclass(frozen=True)
-class Studio:
-    """What every stage needs."""
-
-    backbone: Backbone
-    judge: Judge
-    world: World
-    atlas: SpriteAtlas
-    pictures: int
-
-    def draw(self, cases: Sequence[Case], layout_scale: float = 1.0) -> Iterator[Seen]:
-        """Draw cases and look at them."""
-        for case in cases:
-            images = draw_case(self.backbone, case, layout_scale=layout_scale)
-            for image, sightings in zip(images, self.judge.look(images), strict=True):
-                yield Seen(case, image, sightings)
-
-    def seeds(self) -> list[tuple[int, ...]]:
-        """Seeds for as many cases as make `pictures` pictures."""
-        starts = range(0, self.pictures, SEEDS_A_CASE)
-        return [tuple(range(start, min(start + SEEDS_A_CASE, self.pictures))) for start in starts]
 
 
 def evaluate_plain(studio: Studio) -> dict[str, Rate]:
@@ -81,69 +46,59 @@ def evaluate_plain(studio: Studio) -> dict[str, Rate]:
         outcomes = [all_present(one.sightings, one.case.wanted) for one in seen]
         rates[f"{count}"] = rate(outcomes)
         failures += _failures(seen, outcomes)
-    _save_failures("plain", failures)
+    save_failures("plain", failures)
     return rates
 
 
-def evaluate_layout(studio: Studio, layout_scale: float = 1.0, counts: Sequence[int] = COUNTS) -> dict[str, Rate]:
+def evaluate_layout(studio: Studio) -> dict[str, Rate]:
     """Untaught words with random boxes: is each in its own?"""
-    rates, failures, shapes = {}, [], class_shapes(studio.atlas)
-    for count in counts:
-        rng = np.random.default_rng([SEED, 2, count])
-        cases = [scene_case(rng, any_known(rng, count), seeds, shapes) for seeds in studio.seeds()]
-        seen = list(studio.draw(cases, layout_scale))
+    rates, failures = {}, []
+    for count in COUNTS:
+        seen = draw_with_layout(studio, count)
         boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
         present = [all_present(one.sightings, one.case.wanted) for one in seen]
-        rates[f"{count}"] = rate([hit for hits in boxes for hit in hits], _chance_of_box(cases))
+        rates[f"{count}"] = rate(flat(boxes), _chance_of_box([one.case for one in seen]))
         rates[f"{count}, all of a picture"] = rate([all(hits) for hits in boxes])
         rates[f"{count}, all present"] = rate(present)
         failures += _failures(seen, [all(hits) for hits in boxes])
-    _save_failures("layout", failures)
+    save_failures("layout", failures)
     return rates
+
+
+def draw_with_layout(studio: Studio, count: int, layout_scale: float = 1.0) -> list[Seen]:
+    """Scenes of untaught words, each with a random box."""
+    rng, shapes = np.random.default_rng([SEED, 2, count]), class_shapes(studio.atlas)
+    cases = [scene_case(rng, any_known(rng, count), seeds, shapes) for seeds in studio.seeds()]
+    return list(studio.draw(cases, layout_scale))
 
 
 def evaluate_identity(studio: Studio) -> dict[str, Rate]:
     """The example subjects with their shipped residuals, alone and together, with a layout: is each itself?"""
-    rates, failures, shapes = {}, [], class_shapes(studio.atlas)
-    examples = example_subjects(example_world())
-    known, line_ups, baselines = taught_subjects(studio, examples)
+    rates, failures = {}, []
+    taught = taught_subjects(studio, example_subjects(example_world()))
     for count in COUNTS:
-        rng = np.random.default_rng([SEED, 3, count])
-        chosen = [rng.choice(len(known), count, replace=False).tolist() for _ in studio.seeds()]
-        cases = [
-            scene_case(rng, [known[index] for index in indices], seeds, shapes)
-            for indices, seeds in zip(chosen, studio.seeds(), strict=True)
-        ]
-        untaught = [replace(case, subjects=_without_residuals(case)) for case in cases]
-        for label, these in (("", cases), (", without residuals", untaught)):
-            seen = list(studio.draw(these))
-            who = [indices for indices, case in zip(chosen, cases, strict=True) for _ in case.seeds]
-            hits = [
-                _identified(one, indices, line_ups, studio.judge.embed) for one, indices in zip(seen, who, strict=True)
-            ]
-            rates[f"{count}{label}"] = rate([hit for row in hits for hit in row], CHANCE)
-            if label:
-                continue
-            for tier, unseen in (("T1", False), ("T2", True)):
-                part = [
-                    hit
-                    for row, indices in zip(hits, who, strict=True)
-                    for hit, index in zip(row, indices, strict=True)
-                    if examples[index].unseen == unseen
-                ]
-                rates[f"{count}, {tier}"] = rate(part, CHANCE)
-            simple = [_identified(one, indices, baselines, histograms) for one, indices in zip(seen, who, strict=True)]
-            rates[f"{count}, by colour histogram"] = rate([hit for row in simple for hit in row], CHANCE)
-            boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
-            rates[f"{count}, in its right box"] = rate([hit for row in boxes for hit in row])
-            failures += _failures(seen, [all(row) for row in hits])
-    _save_failures("identity", failures)
+        who, cases = taught.draw_cases(studio, count)
+        seen = list(studio.draw(cases))
+        hits = taught.identify(seen, who, taught.line_ups, studio.judge.embed)
+        simple = taught.identify(seen, who, taught.baselines, histograms)
+        boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
+        rates[f"{count}"] = rate(flat(hits), CHANCE)
+        for tier, unseen in (("T1", False), ("T2", True)):
+            rates[f"{count}, {tier}"] = rate(taught.of_tier(hits, who, unseen=unseen), CHANCE)
+        rates[f"{count}, by colour histogram"] = rate(flat(simple), CHANCE)
+        rates[f"{count}, in its right box"] = rate(flat(boxes))
+        failures += _failures(seen, [all(row) for row in hits])
+        if count == 1:
+            bare = list(studio.draw([replace(case, subjects=_without_residuals(case)) for case in cases]))
+            hits = taught.identify(bare, who, taught.line_ups, studio.judge.embed)
+            rates["1, without residual"] = rate(flat(hits), CHANCE)
+    save_failures("identity", failures)
     return rates
 
 
 def evaluate_follow(studio: Studio) -> dict[str, Rate]:
     """Scene, colour and relation of the prompt, with residual and without."""
-    known, _, _ = taught_subjects(studio, example_subjects(example_world()), line_ups=False)
+    known = taught_subjects(studio, example_subjects(example_world())).known
     rng = np.random.default_rng([SEED, 4])
     scenes = [scene_case(rng, [_any(rng, known)], seeds) for seeds in studio.seeds()]
     colours = [colour_case(rng, _any(rng, known), seeds) for seeds in studio.seeds()]
@@ -162,44 +117,16 @@ def evaluate_follow(studio: Studio) -> dict[str, Rate]:
 
 
 def evaluate_sweep(studio: Studio) -> dict[str, Rate]:
-    """The layout's strength (preset `paper`) against the share in its right box."""
-    return {
-        f"layout scale {scale:g}, {name}": value
-        for scale in SWEEP
-        for name, value in evaluate_layout(studio, scale, counts=(2, 3)).items()
-    }
-
-
-def taught_subjects(
-    studio: Studio, examples: Sequence[ExampleSubject], *, line_ups: bool = True
-) -> tuple[list[Known], list[LineUp], list[LineUp]]:
-    """The example subjects with their residuals, and their line-ups by embedding and by histogram."""
-    known, embedded, baselines = [], [], []
-    for number, example in enumerate(examples):
-        rng = np.random.default_rng([SEED, 5, number])
-        residual = Residual.load(FOLDER / example.name / f"{example.name}.safetensors")
-        identity = None
-        if line_ups:
-            pool = draw_pool(studio.world, rng, example.class_index)
-            others = draw_lookalikes(studio.world, studio.judge, example.instance, rng, pool)
-            embedded.append(line_up(studio.world, example.instance, others, rng, studio.judge.embed))
-            baselines.append(line_up(studio.world, example.instance, others, rng, histograms))
-            identity = embedded[-1].own
-        known.append(Known(Subject(example.class_word, residual), Wanted(example.class_index, None, identity)))
-    return known, embedded, baselines
-
-
-def _identified(one: Seen, indices: Sequence[int], line_ups: Sequence[LineUp], describe) -> list[bool]:
-    """For each subject of a picture: whoever stands at its place looks more like it than like any look-alike."""
-    hits = []
-    for index, wanted in zip(indices, one.case.wanted, strict=True):
-        sighting, line = at_place(one.sightings, wanted), line_ups[index]
-        if sighting is None:
-            hits.append(False)
-            continue
-        vector = describe(one.image[None], torch.tensor([sighting.box]), torch.zeros(1, dtype=torch.long))[0]
-        hits.append(is_nearest(vector, line.own, line.others))
-    return hits
+    """The layout's strength (preset `paper`) against the share in its right box, on a quarter of the pictures."""
+    studio, rates = replace(studio, pictures=max(studio.pictures // 4, 1)), {}
+    for scale in SWEEP:
+        for count in (2, 3):
+            seen = draw_with_layout(studio, count, scale)
+            boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
+            present = [all_present(one.sightings, one.case.wanted) for one in seen]
+            rates[f"layout scale {scale:g}, {count} objects"] = rate(flat(boxes))
+            rates[f"layout scale {scale:g}, {count} objects, all present"] = rate(present)
+    return rates
 
 
 def _in_scene(judge: Judge, one: Seen) -> bool:
@@ -229,8 +156,6 @@ def _without_residuals(case: Case) -> dict[str, Subject]:
 
 def _chance_of_box(cases: Sequence[Case]) -> float:
     """How often an object fits its box when the boxes of another case are taken for its own."""
-    from metrics import fits
-
     boxes = [wanted.box for case in cases for wanted in case.wanted if wanted.box]
     pairs = [(one, other) for one in boxes[:100] for other in boxes[:100] if one is not other]
     return round(float(np.mean([fits(one, other) for one, other in pairs])), 4) if pairs else 0.0
@@ -240,12 +165,10 @@ def _failures(seen: Sequence[Seen], outcomes: Sequence[bool]) -> list[Seen]:
     return [one for one, good in zip(seen, outcomes, strict=True) if not good][: SHOWN_FAILURES // len(COUNTS)]
 
 
-def _save_failures(stage: str, failures: Sequence[Seen]) -> None:
-    """The first failures of each count, with boxes asked for in white and what the judge saw in red."""
+def save_failures(stage: str, failures: Sequence[Seen]) -> None:
+    """Keep the first failures of each count, to be shown."""
     if failures:
-        RESULTS.mkdir(exist_ok=True)
-        pictures = [to_picture(one.image, [w.box for w in one.case.wanted if w.box], one.sightings) for one in failures]
-        make_sheet(pictures).save(RESULTS / f"failures-{stage}.png", optimize=True)
+        save_pictures(RESULTS / f"failures-{stage}.png", failures)
 
 
 def save_rates(stage: str, rates: dict[str, Rate], about: dict[str, object]) -> None:

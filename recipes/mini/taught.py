@@ -1,0 +1,82 @@
+"""The example subjects as mini was taught them, and whether they are themselves in pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cones2.composing import Subject
+from cones2.residual import Residual
+from evaluation_cases import Case, Known, class_shapes, scene_case
+from examples import FOLDER, ExampleSubject
+from lookalikes import Describe, LineUp, draw_lookalikes, draw_pool, histograms, line_up
+from metrics import Wanted, at_place, is_nearest
+from studio import Seen, Studio
+
+SEED = 9100
+
+
+@dataclass(frozen=True)
+class Taught:
+    """The example subjects with their residuals, and their line-ups by embedding and by colour histogram."""
+
+    examples: Sequence[ExampleSubject]
+    known: Sequence[Known]
+    line_ups: Sequence[LineUp]
+    baselines: Sequence[LineUp]
+
+    def draw_cases(self, studio: Studio, count: int) -> tuple[list[list[int]], list[Case]]:
+        """For each picture who is in it, and the cases, each with a layout."""
+        rng, shapes, who, cases = np.random.default_rng([SEED, 1, count]), class_shapes(studio.atlas), [], []
+        for seeds in studio.seeds():
+            chosen = rng.choice(len(self.known), count, replace=False).tolist()
+            cases.append(scene_case(rng, [self.known[index] for index in chosen], seeds, shapes))
+            who += [chosen] * len(seeds)
+        return who, cases
+
+    @staticmethod
+    def identify(
+        seen: Sequence[Seen], who: Sequence[Sequence[int]], line_ups: Sequence[LineUp], describe: Describe
+    ) -> list[list[bool]]:
+        """For each subject of each picture: whoever stands in its place looks more like it than like any look-alike."""
+        return [
+            [
+                _identified(one, wanted, line_ups[index], describe)
+                for index, wanted in zip(row, one.case.wanted, strict=True)
+            ]
+            for one, row in zip(seen, who, strict=True)
+        ]
+
+    def of_tier(self, hits: Sequence[Sequence[bool]], who: Sequence[Sequence[int]], *, unseen: bool) -> list[bool]:
+        """The hits of subjects in a style that mini saw, or never saw."""
+        pairs = zip(flat(hits), flat(who), strict=True)
+        return [hit for hit, index in pairs if self.examples[index].unseen == unseen]
+
+
+def taught_subjects(studio: Studio, examples: Sequence[ExampleSubject]) -> Taught:
+    """Load the residuals and draw the look-alikes."""
+    known, embedded, baselines = [], [], []
+    for number, example in enumerate(examples):
+        rng = np.random.default_rng([SEED, 2, number])
+        residual = Residual.load(FOLDER / example.name / f"{example.name}.safetensors")
+        pool = draw_pool(studio.world, rng, example.class_index)
+        others = draw_lookalikes(studio.world, studio.judge, example.instance, rng, pool)
+        embedded.append(line_up(studio.world, example.instance, others, rng, studio.judge.embed))
+        baselines.append(line_up(studio.world, example.instance, others, rng, histograms))
+        wanted = Wanted(example.class_index, None, embedded[-1].own)
+        known.append(Known(Subject(example.class_word, residual), wanted))
+    return Taught(examples, known, embedded, baselines)
+
+
+def _identified(one: Seen, wanted: Wanted, line: LineUp, describe: Describe) -> bool:
+    sighting = at_place(one.sightings, wanted)
+    if sighting is None:
+        return False
+    vector = describe(one.image[None], torch.tensor([sighting.box]), torch.zeros(1, dtype=torch.long))[0]
+    return is_nearest(vector, line.own, line.others)
+
+
+def flat(rows: Sequence[Sequence]) -> list:
+    """One list of all rows' values."""
+    return [value for row in rows for value in row]
