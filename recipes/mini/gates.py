@@ -96,9 +96,10 @@ def oracle_gate(setup: Setup) -> Gate:
             subjects = {name: subject for name, subject in names.items() if f"{{{name}}}" in prompt}
             plain = {name: Subject(subject.class_word) for name, subject in subjects.items()}
             images, without = setup.draw(prompt, subjects, seeds), setup.draw(prompt, plain, seeds)
-            turned += [one == colour for one in colours_of(judge, images, word)]
-            before += [one == colour for one in colours_of(judge, without, word)]
-            if NAMES[1] in subjects:
+            alone = NAMES[1] not in subjects
+            turned += [one == colour for one in colours_of(judge, images, word, alone=alone)]
+            before += [one == colour for one in colours_of(judge, without, word, alone=alone)]
+            if not alone:
                 kept += [one is not None and one != colour for one in colours_of(judge, images, other)]
             drawn += [*images, *without]
     # a stray vector would also recolour the other object, so both count
@@ -209,11 +210,15 @@ def _fits(sightings: Sequence[Sighting], wanted: Wanted) -> bool:
     return seen is not None and fits(seen.box, wanted.box)
 
 
-def colours_of(judge: Judge, images: Tensor, word: str) -> list[str | None]:
-    """The colour of the one object of a class in each picture; None where there is none."""
+def colours_of(judge: Judge, images: Tensor, word: str, *, alone: bool = False) -> list[str | None]:
+    """The colour of the one object of a class in each picture; None where there is none.
+
+    Of an object that is `alone` the colour counts also while it can't be told what it is: shapes come later in training.
+    """
     found: list[str | None] = []
     for row, sightings in enumerate(judge.look(images)):
-        seen = at_place(sightings, Wanted(KINDS[word]))
+        surest = sightings[0] if alone and sightings else None
+        seen = at_place(sightings, Wanted(KINDS[word])) or surest
         place = None if seen is None else (torch.tensor([seen.box]), torch.tensor([row]))
         found.append(None if place is None else judge.colours(images, *place)[0])
     return found
