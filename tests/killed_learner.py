@@ -19,7 +19,7 @@ from cones2.learning import learn
 from cones2.photos import Photo
 from cones2.recipe import Recipe
 
-RECIPE = Recipe(steps=24, batch_size=2, learning_rate=1e-3, captions_per_step=2, caption_count=4)
+RECIPE = Recipe(steps=20, batch_size=2, learning_rate=1e-3, captions_per_step=2, caption_count=4)
 
 
 def main(model: str, out: Path) -> None:
@@ -34,17 +34,26 @@ def main(model: str, out: Path) -> None:
         *_, last = steps
         last.residual.save(out / f"{name}.safetensors")
 
-    started = time.monotonic()
     wait(in_child(lambda: study("undisturbed", resume=False)))
-    usual = time.monotonic() - started
-    draw = random.Random(0)
+    draw = random.Random(1)
     for _ in range(5):
-        child = in_child(lambda: study("killed", resume=True))
-        time.sleep(usual * draw.uniform(0.02, 0.2))
-        os.kill(child, signal.SIGKILL)
-        if os.WTERMSIG(os.waitpid(child, 0)[1]) != signal.SIGKILL:
-            sys.exit("the learner ended before it was killed")
+        kill_after(in_child(lambda: study("killed", resume=True)), out / "killed-state", draw)
     wait(in_child(lambda: study("killed", resume=True)))
+
+
+def kill_after(child: int, state: Path, draw: random.Random) -> None:
+    """Kill the child within a tenth of a second of its start, or of its first, second or third checkpoint."""
+    goal = newest(state) + draw.randint(0, 3)
+    while newest(state) < goal:
+        time.sleep(0.001)
+    time.sleep(draw.uniform(0, 0.1))
+    os.kill(child, signal.SIGKILL)
+    if os.WTERMSIG(os.waitpid(child, 0)[1]) != signal.SIGKILL:
+        sys.exit("the learner ended before it was killed")
+
+
+def newest(state: Path) -> int:
+    return max((int(path.stem.removeprefix("step-")) for path in state.glob("step-*.json")), default=0)
 
 
 def in_child(work: Callable[[], None]) -> int:

@@ -103,6 +103,7 @@ TUNED = {"all": {"embeddings", "encoder", "final_layer_norm"}, "layers": {"encod
 def test_what_is_tuned(small: Backbone, tune: str, changed: set[str]) -> None:
     last = finish(learn(small, PHOTOS, "dog", recipe=dataclasses.replace(RECIPE, tune=tune)))
     assert last.tuned is not None
+    assert all(not parameter.requires_grad for parameter in last.tuned.text_encoder.parameters())
     before = small.text_encoder.state_dict()
     after = last.tuned.text_encoder.state_dict()
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == changed

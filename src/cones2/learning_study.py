@@ -126,6 +126,8 @@ class Study:
             if step < steps:
                 yield LearnStep(step, steps, *losses)
             else:
+                self.optimizer.zero_grad()
+                self.tuned.text_encoder.requires_grad_(False)
                 yield LearnStep(step, steps, *losses, residual=self._residual(), tuned=self.tuned)
 
     def state(self) -> dict[str, Tensor]:
@@ -159,7 +161,6 @@ class Study:
         self.optimizer.step()
         return total, first, second
 
-    @torch.no_grad()
     def _residual(self) -> Residual:
         captions, originals = self.lesson.captions, self.lesson.originals
         chunks = (
