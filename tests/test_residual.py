@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cones2.errors import Cones2Warning, OutputError, ResidualError, ResidualMismatch
+from cones2.errors import Cones2Warning, OutputError, ResidualError, ResidualMismatchError
 from cones2.residual import EncoderId, Residual
 
 ENCODER = EncoderId(name="tiny", width=5, weights="ab" * 32, probe=(0.5, -1.25, 3.0))
@@ -323,7 +323,9 @@ def test_it_fits_its_own_encoder() -> None:
 
 def test_another_encoder_of_the_same_width() -> None:
     other = dataclasses.replace(ENCODER, name="other", weights="00" * 32, probe=(0.5, 1.25, 3.0))
-    with pytest.raises(ResidualMismatch, match=r"learned on tiny \(width 5\), this backbone is other .* or force it"):
+    with pytest.raises(
+        ResidualMismatchError, match=r"learned on tiny \(width 5\), this backbone is other .* or force it"
+    ):
         make().check_fits(other)
     with pytest.warns(Cones2Warning, match="used all the same, as forced; expect another subject"):
         make().check_fits(other, force=True)
@@ -331,5 +333,7 @@ def test_another_encoder_of_the_same_width() -> None:
 
 @pytest.mark.parametrize("force", [False, True])
 def test_another_width_is_always_an_error(force: bool) -> None:
-    with pytest.raises(ResidualMismatch, match=r"\(width 5\), this backbone is tiny \(width 6\): the widths must be"):
+    with pytest.raises(
+        ResidualMismatchError, match=r"\(width 5\), this backbone is tiny \(width 6\): the widths must be"
+    ):
         make().check_fits(dataclasses.replace(ENCODER, width=6), force=force)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         PictureError,
         PromptError,
         ResidualError,
-        ResidualMismatch,
+        ResidualMismatchError,
         SettingsError,
     )
     from cones2.examples import EXAMPLES, Example
@@ -58,7 +58,7 @@ _NAMES = {
     "captions": "captions_for read_captions",
     "composing": "ComposeSettings ComposeStep Subject compose embed_prompt record",
     "errors": "BackboneError CaptionError Cones2Error Cones2Warning LayoutError LearningError OutputError PhotoError"
-    " PictureError PromptError ResidualError ResidualMismatch SettingsError",
+    " PictureError PromptError ResidualError ResidualMismatchError SettingsError",
     "examples": "EXAMPLES Example",
     "guidance": "PRESETS LayoutGuidance",
     "layout": "Box Layout",
@@ -101,7 +101,7 @@ __all__ = [
     "Recipe",
     "Residual",
     "ResidualError",
-    "ResidualMismatch",
+    "ResidualMismatchError",
     "Row",
     "SettingsError",
     "Subject",

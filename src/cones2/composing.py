@@ -115,7 +115,7 @@ def compose(
     Raises:
         PromptError: prompt and subjects do not match, or the prompt is too long.
         LayoutError: a region is for no subject.
-        ResidualMismatch: a residual was learned on another text encoder.
+        ResidualMismatchError: a residual was learned on another text encoder.
         SettingsError: the scheduler is unknown, can't make so many steps, or the size does not suit the model.
     """
     subjects, settings = subjects or {}, settings or ComposeSettings()

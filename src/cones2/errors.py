@@ -8,7 +8,7 @@ Cones2Error
 ├── PromptError            a prompt whose placeholders and subjects do not match, or that is too long
 ├── LayoutError            a box, region or layout file that makes no sense
 ├── ResidualError          a residual file that is damaged, hostile or of an unknown version
-│   └── ResidualMismatch   a sound residual that belongs to another text encoder
+│   └── ResidualMismatchError   a sound residual that belongs to another text encoder
 ├── BackboneError          a model that can't be opened or used
 ├── LearningError          learning that can't start, go on or resume
 ├── PictureError           a picture that holds no record of how it was made
@@ -47,7 +47,7 @@ class ResidualError(Cones2Error):
     """A residual file is damaged, hostile or of an unknown version."""
 
 
-class ResidualMismatch(ResidualError):
+class ResidualMismatchError(ResidualError):
     """A sound residual belongs to another text encoder."""
 
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from cones2.errors import Cones2Warning, ResidualError, ResidualMismatch
+from cones2.errors import Cones2Warning, ResidualError, ResidualMismatchError
 from cones2.files import write_atomically
 from cones2.residual_format import MAX_FILE_BYTES, MAX_TOKENS, TENSOR, check_header, pack
 
@@ -160,7 +160,7 @@ class Residual:
             force: only warn about another encoder of the same width; another width is always an error.
 
         Raises:
-            ResidualMismatch: it was learned on another text encoder.
+            ResidualMismatchError: it was learned on another text encoder.
         """
         if self.encoder.fits(encoder):
             return
@@ -169,11 +169,11 @@ class Residual:
             f" this backbone is {encoder.name} (width {encoder.width})"
         )
         if self.encoder.width != encoder.width:
-            raise ResidualMismatch(
+            raise ResidualMismatchError(
                 f"{got}: the widths must be equal. Use that backbone, or learn the subject on this one."
             )
         if not force:
-            raise ResidualMismatch(
+            raise ResidualMismatchError(
                 f"{got}, and its text encoder is another one: the subject would be lost."
                 " Use that backbone, learn the subject on this one, or force it."
             )

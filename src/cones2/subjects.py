@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cones2.backbones import Backbone
 from cones2.captions import check_class_word
-from cones2.errors import ResidualMismatch, SettingsError
+from cones2.errors import ResidualMismatchError, SettingsError
 from cones2.prompts import TokenizedPrompt
 from cones2.residual import Residual
 
@@ -26,7 +26,7 @@ class Subject:
 
     Raises:
         CaptionError: the class word is empty or punctuation only.
-        ResidualMismatch: the residual was learned for another class word.
+        ResidualMismatchError: the residual was learned for another class word.
         SettingsError: the strength is not finite.
     """
 
@@ -39,7 +39,7 @@ class Subject:
         if not math.isfinite(self.strength):
             raise SettingsError(f"strength {self.strength} can't be used: expected a number, 1 as learned.")
         if self.residual is not None and self.residual.class_word != self.class_word:
-            raise ResidualMismatch(
+            raise ResidualMismatchError(
                 f"the residual was learned for {self.residual.class_word!r}, the subject is called a"
                 f" {self.class_word!r}: use the residual's own class word."
             )
@@ -58,7 +58,7 @@ def embed_prompt(
     `arXiv:2305.19327, Eq. 6`.
 
     Raises:
-        ResidualMismatch: a class word has another number of tokens here than the residual has.
+        ResidualMismatchError: a class word has another number of tokens here than the residual has.
     """
     embeddings = backbone.embed(prompt.input_ids)
     for name, subject in subjects.items():
@@ -67,7 +67,7 @@ def embed_prompt(
         vector = subject.residual.vector.to(embeddings)
         for start, stop in prompt.spans[name]:
             if stop - start != len(vector):
-                raise ResidualMismatch(
+                raise ResidualMismatchError(
                     f"the residual of {subject.class_word!r} has {len(vector)} tokens, this backbone makes"
                     f" {stop - start} of that word: learn the subject on this backbone."
                 )
