@@ -1,0 +1,60 @@
+"""Time this package against plain diffusers, the frozen UNet, and equivalents of the authors' loops.
+
+`make bench` runs all of it on `mini`; `--quick` shows in a minute or so that it runs, and its figures are not kept.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from composing_pairs import composing_pairs
+from cones2 import Backbone, find_recipe, load_photos, open_backbone
+from cones2.files import make_folder, write_atomically
+from learning_pairs import learning_pairs
+from pairs import Pair, Timing, measure
+from report import as_json, as_markdown, machine
+
+_HERE = Path(__file__).parent
+_PHOTOS = _HERE.parent / "src" / "cones2" / "examples" / "rex" / "photos"
+
+
+def main() -> None:
+    """Measure all pairs, print the table, write it and its JSON."""
+    options = _parse()
+    backbone = open_backbone(options.model, device=options.device, dtype=options.dtype)
+    about = machine(backbone)
+    count, steps = (3, 4) if options.quick else (options.pairs, 50)
+    timings = list(_measure_all(backbone, count=count, steps=steps))
+    about = {**about, "composing": f"{steps} steps, guidance scale 7.5, from prompt to picture"}
+    print(as_markdown(timings, about))
+    if not options.quick:
+        make_folder(options.out)
+        name = f"{backbone.name}-{backbone.device.type}"
+        write_atomically(options.out / f"{name}.json", as_json(timings, about).encode())
+        write_atomically(options.out / f"{name}.md", as_markdown(timings, about).encode())
+
+
+def _measure_all(backbone: Backbone, *, count: int, steps: int) -> Iterator[Timing]:
+    for pair in _pairs(backbone, steps=steps):
+        print(f"{count} pairs: {pair.what}; {pair.against}", flush=True)
+        yield measure(pair, count)
+
+
+def _pairs(backbone: Backbone, *, steps: int) -> list[Pair]:
+    recipe = find_recipe(backbone.learn_preset)
+    return [*composing_pairs(backbone, steps=steps), *learning_pairs(backbone, load_photos(_PHOTOS), recipe)]
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="mini", help="mini, a diffusers folder, or a Hub id")
+    parser.add_argument("--pairs", type=int, default=15, help="how often each pair is timed; an interval needs 6")
+    parser.add_argument("--quick", action="store_true", help="3 pairs, pictures of 4 steps; writes nothing")
+    parser.add_argument("--device", help="cuda, mps or cpu; the best there is")
+    parser.add_argument("--dtype", help="the UNet's; what suits the device")
+    parser.add_argument("--out", type=Path, default=_HERE / "results", help="where the table and its JSON go")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

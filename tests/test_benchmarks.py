@@ -1,0 +1,177 @@
+"""The benchmarks' baselines do what they stand for, and the arithmetic of their figures is right."""
+
+import copy
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+from PIL import Image
+from safetensors import safe_open
+from torch.testing import assert_close
+
+from cones2.backbones import Backbone
+from cones2.composing import ComposeSettings, Subject, compose
+from cones2.layout import Layout
+from cones2.objective import add_noise, subject_loss
+from cones2.photos import Photo
+from cones2.recipe import Recipe
+from cones2.residual import Residual
+from cones2.steps import finish
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))  # scripts, not a package
+authors_composing, authors_learning, composing_pairs, learning_pairs, pairs, report = map(
+    importlib.import_module,
+    ("authors_composing", "authors_learning", "composing_pairs", "learning_pairs", "pairs", "report"),
+)
+
+# diffusers' own schedulers hand tensors to NumPy in a way that NumPy deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
+PHOTOS = tuple(Photo(Path(f"{i}.png"), str(i) * 64, Image.radial_gradient("L").convert("RGB")) for i in range(3))
+
+
+@pytest.fixture(scope="module")
+def small(tiny: Backbone) -> Backbone:
+    """The tiny model, drawing 64 pixels instead of 768."""
+    unet = copy.deepcopy(tiny.unet)
+    unet.register_to_config(sample_size=8)
+    return dataclasses.replace(tiny, unet=unet)
+
+
+def golden_run(name: str, backbone: Backbone) -> tuple[dict[str, Any], torch.Tensor]:
+    """A run of the authors' own sampler: how it was made, as `draw_latents` takes it, and its latents."""
+    with safe_open(ROOT / "tests" / "data" / "golden" / f"{name}.safetensors", "pt") as file:
+        made, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    boxes = json.loads(made["boxes"])
+    subjects = {
+        word: Subject(word, Residual(word, tensors[f"residual.{word}"], (word,), backbone.encoder_id, {}, (), "0"))
+        for word in boxes
+    }
+    prompt = made["prompt"]
+    for word in boxes:
+        prompt = prompt.replace(word, f"{{{word}}}")
+    drawing = authors_composing.Drawing(
+        steps=int(made["steps"]), guided=int(made["gsteps"]), guidance_scale=float(made["cfg"]), seed=int(made["seed"])
+    )
+    layout = Layout.from_numbers({word: [box] for word, box in boxes.items()})
+    order = {"prompt": prompt, "subjects": subjects, "layout": layout, "drawing": drawing}
+    return order, tensors["latents"]
+
+
+@pytest.fixture
+def fused_self_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the 9216 x 9216 scores of a 768 pixel picture: fused, self-attention gives the same much sooner."""
+    materialised, fused = authors_composing._MaterialisedAttention.__call__, AttnProcessor2_0()
+
+    def attend(self: Any, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, **options: Any) -> Any:
+        if encoder_hidden_states is None:
+            return fused(attn, hidden_states)
+        return materialised(self, attn, hidden_states, encoder_hidden_states, **options)
+
+    monkeypatch.setattr(authors_composing._MaterialisedAttention, "__call__", attend)
+
+
+@pytest.mark.usefixtures("fused_self_attention")
+def test_the_authors_loop_draws_what_their_code_drew(tiny: Backbone) -> None:
+    order, expected = golden_run("sampler_1of2", tiny)  # one guided step, run twice, and one plain step
+    latents = authors_composing.draw_latents(tiny, **order)
+    assert (latents - expected).norm() <= 1e-4 * expected.norm()
+
+
+def test_the_authors_loop_without_recurrence_draws_what_we_draw(small: Backbone) -> None:
+    subjects = {name: composing_pairs._subject(small, word) for name, word in {"rex": "dog", "tom": "cat"}.items()}
+    order = {"subjects": subjects, "layout": composing_pairs.LAYOUT}
+    settings = ComposeSettings(steps=4, scheduler="euler", preset="official", seeds=(3,))
+    ours = finish(compose(small, composing_pairs.PROMPT, settings=settings, **order)).latents
+    drawing = authors_composing.Drawing(steps=4, passes=1, seed=3)
+    theirs = authors_composing.draw_latents(small, composing_pairs.PROMPT, drawing=drawing, **order)
+    assert (ours - theirs).norm() <= 1e-4 * ours.norm()
+
+
+def test_the_authors_loop_leaves_the_unet_as_it_was(small: Backbone) -> None:
+    before = dict(small.unet.attn_processors)
+    subjects = {"rex": Subject("dog"), "tom": Subject("cat")}
+    drawing = authors_composing.Drawing(steps=1)
+    authors_composing.draw(
+        small, composing_pairs.PROMPT, subjects=subjects, layout=composing_pairs.LAYOUT, drawing=drawing
+    )
+    assert small.unet.attn_processors == before
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
+def test_the_authors_denoising_loss_is_ours(small: Backbone, prediction_type: str) -> None:
+    scheduler = copy.deepcopy(small.scheduler)
+    scheduler.register_to_config(prediction_type=prediction_type)
+    backbone = dataclasses.replace(small, scheduler=scheduler)
+    learner = authors_learning.AuthorsLearner(backbone, PHOTOS, "dog")
+    image, draw = authors_learning.as_tensor(PHOTOS[0], 64), learner._draw()
+    theirs = torch.randn(1, 77, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ours = theirs.detach().clone().requires_grad_()
+    learner.denoising_loss(theirs, image, draw).backward()
+
+    moments = backbone.encode_images(image)
+    latents = moments.mean + moments.std * draw.spread
+    noised = add_noise(latents, draw.noise, scheduler.alphas_cumprod[draw.timestep], prediction_type)
+    subject_loss(backbone.predict(noised.latents, draw.timestep, ours), noised.target).backward()
+    assert theirs.grad is not None
+    assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4 * float(theirs.grad.abs().max()))
+
+
+def test_an_authors_step_tunes_the_whole_copy_and_not_the_backbone(small: Backbone) -> None:
+    learner = authors_learning.AuthorsLearner(small, PHOTOS, "dog")
+    before = {name: weight.clone() for name, weight in small.text_encoder.state_dict().items()}
+    learner.step()
+    assert all(torch.equal(before[name], weight) for name, weight in small.text_encoder.state_dict().items())
+    moved = [name for name, weight in learner.encoder.state_dict().items() if not torch.equal(before[name], weight)]
+    assert any("embeddings" in name for name in moved)
+    assert any("layers" in name for name in moved)
+
+
+# The arithmetic
+
+
+def test_the_interval_of_15_pairs_is_their_4th_and_12th() -> None:
+    interval = pairs.median_interval([float(value) for value in range(15, 0, -1)])
+    assert interval[:3] == (8, 4, 12)
+    assert interval.level == pytest.approx(0.9648, abs=1e-4)  # 1 - 2 * (1 + 15 + 105 + 455) / 2**15
+
+
+def test_few_pairs_say_that_they_cover_less() -> None:
+    assert pairs.median_interval([2.0, 1.0, 3.0]) == (2, 1, 3, 0.75)
+    assert pairs.median_interval([1.0]) == (1, 1, 1, 0)
+
+
+@pytest.mark.parametrize(("speed", "ratio", "meets"), [(False, 0.5, True), (True, 2.0, True)])
+def test_ratios_are_taken_within_pairs(speed: bool, ratio: float, meets: bool) -> None:
+    pair = pairs.Pair("a", "b", lambda: None, lambda: None, aim=1.0, speed=speed)
+    timing = pairs.Timing(pair, ours=(1.0, 2.0, 3.0), other=(2.0, 4.0, 6.0))
+    assert timing.ratio.median == ratio
+    assert timing.meets_aim is meets
+
+
+def test_calls_take_turns_after_one_each_that_is_not_counted() -> None:
+    calls: list[str] = []
+    pair = pairs.Pair("a", "b", lambda: calls.append("A"), lambda: calls.append("B"), aim=None)
+    timing = pairs.measure(pair, 2)
+    assert "".join(calls) == "ABABAB"
+    assert len(timing.ours) == len(timing.other) == 2
+    assert timing.meets_aim is None
+
+
+def test_every_pair_runs_and_the_table_has_a_row_for_each(small: Backbone) -> None:
+    recipe = Recipe(batch_size=2, caption_count=8)
+    all_pairs = composing_pairs.composing_pairs(small, steps=1) + learning_pairs.learning_pairs(small, PHOTOS, recipe)
+    measured = [pairs.measure(pair, 1) for pair in all_pairs]
+    about = report.machine(small)
+    table = report.as_markdown(measured, about)
+    assert table.count("\n| a ") == len(measured) == 6
+    found = json.loads(report.as_json(measured, about))
+    assert found["machine"]["threads"] == torch.get_num_threads()
+    assert [len(pair["ours_seconds"]) for pair in found["pairs"]] == [1] * 6
