@@ -213,7 +213,7 @@ def _fits(sightings: Sequence[Sighting], wanted: Wanted) -> bool:
 def colours_of(judge: Judge, images: Tensor, word: str, *, alone: bool = False) -> list[str | None]:
     """The colour of the one object of a class in each picture; None where there is none.
 
-    Of an object that is `alone` the colour counts also while it can't be told what it is: shapes come later in training.
+    The colour of an object that is `alone` counts even when its class can't be told: shapes come late in training.
     """
     found: list[str | None] = []
     for row, sightings in enumerate(judge.look(images)):
