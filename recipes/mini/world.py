@@ -53,7 +53,6 @@ class Placed:
     y: float
     size: float
     turn: float = 0.0
-    flip: bool = False
     light: float = 1.0
 
 
@@ -134,9 +133,9 @@ class World:
         return Scene(name, background, tuple(objects))
 
     def placed(self, rng: np.random.Generator, instance: Instance, x: float, y: float, size: float) -> Placed:
-        """Place an instance with a little turn, light and perhaps mirrored."""
-        turn, light = float(rng.normal(0, 0.1)), float(rng.uniform(0.9, 1.08))
-        return Placed(instance, float(x), float(y), float(size), turn, bool(rng.random() < 0.5), light)
+        """Place an instance with a little turn and light; mirrored ones would be as many shapes again to learn."""
+        turn, light = float(rng.normal(0, 0.06)), float(rng.uniform(0.92, 1.06))
+        return Placed(instance, float(x), float(y), float(size), turn, light=light)
 
     def _scene_with_relation(self, rng: np.random.Generator, name: str, background: int, count: int) -> Scene:
         (x, y, size), *others = place(rng, count - 1)
@@ -213,7 +212,6 @@ class World:
                         o.y,
                         o.size,
                         o.turn,
-                        -1.0 if o.flip else 1.0,
                         o.light,
                         *o.instance.warp,
                         *o.instance.pattern_shape,
@@ -224,13 +222,13 @@ class World:
             dtype=torch.float32,
             device=self.device,
         )
-        x, y, side, turn, flip, light, aspect, keystone, bulge, angle, frequency, phase = numbers.unbind(1)
+        x, y, side, turn, light, aspect, keystone, bulge, angle, frequency, phase = numbers.unbind(1)
         width, height = side * torch.exp(aspect.clamp(max=0)), side * torch.exp(-aspect.clamp(min=0))
         cos, sin = torch.cos(turn), torch.sin(turn)
         cx, cy = 2 * x - 1, 2 * y - 1
         theta = torch.stack(
             [
-                torch.stack([cos / width * flip, sin / width * flip, -(cos * cx + sin * cy) / width * flip], 1),
+                torch.stack([cos / width, sin / width, -(cos * cx + sin * cy) / width], 1),
                 torch.stack([-sin / height, cos / height, (sin * cx - cos * cy) / height], 1),
             ],
             1,
