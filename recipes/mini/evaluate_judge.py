@@ -32,7 +32,7 @@ def evaluate_judge(judge: Judge, world: World, vae: AutoencoderKL | None, pictur
 
 
 def draw_scenes(world: World, rng: np.random.Generator, pictures: int) -> list[Scene]:
-    """Half of the scenes as mini's own, half with the style that mini never saw and no relations."""
+    """Half of the scenes as mini's own, half with styles that mini never saw and no relations."""
     scenes = [world.scene(rng) for _ in range(pictures // 2)]
     while len(scenes) < pictures:
         scenes += arrange(world, rng, [any_instance(world, rng) for _ in range(12)])

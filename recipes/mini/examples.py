@@ -22,7 +22,7 @@ SEED = 5000
 PHOTOS = 5
 FOLDER = Path(__file__).parents[2] / "src/cones2/examples"
 WORK = Path(__file__).parent / "work"
-PLAN = (  # name, class word, whether its drawing is of the style that mini never saw
+PLAN = (  # name, class word, whether its drawing is of a style that mini never saw
     ("rex", "dog", False),
     ("fido", "dog", False),
     ("mimi", "cat", False),
@@ -102,10 +102,10 @@ def photo_scenes(world: World, subject: ExampleSubject, rng: np.random.Generator
 
 
 def pose(instance: Instance, rng: np.random.Generator) -> Placed:
-    """Place an individual by itself: large, a little turned, perhaps mirrored."""
+    """Place an individual by itself: large, a little turned."""
     size = rng.uniform(0.6, 0.8)
     x, y = rng.uniform(size / 2 + 0.02, 0.98 - size / 2, 2)
-    return Placed(instance, x, y, size, rng.normal(0, 0.1), bool(rng.random() < 0.5), rng.uniform(0.92, 1.06))
+    return Placed(instance, x, y, size, rng.normal(0, 0.06), rng.uniform(0.92, 1.06))
 
 
 def draw_photos(world: World, folder: Path) -> None:

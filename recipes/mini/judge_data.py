@@ -43,9 +43,9 @@ def judge_world(atlas: SpriteAtlas, backgrounds_per_scene: int = 80) -> World:
 
 
 def any_instance(world: World, rng: np.random.Generator, class_index: int | None = None) -> Instance:
-    """Draw an individual, one in six of the style that mini never sees."""
+    """Draw an individual, one in four of a style that mini never sees."""
     class_index = int(rng.integers(len(CLASSES))) if class_index is None else class_index
-    unseen = len(world.unseen_sprites[class_index]) > 0 and rng.random() < 1 / 6
+    unseen = len(world.unseen_sprites[class_index]) > 0 and rng.random() < 1 / 4
     return world.instance(rng, class_index, unseen=unseen)
 
 
@@ -151,22 +151,19 @@ def render_block(
 
 
 def augment(block: Block, rng: np.random.Generator) -> Block:
-    """The same block seen anew: each picture mirrored, zoomed and shifted, and all with their colour channels permuted.
+    """The same block seen anew: each picture zoomed and shifted, and often all with their colour channels permuted.
 
     Individuals stay the same individuals to each other; colour words are lost when channels move.
     """
     count = len(block.images)
     zoom = torch.from_numpy(rng.uniform(0.8, 1.3, count)).float()
     centre = 0.5 + torch.from_numpy(rng.uniform(-0.5, 0.5, (count, 2))).float() * (1 - 1 / zoom)[:, None].abs()
-    mirror = torch.from_numpy(rng.choice([-1.0, 1.0], count)).float()
     theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = mirror / zoom, 1 / zoom, 2 * centre - 1
-    channels = rng.permutation(3).tolist()
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = 1 / zoom, 1 / zoom, 2 * centre - 1
+    channels = rng.permutation(3).tolist() if rng.random() < 0.5 else [0, 1, 2]
     grid = affine_grid(theta, [count, 3, 128, 128], align_corners=False)
     images = grid_sample(block.images[:, channels].float(), grid, padding_mode="border", align_corners=False)
-    boxes = (block.boxes - centre[block.rows].repeat(1, 2)) * zoom[block.rows, None]
-    mirrored = torch.stack([-boxes[:, 2], boxes[:, 1], -boxes[:, 0], boxes[:, 3]], 1)
-    boxes = torch.where(mirror[block.rows, None] < 0, mirrored, boxes) + 0.5
+    boxes = (block.boxes - centre[block.rows].repeat(1, 2)) * zoom[block.rows, None] + 0.5
     inside = boxes.clamp(0, 1)
     kept = (inside[:, 2:] - inside[:, :2]).prod(1) > 0.7 * (boxes[:, 2:] - boxes[:, :2]).prod(1)
     colours = block.colours if channels == [0, 1, 2] else torch.full_like(block.colours, -100)
