@@ -124,7 +124,7 @@ def test_prompts_that_do_not_fit_the_subjects(rex: Path, prompt: str, message: s
         ("--box my-dog=0,0,1,1", "'my-dog' can't name a region"),
         ("--subject fido", "--subject 'fido' can't be read: expected NAME=VALUE, such as rex=rex.safetensors"),
         ("--subject rex=other.safetensors", "--subject names 'rex' twice: expected each name once"),
-        ("--subject fido=missing.safetensors", "can't read missing.safetensors: No such file"),
+        ("--subject fido=missing.safetensors", "missing.safetensors: No such file"),
         ("--plain rex", "'rex' is both a --subject and --plain: leave one out"),
         ("--plain ball=...", "class word '...' has no letters"),
         ("--strength cup=2", "--strength names 'cup', which is no --subject: expected rex"),
