@@ -80,26 +80,32 @@ def reading_loss(readings: Tensor, labels: Tensor) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def embed_batch(mini: Mini, batch: Batch, empty_share: float = 0.5) -> tuple[Tensor, Tensor]:
+def embed_batch(mini: Mini, batch: Batch) -> tuple[Tensor, Tensor]:
     """Embeddings `[batch, tokens, dim]` and the nouns' readings `[batch, objects, labels]`.
 
-    For a share of the captions the end and padding vectors are those of the empty caption, so that nothing but the
-    words carries the picture.
+    In the second half of the batch the end and padding vectors are those of the empty caption, so that nothing but the
+    words carries the picture; those captions need not be embedded further than the longest one's last word.
     """
     noise = 0.03 * torch.randn_like(batch.thumbnails)
     codes = mini.heads.code(batch.thumbnails + noise) * batch.coded[..., None]
     code = torch.einsum("bot,bod->btd", batch.nouns, codes)
-    empty_ids = torch.full_like(batch.input_ids[:1], mini.tokenizer.eos_token_id)
-    empty_ids[:, 0] = mini.tokenizer.bos_token_id
-    embeddings = mini.embed(torch.cat([batch.input_ids, empty_ids]), torch.cat([code, torch.zeros_like(code[:1])]))
-    embeddings, empty = embeddings[:-1], embeddings[-1:]
-    positions = torch.arange(embeddings.shape[1], device=embeddings.device)
-    replace = (torch.rand(len(embeddings), 1, device=embeddings.device) < empty_share) & (
-        positions >= batch.ends[:, None]
-    )
-    length = batch.nouns.sum(2, keepdim=True).clamp(min=1)
-    readings = mini.heads.read(torch.einsum("bot,btd->bod", batch.nouns / length, embeddings))
-    return torch.where(replace[..., None], empty, embeddings), readings
+    half = (len(code) + 1) // 2
+    empty = mini.embed(_empty_ids(mini, batch), torch.zeros_like(code[:1]))
+    whole = mini.embed(batch.input_ids[:half], code[:half])
+    length = int(batch.ends[half:].max())
+    words = mini.embed(batch.input_ids[half:, :length], code[half:, :length])
+    beyond = torch.arange(length, device=code.device) >= batch.ends[half:, None]
+    words = torch.where(beyond[..., None], empty[:, :length], words)
+    emptied = torch.cat([words, empty[:, length:].expand(len(words), -1, -1)], dim=1)
+    embeddings = torch.cat([whole, emptied])
+    nouns = batch.nouns / batch.nouns.sum(2, keepdim=True).clamp(min=1)
+    return embeddings, mini.heads.read(torch.einsum("bot,btd->bod", nouns, embeddings))
+
+
+def _empty_ids(mini: Mini, batch: Batch) -> Tensor:
+    ids = torch.full_like(batch.input_ids[:1], mini.tokenizer.eos_token_id)
+    ids[:, 0] = mini.tokenizer.bos_token_id
+    return ids
 
 
 def training_loss(
