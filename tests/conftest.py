@@ -7,9 +7,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the Hub's client: no 
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from cones2.backbones import Backbone, open_backbone
+
+hypothesis.settings.register_profile("busy machine", deadline=None)  # speed is for benchmarks, not for tests
+hypothesis.settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def call(unet, batch: int = 2, height: int = 8, width: int = 8, timestep=500) ->
 # --- std ---
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     *[st.integers(1, 6) for _ in range(3)], st.integers(1, 40), st.integers(2, 40), st.floats(0, 30), st.integers(0, 99)
 )
@@ -69,7 +69,7 @@ def test_std_worked_by_hand() -> None:
     assert score_std(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 5, 4)).item() == 0
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.floats(0.01, 100))
 def test_std_grows_with_the_scores(factor) -> None:
     query, key = random(1, 2, 7, 3), random(1, 2, 5, 3, seed=1)

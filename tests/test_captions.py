@@ -141,7 +141,7 @@ def test_counts_that_make_no_sense() -> None:
     assert len(set(captions_for("dog", count=5000))) == 5000
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.text("aehotxu -'1é{}\\.", min_size=1, max_size=12) | st.sampled_from(["of", "next", "photo", "in the", "two"])
 )

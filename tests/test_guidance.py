@@ -93,7 +93,7 @@ boxes = st.tuples(*[st.integers(0, 16)] * 4).filter(lambda s: s[0] != s[2] and s
 numbers = boxes.map(lambda s: tuple(v / 16 for v in (min(s[::2]), min(s[1::2]), max(s[::2]), max(s[1::2]))))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(numbers, min_size=3, max_size=3),
     st.integers(1, 9),

@@ -22,7 +22,7 @@ def mirrored(box: Box) -> Box:
     return Box(1 - box.xmax, box.ymin, 1 - box.xmin, box.ymax)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(named_regions)
 def test_json_comes_back_as_it_went(named) -> None:
     layout = Layout(named)
@@ -126,7 +126,6 @@ def test_a_file_that_is_no_layout_is_named(tmp_path) -> None:
         Layout.load(tmp_path / "bad.json")
 
 
-@settings(deadline=None)
 @given(regions, st.sampled_from([1, 2, 3, 4, 6, 8]), st.sampled_from([1, 2, 3, 4, 6, 8]))
 def test_coverage_is_the_union_counted_on_a_fine_grid(region, height, width) -> None:
     fine = torch.zeros(96, 96, dtype=torch.float64)  # every side of a box is a multiple of 1/96
@@ -137,7 +136,6 @@ def test_coverage_is_the_union_counted_on_a_fine_grid(region, height, width) -> 
     torch.testing.assert_close(Layout({"a": region}).coverage("a", height, width), counted, atol=1e-6, rtol=0)
 
 
-@settings(deadline=None)
 @given(regions, st.integers(1, 13), st.integers(1, 13))
 def test_coverage_commutes_with_mirrors_and_keeps_the_area(region, height, width) -> None:
     coverage = Layout({"a": region}).coverage("a", height, width)

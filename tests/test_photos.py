@@ -246,7 +246,7 @@ def test_a_folder_that_can_not_be_listed(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @few
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from([encoded(noise(), kind) for kind in ("JPEG", "PNG", "WEBP")]),
     st.lists(st.tuples(st.integers(0, 5000), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4),
@@ -315,7 +315,7 @@ def test_closer_crops_by_hand() -> None:
         assert crop_square(quarters, 8, scale=0.5, center=center).getpixel((4, 4)) == color
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(16, 90), st.integers(16, 90), st.floats(0.05, 1), st.tuples(st.floats(0, 1), st.floats(0, 1)))
 def test_any_crop_stays_inside(width: int, height: int, scale: float, center: tuple[float, float]) -> None:
     assert crop_square(noise(width, height), 24, scale=scale, center=center).size == (24, 24)

@@ -35,7 +35,7 @@ def itxt(text: bytes) -> tuple[bytes, bytes]:
     return b"iTXt", b"cones2\0\0\0\0\0" + text
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.text(), JSON, max_size=4))
 def test_any_record_comes_back(tmp_path: Path, record: dict[str, object]) -> None:
     write_picture(tmp_path / "a.png", RED, record)
