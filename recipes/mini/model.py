@@ -116,7 +116,7 @@ def save_model(folder: Path, mini: Mini, vae: AutoencoderKL, *, half: bool) -> N
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.save_pretrained(folder)
+    pipeline.save_pretrained(folder, max_shard_size="14MB")
     save_file(
         {key: value.to(dtype) for key, value in mini.heads.state_dict().items()}, folder / "training_heads.safetensors"
     )
