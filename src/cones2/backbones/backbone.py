@@ -48,13 +48,18 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return torch.device(self.unet.device)
+        return self._first_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The UNet's dtype."""
-        dtype: torch.dtype = self.unet.dtype
-        return dtype
+        return self._first_weight.dtype
+
+    @property
+    def _first_weight(self) -> Tensor:
+        """Stand for all of the UNet's: diffusers' own properties walk through every module, at each step of a loop."""
+        weight: Tensor = self.unet.conv_in.weight
+        return weight
 
     @property
     def window(self) -> int:
