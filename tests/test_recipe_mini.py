@@ -242,7 +242,7 @@ def test_a_crop_is_the_square_around_a_box():
     picture = torch.zeros(1, 3, 128, 128)
     picture[:, :, 32:96, 32:96] = 1
     cut = crop(picture, torch.tensor([(0.25, 0.25, 0.75, 0.75)]), torch.tensor([0]))
-    assert cut[0, :, 8:48, 8:48].min() == 1  # the box itself
+    assert cut[0, :, 8:48, 8:48].min() > 0.999  # the box itself
     assert cut[0, :, :3].max() < 0.5  # its margin
 
 
