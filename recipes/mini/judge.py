@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import grid_sample, interpolate, max_pool2d, normalize, silu
+from torch.nn.functional import adaptive_avg_pool2d, grid_sample, interpolate, max_pool2d, normalize, silu
 
 from vocabulary import CLASSES, COLOURS, SCENES
 
@@ -116,13 +116,15 @@ class Embedder(nn.Module):
             _convolution(128, 48), nn.SiLU(), nn.Flatten(), nn.Linear(48 * (CROP // 8) ** 2, WIDTH)
         )
         self.norm = nn.BatchNorm1d(128)
-        self.kind, self.colour = nn.Linear(128, len(CLASSES)), nn.Linear(128, len(COLOURS) + 1)
+        self.kind = nn.Linear(128, len(CLASSES))
+        self.colour = nn.Sequential(nn.Linear(128 + 3 * 8 * 8, 128), nn.SiLU(), nn.Linear(128, len(COLOURS) + 1))
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings of length 1 `[batch, WIDTH]`, logits of classes and of the main colour's word (the last: none)."""
         features = self.body(crops - 0.5)
         pooled = self.norm(features.mean((2, 3)))
-        return normalize(self.identity(features), dim=-1), self.kind(pooled), self.colour(pooled)
+        shown = torch.cat([pooled, 4 * adaptive_avg_pool2d(crops - 0.5, 8).flatten(1)], dim=1)
+        return normalize(self.identity(features), dim=-1), self.kind(pooled), self.colour(shown)
 
 
 class Judge(nn.Module):
