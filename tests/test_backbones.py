@@ -67,8 +67,9 @@ def test_latent_moments_are_in_the_unets_units(tiny: Backbone) -> None:
     posterior = tiny.vae.encode(images).latent_dist
     moments = tiny.encode_images(images)
     assert moments.mean.shape == (2, 4, 3, 5)
-    assert torch.equal(moments.mean, posterior.mean * 0.18215)
-    assert torch.equal(moments.std, posterior.std * 0.18215)
+    scale = tiny.vae.config["scaling_factor"]
+    assert torch.equal(moments.mean, posterior.mean * scale)
+    assert torch.equal(moments.std, posterior.std * scale)
 
 
 def test_decodes_to_pictures(tiny: Backbone) -> None:

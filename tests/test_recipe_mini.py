@@ -282,7 +282,6 @@ def test_what_the_judge_sees_is_surest_first_and_over_the_threshold():
     assert Judge(threshold=1.0).eval().look(torch.rand(2, 3, 128, 128)) == [[], []]
 
 
-@pytest.mark.skipif(not (RECIPE / "judge_weights").exists(), reason="the judge's weights are not here")
 def test_the_shipped_judge_names_the_example_subjects():
     import json
 
