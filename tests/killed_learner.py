@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from cones2.backbones import open_backbone
-from cones2.learning import learn
+from cones2.learning.loop import learn
+from cones2.learning.recipe import Recipe
 from cones2.photos import Photo
-from cones2.recipe import Recipe
 
 RECIPE = Recipe(steps=20, batch_size=2, learning_rate=1e-3, captions_per_step=2, caption_count=4)
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 
-from cones2.attention import CrossAttention, edited_cross_attention, score_std
 from cones2.errors import BackboneError, SettingsError
-from cones2.guidance import PRESETS, LayoutGuidance, OfficialPreset
-from cones2.layout import Layout
+from cones2.guidance.attention import CrossAttention, edited_cross_attention, score_std
+from cones2.guidance.presets import PRESETS, LayoutGuidance, OfficialPreset
+from cones2.layout.regions import Layout
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 HALVES = Layout.from_numbers({"rex": [(0.0, 0.0, 0.5, 1.0)], "cup": [(0.5, 0.0, 1.0, 1.0)]})

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cones2._caption_frames import FRAMES, SLOTS
-from cones2._english import indefinite_article, is_plural, takes_article
-from cones2.captions import captions_for, check_class_word, find_class_word, photo_caption, read_captions
+from cones2.captions.corpus import captions_for, check_class_word, find_class_word, photo_caption, read_captions
+from cones2.captions.english import indefinite_article, is_plural, takes_article
+from cones2.captions.frames import FRAMES, SLOTS
 from cones2.errors import CaptionError
 
 CLASS_WORDS = ["dog", "owl", "sunglasses", "scissors", "teddy bear", "hour glass", "unicorn", "jeans", "hat", "red car"]

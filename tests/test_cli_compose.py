@@ -10,9 +10,9 @@ import torch
 
 from command import files_in, refused, run
 from cones2.backbones import Backbone
-from cones2.layout import Layout
+from cones2.layout.regions import Layout
 from cones2.picture import read_record
-from cones2.residual import Residual
+from cones2.residual.residual import Residual
 
 PROMPT = "a {rex} and a {cup} on the beach"
 

@@ -9,12 +9,12 @@ from PIL import Image
 from command import files_in, refused
 from cones2.backbones import Backbone, open_backbone
 from cones2.cli.exhibition import SHEET, SHOW, exhibit
-from cones2.composing import ComposeSettings
+from cones2.composing.loop import ComposeSettings
 from cones2.examples import EXAMPLES
-from cones2.layout import Layout
+from cones2.layout.regions import Layout
+from cones2.learning.recipe import Recipe
 from cones2.picture import read_record
-from cones2.recipe import Recipe
-from cones2.residual import Residual
+from cones2.residual.residual import Residual
 
 KINDS = ("composed", "without-layout", "without-residuals")
 

@@ -9,9 +9,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from command import files_in, refused, run
-from cones2.layout import Layout
+from cones2.layout.regions import Layout
 from cones2.picture import read_record, write_picture
-from cones2.residual import EncoderId, Residual
+from cones2.residual.residual import EncoderId, Residual
 
 ENCODER = EncoderId("mini", 3, "ab" * 32, (1.0, 2.0))
 RESIDUAL = Residual(

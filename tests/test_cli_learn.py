@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from command import files_in, refused, run
-from cones2.residual import Residual
+from cones2.residual.residual import Residual
 
 RECIPE = "steps = 2\nlearning_rate = 1e-3\ncaption_count = 4\ncaptions_per_step = 2\n"
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from cones2.backbones import SCHEDULERS, Backbone, make_scheduler, open_backbone
-from cones2.composing import ComposeSettings, ComposeStep, Subject, compose, embed_prompt, record
+from cones2.composing.loop import ComposeSettings, ComposeStep, Subject, compose, embed_prompt, record
 from cones2.errors import (
     CaptionError,
     Cones2Error,
@@ -21,10 +21,10 @@ from cones2.errors import (
     ResidualMismatchError,
     SettingsError,
 )
-from cones2.layout import Layout
+from cones2.layout.regions import Layout
 from cones2.picture import read_record, write_picture
 from cones2.prompts import parse_prompt, tokenize_prompt
-from cones2.residual import Residual
+from cones2.residual.residual import Residual
 
 # diffusers' own schedulers hand tensors to NumPy in a way that NumPy deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")

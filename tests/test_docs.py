@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from command import run
-from cones2 import composing
 from cones2.backbones import Backbone, opening
+from cones2.composing import loop as composing
 from cones2.examples import EXAMPLES, Example
-from cones2.recipe import RECIPES
-from cones2.residual import Residual
+from cones2.learning.recipe import RECIPES
+from cones2.residual.residual import Residual
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -73,7 +73,7 @@ def workplace(small_folder: Path, tiny: Backbone, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Example, "residual", property(lambda self: residual_for(tiny, self.class_word)))
     monkeypatch.setattr(opening, "MINI", small_folder)
     quick = {name: replace(recipe, steps=2, caption_count=8) for name, recipe in RECIPES.items()}
-    monkeypatch.setattr("cones2.recipe.RECIPES", quick)
+    monkeypatch.setattr("cones2.learning.recipe.RECIPES", quick)
     start = composing._start_scheduler
 
     def start_with_few_steps(backbone: Backbone, settings: composing.ComposeSettings) -> Any:

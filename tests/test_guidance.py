@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from cones2.errors import LayoutError, PromptError, SettingsError
-from cones2.guidance import (
+from cones2.guidance.presets import (
     PRESETS,
     LayoutGuidance,
     OfficialPreset,
@@ -22,7 +22,7 @@ from cones2.guidance import (
     own_cells,
     pixel_map,
 )
-from cones2.layout import Layout
+from cones2.layout.regions import Layout
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 COLOURS = {"cat": (0, 128, 255), "teapot": (0, 200, 0)}

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cones2.errors import LayoutError, OutputError
-from cones2.layout import MAX_BOXES, MAX_FILE_BYTES, Box, Layout
-from cones2.layout_drawing import draw_layout
+from cones2.layout.drawing import draw_layout
+from cones2.layout.regions import MAX_BOXES, MAX_FILE_BYTES, Box, Layout
 
 sides = st.tuples(st.integers(0, 96), st.integers(0, 96)).filter(lambda pair: pair[0] != pair[1]).map(sorted)
 boxes = st.tuples(sides, sides).map(lambda s: Box(s[0][0] / 96, s[1][0] / 96, s[0][1] / 96, s[1][1] / 96))

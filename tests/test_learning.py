@@ -12,12 +12,12 @@ from PIL import Image
 from torch.testing import assert_close
 
 from cones2.backbones import Backbone
-from cones2.captions import captions_for, find_class_word
+from cones2.captions.corpus import captions_for, find_class_word
 from cones2.errors import CaptionError, LearningError, SettingsError
-from cones2.learning import LearnStep, displacement, learn
+from cones2.learning.loop import LearnStep, displacement, learn
+from cones2.learning.recipe import Recipe
 from cones2.photos import Photo
-from cones2.recipe import Recipe
-from cones2.residual import Residual
+from cones2.residual.residual import Residual
 
 RECIPE = Recipe(steps=4, batch_size=2, learning_rate=1e-3, captions_per_step=3, caption_count=12, views_per_photo=2)
 PHOTOS = tuple(

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from cones2.backbones import Backbone
 from cones2.errors import CaptionError, Cones2Warning
-from cones2.learning_data import encode_captions, encode_views, rebuild_error, warn_if_strange
+from cones2.learning.data import encode_captions, encode_views, rebuild_error, warn_if_strange
 from cones2.photos import Photo, crop_square
 
 PHOTO = Photo(Path("rex.png"), "a" * 64, Image.radial_gradient("L").convert("RGB"))

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 
 from cones2.errors import LearningError, OutputError
-from cones2.learning_state import Checkpoints
+from cones2.learning.checkpoints import Checkpoints
 
 SETTINGS = {"steps": 10, "learning_rate": 1e-4, "class word": "dog"}
 

@@ -5,7 +5,7 @@ from diffusers import DDIMScheduler
 from hypothesis import given
 from torch.testing import assert_close
 
-from cones2.objective import add_noise, mean_shift, preservation_loss, subject_loss
+from cones2.learning.objective import add_noise, mean_shift, preservation_loss, subject_loss
 
 
 def full(value: float, *shape: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cones2.errors import SettingsError
-from cones2.recipe import RECIPES, Recipe, find_recipe
+from cones2.learning.recipe import RECIPES, Recipe, find_recipe
 
 
 def write(tmp_path: Path, text: str) -> Path:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cones2.errors import Cones2Warning, OutputError, ResidualError, ResidualMismatchError
-from cones2.residual import EncoderId, Residual
+from cones2.residual.residual import EncoderId, Residual
 
 ENCODER = EncoderId(name="tiny", width=5, weights="ab" * 32, probe=(0.5, -1.25, 3.0))
 PHOTOS = ("12" * 32, "34" * 32, "56" * 32, "78" * 32, "9a" * 32)

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from cones2.backbones import Backbone
-from cones2.composing import ComposeSettings, compose
+from cones2.composing.loop import ComposeSettings, compose
 from evaluation_cases import Case
 from judge import PICTURE, Sighting
 from metrics import Box

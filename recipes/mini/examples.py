@@ -129,9 +129,9 @@ def draw_photos(world: World, folder: Path) -> None:
 def learn_residuals(model: str, folder: Path, *, again: bool) -> None:
     """Learn every subject from its shipped photos with `cones2 learn`'s defaults for mini."""
     from cones2.backbones import open_backbone
-    from cones2.learning import learn
+    from cones2.learning.loop import learn
+    from cones2.learning.recipe import RECIPES
     from cones2.photos import load_photos
-    from cones2.recipe import RECIPES
 
     backbone = open_backbone(model)
     for name, about in json.loads((folder / "subjects.json").read_text()).items():

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from cones2.backbones import Backbone, open_backbone
-from cones2.composing import ComposeSettings, Subject, compose
-from cones2.layout import Layout
+from cones2.composing.loop import ComposeSettings, Subject, compose
+from cones2.layout.regions import Layout
 from cones2.prompts import parse_prompt, tokenize_prompt
-from cones2.residual import Residual
+from cones2.residual.residual import Residual
 from drawing import SCHEDULER, STEPS, make_sheet, to_picture, to_tensor
 from evaluation_cases import NAMES, mention
 from judge import PICTURE, Judge, Sighting

@@ -21,10 +21,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cones2.attention import edited_cross_attention
     from cones2.backbones import SCHEDULERS, Backbone, make_scheduler, open_backbone
-    from cones2.captions import captions_for, read_captions
-    from cones2.composing import ComposeSettings, ComposeStep, Subject, compose, embed_prompt, record
+    from cones2.captions.corpus import captions_for, read_captions
+    from cones2.composing.loop import ComposeSettings, ComposeStep, Subject, compose, embed_prompt, record
     from cones2.errors import (
         BackboneError,
         CaptionError,
@@ -41,34 +40,35 @@ if TYPE_CHECKING:
         SettingsError,
     )
     from cones2.examples import EXAMPLES, Example
-    from cones2.guidance import PRESETS, LayoutGuidance
-    from cones2.layout import Box, Layout
-    from cones2.layout_drawing import draw_layout
-    from cones2.learning import LearnStep, learn
+    from cones2.guidance.attention import edited_cross_attention
+    from cones2.guidance.presets import PRESETS, LayoutGuidance
+    from cones2.layout.drawing import draw_layout
+    from cones2.layout.regions import Box, Layout
+    from cones2.learning.loop import LearnStep, displacement, learn
+    from cones2.learning.recipe import RECIPES, Recipe, find_recipe
     from cones2.photos import Photo, load_photos
     from cones2.picture import Row, contact_sheet, read_record, write_picture
     from cones2.prompts import parse_prompt, tokenize_prompt
-    from cones2.recipe import RECIPES, Recipe, find_recipe
-    from cones2.residual import EncoderId, Residual
+    from cones2.residual.residual import EncoderId, Residual
     from cones2.steps import finish
 
 _NAMES = {
-    "attention": "edited_cross_attention",
+    "guidance.attention": "edited_cross_attention",
     "backbones": "SCHEDULERS Backbone make_scheduler open_backbone",
-    "captions": "captions_for read_captions",
-    "composing": "ComposeSettings ComposeStep Subject compose embed_prompt record",
+    "captions.corpus": "captions_for read_captions",
+    "composing.loop": "ComposeSettings ComposeStep Subject compose embed_prompt record",
     "errors": "BackboneError CaptionError Cones2Error Cones2Warning LayoutError LearningError OutputError PhotoError"
     " PictureError PromptError ResidualError ResidualMismatchError SettingsError",
     "examples": "EXAMPLES Example",
-    "guidance": "PRESETS LayoutGuidance",
-    "layout": "Box Layout",
-    "layout_drawing": "draw_layout",
-    "learning": "LearnStep learn",
+    "guidance.presets": "PRESETS LayoutGuidance",
+    "layout.regions": "Box Layout",
+    "layout.drawing": "draw_layout",
+    "learning.loop": "LearnStep displacement learn",
     "photos": "Photo load_photos",
     "picture": "Row contact_sheet read_record write_picture",
     "prompts": "parse_prompt tokenize_prompt",
-    "recipe": "RECIPES Recipe find_recipe",
-    "residual": "EncoderId Residual",
+    "learning.recipe": "RECIPES Recipe find_recipe",
+    "residual.residual": "EncoderId Residual",
     "steps": "finish",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
@@ -108,6 +108,7 @@ __all__ = [
     "captions_for",
     "compose",
     "contact_sheet",
+    "displacement",
     "draw_layout",
     "edited_cross_attention",
     "embed_prompt",

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cones2.backbones import Backbone
-from cones2.captions import check_class_word
+from cones2.captions.corpus import check_class_word
 from cones2.errors import ResidualMismatchError, SettingsError
 from cones2.prompts import TokenizedPrompt
-from cones2.residual import Residual
+from cones2.residual.residual import Residual
 
 
 @dataclass(frozen=True)

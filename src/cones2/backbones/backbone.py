@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cones2.backbones.fingerprint import fingerprint
-from cones2.residual import EncoderId
+from cones2.residual.residual import EncoderId
 
 
 class LatentMoments(NamedTuple):

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from cones2.residual import EncoderId
+from cones2.residual.residual import EncoderId
 
 _PROBE_TOKENS = 8
 _PROBE_NUMBERS = 16

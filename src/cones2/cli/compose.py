@@ -71,7 +71,7 @@ def compose(
         from cones2.backbones import open_backbone
         from cones2.cli.orders import Order, read_layout, read_subjects
         from cones2.cli.outputs import Output
-        from cones2.composing import ComposeSettings
+        from cones2.composing.loop import ComposeSettings
 
         settings = ComposeSettings(
             seeds=tuple(range(seed, seed + count)),

@@ -9,7 +9,7 @@ from typing import Any
 from cones2.errors import PictureError
 from cones2.files import read_bounded
 from cones2.picture import LARGEST_PICTURE, read_record
-from cones2.residual import Residual
+from cones2.residual.residual import Residual
 
 _DEEPEST = 4
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")

@@ -12,15 +12,15 @@ from cones2.backbones import Backbone
 from cones2.cli.lessons import residual_of
 from cones2.cli.orders import Order
 from cones2.cli.progress import follow
-from cones2.composing import ComposeSettings, Subject
+from cones2.composing.loop import ComposeSettings, Subject
 from cones2.examples import EXAMPLES
 from cones2.files import make_folder
-from cones2.layout import Layout
-from cones2.layout_drawing import draw_layout
-from cones2.learning import learn
+from cones2.layout.drawing import draw_layout
+from cones2.layout.regions import Layout
+from cones2.learning.loop import learn
+from cones2.learning.recipe import Recipe
 from cones2.picture import Row, contact_sheet, write_picture
-from cones2.recipe import Recipe
-from cones2.residual import Residual
+from cones2.residual.residual import Residual
 
 SHEET = "contact-sheet.png"
 

@@ -20,8 +20,8 @@ def layout(
 
     from cones2.cli.outputs import check_file
     from cones2.files import make_folder
-    from cones2.layout import Layout
-    from cones2.layout_drawing import draw_layout
+    from cones2.layout.drawing import draw_layout
+    from cones2.layout.regions import Layout
     from cones2.picture import read_record, write_picture
 
     loaded = Layout.load(file)

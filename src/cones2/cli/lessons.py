@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from cones2.backbones import Backbone
-from cones2.captions import check_class_word, read_captions
+from cones2.captions.corpus import check_class_word, read_captions
 from cones2.cli.outputs import check_file
 from cones2.cli.progress import follow
 from cones2.errors import LearningError
 from cones2.files import make_folder
-from cones2.learning import LearnStep, learn
+from cones2.learning.loop import LearnStep, learn
+from cones2.learning.recipe import Recipe, find_recipe
 from cones2.photos import Photo, load_photos
-from cones2.recipe import Recipe, find_recipe
-from cones2.residual import Residual
+from cones2.residual.residual import Residual
 
 
 @dataclass(frozen=True)

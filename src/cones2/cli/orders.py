@@ -12,12 +12,12 @@ from cones2.backbones import Backbone
 from cones2.cli.options import number, pairs, unique
 from cones2.cli.outputs import Output
 from cones2.cli.progress import follow
-from cones2.composing import ComposeSettings, Subject, compose, record
+from cones2.composing.loop import ComposeSettings, Subject, compose, record
 from cones2.errors import LayoutError, SettingsError
-from cones2.layout import Layout
+from cones2.layout.regions import Layout
 from cones2.picture import write_picture
 from cones2.prompts import parse_prompt
-from cones2.residual import Residual
+from cones2.residual.residual import Residual
 
 _BATCH = 4  # pictures drawn at once: more need more memory, and show nothing for longer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from cones2.photos import Photo, load_photos
-from cones2.residual import Residual
+from cones2.residual.residual import Residual
 
 _HERE = Path(__file__).parent
 

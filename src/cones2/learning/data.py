@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from cones2.backbones import Backbone, LatentMoments
-from cones2.captions import find_class_word
+from cones2.captions.corpus import find_class_word
 from cones2.errors import CaptionError, Cones2Warning
 from cones2.photos import Photo, crop_square, views
 from cones2.prompts import token_span

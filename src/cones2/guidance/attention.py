@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from cones2.errors import BackboneError, SettingsError
-from cones2.guidance import LayoutGuidance, floor_of
+from cones2.guidance.presets import LayoutGuidance, floor_of
 
 Query = Float[Tensor, "batch heads pixels dim"]
 Key = Float[Tensor, "batch heads tokens dim"]

@@ -6,7 +6,7 @@ from itertools import cycle
 from PIL import Image, ImageDraw, ImageFont
 
 from cones2.errors import LayoutError
-from cones2.layout import Box, Layout
+from cones2.layout.regions import Box, Layout
 
 # Okabe and Ito's colours, told apart also by the colour-blind; yellow last, it is hard to see on white.
 _COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0), (240, 228, 66))

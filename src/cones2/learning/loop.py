@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 
 from cones2.backbones import Backbone
-from cones2.captions import captions_for, check_class_word
+from cones2.captions.corpus import captions_for, check_class_word
 from cones2.errors import LearningError, SettingsError
-from cones2.learning_data import encode_captions, rebuild_error, warn_if_strange
-from cones2.learning_state import Checkpoints
-from cones2.learning_study import CHUNK, LearnStep, Lesson, Study
-from cones2.objective import preservation_loss
+from cones2.learning.checkpoints import Checkpoints
+from cones2.learning.data import encode_captions, rebuild_error, warn_if_strange
+from cones2.learning.objective import preservation_loss
+from cones2.learning.recipe import Recipe
+from cones2.learning.study import CHUNK, LearnStep, Lesson, Study
 from cones2.photos import Photo
-from cones2.recipe import Recipe
 
 __all__ = ["LearnStep", "displacement", "learn", "rebuild_error"]
 

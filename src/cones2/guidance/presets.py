@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from cones2.errors import LayoutError, PromptError, SettingsError
-from cones2.layout import Layout
+from cones2.layout.regions import Layout
 
 _MAP_SIDE = 768  # pixels of the authors' layout pictures
 _MIN_ALPHA_BAR = 0.004  # just under Stable Diffusion's last, 0.0047; bounds η where a schedule ends at pure noise

@@ -17,11 +17,11 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
-from cones2.attention import edited_cross_attention
 from cones2.backbones import Backbone, make_scheduler
 from cones2.errors import SettingsError
-from cones2.guidance import LayoutGuidance, find_preset
-from cones2.layout import Layout
+from cones2.guidance.attention import edited_cross_attention
+from cones2.guidance.presets import LayoutGuidance, find_preset
+from cones2.layout.regions import Layout
 from cones2.prompts import ParsedPrompt, TokenizedPrompt, parse_prompt, tokenize_prompt
 from cones2.subjects import Subject, embed_prompt
 

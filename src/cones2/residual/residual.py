@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cones2.errors import Cones2Warning, ResidualError, ResidualMismatchError
 from cones2.files import write_atomically
-from cones2.residual_format import MAX_FILE_BYTES, MAX_TOKENS, TENSOR, check_header, pack
+from cones2.residual.format import MAX_FILE_BYTES, MAX_TOKENS, TENSOR, check_header, pack
 
 _PROBE_TOLERANCE = 0.05  # half-precision copies of an encoder stay below 0.02, another encoder is near 1
 

@@ -12,13 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cones2.backbones import Backbone, LatentMoments
-from cones2.captions import photo_caption
+from cones2.captions.corpus import photo_caption
 from cones2.errors import LearningError
-from cones2.learning_data import EncodedCaptions, encode_captions, encode_views
-from cones2.objective import add_noise, mean_shift, preservation_loss, subject_loss
+from cones2.learning.data import EncodedCaptions, encode_captions, encode_views
+from cones2.learning.objective import add_noise, mean_shift, preservation_loss, subject_loss
+from cones2.learning.recipe import Recipe
 from cones2.photos import Photo
-from cones2.recipe import Recipe
-from cones2.residual import Residual
+from cones2.residual.residual import Residual
 
 CHUNK = 50
 """Captions that are embedded at once."""

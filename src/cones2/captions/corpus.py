@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import islice, zip_longest
 from pathlib import Path
 
-from cones2._caption_frames import FRAMES, SLOTS
-from cones2._english import indefinite_article, is_plural, takes_article
+from cones2.captions.english import indefinite_article, is_plural, takes_article
+from cones2.captions.frames import FRAMES, SLOTS
 from cones2.errors import CaptionError
 from cones2.files import read_bounded
 

@@ -1,0 +1,1 @@
+"""Layouts: which subject belongs where."""

@@ -1,0 +1,1 @@
+"""Residuals: what a subject is, and the file that keeps it."""
