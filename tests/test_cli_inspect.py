@@ -1,5 +1,6 @@
 """`cones2 inspect` and `cones2 layout`."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -46,6 +47,18 @@ def test_a_residual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ["fits.name", "mini"] in lines
     assert ["recipe.steps", "300"] in lines
     assert ["photos", '["cdcdcdcdcdcd…"]'] in lines
+
+
+def test_a_residual_of_two_parts(tmp_path: Path) -> None:
+    second = EncoderId("xl", 2, "ef" * 32, (1.0, 2.0))
+    vector = torch.cat([RESIDUAL.vector, torch.tensor([[0.6, 0.8], [0.0, 5.0]])], dim=-1)
+    residual = dataclasses.replace(RESIDUAL, vector=vector, encoder=dataclasses.replace(ENCODER, second=second))
+    residual.save(tmp_path / "ted.safetensors")
+    told = json.loads(run("inspect", tmp_path / "ted.safetensors", "--json").stdout)
+    assert told["length"] == [5.0, 2.0]
+    assert told["length_2"] == [1.0, 5.0]
+    assert told["fits"] == {"name": "mini", "width": 3, "weights": "ab" * 32}
+    assert told["fits_2"] == {"name": "xl", "width": 2, "weights": "ef" * 32}
 
 
 def test_a_picture(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cones2.examples
 from cones2.errors import Cones2Warning, OutputError, ResidualError, ResidualMismatchError
 from cones2.residual.residual import EncoderId, Residual
 
@@ -36,6 +37,13 @@ def make(tokens: int = 2, width: int = 5, **changes: Any) -> Residual:
     return Residual(**{**fields, **changes})
 
 
+def make_two(**changes: Any) -> Residual:
+    """A residual for two text encoders, of widths 5 and 3."""
+    second = EncoderId(name="tiny", width=3, weights="cd" * 32, probe=(1.0, 2.0))
+    fields = {"vector": torch.arange(16.0).reshape(2, 8) / 7, "encoder": dataclasses.replace(ENCODER, second=second)}
+    return make(**fields | changes)
+
+
 # What is saved is loaded
 
 
@@ -47,6 +55,28 @@ def test_round_trip(tmp_path: Path) -> None:
     for field in dataclasses.fields(Residual):
         if field.name != "vector":
             assert getattr(loaded, field.name) == getattr(saved, field.name)
+
+
+def test_two_parts_survive(tmp_path: Path) -> None:
+    saved = make_two()
+    saved.save(tmp_path / "ted.safetensors")
+    loaded = Residual.load(tmp_path / "ted.safetensors")
+    assert torch.equal(loaded.vector, saved.vector)
+    assert loaded.encoder == saved.encoder
+    assert [part.tolist() for part in loaded.parts] == [saved.vector[:, :5].tolist(), saved.vector[:, 5:].tolist()]
+    assert loaded.sha256 == saved.sha256
+    with safetensors.safe_open(tmp_path / "ted.safetensors", "pt") as file:
+        assert {name: list(file.get_slice(name).get_shape()) for name in file.keys()} == {  # noqa: SIM118
+            "text_encoder": [2, 5],
+            "text_encoder_2": [2, 3],
+        }
+        assert file.metadata()["cones2.format"] == "2"
+
+
+def test_files_of_one_part_stay_in_the_first_format() -> None:
+    old = Path(cones2.examples.__file__).parent / "rex" / "rex.safetensors"
+    assert header_of(old.read_bytes())["__metadata__"]["cones2.format"] == "1"
+    assert Residual.load(old).to_bytes() == old.read_bytes()
 
 
 def test_the_same_residual_is_the_same_bytes(tmp_path: Path) -> None:
@@ -149,11 +179,18 @@ def header_of(content: bytes) -> dict[str, Any]:
     return header
 
 
-def edited(edit: Callable[[dict[str, Any], dict[str, str]], object]) -> bytes:
+def edited(edit: Callable[[dict[str, Any], dict[str, str]], object], sound: Residual | None = None) -> bytes:
     """A sound file after `edit(header, metadata)`."""
-    header = copy.deepcopy(header_of(make().to_bytes()))
+    content = (sound or make()).to_bytes()
+    header = copy.deepcopy(header_of(content))
+    size = max(part["data_offsets"][1] for name, part in header.items() if name != "__metadata__")
     edit(header, header["__metadata__"])
-    return with_header(header)
+    return with_header(header, content[-size:])
+
+
+def two_parts(edit: Callable[[dict[str, Any], dict[str, str]], object]) -> bytes:
+    """The same of a file for two text encoders."""
+    return edited(edit, make_two())
 
 
 def meta(key: str, value: object) -> bytes:
@@ -161,7 +198,7 @@ def meta(key: str, value: object) -> bytes:
 
 
 def encoder(**changes: object) -> bytes:
-    return meta("encoder", json.dumps({**dataclasses.asdict(ENCODER), **changes}))
+    return meta("encoder", json.dumps(ENCODER.fields() | changes))
 
 
 def tensor(**changes: object) -> bytes:
@@ -169,6 +206,7 @@ def tensor(**changes: object) -> bytes:
 
 
 SOUND = make().to_bytes()
+SOUND_2 = make_two().to_bytes()
 DEEP = b"[" * 30_000 + b"]" * 30_000
 HOSTILE = {
     "empty": b"",
@@ -220,7 +258,17 @@ HOSTILE = {
     "offsets that skip": tensor(data_offsets=[4, 44]),
     "offsets negative": tensor(data_offsets=[-40, 0]),
     "an extra field of the tensor": tensor(strides=[5, 1]),
-    "a future format": meta("format", "2"),
+    "a future format": meta("format", "3"),
+    "a second format without its second part": meta("format", "2"),
+    "a second part in the first format": SOUND_2.replace(b'"cones2.format":"2"', b'"cones2.format":"1"'),
+    "a second part of another width": two_parts(lambda _, m: m.update({"cones2.encoder_2": m["cones2.encoder"]})),
+    "two parts in one place": two_parts(lambda header, _: header["text_encoder_2"].update(data_offsets=[0, 24])),
+    "parts swapped": two_parts(
+        lambda h, _: h.update(text_encoder=h["text_encoder_2"], text_encoder_2=h["text_encoder"])
+    ),
+    "a second part of other tokens": two_parts(lambda h, _: h["text_encoder_2"].update(shape=[1, 6])),
+    "a second part cut off": SOUND_2[:-4],
+    "a second part too long": SOUND_2 + bytes(4),
     "format is a number": meta("format", 1),
     "no class word": meta("class_word", ""),
     "a class word of 2 KB": meta("class_word", "a" * 2000),
@@ -237,7 +285,7 @@ HOSTILE = {
     "weights are no hash": encoder(weights="../../etc/passwd"),
     "no probe": encoder(probe=[]),
     "1,000 probes": encoder(probe=[0.5] * 1000),
-    "infinite probe": meta("encoder", json.dumps(dataclasses.asdict(ENCODER)).replace("3.0", "1e999")),
+    "infinite probe": meta("encoder", json.dumps(ENCODER.fields()).replace("3.0", "1e999")),
     "an extra field of the encoder": encoder(url="http://example.com"),
     "a recipe that is a list": meta("recipe", "[]"),
     "a photo that is no hash": meta("photos", '["rex.jpg"]'),
@@ -299,7 +347,11 @@ def test_messages_say_what_is_wrong() -> None:
     assert "'__metadata__.format': Input should be '1'" in message("a future format")
     assert "'text_encoder.dtype': Input should be 'F32'" in message("float16")
     assert "its tensor has shape [5, 2], its tokens and encoder need [2, 5]" in message("transposed shape")
-    assert "its tensor lies at [4, 44] of 40 bytes, not [0, 40]" in message("offsets that skip")
+    assert "its tensor lies at [4, 44], not [0, 40]" in message("offsets that skip")
+    assert "it holds 41 bytes of numbers, its header says 40" in message("a byte too many")
+    assert "'__metadata__.encoder_2': Field required" in message("a second format without its second part")
+    assert "'__metadata__.encoder_2': Extra inputs are not permitted" in message("a second part in the first format")
+    assert "its tensor lies at [0, 24], not [40, 64]" in message("two parts in one place")
     assert "holds NaN or infinity" in message("NaN in the data")
 
 
@@ -329,6 +381,26 @@ def test_another_encoder_of_the_same_width() -> None:
         make().check_fits(other)
     with pytest.warns(Cones2Warning, match="used all the same, as forced; expect another subject"):
         make().check_fits(other, force=True)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_one_encoder_and_two_never_fit(force: bool) -> None:
+    two = make_two()
+    with pytest.raises(
+        ResidualMismatchError, match=r"learned on tiny \(width 5\+3\), this backbone is tiny \(width 5\)"
+    ):
+        two.check_fits(ENCODER, force=force)
+    with pytest.raises(ResidualMismatchError, match=r"\(width 5\), this backbone is tiny \(width 5\+3\)"):
+        make().check_fits(two.encoder, force=force)
+
+
+def test_each_of_two_encoders_must_fit() -> None:
+    mine = make_two().encoder
+    assert mine.second is not None
+    stranger = dataclasses.replace(mine.second, weights="00" * 32, probe=(2.0, 1.0))
+    make_two().check_fits(dataclasses.replace(mine, name="renamed", weights="00" * 32))
+    with pytest.raises(ResidualMismatchError, match="its text encoder is another one"):
+        make_two().check_fits(dataclasses.replace(mine, second=stranger))
 
 
 @pytest.mark.parametrize("force", [False, True])

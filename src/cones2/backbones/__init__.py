@@ -1,4 +1,4 @@
-"""Pretrained models: what differs between `mini` and Stable Diffusion 1.x and 2.x, behind one interface."""
+"""Pretrained models: what differs between `mini` and Stable Diffusion 1.x, 2.x and XL, behind one interface."""
 
 from cones2.backbones.backbone import Backbone, LatentMoments
 from cones2.backbones.opening import open_backbone

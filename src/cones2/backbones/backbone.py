@@ -1,6 +1,7 @@
 """A pretrained text-to-image model behind one small interface."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,9 +13,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float, Int, Shaped
 from PIL.Image import Image
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from cones2.backbones.fingerprint import fingerprint
+from cones2.backbones.fingerprint import TextEncoder, fingerprint
 from cones2.residual.residual import EncoderId
 
 
@@ -29,12 +30,19 @@ class LatentMoments(NamedTuple):
 class Backbone:
     """Tokenizer, text encoder, UNet, autoencoder and scheduler of one Stable Diffusion model, all frozen.
 
-    The UNet has the dtype asked for. Text encoder and autoencoder stay float32, whatever that is: they cost little,
+    The UNet has the dtype asked for. Text encoders and autoencoder stay float32, whatever that is: they cost little,
     a residual is a small difference of embeddings, and Stable Diffusion's autoencoder overflows in float16.
+
+    Stable Diffusion XL has two text encoders. Both read the tokens of `tokenizer`: their vocabularies are one, and each
+    gets its own padding. A prompt's embedding is their penultimate hidden states side by side, so a token has one
+    place and one residual in both.
 
     Attributes:
         name: what the user opened: `mini`, a Hub id or a folder's name.
         lexicon: the words that the model was trained on, lower case; None when it does not say.
+        text_encoder_2: Stable Diffusion XL's other text encoder; None elsewhere.
+        tokenizer_2: its tokenizer, of which only the padding token is used here.
+        zeros_for_empty_prompt: whether an empty negative prompt is all zeros rather than an empty text.
     """
 
     name: str
@@ -44,6 +52,9 @@ class Backbone:
     vae: AutoencoderKL
     scheduler: Any
     lexicon: frozenset[str] | None = None
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: CLIPTokenizer | None = None
+    zeros_for_empty_prompt: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -68,8 +79,13 @@ class Backbone:
 
     @property
     def width(self) -> int:
-        """Numbers in the embedding of a token."""
-        return int(self.text_encoder.config.hidden_size)
+        """Numbers in the embedding of a token, of all text encoders together."""
+        return sum(int(encoder.config.hidden_size) for encoder in self.text_encoders)
+
+    @property
+    def text_encoders(self) -> tuple[TextEncoder, ...]:
+        """The text encoder, or both."""
+        return (self.text_encoder,) if self.text_encoder_2 is None else (self.text_encoder, self.text_encoder_2)
 
     @property
     def vae_factor(self) -> int:
@@ -101,26 +117,67 @@ class Backbone:
 
     @cached_property
     def encoder_id(self) -> EncoderId:
-        """The text encoder's fingerprint: what a residual fits. Computed once, when first asked for."""
-        return fingerprint(self.text_encoder, self.name)
+        """The text encoders' fingerprint: what a residual fits. Computed once, when first asked for."""
+        return fingerprint(self.text_encoders, self.name)
 
     @torch.no_grad()
     def embed(self, input_ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens dim"]:
-        """Give E(prompt): the text encoder's last hidden state, after its final norm."""
-        embeddings: Tensor = self.text_encoder(input_ids.to(self.device)).last_hidden_state
-        return embeddings
+        """Give E(prompt): the last hidden state after its final norm, or the penultimate ones of two text encoders."""
+        return self.read(input_ids)
+
+    def read(self, input_ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens dim"]:
+        """Give the same as `embed`; gradients flow to the text encoders' weights."""
+        input_ids = input_ids.to(self.device)
+        if self.text_encoder_2 is None:
+            embeddings: Tensor = self.text_encoder(input_ids).last_hidden_state
+            return embeddings
+        states = [
+            encoder(ids, output_hidden_states=True).hidden_states[-2]
+            for encoder, ids in ((self.text_encoder, input_ids), (self.text_encoder_2, self._padded_anew(input_ids)))
+        ]
+        return torch.cat(states, dim=-1)
+
+    @torch.no_grad()
+    def added_conditions(
+        self, input_ids: Int[Tensor, "batch tokens"], *, height: int, width: int
+    ) -> dict[str, Float[Tensor, "batch numbers"]]:
+        """Give what the UNet of Stable Diffusion XL reads beside the prompt's tokens; nothing for other models.
+
+        The text as a whole, pooled from its end token by the second encoder, and the sizes, as diffusers makes them for
+        a picture of `height` by `width` pixels that is not cropped. No residual enters the pooled text: it belongs to
+        no token.
+        """
+        if self.text_encoder_2 is None:
+            return {}
+        pooled = self.text_encoder_2(self._padded_anew(input_ids.to(self.device))).text_embeds
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=pooled.dtype, device=self.device)
+        return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
+
+    def _padded_anew(self, input_ids: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
+        """Put the second tokenizer's padding in place of the first's, behind the text's end."""
+        assert self.tokenizer_2 is not None
+        is_end = input_ids == self.tokenizer.eos_token_id
+        is_behind = is_end.cumsum(dim=-1) > is_end.int()
+        return input_ids.masked_fill(
+            is_behind & (input_ids == self.tokenizer.pad_token_id), self.tokenizer_2.pad_token_id
+        )
 
     def predict(
         self,
         latents: Float[Tensor, "batch channels height width"],
         timesteps: Shaped[Tensor, "*batch"],
         embeddings: Float[Tensor, "batch tokens dim"],
+        added: Mapping[str, Float[Tensor, "batch numbers"]] | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
-        """Call the UNet in its own dtype; give its prediction in the latents' dtype. Gradients flow to `embeddings`."""
+        """Call the UNet in its own dtype; give its prediction in the latents' dtype. Gradients flow to `embeddings`.
+
+        `added` is what `added_conditions` gives, a row for each of the batch.
+        """
         prediction: Tensor = self.unet(
             latents.to(self.dtype),
             timesteps,
             encoder_hidden_states=embeddings.to(self.dtype),
+            added_cond_kwargs=dict(added) if added else None,
             return_dict=False,
         )[0]
         return prediction.to(latents.dtype)
@@ -141,21 +198,32 @@ class Backbone:
         return pictures
 
     def pipeline(self) -> Any:
-        """Give diffusers' own `StableDiffusionPipeline` of these components, without a safety checker.
+        """Give diffusers' own `StableDiffusionPipeline` or `StableDiffusionXLPipeline` of these components.
 
-        It needs one dtype for all: components that are not in the UNet's are copied, the others shared.
+        It has no safety checker and adds no watermark. It needs one dtype for all: components that are not in the
+        UNet's are copied, the others shared.
         """
-        from diffusers import StableDiffusionPipeline  # slow to import, and only few need it
+        components = {
+            "vae": _in_dtype(self.vae, self.dtype),
+            "text_encoder": _in_dtype(self.text_encoder, self.dtype),
+            "tokenizer": self.tokenizer,
+            "unet": self.unet,
+            "scheduler": self.scheduler,
+        }
+        if self.text_encoder_2 is None:
+            from diffusers import StableDiffusionPipeline  # slow to import, and only few need it
 
-        return StableDiffusionPipeline(  # type: ignore[no-untyped-call]
-            vae=_in_dtype(self.vae, self.dtype),
-            text_encoder=_in_dtype(self.text_encoder, self.dtype),
-            tokenizer=self.tokenizer,
-            unet=self.unet,
-            scheduler=self.scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+            return StableDiffusionPipeline(  # type: ignore[no-untyped-call]
+                **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+            )
+        from diffusers import StableDiffusionXLPipeline
+
+        return StableDiffusionXLPipeline(  # type: ignore[no-untyped-call]
+            **components,
+            text_encoder_2=_in_dtype(self.text_encoder_2, self.dtype),
+            tokenizer_2=self.tokenizer_2,
+            force_zeros_for_empty_prompt=self.zeros_for_empty_prompt,
+            add_watermarker=False,
         )
 
 

@@ -1,11 +1,12 @@
 """What tells one text encoder from another, whatever its dtype, key names or file."""
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from cones2.residual.residual import EncoderId
 
@@ -13,17 +14,22 @@ _PROBE_TOKENS = 8
 _PROBE_NUMBERS = 16
 
 
-def fingerprint(text_encoder: CLIPTextModel, name: str) -> EncoderId:
-    """Identify `text_encoder`, which the user knows as part of the model `name`."""
+TextEncoder = CLIPTextModel | CLIPTextModelWithProjection
+
+
+def fingerprint(text_encoders: Sequence[TextEncoder], name: str) -> EncoderId:
+    """Identify one text encoder, or two, which the user knows as part of the model `name`."""
+    first, *others = text_encoders
     return EncoderId(
         name=name,
-        width=text_encoder.config.hidden_size,
-        weights=_hash_weights(text_encoder),
-        probe=tuple(float(f"{number:.4g}") for number in _probe(text_encoder).tolist()),
+        width=first.config.hidden_size,
+        weights=_hash_weights(first),
+        probe=tuple(float(f"{number:.4g}") for number in _probe(first).tolist()),
+        second=fingerprint(others, name) if others else None,
     )
 
 
-def _hash_weights(text_encoder: CLIPTextModel) -> str:
+def _hash_weights(text_encoder: TextEncoder) -> str:
     """Give the sha256 of all weights as float32, by canonical name."""
     digest = hashlib.sha256()
     weights = {_canonical(key): weight for key, weight in text_encoder.state_dict().items()}
@@ -41,7 +47,7 @@ def _canonical(key: str) -> str:
 
 
 @torch.no_grad()
-def _probe(text_encoder: CLIPTextModel) -> Float[Tensor, "numbers"]:
+def _probe(text_encoder: TextEncoder) -> Float[Tensor, "numbers"]:
     """Give a few numbers of the last state over fixed token ids: enough to know the encoder again in another dtype."""
     last_id = text_encoder.config.vocab_size - 1
     input_ids = torch.linspace(0, last_id, _PROBE_TOKENS).long()[None].to(text_encoder.device)

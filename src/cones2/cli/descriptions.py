@@ -38,17 +38,21 @@ def _describe_residual(residual: Residual) -> dict[str, Any]:
     return {
         "class_word": residual.class_word,
         "tokens": list(residual.tokens),
-        "length": residual.vector.norm(dim=-1).tolist(),
-        "fits": {
-            "name": residual.encoder.name,
-            "width": residual.encoder.width,
-            "weights": residual.encoder.weights,
-        },
+        **_describe_parts(residual),
         "recipe": dict(residual.recipe),
         "photos": list(residual.photos),
         "tool_version": residual.tool_version,
         "sha256": residual.sha256,
     }
+
+
+def _describe_parts(residual: Residual) -> dict[str, Any]:
+    """Tell each part's length by token and the text encoder that it fits, those of a second one under `_2`."""
+    told: dict[str, Any] = {}
+    for suffix, vector, encoder in zip(("", "_2"), residual.parts, residual.encoder.parts, strict=False):
+        told["length" + suffix] = vector.norm(dim=-1).tolist()
+        told["fits" + suffix] = {"name": encoder.name, "width": encoder.width, "weights": encoder.weights}
+    return told
 
 
 def _rows(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

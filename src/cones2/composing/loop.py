@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor
 
@@ -125,14 +125,17 @@ def compose(
         if subject.residual is not None:
             subject.residual.check_fits(backbone.encoder_id, force=settings.force)
     scheduler = _start_scheduler(backbone, settings)
+    shape = _latent_shape(backbone, settings)
+    negative = _tokenize_negative(backbone, settings)
     sampler = _Sampler(
         backbone,
         scheduler,
-        embeddings=_embed_both(backbone, embed_prompt(backbone, tokenized, subjects), settings),
+        embeddings=_embed_both(backbone, embed_prompt(backbone, tokenized, subjects), negative, settings),
+        added=_add_both(backbone, tokenized.input_ids, negative, settings),
         guidance=_guide(layout, tokenized, scheduler, settings),
         settings=settings,
     )
-    return sampler.run(_latent_shape(backbone, settings))
+    return sampler.run(shape)
 
 
 def record(
@@ -147,8 +150,7 @@ def record(
     """Tell how the picture of `seed` was made, as JSON values: all that is needed to draw it again."""
     subjects, settings = subjects or {}, settings or ComposeSettings()
     parsed = parse_prompt(prompt, {name: subject.class_word for name, subject in subjects.items()})
-    encoder = asdict(backbone.encoder_id)
-    del encoder["probe"]
+    encoders = [{k: v for k, v in part.fields().items() if k != "probe"} for part in backbone.encoder_id.parts]
     return {
         "prompt": prompt,
         "text": parsed.text,
@@ -157,7 +159,7 @@ def record(
         "seed": seed,
         "batch": list(settings.seeds),
         "settings": {key: value for key, value in asdict(settings).items() if key != "seeds"},
-        "backbone": {"name": backbone.name, "encoder": encoder},
+        "backbone": {"name": backbone.name, **dict(zip(("encoder", "encoder_2"), encoders, strict=False))},
         "device": str(backbone.device),
         "dtype": str(backbone.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -176,12 +178,14 @@ class _Sampler:
         scheduler: Any,
         *,
         embeddings: Float[Tensor, "rows tokens dim"],
+        added: Mapping[str, Float[Tensor, "rows numbers"]],
         guidance: LayoutGuidance | None,
         settings: ComposeSettings,
     ) -> None:
         self._backbone = backbone
         self._scheduler = scheduler
         self._embeddings = embeddings
+        self._added = added
         self._guidance = guidance
         self._guidance_scale = settings.guidance_scale
         self._generators = [torch.Generator().manual_seed(seed) for seed in settings.seeds]
@@ -211,7 +215,7 @@ class _Sampler:
     ) -> Float[Tensor, "batch channels height width"]:
         copies = len(self._embeddings) // len(latents)
         rows = self._scheduler.scale_model_input(torch.cat([latents] * copies), timestep)
-        predictions = self._backbone.predict(rows, timestep, self._embeddings).chunk(copies)
+        predictions = self._backbone.predict(rows, timestep, self._embeddings, self._added).chunk(copies)
         prediction = predictions[0]
         if copies == 2:
             unconditional, conditional = predictions
@@ -221,16 +225,44 @@ class _Sampler:
         return advanced
 
 
+def _tokenize_negative(backbone: Backbone, settings: ComposeSettings) -> Int[Tensor, "1 tokens"] | None:
+    """Give the negative prompt's tokens; None without classifier-free guidance."""
+    if settings.guidance_scale <= 1:
+        return None
+    return tokenize_prompt(ParsedPrompt(settings.negative_prompt, ()), backbone.tokenizer).input_ids
+
+
 def _embed_both(
-    backbone: Backbone, conditional: Float[Tensor, "1 tokens dim"], settings: ComposeSettings
+    backbone: Backbone,
+    conditional: Float[Tensor, "1 tokens dim"],
+    negative: Int[Tensor, "1 tokens"] | None,
+    settings: ComposeSettings,
 ) -> Float[Tensor, "rows tokens dim"]:
     """Stack the text of one UNet call: the negative prompt for every seed, then the prompt for every seed."""
-    count = len(settings.seeds)
-    if settings.guidance_scale <= 1:
-        return conditional.repeat(count, 1, 1)
-    negative = tokenize_prompt(ParsedPrompt(settings.negative_prompt, ()), backbone.tokenizer)
-    unconditional = backbone.embed(negative.input_ids)
-    return torch.cat([unconditional.repeat(count, 1, 1), conditional.repeat(count, 1, 1)])
+    halves = [conditional]
+    if negative is not None:
+        halves.insert(0, _zeroed_if_empty(backbone.embed(negative), backbone, settings))
+    return torch.cat([half.repeat(len(settings.seeds), 1, 1) for half in halves])
+
+
+def _add_both(
+    backbone: Backbone,
+    conditional: Int[Tensor, "1 tokens"],
+    negative: Int[Tensor, "1 tokens"] | None,
+    settings: ComposeSettings,
+) -> dict[str, Float[Tensor, "rows numbers"]]:
+    """Stack in the same order what Stable Diffusion XL reads beside the text's tokens; nothing for other models."""
+    height, width = _picture_size(backbone, settings)
+    halves = [backbone.added_conditions(conditional, height=height, width=width)]
+    if negative is not None and backbone.text_encoder_2 is not None:
+        added = backbone.added_conditions(negative, height=height, width=width)
+        halves.insert(0, added | {"text_embeds": _zeroed_if_empty(added["text_embeds"], backbone, settings)})
+    return {name: torch.cat([half[name].repeat(len(settings.seeds), 1) for half in halves]) for name in halves[0]}
+
+
+def _zeroed_if_empty(negative: Tensor, backbone: Backbone, settings: ComposeSettings) -> Tensor:
+    zeroed = backbone.zeros_for_empty_prompt and not settings.negative_prompt
+    return torch.zeros_like(negative) if zeroed else negative
 
 
 def _guide(
@@ -261,7 +293,7 @@ def _start_scheduler(backbone: Backbone, settings: ComposeSettings) -> Any:
 
 def _latent_shape(backbone: Backbone, settings: ComposeSettings) -> tuple[int, int, int]:
     """Give channels, height and width of the latents of one picture."""
-    height, width = settings.height or backbone.default_size[0], settings.width or backbone.default_size[1]
+    height, width = _picture_size(backbone, settings)
     for name, side in (("height", height), ("width", width)):
         if side % backbone.vae_factor:
             nearest = max(1, round(side / backbone.vae_factor)) * backbone.vae_factor
@@ -271,6 +303,11 @@ def _latent_shape(backbone: Backbone, settings: ComposeSettings) -> tuple[int, i
             )
     channels = int(backbone.unet.config["in_channels"])
     return channels, height // backbone.vae_factor, width // backbone.vae_factor
+
+
+def _picture_size(backbone: Backbone, settings: ComposeSettings) -> tuple[int, int]:
+    """Give height and width in pixels."""
+    return settings.height or backbone.default_size[0], settings.width or backbone.default_size[1]
 
 
 def _check_range(name: str, value: float | int, lowest: int, highest: int) -> None:

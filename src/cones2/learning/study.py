@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -57,6 +57,7 @@ class Lesson:
     recipe: Recipe
     seed: int
     prompt: Int[Tensor, "1 tokens"]
+    added: Mapping[str, Float[Tensor, "1 numbers"]]
     captions: EncodedCaptions
     originals: Float[Tensor, "batch tokens dim"]
     views: LatentMoments
@@ -74,13 +75,16 @@ class Lesson:
     ) -> "Lesson":
         """Encode captions and photos, and what the untouched encoder makes of the captions."""
         encoded = encode_captions(backbone, captions, class_word)
+        prompt = encode_captions(backbone, [photo_caption(class_word)], class_word).input_ids
+        size = min(backbone.default_size)
         return cls(
             backbone=backbone,
             photos=tuple(photo.sha256 for photo in photos),
             class_word=class_word,
             recipe=recipe,
             seed=seed,
-            prompt=encode_captions(backbone, [photo_caption(class_word)], class_word).input_ids,
+            prompt=prompt,
+            added=backbone.added_conditions(prompt, height=size, width=size),
             captions=encoded,
             originals=torch.cat([backbone.embed(input_ids) for input_ids in torch.split(encoded.input_ids, CHUNK)]),
             views=encode_views(backbone, photos, recipe.views_per_photo, _generator(seed, 0)),
@@ -94,7 +98,7 @@ class Lesson:
             "class word": self.class_word,
             "photos' hash": _hash(self.photos),
             "captions' hash": _hash(captions),
-            "text encoder": self.backbone.encoder_id.weights,
+            "text encoder": "+".join(part.weights for part in self.backbone.encoder_id.parts),
         }
 
     def record(self) -> dict[str, object]:
@@ -103,15 +107,24 @@ class Lesson:
 
 
 class Study:
-    """The text encoder being tuned, and its optimiser."""
+    """The text encoder, or both, being tuned, and their optimiser.
+
+    The text that Stable Diffusion XL pools comes from the untouched encoder, in learning as in composing: what the
+    tuned one put there, no residual could give back.
+    """
 
     def __init__(self, lesson: Lesson) -> None:
         self.lesson = lesson
-        self.tuned = dataclasses.replace(lesson.backbone, text_encoder=copy.deepcopy(lesson.backbone.text_encoder))
+        self.tuned = dataclasses.replace(
+            lesson.backbone,
+            text_encoder=copy.deepcopy(lesson.backbone.text_encoder),
+            text_encoder_2=copy.deepcopy(lesson.backbone.text_encoder_2),
+        )
         recipe = lesson.recipe
         self.parameters = [
             parameter.requires_grad_()
-            for name, parameter in self.tuned.text_encoder.named_parameters()
+            for encoder in self.tuned.text_encoders
+            for name, parameter in encoder.named_parameters()
             if recipe.tune == "all" or ".layers." in name
         ]
         self.optimizer = torch.optim.AdamW(
@@ -127,7 +140,8 @@ class Study:
                 yield LearnStep(step, steps, *losses)
             else:
                 self.optimizer.zero_grad()
-                self.tuned.text_encoder.requires_grad_(False)
+                for encoder in self.tuned.text_encoders:
+                    encoder.requires_grad_(False)
                 yield LearnStep(step, steps, *losses, residual=self._residual(), tuned=self.tuned)
 
     def state(self) -> dict[str, Tensor]:
@@ -182,7 +196,7 @@ def _losses(lesson: Lesson, tuned: Backbone, draw: torch.Generator) -> tuple[Flo
     """L_sub and L_reg of one step's draw, from one pass of the text encoder for the prompt and the captions."""
     rows = torch.randint(len(lesson.originals), (lesson.recipe.captions_per_step,), generator=draw)
     input_ids = torch.cat([lesson.prompt, lesson.captions.input_ids[rows]])
-    embeddings = tuned.text_encoder(input_ids).last_hidden_state
+    embeddings = tuned.read(input_ids)
     preservation = preservation_loss(embeddings[1:], lesson.originals[rows], lesson.captions.own[rows])
     return _denoising_loss(lesson, embeddings[:1], draw), preservation
 
@@ -198,7 +212,8 @@ def _denoising_loss(lesson: Lesson, prompt: Float[Tensor, "1 tokens dim"], draw:
     timesteps = torch.randint(len(alphas_cumprod), rows.shape, generator=draw)
     noised = add_noise(latents, noise, alphas_cumprod[timesteps], backbone.prediction_type)
     inputs = noised.latents.to(backbone.device), timesteps.to(backbone.device)
-    prediction = backbone.predict(*inputs, prompt.expand(len(rows), -1, -1))
+    added = {name: values.expand(len(rows), -1) for name, values in lesson.added.items()}
+    prediction = backbone.predict(*inputs, prompt.expand(len(rows), -1, -1), added)
     return subject_loss(prediction, noised.target.to(backbone.device))
 
 

@@ -1,12 +1,15 @@
 """The bytes of a residual file: writing them the same each time, and checking those that come from anyone.
 
-The file is safetensors: one float32 tensor `text_encoder` of shape [tokens, dim], and string metadata under `cones2.*`,
-where tokens, encoder, recipe and photos are JSON. The safetensors library orders metadata by chance, so the header is
-written here, with sorted keys. Checking reads the header alone, within bounds, before any tensor is made.
+The file is safetensors: a float32 tensor `text_encoder` of shape [tokens, dim], in format 2 also `text_encoder_2` for a
+second text encoder, and string metadata under `cones2.*`, where tokens, encoders, recipe and photos are JSON. What has
+one text encoder is still written in format 1, so that older versions read it. The safetensors library orders metadata
+by chance, so the header is written here, with sorted keys. Checking reads the header alone, within bounds, before any
+tensor is made.
 """
 
 import json
 import struct
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from jaxtyping import Float32
@@ -15,14 +18,16 @@ from torch import Tensor
 
 from cones2.errors import ResidualError
 
-FORMAT = "1"
-TENSOR = "text_encoder"
+TENSORS = ("text_encoder", "text_encoder_2")
+"""The names of the parts; a file of format 1 has the first, one of format 2 both."""
+
 MAX_TOKENS = 16
 MAX_FILE_BYTES = 1024 * 1024
 MAX_HEADER_BYTES = 64 * 1024
 
 _PREFIX = "cones2."
-_JSON_KEYS = ("tokens", "encoder", "recipe", "photos")
+_ENCODERS = ("encoder", "encoder_2")
+_JSON_KEYS = ("tokens", *_ENCODERS, "recipe", "photos")
 
 
 class _Strict(BaseModel):
@@ -33,7 +38,9 @@ _Text = Annotated[str, Field(min_length=1, max_length=1000)]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class _EncoderFields(_Strict):
+class EncoderFields(_Strict):
+    """What the header says of a text encoder."""
+
     name: _Text
     width: int = Field(ge=1, le=16384)
     weights: _Sha256
@@ -41,15 +48,32 @@ class _EncoderFields(_Strict):
 
 
 class Metadata(_Strict):
-    """What the header says of the residual."""
+    """What the header says of the residual, in any format."""
 
-    format: Literal["1"]
     class_word: _Text
     tokens: list[_Text] = Field(min_length=1, max_length=MAX_TOKENS)
-    encoder: _EncoderFields
+    encoder: EncoderFields
     recipe: dict[str, JsonValue]
     photos: list[_Sha256]
     tool_version: _Text
+
+    @property
+    def encoders(self) -> list[EncoderFields]:
+        """Those of all parts."""
+        return [self.encoder]
+
+
+class _Metadata1(Metadata):
+    format: Literal["1"]
+
+
+class _Metadata2(Metadata):
+    format: Literal["2"]
+    encoder_2: EncoderFields
+
+    @property
+    def encoders(self) -> list[EncoderFields]:
+        return [self.encoder, self.encoder_2]
 
 
 class _TensorFields(_Strict):
@@ -58,26 +82,45 @@ class _TensorFields(_Strict):
     data_offsets: list[int] = Field(min_length=2, max_length=2)
 
 
-class _Header(_Strict):
-    metadata: Metadata = Field(alias="__metadata__")
+class _Header1(_Strict):
+    metadata: _Metadata1 = Field(alias="__metadata__")
     text_encoder: _TensorFields
 
+    @property
+    def tensors(self) -> list[_TensorFields]:
+        return [self.text_encoder]
 
-def pack(vector: Float32[Tensor, "tokens dim"], **metadata: object) -> bytes:
-    """Give the file's bytes for a vector and the fields of `Metadata`, all but its format.
+
+class _Header2(_Strict):
+    metadata: _Metadata2 = Field(alias="__metadata__")
+    text_encoder: _TensorFields
+    text_encoder_2: _TensorFields
+
+    @property
+    def tensors(self) -> list[_TensorFields]:
+        return [self.text_encoder, self.text_encoder_2]
+
+
+def pack(
+    parts: Sequence[Float32[Tensor, "tokens _"]], encoders: Sequence[Mapping[str, object]], **metadata: object
+) -> bytes:
+    """Give the file's bytes for the part of each text encoder, their fields, and those of `Metadata`.
 
     Raises:
         ResidualError: a field is not what `Metadata` allows.
     """
-    values = vector.detach().numpy().astype("<f4").tobytes()
-    fields = {"format": FORMAT, **metadata}
-    header = {
+    values = [part.detach().contiguous().numpy().astype("<f4").tobytes() for part in parts]
+    fields = {"format": str(len(parts)), **dict(zip(_ENCODERS, encoders, strict=False)), **metadata}
+    header: dict[str, object] = {
         "__metadata__": {_PREFIX + k: _to_json(v) if k in _JSON_KEYS else v for k, v in fields.items()},
-        TENSOR: {"dtype": "F32", "shape": list(vector.shape), "data_offsets": [0, len(values)]},
     }
+    start = 0
+    for name, part, data in zip(TENSORS, parts, values, strict=False):
+        header[name] = {"dtype": "F32", "shape": list(part.shape), "data_offsets": [start, start + len(data)]}
+        start += len(data)
     text = _to_json(header).encode()
     text += b" " * (-len(text) % 8)  # safetensors aligns the data
-    content = struct.pack("<Q", len(text)) + text + values
+    content = struct.pack("<Q", len(text)) + text + b"".join(values)
     check_header(content)  # what is written can be read
     return content
 
@@ -112,25 +155,32 @@ def _unpack(raw: Any) -> Any:
     return {**raw, "__metadata__": metadata}
 
 
-def _validate(raw: object) -> _Header:
+def _validate(raw: Any) -> _Header1 | _Header2:
     try:
-        return _Header.model_validate(raw)
+        return (_Header2 if _has_two_parts(raw) else _Header1).model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "header"
         raise ResidualError(f"{place[:100]!r}: {first['msg']}.") from error
 
 
-def _check_data(header: _Header, data_bytes: int) -> None:
-    tokens, width = header.text_encoder.shape
-    expected = [len(header.metadata.tokens), header.metadata.encoder.width]
-    if [tokens, width] != expected:
-        raise ResidualError(f"its tensor has shape {[tokens, width]}, its tokens and encoder need {expected}.")
-    size = 4 * tokens * width
-    if header.text_encoder.data_offsets != [0, size] or data_bytes != size:
-        raise ResidualError(
-            f"its tensor lies at {header.text_encoder.data_offsets} of {data_bytes} bytes, not [0, {size}]."
-        )
+def _has_two_parts(raw: Any) -> bool:
+    metadata = raw.get("__metadata__") if isinstance(raw, dict) else None
+    return isinstance(metadata, dict) and metadata.get("format") == "2"
+
+
+def _check_data(header: _Header1 | _Header2, data_bytes: int) -> None:
+    start = 0
+    for tensor, encoder in zip(header.tensors, header.metadata.encoders, strict=True):
+        expected = [len(header.metadata.tokens), encoder.width]
+        if tensor.shape != expected:
+            raise ResidualError(f"its tensor has shape {tensor.shape}, its tokens and encoder need {expected}.")
+        place = [start, start + 4 * expected[0] * expected[1]]
+        if tensor.data_offsets != place:
+            raise ResidualError(f"its tensor lies at {tensor.data_offsets}, not {place}.")
+        start = place[1]
+    if data_bytes != start:
+        raise ResidualError(f"it holds {data_bytes} bytes of numbers, its header says {start}.")
 
 
 def _from_json(text: bytes) -> Any:

@@ -1,13 +1,13 @@
 """The residual: what turns a class word's embedding into the user's subject, and its file of about 5 KB.
 
-Reading a file checks everything before any tensor is made, and never touches a model (`residual_format.py`).
+Reading a file checks everything before any tensor is made, and never touches a model (`format.py`).
 """
 
 import hashlib
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -18,32 +18,51 @@ from torch import Tensor
 
 from cones2.errors import Cones2Warning, ResidualError, ResidualMismatchError
 from cones2.files import write_atomically
-from cones2.residual.format import MAX_FILE_BYTES, MAX_TOKENS, TENSOR, check_header, pack
+from cones2.residual.format import MAX_FILE_BYTES, MAX_TOKENS, TENSORS, EncoderFields, check_header, pack
 
 _PROBE_TOLERANCE = 0.05  # half-precision copies of an encoder stay below 0.02, another encoder is near 1
 
 
 @dataclass(frozen=True)
 class EncoderId:
-    """The fingerprint of a text encoder.
+    """The fingerprint of a backbone's text encoder, or of both where it has two.
 
     Attributes:
         name: the model that the user opened.
         width: numbers in the embedding of a token.
         weights: sha256 of the float32 weights under canonical names.
         probe: a few numbers that the encoder gives for a fixed input; they know it again in another dtype.
+        second: Stable Diffusion XL's other text encoder; None elsewhere.
     """
 
     name: str
     width: int
     weights: str
     probe: tuple[float, ...]
+    second: "EncoderId | None" = None
+
+    @property
+    def parts(self) -> tuple["EncoderId", ...]:
+        """This encoder alone, or both."""
+        return (self,) if self.second is None else (self, self.second)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The width of each part; a residual's vector has as many columns as they have together."""
+        return tuple(part.width for part in self.parts)
 
     def fits(self, other: "EncoderId") -> bool:
-        """Tell whether a residual of one encoder belongs in the other."""
-        return self.width == other.width and (self.weights == other.weights or self._probes_agree(other))
+        """Tell whether a residual of these encoders belongs in the others."""
+        return self.widths == other.widths and all(
+            mine.weights == theirs.weights or mine._probe_agrees(theirs)
+            for mine, theirs in zip(self.parts, other.parts, strict=True)
+        )
 
-    def _probes_agree(self, other: "EncoderId") -> bool:
+    def fields(self) -> dict[str, object]:
+        """Give what a file keeps of this part, as JSON values."""
+        return {"name": self.name, "width": self.width, "weights": self.weights, "probe": list(self.probe)}
+
+    def _probe_agrees(self, other: "EncoderId") -> bool:
         if len(self.probe) != len(other.probe):
             return False
         return math.dist(self.probe, other.probe) <= _PROBE_TOLERANCE * math.hypot(*self.probe)
@@ -57,9 +76,10 @@ class Residual:
 
     Attributes:
         class_word: the word, or words, for the raw category.
-        vector: one row for each token of the class word; float32, on the CPU.
+        vector: one row for each token of the class word; float32, on the CPU. Where there are two text encoders, the
+            columns of the first, then those of the second.
         tokens: those tokens, as the tokenizer writes them.
-        encoder: the text encoder that it was learned on, and fits.
+        encoder: the text encoder, or both, that it was learned on, and fits.
         recipe: the settings that it was learned with; JSON values.
         photos: sha256 of each photo's file.
         tool_version: the version of cones2 that learned it.
@@ -79,7 +99,7 @@ class Residual:
     def __post_init__(self) -> None:
         if not 1 <= len(self.tokens) <= MAX_TOKENS:
             raise ResidualError(f"a residual has 1 to {MAX_TOKENS} tokens, this one has {len(self.tokens)}.")
-        expected = (len(self.tokens), self.encoder.width)
+        expected = (len(self.tokens), sum(self.encoder.widths))
         if tuple(self.vector.shape) != expected:
             raise ResidualError(
                 f"a residual of {expected[0]} tokens and width {expected[1]} needs a vector of shape {list(expected)},"
@@ -87,6 +107,11 @@ class Residual:
             )
         if not torch.isfinite(self.vector).all():
             raise ResidualError(f"the residual of {self.class_word!r} holds NaN or infinity; learn it again.")
+
+    @property
+    def parts(self) -> tuple[Float32[Tensor, "tokens _"], ...]:
+        """The vector's columns for each text encoder."""
+        return torch.split(self.vector, list(self.encoder.widths), dim=-1)
 
     @cached_property
     def sha256(self) -> str:
@@ -96,10 +121,10 @@ class Residual:
     def to_bytes(self) -> bytes:
         """Give the file's content; the same residual always gives the same bytes."""
         return pack(
-            self.vector,
+            self.parts,
+            [part.fields() for part in self.encoder.parts],
             class_word=self.class_word,
             tokens=self.tokens,
-            encoder=asdict(self.encoder),
             recipe=dict(self.recipe),
             photos=self.photos,
             tool_version=self.tool_version,
@@ -138,11 +163,12 @@ class Residual:
         """
         try:
             meta = check_header(content)
+            tensors = safetensors.torch.load(content)
             return cls(
                 class_word=meta.class_word,
-                vector=safetensors.torch.load(content)[TENSOR],
+                vector=torch.cat([tensors[name] for name in TENSORS if name in tensors], dim=-1),
                 tokens=tuple(meta.tokens),
-                encoder=EncoderId(**{**dict(meta.encoder), "probe": tuple(meta.encoder.probe)}),
+                encoder=_encoder_id(meta.encoders),
                 recipe=meta.recipe,
                 photos=tuple(meta.photos),
                 tool_version=meta.tool_version,
@@ -165,10 +191,10 @@ class Residual:
         if self.encoder.fits(encoder):
             return
         got = (
-            f"the residual of {self.class_word!r} was learned on {self.encoder.name} (width {self.encoder.width}),"
-            f" this backbone is {encoder.name} (width {encoder.width})"
+            f"the residual of {self.class_word!r} was learned on {_name_width(self.encoder)},"
+            f" this backbone is {_name_width(encoder)}"
         )
-        if self.encoder.width != encoder.width:
+        if self.encoder.widths != encoder.widths:
             raise ResidualMismatchError(
                 f"{got}: the widths must be equal. Use that backbone, or learn the subject on this one."
             )
@@ -178,3 +204,18 @@ class Residual:
                 " Use that backbone, learn the subject on this one, or force it."
             )
         warnings.warn(f"{got}: used all the same, as forced; expect another subject.", Cones2Warning, stacklevel=2)
+
+
+def _encoder_id(parts: Sequence[EncoderFields]) -> EncoderId:
+    first, *others = parts
+    return EncoderId(
+        name=first.name,
+        width=first.width,
+        weights=first.weights,
+        probe=tuple(first.probe),
+        second=_encoder_id(others) if others else None,
+    )
+
+
+def _name_width(encoder: EncoderId) -> str:
+    return f"{encoder.name} (width {'+'.join(map(str, encoder.widths))})"
