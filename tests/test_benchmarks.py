@@ -26,9 +26,9 @@ from cones2.steps import finish
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # scripts, not a package
-authors_composing, authors_learning, composing_pairs, learning_pairs, pairs, report = map(
+authors_composing, authors_learning, composing_pairs, learning_pairs, pairs, photo_measures, report = map(
     importlib.import_module,
-    ("authors_composing", "authors_learning", "composing_pairs", "learning_pairs", "pairs", "report"),
+    ("authors_composing", "authors_learning", "composing_pairs", "learning_pairs", "pairs", "photo_measures", "report"),
 )
 
 # diffusers' own schedulers hand tensors to NumPy in a way that NumPy deprecates
@@ -175,3 +175,20 @@ def test_every_pair_runs_and_the_table_has_a_row_for_each(small: Backbone) -> No
     found = json.loads(report.as_json(measured, about))
     assert found["machine"]["threads"] == torch.get_num_threads()
     assert [len(pair["ours_seconds"]) for pair in found["pairs"]] == [1] * 6
+
+
+def test_spoilt_photos_are_spoilt_as_they_say() -> None:
+    grey = Image.new("RGB", (40, 20), (100, 50, 200))
+    # Two stops are a factor of 4 in light: of 4 ** (1 / 2.2) = 1.878 in the picture's numbers.
+    assert photo_measures.expose(grey, 2).getpixel((0, 0)) == (188, 94, 255)
+    assert photo_measures.expose(grey, 0).getpixel((0, 0)) == (100, 50, 200)
+    assert photo_measures.blur(grey, 10, 1).size == (20, 10)
+    assert photo_measures.shrink(grey).size == (120, 60)
+    assert photo_measures.shrink(grey).getpixel((60, 30)) == (100, 50, 200)
+
+
+def test_photo_measures_count_what_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    photo_measures.tell_all([PHOTOS], 256)
+    lines = capsys.readouterr().out.splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert "| dHash, two photos of a subject | 0 | 0 | 0 | 3 of 3 |" in lines

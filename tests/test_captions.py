@@ -185,10 +185,15 @@ def test_number_of_nouns(noun: str, plural: bool, article: bool) -> None:
 
 @pytest.mark.parametrize(
     ("class_word", "caption"),
-    [("dog", "a photo of a dog"), ("owl", "a photo of an owl"), (" sunglasses ", "a photo of sunglasses")],
+    [
+        *(("dog", "a photo of a dog"), ("owl", "a photo of an owl"), (" sunglasses ", "a photo of sunglasses")),
+        *(("photo", "a picture of a photo"), ("Photo", "a picture of a Photo"), ("picture", "a photo of a picture")),
+        ("photo album", "a photo of a photo album"),
+    ],
 )
 def test_photo_caption(class_word: str, caption: str) -> None:
     assert photo_caption(class_word) == caption
+    find_class_word(caption, class_word.strip())
 
 
 def test_class_words_are_tidied() -> None:

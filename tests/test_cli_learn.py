@@ -1,6 +1,7 @@
 """`cones2 learn` on the real, tiny model."""
 
 import json
+import re
 import resource
 import shutil
 import signal
@@ -11,6 +12,7 @@ import time
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -24,8 +26,9 @@ RECIPE = "steps = 2\nlearning_rate = 1e-3\ncaption_count = 4\ncaptions_per_step 
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
-    for name in ("a", "b", "c"):
-        Image.radial_gradient("L").convert("RGB").save(folder / f"{name}.png")
+    for index, name in enumerate("abc"):
+        blocks = np.random.default_rng(index).integers(30, 226, (16, 16), dtype=np.uint8)
+        Image.fromarray(blocks).resize((256, 256), Image.Resampling.NEAREST).save(folder / f"{name}.png")
     return folder
 
 
@@ -47,6 +50,7 @@ def test_it_writes_the_residual_and_says_how_to_use_it(
     assert f"cones2 compose 'a {{rex}} on the beach' --subject rex={out} --model {small_folder}" in result.stdout
     assert result.stderr == ""
     assert files_in(out.parent) == {"rex.safetensors"}
+    assert re.search(r"^Other words moved by \d+\.\d % of their length; near 0 is best\.$", result.stdout, re.MULTILINE)
     residual = Residual.load(out)
     assert (residual.class_word, residual.recipe["seed"], residual.recipe["steps"]) == ("dog", 3, 2)
 
@@ -64,6 +68,8 @@ def test_json_is_one_object_and_steps_override_the_recipe(
     assert (report["class_word"], report["backbone"], report["recipe"]["steps"]) == ("dog", "small", 3)
     assert len(report["photos"]) == 3
     assert report["loss"] > 0
+    assert 0 < report["displacement"] < 1
+    assert report["findings"] == []
 
 
 def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(
@@ -89,7 +95,8 @@ def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(
     )
     assert files_in(out.parent) >= {".rex.learning"}
     assert not out.exists()
-    assert "steps is 51, but it began with 100000" in refused(*command, "--steps", 51, "--resume")
+    assert "50 steps are taken already, and steps is 2. Resume with more" in refused(*command, "--resume")
+    assert "seed is 1, but it began with 0" in refused(*command, "--steps", 100, "--seed", 1, "--resume")
     shutil.rmtree(checkpoints)
     run(*command, "--resume")
     assert files_in(out.parent) == {"rex.safetensors"}
@@ -115,6 +122,34 @@ def test_a_word_that_the_model_does_not_know(photos: Path, recipe: Path, tiny_co
     result = run(*arguments, "--captions", captions)
     warning = "warning: model does not know 'doge'; the nearest word that it knows is 'dog'."
     assert warning in result.stderr.splitlines()
+
+
+def test_it_judges_the_photos_first(photos: Path, recipe: Path, small_folder: Path, tmp_path: Path) -> None:
+    command = ("learn", photos, "--class", "dog", "--model", small_folder, "--recipe", recipe, "--out")
+    (photos / "c.png").unlink()
+    Image.linear_gradient("L").save(photos / "b.png")
+    result = run(*command, tmp_path / "rex.safetensors", "--json")
+    warnings = [line.removeprefix("warning: ") for line in result.stderr.splitlines()]
+    assert warnings == json.loads(result.stdout)["findings"]
+    assert warnings == [
+        "only 2 of the 3 to 5 photos that do best: add more views.",
+        "b.png is blurred: its blur will be learned. Take a sharper one.",
+    ]
+    Image.new("RGB", (64, 64), "gray").save(photos / "b.png")
+    assert "b.png is of one plain colour" in refused(*command, tmp_path / "out" / "rex.safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def test_masks(photos: Path, recipe: Path, small_folder: Path, tmp_path: Path) -> None:
+    masks, out = tmp_path / "masks", tmp_path / "rex.safetensors"
+    command = ("learn", photos, "--class", "dog", "--model", small_folder, "--recipe", recipe, "--out", out)
+    masks.mkdir()
+    for name in "ab":
+        Image.new("L", (256, 256), 255).save(masks / f"{name}.png")
+    assert "masks has no mask for c.png: expected c.png" in refused(*command, "--masks", masks)
+    Image.new("L", (256, 256), 255).save(masks / "c.png")
+    run(*command, "--masks", masks)
+    assert Residual.load(out).recipe["masked"] is True
 
 
 # What is refused, before the model is opened

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from cones2.backbones import Backbone
 from cones2.captions.corpus import captions_for, find_class_word
 from cones2.errors import CaptionError, LearningError, SettingsError
-from cones2.learning.loop import LearnStep, displacement, learn
+from cones2.learning.loop import LearnStep, displacement, held_out_captions, learn
 from cones2.learning.recipe import Recipe
 from cones2.photos import Photo
 from cones2.residual.residual import Residual
@@ -24,6 +24,7 @@ PHOTOS = tuple(
     Photo(Path(f"{name}.png"), name * 64, gradient.convert("RGB"))
     for name, gradient in (("a", Image.radial_gradient("L")), ("b", Image.linear_gradient("L")))
 )
+WHITE = Image.new("L", (256, 256), 255)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,7 @@ def finish(steps: Iterator[LearnStep]) -> LearnStep:
 
 
 def residual_of(steps: Iterator[LearnStep]) -> Residual:
-    residual = finish(steps).residual
-    assert residual is not None
-    return residual
+    return finish(steps).residual
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,6 @@ def learned(small: Backbone) -> LearnStep:
 def test_every_step_is_told_and_the_last_holds_the_residual(small: Backbone) -> None:
     steps = list(learn(small, PHOTOS, "dog", recipe=RECIPE))
     assert [(step.step, step.steps) for step in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert [step.residual is not None for step in steps] == [False, False, False, True]
     for step in steps:
         weighted = RECIPE.preservation_weight * step.preservation_loss
         assert step.loss == pytest.approx(step.subject_loss + weighted, rel=1e-5)
@@ -63,11 +61,10 @@ def test_every_step_is_told_and_the_last_holds_the_residual(small: Backbone) -> 
 
 def test_the_residual_says_what_it_is(small: Backbone, learned: LearnStep) -> None:
     residual = learned.residual
-    assert residual is not None
     assert residual.class_word == "dog"
     assert "".join(residual.tokens).removesuffix("</w>") == "dog"
     assert residual.encoder == small.encoder_id
-    assert residual.recipe == dataclasses.asdict(RECIPE) | {"seed": 0}
+    assert residual.recipe == dataclasses.asdict(RECIPE) | {"seed": 0, "masked": False}
     assert residual.photos == ("a" * 64, "b" * 64)
 
 
@@ -80,9 +77,7 @@ def test_the_residual_is_the_mean_shift_at_the_class_word(small: Backbone, class
         batch = small.tokenizer(caption, return_tensors="pt", return_offsets_mapping=True)
         start, stop = find_class_word(caption, class_word)
         own = [left >= start and right <= stop and right > left for left, right in batch.offset_mapping[0].tolist()]
-        assert last.tuned is not None
         shifts.append((last.tuned.embed(batch.input_ids) - small.embed(batch.input_ids))[0, own])
-    assert last.residual is not None
     assert_close(last.residual.vector, torch.stack(shifts).mean(dim=0), rtol=1e-4, atol=1e-6)
 
 
@@ -102,7 +97,6 @@ TUNED = {"all": {"embeddings", "encoder", "final_layer_norm"}, "layers": {"encod
 @pytest.mark.parametrize(("tune", "changed"), TUNED.items())
 def test_what_is_tuned(small: Backbone, tune: str, changed: set[str]) -> None:
     last = finish(learn(small, PHOTOS, "dog", recipe=dataclasses.replace(RECIPE, tune=tune)))
-    assert last.tuned is not None
     assert all(not parameter.requires_grad for parameter in last.tuned.text_encoder.parameters())
     before = small.text_encoder.state_dict()
     after = last.tuned.text_encoder.state_dict()
@@ -110,7 +104,6 @@ def test_what_is_tuned(small: Backbone, tune: str, changed: set[str]) -> None:
 
 
 def test_the_same_seed_gives_the_same_residual(small: Backbone, learned: LearnStep) -> None:
-    assert learned.residual is not None
     assert residual_of(learn(small, PHOTOS, "dog", recipe=RECIPE)).sha256 == learned.residual.sha256
     other = residual_of(learn(small, PHOTOS, "dog", recipe=RECIPE, seed=1))
     assert not torch.equal(other.vector, learned.residual.vector)
@@ -129,7 +122,6 @@ def test_lambda_keeps_other_words_where_they_are(small: Backbone) -> None:
     def moved(weight: float) -> float:
         recipe = dataclasses.replace(RECIPE, steps=6, preservation_weight=weight)
         tuned = finish(learn(small, PHOTOS, "dog", recipe=recipe)).tuned
-        assert tuned is not None
         return displacement(small, tuned, held_out, class_word="dog")
 
     assert displacement(small, small, held_out, class_word="dog") == 0
@@ -145,7 +137,6 @@ def test_a_closed_learner_resumes_to_the_same_bytes(small: Backbone, learned: Le
     for step in (1, 2, 3):
         assert next(learn(small, PHOTOS, "dog", recipe=RECIPE, checkpoint=tmp_path, resume=True)).step == step
     residual = residual_of(learn(small, PHOTOS, "dog", recipe=RECIPE, checkpoint=tmp_path, resume=True))
-    assert learned.residual is not None
     assert residual.sha256 == learned.residual.sha256
 
 
@@ -172,7 +163,8 @@ def test_without_resume_it_begins_again(small: Backbone, tmp_path: Path) -> None
         ({"class_word": "cat"}, "class word is cat, but it began with dog"),
         ({"photos": PHOTOS[:1]}, "photos' hash is"),
         ({"captions": ["a dog"]}, "captions' hash is"),
-        ({"recipe": dataclasses.replace(RECIPE, steps=5)}, "steps is 5, but it began with 4"),
+        ({"photos": (dataclasses.replace(PHOTOS[0], mask=WHITE), PHOTOS[1])}, "masks' hash is"),
+        ({"recipe": dataclasses.replace(RECIPE, batch_size=1)}, "batch_size is 1, but it began with 2"),
     ],
 )
 def test_resuming_with_something_else(small: Backbone, tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -180,6 +172,84 @@ def test_resuming_with_something_else(small: Backbone, tmp_path: Path, change: d
     next(learn(small, **began, checkpoint=tmp_path, checkpoint_every=1))  # type: ignore[arg-type]
     with pytest.raises(LearningError, match=message):
         next(learn(small, **began | change, checkpoint=tmp_path, resume=True))  # type: ignore[arg-type]
+
+
+def test_resuming_with_more_steps_is_as_if_begun_with_them(small: Backbone, tmp_path: Path) -> None:
+    longer = dataclasses.replace(RECIPE, steps=6)
+    steps = learn(small, PHOTOS, "dog", recipe=RECIPE, checkpoint=tmp_path, checkpoint_every=1)
+    assert [step.step for step in steps] == [1, 2, 3, 4]
+    resumed = list(learn(small, PHOTOS, "dog", recipe=longer, checkpoint=tmp_path, resume=True))
+    assert [step.step for step in resumed] == [4, 5, 6]  # the last of four steps left no checkpoint
+    assert resumed[-1].residual.sha256 == residual_of(learn(small, PHOTOS, "dog", recipe=longer)).sha256
+
+
+def test_resuming_with_fewer_steps_than_taken(small: Backbone, tmp_path: Path) -> None:
+    next(learn(small, PHOTOS, "dog", recipe=RECIPE, checkpoint=tmp_path))
+    fewer = dataclasses.replace(RECIPE, steps=1)
+    with pytest.raises(LearningError, match=r"1 steps are taken already, and steps is 1. Resume with more steps"):
+        next(learn(small, PHOTOS, "dog", recipe=fewer, checkpoint=tmp_path, resume=True))
+
+
+def test_any_step_gives_the_residual_of_a_learning_that_ends_there(small: Backbone) -> None:
+    steps = learn(small, PHOTOS, "dog", recipe=RECIPE)
+    next(steps)
+    second = next(steps)
+    shorter = residual_of(learn(small, PHOTOS, "dog", recipe=dataclasses.replace(RECIPE, steps=2)))
+    assert torch.equal(second.residual.vector, shorter.vector)
+    steps.close()
+    assert not any(parameter.requires_grad for parameter in second.tuned.text_encoder.parameters())
+
+
+def test_asking_for_a_residual_does_not_change_what_follows(small: Backbone, learned: LearnStep) -> None:
+    for step in learn(small, PHOTOS, "dog", recipe=RECIPE):
+        assert torch.isfinite(step.residual.vector).all()
+    assert step.residual.sha256 == learned.residual.sha256
+
+
+def test_a_step_that_is_gone(small: Backbone) -> None:
+    steps = learn(small, PHOTOS, "dog", recipe=RECIPE)
+    first = next(steps)
+    next(steps)
+    with pytest.raises(LearningError, match=r"step 1 is gone: learning is at step 2. Ask for what a step has learned"):
+        _ = first.residual
+    with pytest.raises(LearningError, match="step 1 is gone"):
+        _ = first.tuned
+
+
+def test_masks_of_all_white_change_nothing(small: Backbone, learned: LearnStep) -> None:
+    white = tuple(dataclasses.replace(photo, mask=WHITE) for photo in PHOTOS)
+    masked = residual_of(learn(small, white, "dog", recipe=RECIPE))
+    assert masked.recipe["masked"] is True
+    # The crops differ: without a mask they are slid to where most detail is. These pictures are square.
+    assert_close(masked.vector, learned.residual.vector, rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_outside_the_mask_is_not_learned(small: Backbone) -> None:
+    """Two photos that differ only outside the mask give nearly the same loss; without a mask they do not."""
+    recipe = dataclasses.replace(RECIPE, steps=1, views_per_photo=1, batch_size=8)
+
+    def loss(background: str, *, masked: bool) -> float:
+        image = Image.new("RGB", (64, 64), background)
+        image.paste(PHOTOS[0].image.resize((32, 64)), (0, 0))
+        mask = Image.new("L", (64, 64))
+        mask.paste(255, (0, 0, 16, 64))  # well inside, since the autoencoder looks a little around
+        photo = Photo(Path("a.png"), "a" * 64, image, mask if masked else None)
+        return next(learn(small, [photo], "dog", recipe=recipe)).subject_loss
+
+    inside, outside = (
+        abs(loss("white", masked=True) - loss("red", masked=True)),
+        abs(loss("white", masked=False) - loss("red", masked=False)),
+    )
+    assert inside < outside
+
+
+def test_held_out_captions_were_not_learned_from() -> None:
+    learned = captions_for("dog", count=1000)
+    unseen = held_out_captions("dog", learned)
+    assert len(unseen) == len(set(unseen)) == 50
+    assert not set(unseen) & set(learned)
+    with pytest.raises(CaptionError, match="every caption for 'dog' was learned from"):
+        held_out_captions("dog", captions_for("dog", count=40, seed=1), count=10)
 
 
 def test_two_learners_in_one_folder(small: Backbone, tmp_path: Path) -> None:

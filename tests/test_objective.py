@@ -34,6 +34,19 @@ def test_subject_loss_is_a_mean_square_in_float32() -> None:
     assert_close(loss, torch.tensor(9.0))
 
 
+def test_subject_loss_on_the_subject_alone_worked_by_hand() -> None:
+    # Two photos of two cells and two channels. In the first, one cell is the subject's and a quarter of the other:
+    # (1 * (1 + 9) / 2 + 0.25 * (4 + 0) / 2) / 1.25 = 4.4; in the second, only the cell with error 2.
+    prediction = torch.tensor([[[[1.0, 2]], [[3, 0]]], [[[7, 2]], [[7, 2]]]])
+    weights = torch.tensor([[[[1.0, 0.25]]], [[[0, 1]]]])
+    assert_close(subject_loss(prediction, torch.zeros(2, 2, 1, 2), weights), torch.tensor((4.4 + 4) / 2))
+
+
+def test_even_weights_are_no_weights() -> None:
+    prediction, target = torch.randn(2, 2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    assert_close(subject_loss(prediction, target, full(0.3, 2, 1, 5, 7)), subject_loss(prediction, target))
+
+
 def test_preservation_loss_worked_by_hand() -> None:
     # Two captions of three positions, width 2. The first moved by (3, 4) at its own position, by (1, 2) at the last;
     # the second by (2, 0) at its first: ((1 + 4) + 4) / 2.

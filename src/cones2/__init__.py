@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from cones2.guidance.presets import PRESETS, LayoutGuidance
     from cones2.layout.drawing import draw_layout
     from cones2.layout.regions import Box, Layout
-    from cones2.learning.loop import LearnStep, displacement, learn
+    from cones2.learning.loop import LearnStep, displacement, held_out_captions, learn
     from cones2.learning.recipe import RECIPES, Recipe, find_recipe
-    from cones2.photos import Photo, load_photos
+    from cones2.photos import Finding, Photo, PhotoFacts, PhotoReport, load_photos, photo_report
     from cones2.picture import Row, contact_sheet, read_record, write_picture
     from cones2.prompts import parse_prompt, tokenize_prompt
     from cones2.residual.residual import EncoderId, Residual
@@ -63,8 +63,8 @@ _NAMES = {
     "guidance.presets": "PRESETS LayoutGuidance",
     "layout.regions": "Box Layout",
     "layout.drawing": "draw_layout",
-    "learning.loop": "LearnStep displacement learn",
-    "photos": "Photo load_photos",
+    "learning.loop": "LearnStep displacement held_out_captions learn",
+    "photos": "Finding Photo PhotoFacts PhotoReport load_photos photo_report",
     "picture": "Row contact_sheet read_record write_picture",
     "prompts": "parse_prompt tokenize_prompt",
     "learning.recipe": "RECIPES Recipe find_recipe",
@@ -88,6 +88,7 @@ __all__ = [
     "Cones2Warning",
     "EncoderId",
     "Example",
+    "Finding",
     "Layout",
     "LayoutError",
     "LayoutGuidance",
@@ -96,6 +97,8 @@ __all__ = [
     "OutputError",
     "Photo",
     "PhotoError",
+    "PhotoFacts",
+    "PhotoReport",
     "PictureError",
     "PromptError",
     "Recipe",
@@ -114,11 +117,13 @@ __all__ = [
     "embed_prompt",
     "find_recipe",
     "finish",
+    "held_out_captions",
     "learn",
     "load_photos",
     "make_scheduler",
     "open_backbone",
     "parse_prompt",
+    "photo_report",
     "read_captions",
     "read_record",
     "record",

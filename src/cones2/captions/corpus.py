@@ -49,13 +49,14 @@ def check_class_word(class_word: str) -> str:
 def photo_caption(class_word: str) -> str:
     """Return the caption of a photo of the subject: "a photo of a dog", "... of an owl", "... of sunglasses".
 
-    arXiv:2305.19327, Sec. 3.2.
+    arXiv:2305.19327, Sec. 3.2. It mentions the class word once: what is a photo itself is "a picture of a photo".
 
     Raises:
         CaptionError: the class word can't be used.
     """
     word = check_class_word(class_word)
-    return _finished(_agreed("a photo of {a} {subject}", word), word)
+    medium = "picture" if _mentions(word).search("photo") else "photo"
+    return _finished(_agreed(f"a {medium} of {{a}} {{subject}}", word), word)
 
 
 def find_class_word(caption: str, class_word: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from cones2.cli import compose, demo, inspect, layout, learn
+from cones2.cli import check, compose, demo, inspect, layout, learn
 from cones2.cli.edge import told_in_one_line, with_quiet_libraries
 
 
@@ -30,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo.demo)
+app.command()(check.check)
 app.command()(learn.learn)
 app.command()(compose.compose)
 app.command()(inspect.inspect)

@@ -9,7 +9,6 @@ from pathlib import Path
 from PIL import Image
 
 from cones2.backbones import Backbone
-from cones2.cli.lessons import residual_of
 from cones2.cli.orders import Order
 from cones2.cli.progress import follow
 from cones2.composing.loop import ComposeSettings, Subject
@@ -101,7 +100,7 @@ def _gather(backbone: Backbone, out: Path, show: Show, recipe: Recipe) -> Genera
 def _learn(backbone: Backbone, name: str, recipe: Recipe) -> Residual:
     example = EXAMPLES[name]
     steps = learn(backbone, example.photos, example.class_word, recipe=recipe)
-    return residual_of(follow(steps, f"learning {name}", tell=lambda step: f"loss {step.loss:.4f}"))
+    return follow(steps, f"learning {name}", tell=lambda step: f"loss {step.loss:.4f}").residual
 
 
 def _lobby(show: Show, size: tuple[int, int]) -> Iterator[Row]:

@@ -25,6 +25,14 @@ def learn(
         typer.Option(help="paper, mini or a .toml file; default: what suits the model.", metavar="NAME_OR_TOML"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted learning stopped.")] = False,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the subject is: a grey picture for each photo, of its name, white on the subject.",
+            metavar="DIR",
+            rich_help_panel=MORE,
+        ),
+    ] = None,
     captions: Annotated[
         Path | None,
         typer.Option(help="Your own captions, one a line, each with WORD.", metavar="FILE", rich_help_panel=MORE),
@@ -41,7 +49,7 @@ def learn(
         from cones2.backbones import open_backbone
         from cones2.cli.lessons import Lesson
 
-        lesson = Lesson.check(photos, class_word, out=out, recipe=recipe, steps=steps, captions=captions)
+        lesson = Lesson.check(photos, class_word, out=out, recipe=recipe, steps=steps, captions=captions, masks=masks)
     with waiting(f"opening {model}"):
         backbone = open_backbone(model, device=device, dtype=dtype)
     report = lesson.give(backbone, seed=seed, resume=resume)
@@ -49,6 +57,8 @@ def learn(
         print_json(report)
     else:
         say(f"{out}: {class_word!r} learned from {len(lesson.photos)} photos in {report['seconds']:.0f} s.")
+        if report["displacement"] is not None:
+            say(f"Other words moved by {100 * report['displacement']:.1f} % of their length; near 0 is best.")
         say(f"Place it with: {_next_command(out, model)}")
 
 

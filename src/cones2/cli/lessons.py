@@ -2,21 +2,22 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cones2.backbones import Backbone
-from cones2.captions.corpus import check_class_word, read_captions
+from cones2.captions.corpus import captions_for, check_class_word, read_captions
 from cones2.cli.outputs import check_file
 from cones2.cli.progress import follow
-from cones2.errors import LearningError
+from cones2.errors import CaptionError, Cones2Warning, LearningError
 from cones2.files import make_folder
-from cones2.learning.loop import LearnStep, learn
+from cones2.learning.loop import LearnStep, displacement, held_out_captions, learn
 from cones2.learning.recipe import Recipe, find_recipe
-from cones2.photos import Photo, load_photos
+from cones2.photos import Photo, PhotoReport, load_photos, photo_report
 from cones2.residual.residual import Residual
 
 
@@ -33,7 +34,15 @@ class Lesson:
 
     @classmethod
     def check(
-        cls, photos: Path, class_word: str, *, out: Path, recipe: str | None, steps: int | None, captions: Path | None
+        cls,
+        photos: Path,
+        class_word: str,
+        *,
+        out: Path,
+        recipe: str | None = None,
+        steps: int | None = None,
+        captions: Path | None = None,
+        masks: Path | None = None,
     ) -> "Lesson":
         """Read all that the order names.
 
@@ -43,7 +52,7 @@ class Lesson:
         class_word = check_class_word(class_word)
         check_file(out, suffix=".safetensors", read=Residual.load)
         return cls(
-            load_photos(photos),
+            load_photos(photos, masks=masks),
             class_word,
             out,
             recipe=find_recipe(recipe) if recipe else None,
@@ -52,30 +61,55 @@ class Lesson:
         )
 
     def give(self, backbone: Backbone, *, seed: int, resume: bool) -> dict[str, Any]:
-        """Learn, write the residual, and report as JSON values."""
+        """Judge the photos, learn, write the residual, and report as JSON values.
+
+        Raises:
+            Cones2Error: nothing can be learned from a photo, or learning fails.
+        """
         began = time.monotonic()
+        recipe = self._recipe_for(backbone)
+        captions = self.captions or captions_for(self.class_word, count=recipe.caption_count, lexicon=backbone.lexicon)
+        judged = self._judge(backbone)
         make_folder(self.out.parent)
         with _checkpoints_beside(self.out) as folder:
             steps = learn(
                 backbone,
                 self.photos,
                 self.class_word,
-                recipe=self._recipe_for(backbone),
+                recipe=recipe,
                 seed=seed,
-                captions=self.captions,
+                captions=captions,
                 checkpoint=folder,
                 resume=resume,
             )
             last = follow(steps, f"learning {self.out.stem}", tell=lambda step: f"loss {step.loss:.4f}")
-            residual = residual_of(last)
-            residual.save(self.out)
-        return self._report(residual, loss=last.loss, seconds=time.monotonic() - began)
+            last.residual.save(self.out)
+        kept = self._measure_displacement(backbone, last, captions)
+        return self._report(last, judged, displacement=kept, seconds=time.monotonic() - began)
+
+    def _judge(self, backbone: Backbone) -> PhotoReport:
+        judged = photo_report(self.photos, size=min(backbone.default_size))
+        judged.check()
+        for finding in judged.findings:
+            warnings.warn(finding.text, Cones2Warning, stacklevel=2)
+        return judged
+
+    def _measure_displacement(self, backbone: Backbone, last: LearnStep, captions: Sequence[str]) -> float | None:
+        """Measure how far other words moved, if captions can be held out: a small lexicon may leave none."""
+        try:
+            unseen = held_out_captions(self.class_word, captions, lexicon=backbone.lexicon)
+        except CaptionError:
+            return None
+        return displacement(backbone, last.tuned, unseen, class_word=self.class_word)
 
     def _recipe_for(self, backbone: Backbone) -> Recipe:
         recipe = self.recipe or find_recipe(backbone.learn_preset)
         return recipe if self.steps is None else replace(recipe, steps=self.steps)
 
-    def _report(self, residual: Residual, *, loss: float, seconds: float) -> dict[str, Any]:
+    def _report(
+        self, last: LearnStep, judged: PhotoReport, *, displacement: float | None, seconds: float
+    ) -> dict[str, Any]:
+        residual = last.residual
         return {
             "residual": str(self.out),
             "sha256": residual.sha256,
@@ -84,15 +118,11 @@ class Lesson:
             "photos": [str(photo.path) for photo in self.photos],
             "backbone": residual.encoder.name,
             "recipe": dict(residual.recipe),
-            "loss": loss,
+            "findings": [finding.text for finding in judged.findings],
+            "loss": last.loss,
+            "displacement": displacement,
             "seconds": round(seconds, 3),
         }
-
-
-def residual_of(last: LearnStep) -> Residual:
-    """Give what learning ended with."""
-    assert last.residual is not None, "the last step of learning holds the residual"
-    return last.residual
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int
 from PIL.Image import Image
 from torch import Tensor
 
-from cones2.backbones import Backbone, LatentMoments
+from cones2.backbones import Backbone
 from cones2.captions.corpus import find_class_word
-from cones2.errors import CaptionError, Cones2Warning
-from cones2.photos import Photo, crop_square, views
+from cones2.errors import CaptionError, Cones2Warning, PhotoError
+from cones2.photos import Photo, View, crop_square, views
 from cones2.prompts import token_span
 
 _POOR_PSNR = 22.0  # decibels; below it, fine structure is lost
@@ -51,12 +51,35 @@ def encode_captions(backbone: Backbone, captions: Sequence[str], class_word: str
     return EncodedCaptions(_tokenize(backbone, captions), own.to(backbone.device), class_tokens)
 
 
-def encode_views(backbone: Backbone, photos: Sequence[Photo], count: int, generator: torch.Generator) -> LatentMoments:
-    """Encode `count` views of each photo, the whole one and closer ones; the moments lie on the CPU."""
+@dataclass(frozen=True, eq=False)
+class EncodedViews:
+    """Square views of photos as moments of their latents, on the CPU.
+
+    Attributes:
+        mean: of each view's latents.
+        std: of each view's latents.
+        weights: the subject's share of each latent cell, 0 to 1; None where no photo has a mask.
+    """
+
+    mean: Float[Tensor, "views channels height width"]
+    std: Float[Tensor, "views channels height width"]
+    weights: Float[Tensor, "views 1 height width"] | None
+
+
+def encode_views(backbone: Backbone, photos: Sequence[Photo], count: int, generator: torch.Generator) -> EncodedViews:
+    """Encode `count` views of each photo, the whole one and closer ones, and their masks.
+
+    Raises:
+        PhotoError: a square view shows nothing of what the photo's mask marks.
+    """
     size = min(backbone.default_size)
-    moments = [backbone.encode_images(_stack(views(photo, size, count=count, generator=generator))) for photo in photos]
-    return LatentMoments(
-        torch.cat([each.mean for each in moments]).cpu(), torch.cat([each.std for each in moments]).cpu()
+    chosen = [(photo, views(photo, count=count, generator=generator)) for photo in photos]
+    moments = [backbone.encode_images(_stack([view.of(photo, size) for view in each])) for photo, each in chosen]
+    masked = any(photo.mask is not None for photo in photos)
+    return EncodedViews(
+        torch.cat([each.mean for each in moments]).cpu(),
+        torch.cat([each.std for each in moments]).cpu(),
+        torch.cat([_weigh(photo, each, size // backbone.vae_factor) for photo, each in chosen]) if masked else None,
     )
 
 
@@ -74,6 +97,13 @@ def warn_if_strange(backbone: Backbone, photos: Sequence[Photo], class_word: str
         if word not in backbone.lexicon:
             nearest = difflib.get_close_matches(word, backbone.lexicon, n=1, cutoff=0.0)[0]
             _warn(f"{backbone.name} does not know {word!r}; the nearest word that it knows is {nearest!r}.")
+    warn_if_undrawable(backbone, photos)
+
+
+def warn_if_undrawable(backbone: Backbone, photos: Sequence[Photo]) -> None:
+    """Warn of photos that a model with a lexicon, hence of a small world, can't draw: its autoencoder loses them."""
+    if not backbone.lexicon:
+        return
     psnr, photo = min(zip(rebuild_error(backbone, photos), [photo.path.name for photo in photos], strict=True))
     if psnr < _POOR_PSNR:
         advice = "expect the subject's colours more than its shape"
@@ -103,6 +133,14 @@ def _check_span(caption: str, stop: int, alike: bool, window: int) -> None:
 def _stack(images: Sequence[Image]) -> Float[Tensor, "batch channels height width"]:
     pixels = numpy.stack([numpy.asarray(image, dtype=numpy.float32) for image in images])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def _weigh(photo: Photo, chosen: Sequence[View], cells: int) -> Float[Tensor, "views 1 {cells} {cells}"]:
+    weights = torch.stack([view.share(photo, cells) for view in chosen])
+    if (weights.sum(dim=(1, 2, 3)) == 0).any():
+        advice = "Crop the photo, with its mask, around the subject"
+        raise PhotoError(f"a square view of {photo.path} shows nothing of what its mask marks. {advice}.")
+    return weights
 
 
 def _rebuilt_psnr(backbone: Backbone, image: Image) -> float:

@@ -4,14 +4,14 @@
 """
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from cones2.backbones import Backbone
 from cones2.captions.corpus import captions_for, check_class_word
-from cones2.errors import LearningError, SettingsError
+from cones2.errors import CaptionError, LearningError, SettingsError
 from cones2.learning.checkpoints import Checkpoints
 from cones2.learning.data import encode_captions, rebuild_error, warn_if_strange
 from cones2.learning.objective import preservation_loss
@@ -19,7 +19,9 @@ from cones2.learning.recipe import Recipe
 from cones2.learning.study import CHUNK, LearnStep, Lesson, Study
 from cones2.photos import Photo
 
-__all__ = ["LearnStep", "displacement", "learn", "rebuild_error"]
+__all__ = ["LearnStep", "displacement", "held_out_captions", "learn", "rebuild_error"]
+
+_HELD_OUT_SEED = 1
 
 
 def learn(
@@ -84,9 +86,27 @@ def displacement(backbone: Backbone, tuned: Backbone, captions: Sequence[str], *
     return math.sqrt(moved / length)
 
 
+def held_out_captions(
+    class_word: str, learned: Sequence[str], *, count: int = 50, lexicon: Collection[str] | None = None
+) -> tuple[str, ...]:
+    """Give up to `count` captions for `displacement` that are not among those that were learned from.
+
+    Raises:
+        CaptionError: none can be made, as when the lexicon is small.
+    """
+    known = set(learned)
+    made = captions_for(class_word, count=4 * count, seed=_HELD_OUT_SEED, lexicon=lexicon)
+    if not (unseen := tuple(caption for caption in made if caption not in known)[:count]):
+        raise CaptionError(f"every caption for {class_word!r} was learned from: learn from fewer, to hold some out.")
+    return unseen
+
+
 def _keep(checkpoints: Checkpoints, study: Study, *, every: int, resume: bool) -> Iterator[LearnStep]:
     """Learn, writing a checkpoint after every few steps, and when closed early."""
     after, tensors = checkpoints.load() if resume else (0, {})
+    if after >= (steps := study.lesson.recipe.steps):
+        advice = "Resume with more steps, or begin again without resuming"
+        raise LearningError(f"can't resume: {after} steps are taken already, and steps is {steps}. {advice}.")
     if after:
         study.restore(tensors)
     else:

@@ -32,13 +32,19 @@ def add_noise(
 
 
 def subject_loss(
-    prediction: Float[Tensor, "batch channels height width"], target: Float[Tensor, "batch channels height width"]
+    prediction: Float[Tensor, "batch channels height width"],
+    target: Float[Tensor, "batch channels height width"],
+    weights: Float[Tensor, "batch 1 height width"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean-squared denoising error in float32.
+    """Mean-squared denoising error in float32, on the subject alone where `weights` say which cells are its own.
 
-    arXiv:2305.19327, Eq. 2, with the backbone's own prediction type in place of ε.
+    arXiv:2305.19327, Eq. 2, with the backbone's own prediction type in place of ε. Weights are not the paper's: each
+    photo's error is the weighted mean over its cells, so that a small subject counts as much as a large one.
     """
-    return torch.nn.functional.mse_loss(prediction.float(), target.float())
+    if weights is None:
+        return torch.nn.functional.mse_loss(prediction.float(), target.float())
+    squared = (prediction.float() - target.float()).square().mean(dim=1, keepdim=True)
+    return ((weights * squared).sum(dim=(1, 2, 3)) / weights.sum(dim=(1, 2, 3))).mean()
 
 
 def preservation_loss(

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import math
@@ -11,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cones2.backbones import Backbone, LatentMoments
+from cones2.backbones import Backbone
 from cones2.captions.corpus import photo_caption
 from cones2.errors import LearningError
-from cones2.learning.data import EncodedCaptions, encode_captions, encode_views
+from cones2.learning.data import EncodedCaptions, EncodedViews, encode_captions, encode_views
 from cones2.learning.objective import add_noise, mean_shift, preservation_loss, subject_loss
 from cones2.learning.recipe import Recipe
 from cones2.photos import Photo
@@ -34,8 +35,7 @@ class LearnStep:
         loss: L of Eq. 4, before this step's update.
         subject_loss: its first term, Eq. 2.
         preservation_loss: Eq. 3, not yet weighted by λ.
-        residual: what was learned; None but in the last step.
-        tuned: the backbone with the tuned text encoder, to compare with; None but in the last step.
+        study: what is being learned, as of this step until the next one is taken.
     """
 
     step: int
@@ -43,8 +43,32 @@ class LearnStep:
     loss: float
     subject_loss: float
     preservation_loss: float
-    residual: Residual | None = None
-    tuned: Backbone | None = None
+    study: "Study" = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def residual(self) -> Residual:
+        """What was learned up to this step (Eq. 5, over all captions): computed when first asked for.
+
+        Raises:
+            LearningError: another step was taken before it was asked for, or it is not finite.
+        """
+        self._check_last()
+        return self.study.residual()
+
+    @property
+    def tuned(self) -> Backbone:
+        """The backbone with the tuned text encoder, to compare with; it is tuned further by the next step.
+
+        Raises:
+            LearningError: another step was taken.
+        """
+        self._check_last()
+        return self.study.tuned
+
+    def _check_last(self) -> None:
+        if self.study.taken != self.step:
+            advice = "Ask for what a step has learned before taking the next one"
+            raise LearningError(f"step {self.step} is gone: learning is at step {self.study.taken}. {advice}.")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +76,7 @@ class Lesson:
     """All that stays the same from step to step."""
 
     backbone: Backbone
-    photos: tuple[str, ...]
+    photos: tuple[Photo, ...]
     class_word: str
     recipe: Recipe
     seed: int
@@ -60,7 +84,7 @@ class Lesson:
     added: Mapping[str, Float[Tensor, "1 numbers"]]
     captions: EncodedCaptions
     originals: Float[Tensor, "batch tokens dim"]
-    views: LatentMoments
+    views: EncodedViews
 
     @classmethod
     def prepare(
@@ -79,7 +103,7 @@ class Lesson:
         size = min(backbone.default_size)
         return cls(
             backbone=backbone,
-            photos=tuple(photo.sha256 for photo in photos),
+            photos=tuple(photos),
             class_word=class_word,
             recipe=recipe,
             seed=seed,
@@ -91,23 +115,31 @@ class Lesson:
         )
 
     def settings(self, captions: Sequence[str]) -> dict[str, object]:
-        """All that a checkpoint's state depends on, as short JSON values."""
+        """All that a checkpoint's state depends on, as short JSON values: not how many steps are to follow."""
+        recipe = dataclasses.asdict(self.recipe)
+        del recipe["steps"]
         return {
-            **dataclasses.asdict(self.recipe),
+            **recipe,
             "seed": self.seed,
             "class word": self.class_word,
-            "photos' hash": _hash(self.photos),
+            "photos' hash": _hash([photo.sha256 for photo in self.photos]),
+            "masks' hash": _hash([_mask_hash(photo) for photo in self.photos]) if self.masked else None,
             "captions' hash": _hash(captions),
             "text encoder": "+".join(part.weights for part in self.backbone.encoder_id.parts),
         }
 
+    @property
+    def masked(self) -> bool:
+        """Whether a mask says what of the photos is the subject."""
+        return self.views.weights is not None
+
     def record(self) -> dict[str, object]:
         """How the residual was learned, for its file."""
-        return dataclasses.asdict(self.recipe) | {"seed": self.seed}
+        return dataclasses.asdict(self.recipe) | {"seed": self.seed, "masked": self.masked}
 
 
 class Study:
-    """The text encoder, or both, being tuned, and their optimiser.
+    """The text encoder, or both, being tuned, their optimiser, and the step that was taken last.
 
     The text that Stable Diffusion XL pools comes from the untouched encoder, in learning as in composing: what the
     tuned one put there, no residual could give back.
@@ -115,6 +147,7 @@ class Study:
 
     def __init__(self, lesson: Lesson) -> None:
         self.lesson = lesson
+        self.taken = 0
         self.tuned = dataclasses.replace(
             lesson.backbone,
             text_encoder=copy.deepcopy(lesson.backbone.text_encoder),
@@ -132,17 +165,35 @@ class Study:
         )
 
     def steps(self, after: int) -> Iterator[LearnStep]:
-        """Take the steps that follow step `after`; the last one computes the residual."""
+        """Take the steps that follow step `after`; the last one computes the residual, so that its failure is told."""
         steps = self.lesson.recipe.steps
-        for step in range(after + 1, steps + 1):
-            losses = self._update(step)
-            if step < steps:
-                yield LearnStep(step, steps, *losses)
-            else:
-                self.optimizer.zero_grad()
-                for encoder in self.tuned.text_encoders:
-                    encoder.requires_grad_(False)
-                yield LearnStep(step, steps, *losses, residual=self._residual(), tuned=self.tuned)
+        try:
+            for number in range(after + 1, steps + 1):
+                losses = self._update(number)
+                self.taken = number
+                step = LearnStep(number, steps, *losses, study=self)
+                if number == steps:
+                    self._freeze()
+                    _ = step.residual
+                yield step
+        finally:
+            self._freeze()
+
+    def residual(self) -> Residual:
+        """Compute Δ of what is tuned so far: Eq. 5.
+
+        Raises:
+            LearningError: it is not finite.
+        """
+        captions, originals = self.lesson.captions, self.lesson.originals
+        chunks = (
+            (self.tuned.embed(captions.input_ids[rows]), originals[rows], captions.own[rows])
+            for rows in torch.split(torch.arange(len(originals)), CHUNK)
+        )
+        vector = mean_shift(chunks, captions.class_tokens)
+        if not vector.isfinite().all():
+            raise self._diverged("the residual is not finite")
+        return _make_residual(self.lesson, vector)
 
     def state(self) -> dict[str, Tensor]:
         """Copy what a step changes: parameters and the optimiser's moments, by name."""
@@ -175,16 +226,10 @@ class Study:
         self.optimizer.step()
         return total, first, second
 
-    def _residual(self) -> Residual:
-        captions, originals = self.lesson.captions, self.lesson.originals
-        chunks = (
-            (self.tuned.embed(captions.input_ids[rows]), originals[rows], captions.own[rows])
-            for rows in torch.split(torch.arange(len(originals)), CHUNK)
-        )
-        vector = mean_shift(chunks, captions.class_tokens)
-        if not vector.isfinite().all():
-            raise self._diverged("the residual is not finite")
-        return _make_residual(self.lesson, vector)
+    def _freeze(self) -> None:
+        self.optimizer.zero_grad()
+        for encoder in self.tuned.text_encoders:
+            encoder.requires_grad_(False)
 
     def _diverged(self, what: str) -> LearningError:
         rate = self.lesson.recipe.learning_rate
@@ -214,7 +259,8 @@ def _denoising_loss(lesson: Lesson, prompt: Float[Tensor, "1 tokens dim"], draw:
     inputs = noised.latents.to(backbone.device), timesteps.to(backbone.device)
     added = {name: values.expand(len(rows), -1) for name, values in lesson.added.items()}
     prediction = backbone.predict(*inputs, prompt.expand(len(rows), -1, -1), added)
-    return subject_loss(prediction, noised.target.to(backbone.device))
+    weights = None if views.weights is None else views.weights[rows].to(backbone.device)
+    return subject_loss(prediction, noised.target.to(backbone.device), weights)
 
 
 def _make_residual(lesson: Lesson, vector: Float[Tensor, "tokens dim"]) -> Residual:
@@ -225,7 +271,7 @@ def _make_residual(lesson: Lesson, vector: Float[Tensor, "tokens dim"]) -> Resid
         tokens=tuple(lesson.backbone.tokenizer.convert_ids_to_tokens(ids)),
         encoder=lesson.backbone.encoder_id,
         recipe=lesson.record(),
-        photos=lesson.photos,
+        photos=tuple(photo.sha256 for photo in lesson.photos),
         tool_version=importlib.metadata.version("cones2"),
     )
 
@@ -234,6 +280,10 @@ def _generator(seed: int, step: int) -> torch.Generator:
     """Random numbers of one step alone, so that resuming needs no generator's state."""
     digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+def _mask_hash(photo: Photo) -> str:
+    return hashlib.sha256(photo.mask.tobytes()).hexdigest() if photo.mask else ""
 
 
 def _hash(texts: Sequence[str]) -> str:

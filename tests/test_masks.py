@@ -1,0 +1,110 @@
+"""Masks: read beside their photos, followed by crops, weighed in latent cells."""
+
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from PIL import Image, ImageDraw
+from torch.testing import assert_close
+
+from cones2.errors import PhotoError
+from cones2.photos import Photo, load_photos, views
+
+
+def save(folder: Path, name: str, image: Image.Image) -> None:
+    folder.mkdir(exist_ok=True)
+    image.save(folder / name)
+
+
+def marked(size: tuple[int, int], *boxes: tuple[int, int, int, int]) -> Image.Image:
+    mask = Image.new("L", size)
+    for box in boxes:
+        mask.paste(255, box)
+    return mask
+
+
+def load(tmp_path: Path, mask: Image.Image, name: str = "a.png") -> Photo:
+    save(tmp_path / "photos", "a.jpg", Image.new("RGB", (80, 40), "gray"))
+    save(tmp_path / "masks", name, mask)
+    return load_photos(tmp_path / "photos", masks=tmp_path / "masks")[0]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_a_mask_goes_by_its_photos_name(tmp_path: Path, name: str) -> None:
+    mask = load(tmp_path, marked((80, 40), (0, 0, 40, 40)), name).mask
+    assert mask is not None
+    assert (mask.mode, mask.size) == ("L", (80, 40))
+    assert mask.getpixel((10, 20)) == pytest.approx(255, abs=3)
+    assert mask.getpixel((70, 20)) == pytest.approx(0, abs=3)
+
+
+def test_a_mask_of_another_size_is_scaled(tmp_path: Path) -> None:
+    mask = load(tmp_path, marked((160, 80), (0, 0, 80, 80))).mask
+    assert mask is not None
+    assert mask.size == (80, 40)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (Image.new("L", (80, 40)), "a.png is empty: expected white where the subject is. Paint it, or leave it out"),
+        (Image.new("RGB", (80, 40), "red"), "a.png has colours; expected grey: white on the subject, black elsewhere"),
+        (Image.new("L", (40, 80), 255), "a.png is 40x80, its photo 80x40; expected the same shape, upright"),
+    ],
+    ids=["empty", "coloured", "of another shape"],
+)
+def test_masks_that_can_not_be_used(tmp_path: Path, mask: Image.Image, message: str) -> None:
+    with pytest.raises(PhotoError, match=message):
+        load(tmp_path, mask)
+
+
+def test_a_missing_mask_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PhotoError, match=r"masks has no mask for a.jpg: expected a.png, white where the subject is"):
+        load(tmp_path, Image.new("L", (80, 40), 255), "b.png")
+
+
+def test_a_mask_that_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.png").write_text("no picture")
+    save(tmp_path / "photos", "a.jpg", Image.new("RGB", (80, 40), "gray"))
+    with pytest.raises(PhotoError, match=r"a.png is not a JPEG, PNG or WebP picture"):
+        load_photos(tmp_path / "photos", masks=tmp_path / "masks")
+
+
+def test_the_whole_view_is_slid_to_the_mask() -> None:
+    image = Image.effect_noise((80, 40), 80).convert("RGB")
+    for left in (0, 20, 40):
+        (view,) = views(Photo(Path(), "", image, marked((80, 40), (left + 5, 10, left + 35, 30))), **whole())
+        assert view == (left, 0, 40)
+
+
+def whole() -> dict[str, object]:
+    return {"count": 1, "generator": torch.Generator()}
+
+
+@settings(max_examples=60)
+@given(st.integers(20, 90), st.integers(20, 90), st.data())
+def test_no_closer_view_cuts_off_a_subject_that_fits(width: int, height: int, data: st.DataObject) -> None:
+    side = data.draw(st.integers(1, int(0.8 * min(width, height))))
+    left, top = data.draw(st.integers(0, width - side)), data.draw(st.integers(0, height - side))
+    mask = marked((width, height), (left, top, left + side, top + side))
+    photo = Photo(Path(), "", Image.new("RGB", (width, height)), mask)
+    for view in views(photo, count=5, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99)))):
+        assert view.left - 1e-6 <= left
+        assert left + side <= view.left + view.side + 1e-6
+        assert view.top - 1e-6 <= top
+        assert top + side <= view.top + view.side + 1e-6
+        assert min(view.left, view.top) >= 0
+        assert view.left + view.side <= width + 1e-6
+        assert view.top + view.side <= height + 1e-6
+
+
+def test_the_share_of_each_cell_by_hand() -> None:
+    mask = Image.new("L", (8, 8))
+    ImageDraw.Draw(mask).rectangle((0, 0, 4, 3), fill=255)  # five columns, four rows
+    photo = Photo(Path(), "", Image.new("RGB", (8, 8)), mask)
+    (view,) = views(photo, **whole())
+    expected = torch.tensor([[[1, 1, 0.5, 0], [1, 1, 0.5, 0], [0, 0, 0, 0], [0, 0, 0, 0]]])
+    assert_close(view.share(photo, 4), expected, atol=0.01, rtol=0)
