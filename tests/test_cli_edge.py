@@ -16,7 +16,7 @@ from cones2.cli.edge import told_in_one_line, with_quiet_libraries
 from cones2.errors import Cones2Warning, LayoutError
 
 HELP = Path(__file__).parents[1] / "docs" / "help"
-COMMANDS = ("", "demo", "check", "learn", "compose", "inspect", "layout")
+COMMANDS = ("", "demo", "check", "learn", "compose", "inspect", "layout", "import")
 SCRIPT = "from cones2.cli import main; main()"
 
 

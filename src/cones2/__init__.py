@@ -21,6 +21,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cones2.authors.residual import import_residual
     from cones2.backbones import SCHEDULERS, Backbone, make_scheduler, open_backbone
     from cones2.captions.corpus import captions_for, read_captions
     from cones2.composing.loop import ComposeSettings, ComposeStep, Subject, compose, embed_prompt, record
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from cones2.steps import finish
 
 _NAMES = {
+    "authors.residual": "import_residual",
     "guidance.attention": "edited_cross_attention",
     "backbones": "SCHEDULERS Backbone make_scheduler open_backbone",
     "captions.corpus": "captions_for read_captions",
@@ -118,6 +120,7 @@ __all__ = [
     "find_recipe",
     "finish",
     "held_out_captions",
+    "import_residual",
     "learn",
     "load_photos",
     "make_scheduler",

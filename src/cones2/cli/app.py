@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from cones2.cli import check, compose, demo, inspect, layout, learn
+from cones2.cli import check, compose, demo, import_, inspect, layout, learn
 from cones2.cli.edge import told_in_one_line, with_quiet_libraries
 
 
@@ -35,6 +35,7 @@ app.command()(learn.learn)
 app.command()(compose.compose)
 app.command()(inspect.inspect)
 app.command()(layout.layout)
+app.command("import")(import_.import_)
 
 
 def main() -> None:
