@@ -15,7 +15,7 @@ def composing_pairs(backbone: Backbone, *, steps: int) -> list[Pair]:
     """From prompt to picture, one at a time, at the model's own size."""
     subjects = {"rex": _subject(backbone, "dog"), "tom": _subject(backbone, "cat")}
     settings = ComposeSettings(steps=steps)
-    like_authors = ComposeSettings(steps=steps, scheduler="euler", preset="official")
+    like_authors = ComposeSettings(steps=steps, scheduler="euler", preset="official-layout")
 
     def ours(settings: ComposeSettings) -> object:
         return finish(compose(backbone, PROMPT, subjects=subjects, layout=LAYOUT, settings=settings)).pictures
@@ -24,7 +24,7 @@ def composing_pairs(backbone: Backbone, *, steps: int) -> list[Pair]:
         return draw(backbone, PROMPT, subjects=subjects, layout=LAYOUT, drawing=Drawing(steps=steps, passes=passes))
 
     pipeline = backbone.pipeline()
-    pipeline.scheduler = make_scheduler(settings.scheduler, backbone.scheduler)
+    pipeline.scheduler = make_scheduler(settings.sampler, backbone.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     plain = {"num_inference_steps": steps, "guidance_scale": settings.guidance_scale}
     what, loop = "a picture with a layout", "the authors' loop, equivalent"

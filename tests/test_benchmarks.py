@@ -85,12 +85,13 @@ def test_the_authors_loop_draws_what_their_code_drew(tiny: Backbone) -> None:
     assert (latents - expected).norm() <= 1e-4 * expected.norm()
 
 
-def test_the_authors_loop_without_recurrence_draws_what_we_draw(small: Backbone) -> None:
+@pytest.mark.parametrize(("preset", "passes"), [("official", 2), ("official-layout", 1)])
+def test_the_authors_loop_draws_what_we_draw(small: Backbone, preset: str, passes: int) -> None:
     subjects = {name: composing_pairs._subject(small, word) for name, word in {"rex": "dog", "tom": "cat"}.items()}
     order = {"subjects": subjects, "layout": composing_pairs.LAYOUT}
-    settings = ComposeSettings(steps=4, scheduler="euler", preset="official", seeds=(3,))
+    settings = ComposeSettings(steps=4, guided_steps=3, scheduler="euler", preset=preset, seeds=(3,))
     ours = finish(compose(small, composing_pairs.PROMPT, settings=settings, **order)).latents
-    drawing = authors_composing.Drawing(steps=4, passes=1, seed=3)
+    drawing = authors_composing.Drawing(steps=4, guided=3, passes=passes, seed=3)
     theirs = authors_composing.draw_latents(small, composing_pairs.PROMPT, drawing=drawing, **order)
     assert (ours - theirs).norm() <= 1e-4 * ours.norm()
 

@@ -53,7 +53,7 @@ def residual_for(backbone: Backbone, word: str = "cat", *, size: float = 3.0) ->
 
 def diffusers_pictures(backbone: Backbone, settings: ComposeSettings, prompt: str) -> list[Image.Image]:
     pipeline = backbone.pipeline()
-    pipeline.scheduler = make_scheduler(settings.scheduler, backbone.scheduler)
+    pipeline.scheduler = make_scheduler(settings.sampler, backbone.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     pictures: list[Image.Image] = pipeline(
         [prompt] * len(settings.seeds),
@@ -157,7 +157,7 @@ def test_a_residual_and_its_strength_change_the_picture(tiny: Backbone) -> None:
 # Layouts
 
 
-@pytest.mark.parametrize("preset", ["paper", "official"])
+@pytest.mark.parametrize("preset", ["paper", "official", "official-layout"])
 def test_a_layout_changes_the_picture(tiny: Backbone, preset: str) -> None:
     settings = small(preset=preset)
     plain = last(tiny, subjects=PLAIN, settings=settings).latents
@@ -168,7 +168,7 @@ def test_a_layout_changes_the_picture(tiny: Backbone, preset: str) -> None:
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_layout_works_with_every_scheduler(tiny: Backbone, scheduler: str) -> None:
-    settings = small(scheduler=scheduler, steps=4, preset="official")  # the preset that reads the scheduler's timesteps
+    settings = small(scheduler=scheduler, steps=4, preset="official-layout")  # it reads the scheduler's timesteps
     assert last(tiny, subjects=PLAIN, layout=LAYOUT, settings=settings).latents.isfinite().all()
 
 
@@ -362,7 +362,7 @@ def test_schedulers_must_be_known(tiny: Backbone) -> None:
         ({"layout_scale": -0.5}, "layout scale -0.5 can't be used"),
         ({"height": 32}, "height 32 can't be used: expected 64 to 4096"),
         ({"width": 100_000}, "width 100000 can't be used"),
-        ({"preset": "mine"}, "unknown layout preset 'mine': expected one of paper, official"),
+        ({"preset": "mine"}, "unknown layout preset 'mine': expected one of paper, official, official-layout"),
     ],
 )
 def test_settings_outside_their_range(changes: dict[str, Any], message: str) -> None:

@@ -69,6 +69,7 @@ def workplace(small_folder: Path, tiny: Backbone, tmp_path: Path, monkeypatch: p
         (folder / "photos").symlink_to(example.folder / "photos")
         residual_for(tiny, example.class_word).save(folder / f"{example.name}.safetensors")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Example, "residual", property(lambda self: residual_for(tiny, self.class_word)))
     monkeypatch.setattr(opening, "MINI", small_folder)

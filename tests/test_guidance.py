@@ -233,5 +233,7 @@ def test_guidance_refuses_what_does_not_fit() -> None:
 
 def test_presets_go_by_name() -> None:
     assert find_preset("paper") is PRESETS["paper"]
-    with pytest.raises(SettingsError, match="unknown layout preset 'papper': expected one of paper, official"):
+    with pytest.raises(
+        SettingsError, match="unknown layout preset 'papper': expected one of paper, official, official-layout"
+    ):
         find_preset("papper")

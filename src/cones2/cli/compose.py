@@ -42,11 +42,15 @@ def compose(
         float, typer.Option(help="How closely to follow the layout; 0 is off.", metavar="X", rich_help_panel=MORE)
     ] = 1.0,
     preset: Annotated[
-        str, typer.Option(help="How the layout acts: paper or official.", metavar="NAME", rich_help_panel=MORE)
+        str,
+        typer.Option(
+            help="How the layout acts: paper, official or official-layout.", metavar="NAME", rich_help_panel=MORE
+        ),
     ] = "paper",
     scheduler: Annotated[
-        str, typer.Option(help="ddim, euler, dpm++ and more.", metavar="NAME", rich_help_panel=MORE)
-    ] = "ddim",
+        str | None,
+        typer.Option(help="ddim, euler, dpm++ and more; default: the preset's.", metavar="NAME", rich_help_panel=MORE),
+    ] = None,
     width: Annotated[
         int | None, typer.Option(help="In pixels; default: the model's.", metavar="W", rich_help_panel=MORE)
     ] = None,

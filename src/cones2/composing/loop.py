@@ -8,6 +8,7 @@ import importlib.metadata
 import inspect
 import json
 from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,9 +19,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from cones2.backbones import Backbone, make_scheduler
+from cones2.composing.official import EulerSampler, Latents
 from cones2.errors import SettingsError
 from cones2.guidance.attention import edited_cross_attention
-from cones2.guidance.presets import LayoutGuidance, find_preset
+from cones2.guidance.presets import LayoutGuidance, find_preset, recurs
 from cones2.layout.regions import Layout
 from cones2.prompts import ParsedPrompt, TokenizedPrompt, parse_prompt, tokenize_prompt
 from cones2.subjects import Subject, embed_prompt
@@ -28,6 +30,7 @@ from cones2.subjects import Subject, embed_prompt
 __all__ = ["ComposeSettings", "ComposeStep", "Subject", "compose", "embed_prompt", "record"]
 
 _SMALLEST_SIDE, _LARGEST_SIDE = 64, 4096
+_USUAL_SAMPLER, _OFFICIAL_SAMPLER = "ddim", "euler"
 
 
 @dataclass(frozen=True)
@@ -39,25 +42,27 @@ class ComposeSettings:
         steps: of the scheduler.
         guidance_scale: classifier-free guidance; without effect, and without its cost, up to 1.
         layout_scale: multiplies the layout's strength; 0 turns it off.
+        guided_steps: how many steps, from the first, the layout takes part in; None is all.
         height: in pixels; None is what the model was trained at.
         width: likewise.
         negative_prompt: what the picture should not show.
-        scheduler: a name of `backbones.SCHEDULERS`.
+        scheduler: a name of `backbones.SCHEDULERS`; None is the preset's: `ddim`, or `euler` for `official`.
         preset: a name of `guidance.PRESETS`.
         force: use residuals of another text encoder of the same width, with a warning.
 
     Raises:
-        SettingsError: a value is outside its range.
+        SettingsError: a value is outside its range, or the preset has a sampler of its own and another is asked for.
     """
 
     seeds: tuple[int, ...] = (0,)
     steps: int = 50
     guidance_scale: float = 7.5
     layout_scale: float = 1.0
+    guided_steps: int | None = None
     height: int | None = None
     width: int | None = None
     negative_prompt: str = ""
-    scheduler: str = "ddim"
+    scheduler: str | None = None
     preset: str = "paper"
     force: bool = False
 
@@ -72,7 +77,18 @@ class ComposeSettings:
         for name, side in (("height", self.height), ("width", self.width)):
             if side is not None:
                 _check_range(name, side, _SMALLEST_SIDE, _LARGEST_SIDE)
-        find_preset(self.preset)
+        if self.guided_steps is not None:
+            _check_range("guided steps", self.guided_steps, 0, 1000)
+        if recurs(self.preset) and self.sampler != _OFFICIAL_SAMPLER:
+            raise SettingsError(
+                f"preset {self.preset!r} has a sampler of its own, {_OFFICIAL_SAMPLER}; got scheduler"
+                f" {self.scheduler!r}. Leave the scheduler out, or take preset 'official-layout'."
+            )
+
+    @property
+    def sampler(self) -> str:
+        """The scheduler's name, also where that is left to the preset."""
+        return self.scheduler or (_OFFICIAL_SAMPLER if recurs(self.preset) else _USUAL_SAMPLER)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +97,7 @@ class ComposeStep:
 
     Attributes:
         step: UNet calls so far.
-        steps: UNet calls in all; some schedulers make two a step.
+        steps: UNet calls in all; some schedulers, and the preset `official`, make two a step.
         latents: the pictures so far, one row for each seed.
         pictures: one for each seed, at the last step; empty before.
     """
@@ -103,7 +119,7 @@ def compose(
     """Draw pictures of subjects, step by step; the last step holds them.
 
     Everything is checked before the first step. Closing the generator cancels; the UNet is edited from the first step
-    until the generator ends or is closed.
+    to the last guided one, or until the generator is closed.
 
     Args:
         backbone: the model; the residuals' own.
@@ -188,6 +204,9 @@ class _Sampler:
         self._added = added
         self._guidance = guidance
         self._guidance_scale = settings.guidance_scale
+        self._recurs = recurs(settings.preset)
+        total = len(scheduler.timesteps)
+        self._guided = total if settings.guided_steps is None else min(settings.guided_steps, total)
         self._generators = [torch.Generator().manual_seed(seed) for seed in settings.seeds]
         options = {"generator": self._generators, "eta": 0.0}  # as diffusers' pipeline calls its schedulers
         taken = inspect.signature(scheduler.step).parameters
@@ -195,34 +214,60 @@ class _Sampler:
 
     def run(self, shape: tuple[int, int, int]) -> Generator[ComposeStep, None, None]:
         """Yield after each UNet call."""
-        latents = self._draw_noise(shape)
-        timesteps = self._scheduler.timesteps
-        conditional = [row >= len(self._embeddings) - len(latents) for row in range(len(self._embeddings))]
-        with edited_cross_attention(self._backbone.unet, self._guidance, conditional=conditional):
-            for step, timestep in enumerate(timesteps, start=1):
-                latents = self._denoise(latents, timestep)
-                pictures = tuple(self._backbone.decode(latents)) if step == len(timesteps) else ()
-                yield ComposeStep(step, len(timesteps), latents, pictures)
+        calls = len(self._scheduler.timesteps) + (self._guided if self._recurs else 0)
+        noise = self._draw_noise(shape) * float(self._scheduler.init_noise_sigma)
+        with closing(self._advance(noise)) as advancing:
+            for step, latents in enumerate(advancing, start=1):
+                pictures = tuple(self._backbone.decode(latents)) if step == calls else ()
+                yield ComposeStep(step, calls, latents, pictures)
 
-    def _draw_noise(self, shape: tuple[int, int, int]) -> Float[Tensor, "batch channels height width"]:
+    def _advance(self, latents: Latents) -> Generator[Latents, None, None]:
+        """Give the latents after each UNet call: first of the guided steps, then of the others."""
+        guided, others = range(self._guided), range(self._guided, len(self._scheduler.timesteps))
+        conditional = [row >= len(self._embeddings) - len(latents) for row in range(len(self._embeddings))]
+        euler = self._euler(latents.shape[1:]) if self._recurs else None
+        with edited_cross_attention(self._backbone.unet, self._guidance, conditional=conditional):
+            latents = yield from euler.run(latents, guided, passes=2) if euler else self._follow(latents, guided)
+        yield from euler.run(latents, others, passes=1) if euler else self._follow(latents, others)
+
+    def _follow(self, latents: Latents, steps: range) -> Generator[Latents, None, Latents]:
+        """Take steps of the scheduler."""
+        for timestep in self._scheduler.timesteps[steps.start : steps.stop]:
+            latents = self._denoise(latents, timestep)
+            yield latents
+        return latents
+
+    def _euler(self, shape: tuple[int, ...]) -> EulerSampler:
+        return EulerSampler(
+            self._scheduler.timesteps.float(),
+            tuple(self._scheduler.sigmas.tolist()),
+            is_velocity=self._backbone.prediction_type == "v_prediction",
+            predict=self._predict,
+            draw_noise=lambda: self._draw_noise(shape),
+        )
+
+    def _draw_noise(self, shape: tuple[int, ...]) -> Latents:
         """Draw each seed's noise from its own generator, on the CPU: the same on every device and in every batch."""
         noise: Tensor = randn_tensor((len(self._generators), *shape), self._generators, self._backbone.device)
-        return noise * float(self._scheduler.init_noise_sigma)
+        return noise
+
+    def _denoise(self, latents: Latents, timestep: Tensor) -> Latents:
+        prediction = self._predict(self._scheduler.scale_model_input(latents, timestep), timestep)
+        stepped = self._scheduler.step(prediction, timestep, latents, **self._step_options, return_dict=False)
+        advanced: Tensor = stepped[0]
+        return advanced
 
     @torch.no_grad()  # here and not around the loop: a generator would leave it switched on between its steps
-    def _denoise(
-        self, latents: Float[Tensor, "batch channels height width"], timestep: Tensor
-    ) -> Float[Tensor, "batch channels height width"]:
+    def _predict(self, latents: Latents, timestep: Tensor) -> Latents:
+        """Call the UNet once, for both halves of classifier-free guidance."""
         copies = len(self._embeddings) // len(latents)
-        rows = self._scheduler.scale_model_input(torch.cat([latents] * copies), timestep)
+        rows = torch.cat([latents] * copies)
         predictions = self._backbone.predict(rows, timestep, self._embeddings, self._added).chunk(copies)
         prediction = predictions[0]
         if copies == 2:
             unconditional, conditional = predictions
             prediction = unconditional + self._guidance_scale * (conditional - unconditional)
-        stepped = self._scheduler.step(prediction, timestep, latents, **self._step_options, return_dict=False)
-        advanced: Tensor = stepped[0]
-        return advanced
+        return prediction
 
 
 def _tokenize_negative(backbone: Backbone, settings: ComposeSettings) -> Int[Tensor, "1 tokens"] | None:
@@ -275,18 +320,18 @@ def _guide(
         prompt.spans,
         scheduler.alphas_cumprod,
         preset=find_preset(settings.preset),
-        timesteps=scheduler.timesteps.float().tolist(),
+        timesteps=scheduler.timesteps[: settings.guided_steps].float().tolist(),
         layout_scale=settings.layout_scale,
     )
 
 
 def _start_scheduler(backbone: Backbone, settings: ComposeSettings) -> Any:
-    scheduler = make_scheduler(settings.scheduler, backbone.scheduler)
+    scheduler = make_scheduler(settings.sampler, backbone.scheduler)
     try:
         scheduler.set_timesteps(settings.steps, device=backbone.device)
     except (ValueError, IndexError) as error:
         raise SettingsError(
-            f"scheduler {settings.scheduler!r} can't make {settings.steps} steps: take another number of steps."
+            f"scheduler {settings.sampler!r} can't make {settings.steps} steps: take another number of steps."
         ) from error
     return scheduler
 

@@ -102,14 +102,16 @@ class PaperPreset:
 
 @dataclass(frozen=True)
 class OfficialPreset:
-    """What the authors' code does (ali-vilab/Cones-V2 at 447c194), without its self-recurrence.
+    """What the authors' code does (ali-vilab/Cones-V2 at 447c194).
 
     One difference: tokens are bound to subjects by name, so two subjects of one class word do not cancel each other.
+    Whether guided steps recur is for `compose`; M and η are the same.
     """
 
     positive: float = 2.5
     negative: float = -1e8
     scale: float = 0.08
+    recurs: bool = True
 
     def weigh(self, layout: Layout, height: int, width: int) -> dict[str, RegionWeights]:
         """Return M: a subject is irrelevant everywhere outside its own region, the background included."""
@@ -141,7 +143,14 @@ class OfficialPreset:
         return _table(distinct[order], self.scale * _authors_sigmas(len(distinct)).square().log1p()[order])
 
 
-PRESETS: Mapping[str, GuidancePreset] = MappingProxyType({"paper": PaperPreset(), "official": OfficialPreset()})
+PRESETS: Mapping[str, GuidancePreset] = MappingProxyType(
+    {
+        "paper": PaperPreset(),
+        "official": OfficialPreset(),
+        "official-layout": OfficialPreset(recurs=False),
+    }
+)
+"""By name: the paper; the authors' code; its layout guidance alone, each step once, with any scheduler."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +164,7 @@ class LayoutGuidance:
         spans: (start, stop) token ranges of each mention of each subject.
         alphas_cumprod: ᾱ of the scheduler's training timesteps.
         preset: how Eq. 7 is read; `find_preset` knows them by name.
-        timesteps: those that the sampler will take, in its order; only `official` uses them (see there).
+        timesteps: those of the sampler's guided steps, in its order; only `official` uses them (see there).
         layout_scale: multiplies η; 0 turns the layout off, the hard mask too.
 
     Raises:
@@ -212,6 +221,16 @@ def find_preset(name: str) -> GuidancePreset:
     if name not in PRESETS:
         raise SettingsError(f"unknown layout preset {name!r}: expected one of {', '.join(PRESETS)}.")
     return PRESETS[name]
+
+
+def recurs(name: str) -> bool:
+    """Tell whether a preset runs each guided step twice, with noise put back between, in a sampler of its own.
+
+    Raises:
+        SettingsError: there is none of this name.
+    """
+    preset = find_preset(name)
+    return isinstance(preset, OfficialPreset) and preset.recurs
 
 
 def floor_of(dtype: torch.dtype) -> float:
