@@ -22,7 +22,7 @@ def main() -> None:
     order = {"subjects": subjects, "layout": LAYOUT, "settings": settings}
     pictures = cones2.finish(cones2.compose(backbone, PROMPT, **order)).pictures
     for seed, picture in zip(settings.seeds, pictures, strict=True):
-        made = cones2.record(backbone, PROMPT, seed, **order)
+        made = cones2.picture_record(backbone, PROMPT, seed, **order)
         cones2.write_picture(Path(f"beach-{seed}.png"), picture, made)
 
 

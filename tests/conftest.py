@@ -16,6 +16,12 @@ hypothesis.settings.register_profile("busy machine", deadline=None)  # speed is 
 hypothesis.settings.load_profile("busy machine")
 
 
+@pytest.fixture(autouse=True)
+def empty_library(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the library of whoever runs it."""
+    monkeypatch.setenv("CONES2_LIBRARY", str(tmp_path_factory.getbasetemp() / "no-library"))
+
+
 @pytest.fixture(scope="session")
 def tiny_folder() -> Path:
     """The tiny model's diffusers folder; read only."""

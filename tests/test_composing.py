@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from cones2.backbones import SCHEDULERS, Backbone, make_scheduler, open_backbone
-from cones2.composing.loop import ComposeSettings, ComposeStep, Subject, compose, embed_prompt, record
+from cones2.composing.loop import ComposeSettings, ComposeStep, Subject, compose, embed_prompt
+from cones2.composing.records import picture_record
 from cones2.errors import (
     CaptionError,
     Cones2Error,
@@ -387,7 +388,7 @@ def test_the_record_holds_all_that_is_needed_to_draw_again(tiny: Backbone, tmp_p
     subjects = {"rex": Subject("cat", residual, 0.75), "cup": Subject("teapot")}
     settings = small(seeds=(7, 8), negative_prompt="fog")
     picture = last(tiny, subjects=subjects, layout=LAYOUT, settings=settings).pictures[1]
-    made = record(tiny, PROMPT, 8, subjects=subjects, layout=LAYOUT, settings=settings)
+    made = picture_record(tiny, PROMPT, 8, subjects=subjects, layout=LAYOUT, settings=settings)
     write_picture(tmp_path / "a.png", picture, made)
     read: dict[str, Any] = read_record(tmp_path / "a.png")
     assert read == made

@@ -16,7 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from cones2.backbones import Backbone, make_scheduler, open_backbone
 from cones2.backbones.fingerprint import fingerprint
-from cones2.composing.loop import ComposeSettings, Subject, compose, record
+from cones2.composing.loop import ComposeSettings, Subject, compose
+from cones2.composing.records import PictureRecord, picture_record
 from cones2.errors import BackboneError, LearningError, ResidualMismatchError
 from cones2.layout.regions import Layout
 from cones2.learning.loop import learn
@@ -233,7 +234,9 @@ def test_the_pooled_text_learned_under_is_the_untouched_encoders(xl: Backbone) -
 
 
 def test_the_record_names_both_encoders(xl: Backbone) -> None:
-    made = record(xl, "a cat", 5, settings=SETTINGS)["backbone"]
+    record = picture_record(xl, "a cat", 5, settings=SETTINGS)
+    made = record["backbone"]
+    assert PictureRecord.from_record(record).backbone.weights == [part.weights for part in xl.encoder_id.parts]
     assert (made["encoder"]["width"], made["encoder_2"]["width"]) == (32, 24)
 
 

@@ -51,6 +51,50 @@ def test_pixels_and_chunk_are_plain_png(tmp_path: Path) -> None:
     assert read_record(tmp_path / "a.png") == {"prompt": "犬 \udcff", "seed": 3}
 
 
+MADE = {
+    "text": "a cat and a mug",
+    "seed": 6,
+    "settings": {"steps": 50, "guidance_scale": 7.5, "negative_prompt": "fog\nrain", "scheduler": None},
+    "sampler": "euler-a",
+    "backbone": {"name": "mini", "encoder": {}},
+}
+
+
+def test_other_tools_find_the_parameters(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", RED, MADE)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info["parameters"].splitlines() == [
+            "a cat and a mug",
+            "Negative prompt: fog",
+            "rain",
+            "Steps: 50, Sampler: Euler a, CFG scale: 7.5, Seed: 6, Size: 8x8, Model: mini",
+        ]
+    assert read_record(tmp_path / "a.png") == MADE
+
+
+def test_parameters_are_quoted_where_they_hold_a_separator(tmp_path: Path) -> None:
+    settings = {"steps": 1, "guidance_scale": 1.0, "negative_prompt": ""}
+    made = {
+        **MADE,
+        "text": "犬 \udcff",
+        "settings": settings,
+        "sampler": "sa",
+        "backbone": {"name": "my model: new, better"},
+    }
+    write_picture(tmp_path / "a.png", RED, made)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info["parameters"].splitlines() == [
+            r"犬 \udcff",
+            'Steps: 1, Sampler: sa, CFG scale: 1.0, Seed: 6, Size: 8x8, Model: "my model: new, better"',
+        ]
+
+
+def test_what_is_no_picture_of_ours_has_no_parameters(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", RED, {"layout": None})
+    with Image.open(tmp_path / "a.png") as image:
+        assert "parameters" not in image.info
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -24,14 +24,18 @@ if TYPE_CHECKING:
     from cones2.authors.residual import import_residual
     from cones2.backbones import SCHEDULERS, Backbone, make_scheduler, open_backbone
     from cones2.captions.corpus import captions_for, read_captions
-    from cones2.composing.loop import ComposeSettings, ComposeStep, Subject, compose, embed_prompt, record
+    from cones2.composing.again import compose_again
+    from cones2.composing.loop import ComposeSettings, ComposeStep, Subject, compose, embed_prompt
+    from cones2.composing.records import PictureRecord, picture_record
     from cones2.errors import (
         BackboneError,
         CaptionError,
         Cones2Error,
         Cones2Warning,
+        HubError,
         LayoutError,
         LearningError,
+        LibraryError,
         OutputError,
         PhotoError,
         PictureError,
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from cones2.layout.regions import Box, Layout
     from cones2.learning.loop import LearnStep, displacement, held_out_captions, learn
     from cones2.learning.recipe import RECIPES, Recipe, find_recipe
+    from cones2.library import Library
     from cones2.photos import Finding, Photo, PhotoFacts, PhotoReport, load_photos, photo_report
     from cones2.picture import Row, contact_sheet, read_record, write_picture
     from cones2.prompts import parse_prompt, tokenize_prompt
@@ -58,15 +63,18 @@ _NAMES = {
     "guidance.attention": "edited_cross_attention",
     "backbones": "SCHEDULERS Backbone make_scheduler open_backbone",
     "captions.corpus": "captions_for read_captions",
-    "composing.loop": "ComposeSettings ComposeStep Subject compose embed_prompt record",
-    "errors": "BackboneError CaptionError Cones2Error Cones2Warning LayoutError LearningError OutputError PhotoError"
-    " PictureError PromptError ResidualError ResidualMismatchError SettingsError",
+    "composing.again": "compose_again",
+    "composing.loop": "ComposeSettings ComposeStep Subject compose embed_prompt",
+    "composing.records": "PictureRecord picture_record",
+    "errors": "BackboneError CaptionError Cones2Error Cones2Warning HubError LayoutError LearningError LibraryError"
+    " OutputError PhotoError PictureError PromptError ResidualError ResidualMismatchError SettingsError",
     "examples": "EXAMPLES Example",
     "guidance.presets": "PRESETS LayoutGuidance",
     "layout.regions": "Box Layout",
     "layout.drawing": "draw_layout",
     "learning.loop": "LearnStep displacement held_out_captions learn",
     "photos": "Finding Photo PhotoFacts PhotoReport load_photos photo_report",
+    "library": "Library",
     "picture": "Row contact_sheet read_record write_picture",
     "prompts": "parse_prompt tokenize_prompt",
     "learning.recipe": "RECIPES Recipe find_recipe",
@@ -91,17 +99,21 @@ __all__ = [
     "EncoderId",
     "Example",
     "Finding",
+    "HubError",
     "Layout",
     "LayoutError",
     "LayoutGuidance",
     "LearnStep",
     "LearningError",
+    "Library",
+    "LibraryError",
     "OutputError",
     "Photo",
     "PhotoError",
     "PhotoFacts",
     "PhotoReport",
     "PictureError",
+    "PictureRecord",
     "PromptError",
     "Recipe",
     "Residual",
@@ -112,6 +124,7 @@ __all__ = [
     "Subject",
     "captions_for",
     "compose",
+    "compose_again",
     "contact_sheet",
     "displacement",
     "draw_layout",
@@ -127,9 +140,9 @@ __all__ = [
     "open_backbone",
     "parse_prompt",
     "photo_report",
+    "picture_record",
     "read_captions",
     "read_record",
-    "record",
     "tokenize_prompt",
     "write_picture",
 ]

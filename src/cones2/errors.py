@@ -9,6 +9,8 @@ Cones2Error
 ├── LayoutError            a box, region or layout file that makes no sense
 ├── ResidualError          a residual file that is damaged, hostile or of an unknown version
 │   └── ResidualMismatchError   a sound residual that belongs to another text encoder
+├── LibraryError           a name that the library of subjects does not have, or can't have
+├── HubError               a subject that can't be had from the Hub, or brought there
 ├── BackboneError          a model that can't be opened or used
 ├── LearningError          learning that can't start, go on or resume
 ├── PictureError           a picture that holds no record of how it was made
@@ -49,6 +51,14 @@ class ResidualError(Cones2Error):
 
 class ResidualMismatchError(ResidualError):
     """A sound residual belongs to another text encoder."""
+
+
+class LibraryError(Cones2Error):
+    """The library of subjects does not have a name, or can't have it."""
+
+
+class HubError(Cones2Error):
+    """A subject can't be had from the Hub, or brought there."""
 
 
 class BackboneError(Cones2Error):

@@ -1,9 +1,11 @@
 """Reading files within bounds, and writing them so that a reader sees the old content or the new, never a part."""
 
 import contextlib
+import fcntl
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from cones2.errors import Cones2Error, OutputError
@@ -57,6 +59,23 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise OutputError(f"can't make the folder {path}: {_reason(error)}. Choose another --out.") from error
+
+
+@contextlib.contextmanager
+def held(lock: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the file `lock` until the block ends; the lock goes with the process, however that ends.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is False.
+        OutputError: it can't be made.
+    """
+    try:
+        file = lock.open("w")
+    except (OSError, ValueError) as error:
+        raise OutputError(f"can't write in {lock.parent}: {_reason(error)}. Choose another folder.") from error
+    with file:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
 
 
 def _write_new(path: Path, content: bytes) -> None:

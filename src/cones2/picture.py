@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from cones2.errors import PictureError
 from cones2.files import read_bounded, write_atomically
+from cones2.infotext import INFOTEXT_KEY, infotext
 
 RECORD_KEY = "cones2"
 LARGEST_RECORD = 2**20
@@ -23,6 +24,8 @@ _MOST_LINES = 3
 def write_picture(path: Path, image: Image.Image, record: Mapping[str, object]) -> None:
     """Write `image` to `path` as a PNG that carries `record`, anything JSON can hold, in an iTXt chunk keyed "cones2".
 
+    A record of `picture_record` is also there as text, keyed "parameters", for other tools to read.
+
     Raises:
         PictureError: the record takes more than 1 MiB.
         OutputError: the file can't be written; nothing is left behind.
@@ -33,6 +36,9 @@ def write_picture(path: Path, image: Image.Image, record: Mapping[str, object]) 
         raise PictureError(f"record of {len(text):,} bytes for {path}; expected at most {LARGEST_RECORD:,}.")
     chunks = PngInfo()
     chunks.add_itxt(RECORD_KEY, text)
+    parameters = infotext(record, image.size)
+    if parameters is not None:
+        chunks.add_text(INFOTEXT_KEY, parameters)
     content = io.BytesIO()
     image.save(content, format="PNG", pnginfo=chunks)
     write_atomically(path, content.getvalue())

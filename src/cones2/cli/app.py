@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from cones2.cli import check, compose, demo, import_, inspect, layout, learn
+from cones2.cli import check, compose, demo, import_, inspect, layout, learn, subjects
 from cones2.cli.edge import told_in_one_line, with_quiet_libraries
 
 
@@ -36,6 +36,7 @@ app.command()(compose.compose)
 app.command()(inspect.inspect)
 app.command()(layout.layout)
 app.command("import")(import_.import_)
+app.add_typer(subjects.app)
 
 
 def main() -> None:

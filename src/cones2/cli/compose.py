@@ -6,15 +6,18 @@ from typing import Annotated
 import typer
 
 from cones2.cli.console import messages, print_json, say
-from cones2.cli.options import MORE, Device, Dtype, Json, Model
+from cones2.cli.options import MORE, Device, Dtype, Json, Library, PictureModel
 from cones2.cli.progress import waiting
 
 
 def compose(
-    prompt: Annotated[str, typer.Argument(help="The prompt, with each subject's name in braces.", metavar="PROMPT")],
     out: Annotated[Path, typer.Option(help="A folder, or one .png file.", metavar="DIR_OR_FILE")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The prompt, with each subject's name in braces.", metavar="PROMPT", show_default=False),
+    ] = None,
     subject: Annotated[
-        list[str] | None, typer.Option(help="A learned subject; can be repeated.", metavar="NAME=FILE")
+        list[str] | None, typer.Option(help="A learned subject, of your library or a file.", metavar="NAME[=FILE]")
     ] = None,
     plain: Annotated[
         list[str] | None, typer.Option(help="An untaught word that gets a place.", metavar="NAME[=WORD]")
@@ -27,26 +30,39 @@ def compose(
         ),
     ] = None,
     layout: Annotated[Path | None, typer.Option(help="Boxes from a JSON file.", metavar="FILE")] = None,
-    model: Model = "mini",
-    seed: Annotated[int, typer.Option(help="Of the first picture.", metavar="N")] = 0,
-    count: Annotated[int, typer.Option(help="Pictures, of the seeds N, N+1, ...", min=1, metavar="N")] = 1,
-    steps: Annotated[int, typer.Option(help="Of the scheduler.", metavar="N")] = 50,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Draw this picture again, but for options given.", metavar="PICTURE")
+    ] = None,
+    model: PictureModel = None,
+    seed: Annotated[int | None, typer.Option(help="Of the first picture.", metavar="N", show_default="0")] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(help="Pictures, of the seeds N, N+1, ...", min=1, metavar="N", show_default="1"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the scheduler.", metavar="N", show_default="50")] = None,
     strength: Annotated[
         list[str] | None, typer.Option(help="How much of a subject's residual: rex=1.0.", metavar="NAME=X")
     ] = None,
-    negative: Annotated[str, typer.Option(help="What not to show.", metavar="TEXT")] = "",
+    negative_prompt: Annotated[str | None, typer.Option("--negative", help="What not to show.", metavar="TEXT")] = None,
     guidance_scale: Annotated[
-        float, typer.Option(help="How closely to follow the prompt.", metavar="X", rich_help_panel=MORE)
-    ] = 7.5,
+        float | None,
+        typer.Option(help="How closely to follow the prompt.", metavar="X", show_default="7.5", rich_help_panel=MORE),
+    ] = None,
     layout_scale: Annotated[
-        float, typer.Option(help="How closely to follow the layout; 0 is off.", metavar="X", rich_help_panel=MORE)
-    ] = 1.0,
-    preset: Annotated[
-        str,
+        float | None,
         typer.Option(
-            help="How the layout acts: paper, official or official-layout.", metavar="NAME", rich_help_panel=MORE
+            help="How closely to follow the layout; 0 is off.", metavar="X", show_default="1.0", rich_help_panel=MORE
         ),
-    ] = "paper",
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="How the layout acts: paper, official or official-layout.",
+            metavar="NAME",
+            show_default="paper",
+            rich_help_panel=MORE,
+        ),
+    ] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(help="ddim, euler, dpm++ and more; default: the preset's.", metavar="NAME", rich_help_panel=MORE),
@@ -58,9 +74,10 @@ def compose(
         int | None, typer.Option(help="In pixels; default: the model's.", metavar="H", rich_help_panel=MORE)
     ] = None,
     force: Annotated[
-        bool,
+        bool | None,
         typer.Option("--force", help="Use residuals of another model of the same width.", rich_help_panel=MORE),
-    ] = False,
+    ] = None,
+    library: Library = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -72,32 +89,34 @@ def compose(
     --subject cup=cup.safetensors --box cup=0.55,0.5,0.9,0.9 --out pictures
     """
     with waiting("starting"):
-        from cones2.backbones import open_backbone
-        from cones2.cli.orders import Order, read_layout, read_subjects
+        from cones2.cli.orders import read_layout
         from cones2.cli.outputs import Output
-        from cones2.composing.loop import ComposeSettings
+        from cones2.cli.wishes import Wish
 
-        settings = ComposeSettings(
-            seeds=tuple(range(seed, seed + count)),
-            steps=steps,
-            guidance_scale=guidance_scale,
-            layout_scale=layout_scale,
-            height=height,
-            width=width,
-            negative_prompt=negative,
-            scheduler=scheduler,
-            preset=preset,
-            force=force,
+        wish = Wish.read(prompt, source, library=library)
+        values = {
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "layout_scale": layout_scale,
+            "height": height,
+            "width": width,
+            "negative_prompt": negative_prompt,
+            "scheduler": scheduler,
+            "preset": preset,
+            "force": force,
+        }
+        order = wish.order(
+            wish.subjects(subject or (), plain or (), strengths=strength or ()),
+            wish.layout(read_layout(box or (), layout)),
+            wish.settings(values, seed=seed, count=count),
         )
-        subjects = read_subjects(subject or (), plain or (), strengths=strength or ())
-        order = Order(prompt, subjects, read_layout(box or (), layout), settings)
-        output = Output.check(out, count=count)
-    with waiting(f"opening {model}"):
-        backbone = open_backbone(model, device=device, dtype=dtype)
+        output = Output.check(out, count=order.count)
+    with waiting("opening the model"):
+        backbone = wish.open_backbone(model, device=device, dtype=dtype)
     report = order.carry_out(backbone, output)
     if as_json:
         print_json(report)
         return
     for picture in report["pictures"]:
         say(picture["path"])
-    messages.print(f"{count} of {report['text']!r} in {report['seconds']:.1f} s.", markup=False)
+    messages.print(f"{order.count} of {report['text']!r} in {report['seconds']:.1f} s.", markup=False)

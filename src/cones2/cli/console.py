@@ -1,7 +1,7 @@
 """Where text goes: results to stdout, all else to stderr, and nothing to the terminal's own commands."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -41,4 +41,14 @@ def print_table(title: str, rows: Mapping[str, str]) -> None:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(Text(printable(name), style="cyan"), Text(printable(value)))
+    Console().print(table)
+
+
+def print_rows(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table with a head for each column."""
+    table = Table(title=Text(printable(title), style="bold"), title_justify="left")
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
     Console().print(table)

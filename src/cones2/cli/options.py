@@ -1,6 +1,7 @@
 """Options that several commands share, and how their text is read."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +12,12 @@ MORE = "More options"
 """The panel of the less common options."""
 
 Model = Annotated[str, typer.Option(help="mini, a diffusers folder, or a Hub id OWNER/NAME.", metavar="MODEL")]
+PictureModel = Annotated[
+    str | None,
+    typer.Option(
+        help="mini, a diffusers folder, or a Hub id OWNER/NAME.", metavar="MODEL", show_default="mini, or the picture's"
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(help="cuda, mps or cpu; default: the best there is.", metavar="NAME", rich_help_panel=MORE),
@@ -19,6 +26,14 @@ Dtype = Annotated[
     str | None,
     typer.Option(
         help="float32, bfloat16 or float16; default: what suits the device.", metavar="NAME", rich_help_panel=MORE
+    ),
+]
+Library = Annotated[
+    Path | None,
+    typer.Option(
+        help="Your subjects' folder; default: $CONES2_LIBRARY, else your data folder.",
+        metavar="DIR",
+        rich_help_panel=MORE,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.", rich_help_panel=MORE)]

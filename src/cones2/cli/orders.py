@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from PIL.Image import Image
@@ -12,9 +14,12 @@ from cones2.backbones import Backbone
 from cones2.cli.options import number, pairs, unique
 from cones2.cli.outputs import Output
 from cones2.cli.progress import follow
-from cones2.composing.loop import ComposeSettings, Subject, compose, record
+from cones2.composing.again import recall, threads
+from cones2.composing.loop import ComposeSettings, Subject, compose
+from cones2.composing.records import RecordedSubject, picture_record
 from cones2.errors import LayoutError, SettingsError
 from cones2.layout.regions import Layout
+from cones2.library import Library, is_name
 from cones2.picture import write_picture
 from cones2.prompts import parse_prompt
 from cones2.residual.residual import Residual
@@ -22,23 +27,42 @@ from cones2.residual.residual import Residual
 _BATCH = 4  # pictures drawn at once: more need more memory, and show nothing for longer
 
 
-def read_subjects(learned: Iterable[str], plain: Iterable[str], *, strengths: Iterable[str]) -> dict[str, Subject]:
-    """Read `--subject`, `--plain` and `--strength`.
+def read_subjects(
+    learned: Iterable[str],
+    plain: Iterable[str],
+    *,
+    strengths: Iterable[str],
+    library: Library,
+    recorded: Mapping[str, RecordedSubject] = MappingProxyType({}),
+) -> dict[str, Subject]:
+    """Read `--subject`, `--plain` and `--strength`, over the subjects of a record.
 
     Raises:
         SettingsError: a text can't be read, or a name is there twice or not at all.
-        ResidualError: a file is not a residual.
+        LibraryError: the library has no such subject.
+        ResidualError: a file is not a residual, or a recorded one is not in the library.
         CaptionError: a plain word can't be used.
     """
-    files = unique("--subject", learned, example="rex=rex.safetensors")
+    learned = (text if "=" in text else f"{text}={text}" for text in learned)
+    sources = unique("--subject", learned, example="rex=rex.safetensors")
     words = unique("--plain", (text if "=" in text else f"{text}={text}" for text in plain), example="cup=mug")
     factors = unique("--strength", strengths, example="rex=0.8")
-    for name in words.keys() & files.keys():
+    for name in words.keys() & sources.keys():
         raise SettingsError(f"{name!r} is both a --subject and --plain: leave one out.")
-    for name in factors.keys() - files.keys():
-        raise SettingsError(f"--strength names {name!r}, which is no --subject: expected {', '.join(files) or 'none'}.")
-    found = {name: _learned(Path(file), factors.get(name, "1")) for name, file in files.items()}
-    return found | {name: Subject(word) for name, word in words.items()}
+    given = {name: _taught(read_residual(source, library), recorded.get(name)) for name, source in sources.items()}
+    given |= {name: Subject(word) for name, word in words.items()}
+    found = {name: given.get(name) or recall(name, each, library.find) for name, each in recorded.items()} | given
+    return found | _strengthened(found, factors)
+
+
+def read_residual(source: str, library: Library) -> Residual:
+    """Read a subject from the library where `source` is a name, else from the file of this path.
+
+    Raises:
+        LibraryError: the library has no such subject.
+        ResidualError: the file is not a residual.
+    """
+    return library.load(source) if is_name(source) else Residual.load(Path(source))
 
 
 def read_layout(boxes: Iterable[str], file: Path | None) -> Layout | None:
@@ -73,6 +97,14 @@ class Drawn(NamedTuple):
 class Order:
     """Pictures to draw, checked as far as they can be without a model.
 
+    Attributes:
+        prompt: with placeholders.
+        subjects: by name.
+        layout: where they belong.
+        settings: how to draw.
+        keep: the one seed whose picture is wanted; the others are drawn with it, since a batch moves the last bits.
+        threads: of PyTorch; None leaves them as they are.
+
     Raises:
         PromptError: prompt and subjects do not match.
         LayoutError: a region is for no subject.
@@ -82,6 +114,13 @@ class Order:
     subjects: Mapping[str, Subject]
     layout: Layout | None
     settings: ComposeSettings
+    keep: int | None = None
+    threads: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many pictures it makes."""
+        return len(self.settings.seeds) if self.keep is None else 1
 
     @property
     def text(self) -> str:
@@ -105,20 +144,38 @@ class Order:
         what = f"drawing seed {seeds[0]}" if len(seeds) == 1 else f"drawing seeds {seeds[0]}-{seeds[-1]}"
         last = follow(compose(backbone, self.prompt, **options), what)
         for seed, picture in zip(seeds, last.pictures, strict=True):
-            yield Drawn(seed, picture, record(backbone, self.prompt, seed, **options))
+            yield Drawn(seed, picture, picture_record(backbone, self.prompt, seed, **options))
 
     def carry_out(self, backbone: Backbone, output: Output) -> dict[str, Any]:
         """Draw all in batches, write each batch as soon as it is drawn, and report as JSON values."""
-        began, written, seeds = time.monotonic(), [], self.settings.seeds
-        for first in range(0, len(seeds), _BATCH):
-            for drawn in self.draw(backbone, seeds[first : first + _BATCH]):
-                path = output.path_for(drawn.seed)
-                write_picture(path, drawn.picture, drawn.record)
-                written.append({"path": str(path), "record": drawn.record})
+        began, written = time.monotonic(), []
+        with threads(self.threads) if self.threads else nullcontext():
+            for seeds in self._batches():
+                for drawn in self._wanted(self.draw(backbone, seeds)):
+                    path = output.path_for(drawn.seed)
+                    write_picture(path, drawn.picture, drawn.record)
+                    written.append({"path": str(path), "record": drawn.record})
         seconds = round(time.monotonic() - began, 3)
         return {"prompt": self.prompt, "text": self.text, "pictures": written, "seconds": seconds}
 
+    def _batches(self) -> list[tuple[int, ...]]:
+        seeds = self.settings.seeds
+        size = _BATCH if self.keep is None else len(seeds)
+        return [seeds[first : first + size] for first in range(0, len(seeds), size)]
 
-def _learned(file: Path, strength: str) -> Subject:
-    residual = Residual.load(file)
-    return Subject(residual.class_word, residual, number("--strength", strength))
+    def _wanted(self, drawn: Iterable[Drawn]) -> list[Drawn]:
+        return list(drawn) if self.keep is None else [each for each in drawn if each.seed == self.keep][:1]
+
+
+def _taught(residual: Residual, recorded: RecordedSubject | None) -> Subject:
+    return Subject(residual.class_word, residual, recorded.strength if recorded else 1.0)
+
+
+def _strengthened(subjects: Mapping[str, Subject], factors: Mapping[str, str]) -> dict[str, Subject]:
+    """Give those subjects that have a `--strength`, with it."""
+    learned = [name for name, subject in subjects.items() if subject.residual is not None]
+    for name in factors:
+        if name not in learned:
+            known = ", ".join(learned) or "none"
+            raise SettingsError(f"--strength names {name!r}, which is no --subject: expected {known}.")
+    return {name: replace(subjects[name], strength=number("--strength", text)) for name, text in factors.items()}

@@ -4,14 +4,13 @@ The loop is diffusers' own, bit for bit, when there is neither residual nor layo
 embedding, a layout the cross-attention, and each costs next to nothing.
 """
 
-import importlib.metadata
 import inspect
-import json
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import pydantic
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float, Int
@@ -27,7 +26,7 @@ from cones2.layout.regions import Layout
 from cones2.prompts import ParsedPrompt, TokenizedPrompt, parse_prompt, tokenize_prompt
 from cones2.subjects import Subject, embed_prompt
 
-__all__ = ["ComposeSettings", "ComposeStep", "Subject", "compose", "embed_prompt", "record"]
+__all__ = ["ComposeSettings", "ComposeStep", "Subject", "compose", "embed_prompt"]
 
 _SMALLEST_SIDE, _LARGEST_SIDE = 64, 4096
 _USUAL_SAMPLER, _OFFICIAL_SAMPLER = "ddim", "euler"
@@ -53,6 +52,8 @@ class ComposeSettings:
     Raises:
         SettingsError: a value is outside its range, or the preset has a sampler of its own and another is asked for.
     """
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid", strict=True)
 
     seeds: tuple[int, ...] = (0,)
     steps: int = 50
@@ -152,37 +153,6 @@ def compose(
         settings=settings,
     )
     return sampler.run(shape)
-
-
-def record(
-    backbone: Backbone,
-    prompt: str,
-    seed: int,
-    *,
-    subjects: Mapping[str, Subject] | None = None,
-    layout: Layout | None = None,
-    settings: ComposeSettings | None = None,
-) -> dict[str, Any]:
-    """Tell how the picture of `seed` was made, as JSON values: all that is needed to draw it again."""
-    subjects, settings = subjects or {}, settings or ComposeSettings()
-    parsed = parse_prompt(prompt, {name: subject.class_word for name, subject in subjects.items()})
-    encoders = [{k: v for k, v in part.fields().items() if k != "probe"} for part in backbone.encoder_id.parts]
-    return {
-        "prompt": prompt,
-        "text": parsed.text,
-        "subjects": {name: subject.describe() for name, subject in subjects.items()},
-        "layout": None if layout is None else json.loads(layout.to_json()),
-        "seed": seed,
-        "batch": list(settings.seeds),
-        "settings": {key: value for key, value in asdict(settings).items() if key != "seeds"},
-        "backbone": {"name": backbone.name, **dict(zip(("encoder", "encoder_2"), encoders, strict=False))},
-        "device": str(backbone.device),
-        "dtype": str(backbone.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("cones2", "diffusers", "torch", "transformers")
-        },
-    }
 
 
 class _Sampler:

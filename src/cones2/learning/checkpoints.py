@@ -5,7 +5,6 @@ the settings that it depends on. A checkpoint whose manifest or hash fails is pa
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,8 +16,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from cones2.errors import LearningError, OutputError
-from cones2.files import make_folder, write_atomically
+from cones2.errors import LearningError
+from cones2.files import held, make_folder, write_atomically
 
 _FORMAT = 1
 _KEPT = 2
@@ -45,10 +44,10 @@ class Checkpoints:
             OutputError: the folder can't be made or written.
         """
         make_folder(self.folder)
-        with _open_lock(self.folder) as descriptor:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                stack.enter_context(held(self.folder / "lock", wait=False))
+            except BlockingIOError as error:
                 advice = "Wait for it to end, or choose another folder"
                 raise LearningError(f"another learner is at work in {self.folder}. {advice}.") from error
             _delete(self.folder.glob(".*.part"))  # what a killed learner was writing
@@ -101,16 +100,6 @@ class Checkpoints:
                     f"can't resume from {self.folder}: {name} is {value}, but it began with {before.get(name)}."
                     " Resume with what it began with, or begin again without resuming."
                 )
-
-
-@contextlib.contextmanager
-def _open_lock(folder: Path) -> Iterator[int]:
-    try:
-        file = (folder / "lock").open("w")
-    except OSError as error:
-        raise OutputError(f"can't write in {folder}: {error.strerror}. Choose another folder.") from error
-    with file:
-        yield file.fileno()
 
 
 def _delete(paths: Iterable[Path]) -> None:

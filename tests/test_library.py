@@ -1,0 +1,160 @@
+"""The library of subjects: names, broken files, and several writers at once."""
+
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cones2.errors import LibraryError, OutputError, ResidualError
+from cones2.library import FOLDER_VARIABLE, Library, check_name, is_name
+from cones2.residual.residual import EncoderId, Residual
+
+
+def residual(number: float) -> Residual:
+    return Residual(
+        "dog", torch.tensor([[number, 0.0]]), ("dog</w>",), EncoderId("mini", 2, "ab" * 32, (1.0,)), {}, (), "0"
+    )
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    return Library(tmp_path / "new" / "subjects")
+
+
+def test_what_is_added_is_there_until_it_is_removed(library: Library) -> None:
+    assert list(library.entries()) == []
+    assert library.add("rex", residual(1)) == library.folder / "rex.safetensors"
+    library.add("fido", residual(2))
+    assert [entry.name for entry in library.entries()] == ["fido", "rex"]
+    assert library.load("rex").sha256 == residual(1).sha256
+    library.remove("rex")
+    assert [entry.name for entry in library.entries()] == ["fido"]
+    with pytest.raises(LibraryError, match=r"has no subject 'rex'; 'cones2 subjects list' tells what is there"):
+        library.remove("rex")
+
+
+def test_a_name_is_taken_only_once_unless_it_is_replaced(library: Library) -> None:
+    library.add("rex", residual(1))
+    with pytest.raises(LibraryError, match="has a subject 'rex' already: choose another name, or replace it"):
+        library.add("rex", residual(2))
+    with pytest.raises(LibraryError, match="'Rex' differs from 'rex' only in case: choose another name"):
+        library.add("Rex", residual(2), replace=True)
+    library.add("rex", residual(2), replace=True)
+    assert library.load("rex").sha256 == residual(2).sha256
+
+
+def test_a_subject_is_found_by_its_hash_whatever_its_name(library: Library) -> None:
+    library.add("rex", residual(1))
+    found = library.find(residual(1).sha256)
+    assert found is not None
+    assert found.sha256 == residual(1).sha256
+    assert library.find("0" * 64) is None
+
+
+def test_a_name_that_is_not_there(library: Library) -> None:
+    with pytest.raises(LibraryError, match=r"has no subject 'rex'; 'cones2 subjects list'"):
+        library.load("rex")
+    with pytest.raises(LibraryError, match="has no subject 'rex'"):
+        library.remove("rex")
+    library.add("rexi", residual(1))
+    with pytest.raises(LibraryError, match=r"has no subject 'rex'; did you mean 'rexi'\?"):
+        library.load("rex")
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../rex", "/etc/passwd", "a/b", "a.b", "1a", "a b", "a\0", "a\n", "é", "x" * 65]
+)
+def test_names_that_lead_out_of_the_folder_or_into_no_prompt(library: Library, name: str) -> None:
+    for use in (library.load, library.remove, lambda name: library.add(name, residual(1))):
+        with pytest.raises(LibraryError, match="can't name a subject: expected up to 64 letters, digits and _"):
+            use(name)
+    assert not library.folder.exists()
+
+
+@given(st.text())
+def test_a_name_is_one_file_in_the_folder(name: str) -> None:
+    if is_name(name):
+        path = Library(Path("/library")).path_of(name)
+        assert (path.parent, path.stem) == (Path("/library"), check_name(name))
+
+
+def test_broken_files_are_listed_with_what_is_wrong(library: Library, tmp_path: Path) -> None:
+    library.add("rex", residual(1))
+    sound = (library.folder / "rex.safetensors").read_bytes()
+    (library.folder / "torn.safetensors").write_bytes(sound[:-3])
+    (library.folder / "my-dog.safetensors").write_bytes(sound)
+    (library.folder / "folder.safetensors").mkdir()
+    (library.folder / "gone.safetensors").symlink_to(tmp_path / "nothing")
+    (library.folder / "loop.safetensors").symlink_to("loop.safetensors")
+    os.mkfifo(library.folder / "pipe.safetensors")
+    (library.folder / "notes.txt").write_text("dear diary")
+    problems = {entry.name: entry.problem for entry in library.entries()}
+    assert problems.pop("rex") == ""
+    assert "is no sound residual file" in problems["torn"]
+    assert "'my-dog' can't name a subject" in problems["my-dog"]
+    assert set(problems) == {"torn", "my-dog", "folder", "gone", "loop", "pipe"}
+    assert all(problems.values())
+    assert library.find(residual(2).sha256) is None
+    with pytest.raises(ResidualError, match="torn"):
+        library.load("torn")
+    library.remove("torn")
+    library.remove("gone")
+    with pytest.raises(LibraryError, match="can't delete"):
+        library.remove("folder")
+
+
+def test_a_file_in_the_folder_s_place(tmp_path: Path) -> None:
+    (tmp_path / "subjects").write_text("dear diary")
+    library = Library(tmp_path / "subjects")
+    with pytest.raises(LibraryError, match=r"can't read the library .*Check the folder"):
+        list(library.entries())
+    with pytest.raises(OutputError, match="can't make the folder"):
+        library.add("rex", residual(1))
+    with pytest.raises(LibraryError, match="has no subject"):
+        library.load("rex")
+
+
+def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    assert Library.open().folder.is_relative_to(tmp_path)
+    assert Library.open().folder.parts[-2:] == ("cones2", "subjects")
+    monkeypatch.setenv(FOLDER_VARIABLE, "~/mine")
+    assert Library.open().folder == tmp_path / "mine"
+    assert Library.open(tmp_path / "other").folder == tmp_path / "other"
+
+
+def _add_and_replace(folder: str, number: int, results: "multiprocessing.Queue[int]") -> None:
+    library = Library(Path(folder))
+    won = 0
+    for turn in range(20):
+        try:
+            library.add(f"new{turn}", residual(number))
+            won += 1
+        except LibraryError:
+            pass
+        library.add("shared", residual(number), replace=True)
+    results.put(won)
+
+
+def test_of_many_writers_one_wins_each_name_and_no_file_is_torn(library: Library) -> None:
+    context = multiprocessing.get_context("fork")
+    results: multiprocessing.Queue[int] = context.Queue()
+    writers = [context.Process(target=_add_and_replace, args=(str(library.folder), n, results)) for n in range(4)]
+    for writer in writers:
+        writer.start()
+    reads = 0
+    while any(writer.is_alive() for writer in writers):
+        assert all(entry.problem == "" for entry in library.entries())
+        reads += 1
+    assert sum(results.get() for _ in writers) == 20
+    assert reads > 0
+    assert [entry.problem for entry in library.entries()] == [""] * 21
+    assert sorted(path.name for path in library.folder.glob(".*")) == [".lock"]
+    shutil.rmtree(library.folder)
