@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the Hub's client: no test uses the network
 
+import secrets
 import shutil
 from pathlib import Path
 
@@ -18,8 +19,8 @@ hypothesis.settings.load_profile("busy machine")
 
 @pytest.fixture(autouse=True)
 def empty_library(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the library of whoever runs it."""
-    monkeypatch.setenv("CONES2_LIBRARY", str(tmp_path_factory.getbasetemp() / "no-library"))
+    """No test sees the library of whoever runs it, or another test's."""
+    monkeypatch.setenv("CONES2_LIBRARY", str(tmp_path_factory.getbasetemp() / f"library-{secrets.token_hex(8)}"))
 
 
 @pytest.fixture(scope="session")

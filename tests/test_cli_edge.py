@@ -17,7 +17,11 @@ from cones2.errors import Cones2Warning, LayoutError
 
 HELP = Path(__file__).parents[1] / "docs" / "help"
 SUBJECTS = tuple(f"subjects {command}" for command in ("list", "add", "remove", "show"))
-COMMANDS = ("", "demo", "check", "learn", "compose", "inspect", "layout", "import", *SUBJECTS)
+SUBJECTS = tuple(f"subjects {command}" for command in ("list", "add", "remove", "show"))
+COMMANDS = (
+    *("", "demo", "check", "learn", "learn-all", "compose", "grid", "inspect", "layout", "import", "push", "pull"),
+    *SUBJECTS,
+)
 SCRIPT = "from cones2.cli import main; main()"
 
 

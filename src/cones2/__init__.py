@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cones2.backbones import SCHEDULERS, Backbone, make_scheduler, open_backbone
     from cones2.captions.corpus import captions_for, read_captions
     from cones2.composing.again import compose_again
+    from cones2.composing.grid import Axis, Cell, plan_grid
     from cones2.composing.loop import ComposeSettings, ComposeStep, Subject, compose, embed_prompt
     from cones2.composing.records import PictureRecord, picture_record
     from cones2.errors import (
@@ -47,9 +48,12 @@ if TYPE_CHECKING:
     from cones2.examples import EXAMPLES, Example
     from cones2.guidance.attention import edited_cross_attention
     from cones2.guidance.presets import PRESETS, LayoutGuidance
+    from cones2.hub import Publication, pull, push
     from cones2.layout.drawing import draw_layout
     from cones2.layout.regions import Box, Layout
     from cones2.learning.loop import LearnStep, displacement, held_out_captions, learn
+    from cones2.learning.manifest import Assignment, read_manifest
+    from cones2.learning.many import LearnAllStep, Outcome, learn_all
     from cones2.learning.recipe import RECIPES, Recipe, find_recipe
     from cones2.library import Library
     from cones2.photos import Finding, Photo, PhotoFacts, PhotoReport, load_photos, photo_report
@@ -64,14 +68,18 @@ _NAMES = {
     "backbones": "SCHEDULERS Backbone make_scheduler open_backbone",
     "captions.corpus": "captions_for read_captions",
     "composing.again": "compose_again",
+    "composing.grid": "Axis Cell plan_grid",
     "composing.loop": "ComposeSettings ComposeStep Subject compose embed_prompt",
     "composing.records": "PictureRecord picture_record",
     "errors": "BackboneError CaptionError Cones2Error Cones2Warning HubError LayoutError LearningError LibraryError"
     " OutputError PhotoError PictureError PromptError ResidualError ResidualMismatchError SettingsError",
     "examples": "EXAMPLES Example",
+    "hub": "Publication pull push",
     "guidance.presets": "PRESETS LayoutGuidance",
     "layout.regions": "Box Layout",
     "layout.drawing": "draw_layout",
+    "learning.manifest": "Assignment read_manifest",
+    "learning.many": "LearnAllStep Outcome learn_all",
     "learning.loop": "LearnStep displacement held_out_captions learn",
     "photos": "Finding Photo PhotoFacts PhotoReport load_photos photo_report",
     "library": "Library",
@@ -88,10 +96,13 @@ __all__ = [
     "PRESETS",
     "RECIPES",
     "SCHEDULERS",
+    "Assignment",
+    "Axis",
     "Backbone",
     "BackboneError",
     "Box",
     "CaptionError",
+    "Cell",
     "ComposeSettings",
     "ComposeStep",
     "Cones2Error",
@@ -103,10 +114,12 @@ __all__ = [
     "Layout",
     "LayoutError",
     "LayoutGuidance",
+    "LearnAllStep",
     "LearnStep",
     "LearningError",
     "Library",
     "LibraryError",
+    "Outcome",
     "OutputError",
     "Photo",
     "PhotoError",
@@ -115,6 +128,7 @@ __all__ = [
     "PictureError",
     "PictureRecord",
     "PromptError",
+    "Publication",
     "Recipe",
     "Residual",
     "ResidualError",
@@ -135,13 +149,18 @@ __all__ = [
     "held_out_captions",
     "import_residual",
     "learn",
+    "learn_all",
     "load_photos",
     "make_scheduler",
     "open_backbone",
     "parse_prompt",
     "photo_report",
     "picture_record",
+    "plan_grid",
+    "pull",
+    "push",
     "read_captions",
+    "read_manifest",
     "read_record",
     "tokenize_prompt",
     "write_picture",

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from cones2.cli import check, compose, demo, import_, inspect, layout, learn, subjects
+from cones2.cli import check, compose, demo, grid, hub, import_, inspect, layout, learn, learn_all, subjects
 from cones2.cli.edge import told_in_one_line, with_quiet_libraries
 
 
@@ -32,11 +32,15 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(check.check)
 app.command()(learn.learn)
+app.command(name="learn-all")(learn_all.learn_all)
 app.command()(compose.compose)
+app.command()(grid.grid)
 app.command()(inspect.inspect)
 app.command()(layout.layout)
 app.command("import")(import_.import_)
 app.add_typer(subjects.app)
+app.command()(hub.push)
+app.command()(hub.pull)
 
 
 def main() -> None:

@@ -134,14 +134,14 @@ class Order:
                 known = ", ".join(self.subjects) or "none"
                 raise LayoutError(f"a box is for {name!r}, which is no --subject or --plain; those are: {known}.")
 
-    def draw(self, backbone: Backbone, seeds: tuple[int, ...]) -> Iterator[Drawn]:
-        """Draw one batch under a bar."""
+    def draw(self, backbone: Backbone, seeds: tuple[int, ...], *, what: str | None = None) -> Iterator[Drawn]:
+        """Draw one batch under a bar that says `what`, else which seeds."""
         options: dict[str, Any] = {
             "subjects": self.subjects,
             "layout": self.layout,
             "settings": replace(self.settings, seeds=seeds),
         }
-        what = f"drawing seed {seeds[0]}" if len(seeds) == 1 else f"drawing seeds {seeds[0]}-{seeds[-1]}"
+        what = what or _seeds_told(seeds)
         last = follow(compose(backbone, self.prompt, **options), what)
         for seed, picture in zip(seeds, last.pictures, strict=True):
             yield Drawn(seed, picture, picture_record(backbone, self.prompt, seed, **options))
@@ -165,6 +165,10 @@ class Order:
 
     def _wanted(self, drawn: Iterable[Drawn]) -> list[Drawn]:
         return list(drawn) if self.keep is None else [each for each in drawn if each.seed == self.keep][:1]
+
+
+def _seeds_told(seeds: tuple[int, ...]) -> str:
+    return f"drawing seed {seeds[0]}" if len(seeds) == 1 else f"drawing seeds {seeds[0]}-{seeds[-1]}"
 
 
 def _taught(residual: Residual, recorded: RecordedSubject | None) -> Subject:

@@ -1,0 +1,75 @@
+"""`cones2 grid`: seeds by subjects by settings, in one labelled picture."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cones2.cli.console import messages, print_json, say
+from cones2.cli.options import MORE, Device, Dtype, Json, Library, PictureModel
+from cones2.cli.progress import waiting
+
+
+def grid(
+    out: Annotated[Path, typer.Option(help="A folder for the grid and its pictures.", metavar="DIR")],
+    vary: Annotated[
+        list[str],
+        typer.Option(help="seed, strength.NAME, subject.NAME or a setting; the first runs across.", metavar="WHAT=A,B"),
+    ],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The prompt, with each subject's name in braces.", metavar="PROMPT", show_default=False),
+    ] = None,
+    subject: Annotated[
+        list[str] | None, typer.Option(help="A learned subject, of your library or a file.", metavar="NAME[=FILE]")
+    ] = None,
+    plain: Annotated[
+        list[str] | None, typer.Option(help="An untaught word that gets a place.", metavar="NAME[=WORD]")
+    ] = None,
+    box: Annotated[
+        list[str] | None, typer.Option(help="Where it stands, as in compose.", metavar="NAME=XMIN,YMIN,XMAX,YMAX")
+    ] = None,
+    layout: Annotated[Path | None, typer.Option(help="Boxes from a JSON file.", metavar="FILE")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="Vary this picture.", metavar="PICTURE")] = None,
+    model: PictureModel = None,
+    strength: Annotated[
+        list[str] | None, typer.Option(help="How much of a subject's residual: rex=1.0.", metavar="NAME=X")
+    ] = None,
+    cell: Annotated[
+        int, typer.Option(help="Pixels a picture has in the grid.", min=32, max=1024, metavar="N", rich_help_panel=MORE)
+    ] = 256,
+    library: Library = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    r"""Draw every combination of some seeds, subjects and settings, and hang them on one labelled sheet.
+
+    A setting is a field of ComposeSettings: steps, guidance_scale, layout_scale, preset, scheduler, width...
+
+    Example: cones2 grid "a {rex} on the beach" --subject rex --out grids \
+    --vary seed=0,1,2,3 --vary strength.rex=0,0.5,1 --vary preset=paper,official
+    """
+    with waiting("starting"):
+        from cones2.cli.orders import read_layout
+        from cones2.cli.outputs import check_folder
+        from cones2.cli.sheets import Plan, read_axes
+        from cones2.cli.wishes import Wish
+
+        wish = Wish.read(prompt, source, library=library)
+        plan = Plan.check(
+            wish.prompt,
+            read_axes(vary, wish.library),
+            subjects=wish.subjects(subject or (), plain or (), strengths=strength or ()),
+            layout=wish.layout(read_layout(box or (), layout)),
+            settings=wish.settings({}, seed=None, count=None),
+        )
+        check_folder(out)
+    with waiting("opening the model"):
+        backbone = wish.open_backbone(model, device=device, dtype=dtype)
+    report = plan.carry_out(backbone, out, cell=cell)
+    if as_json:
+        print_json(report)
+        return
+    say(report["grid"])
+    messages.print(f"{plan.count} pictures in {report['seconds']:.1f} s.", markup=False)

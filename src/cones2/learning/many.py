@@ -1,0 +1,174 @@
+"""Learning many subjects, one after the other: what fails harms no other, and what is finished is not done again."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from cones2.backbones import Backbone
+from cones2.captions.corpus import check_class_word
+from cones2.errors import Cones2Error, SettingsError
+from cones2.learning.loop import LearnStep, learn
+from cones2.learning.manifest import Assignment
+from cones2.learning.recipe import Recipe, find_recipe
+from cones2.library import Library
+from cones2.photos import Photo, load_photos, photo_report
+from cones2.residual.residual import Residual
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one subject.
+
+    Attributes:
+        name: of the subject.
+        class_word: what it is.
+        state: `learned` now, `finished` before, or `failed`.
+        seconds: spent on it now.
+        loss: of the last step, where it was learned now.
+        problem: why it failed; empty where it did not.
+    """
+
+    name: str
+    class_word: str
+    state: Literal["learned", "finished", "failed"]
+    seconds: float
+    loss: float | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class LearnAllStep:
+    """Where learning many subjects stands.
+
+    Attributes:
+        name: the subject at work.
+        number: of it, from 1.
+        count: how many subjects there are.
+        learning: its own last step; None where it took none.
+        outcomes: of the subjects that have ended; at the last step, all of them.
+    """
+
+    name: str
+    number: int
+    count: int
+    learning: LearnStep | None
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def step(self) -> int:
+        """Step of the subject at work."""
+        return self.learning.step if self.learning else 0
+
+    @property
+    def steps(self) -> int:
+        """How many steps that subject takes."""
+        return self.learning.steps if self.learning else 0
+
+
+def learn_all(
+    backbone: Backbone, assignments: Sequence[Assignment], library: Library
+) -> Generator[LearnAllStep, None, None]:
+    """Learn subjects into a library, step by step.
+
+    A subject is finished, and not learned again, when the library has its name with a residual of the same photos,
+    class word, recipe, seed and text encoder. Any other residual of that name is replaced. An interrupted subject goes
+    on from its last checkpoint, in a hidden folder of the library. Whatever fails in one subject becomes its outcome.
+
+    Raises:
+        SettingsError: there are no assignments.
+    """
+    if not assignments:
+        raise SettingsError("there are no subjects to learn: give at least one.")
+    return _steps(backbone, assignments, library)
+
+
+def _steps(
+    backbone: Backbone, assignments: Sequence[Assignment], library: Library
+) -> Generator[LearnAllStep, None, None]:
+    outcomes: tuple[Outcome, ...] = ()
+    for number, assignment in enumerate(assignments, start=1):
+        at = LearnAllStep(assignment.name, number, len(assignments), None, outcomes)
+        began = time.monotonic()
+        outcome = Outcome(assignment.name, assignment.class_word, "finished", 0.0)
+        try:
+            for learning in _learn(backbone, assignment, library):
+                at = replace(at, learning=learning)
+                outcome = replace(outcome, state="learned", loss=learning.loss)
+                yield at
+        except Exception as error:  # of any kind: the other subjects must not suffer
+            outcome = replace(outcome, state="failed", problem=_explain(error))
+        outcomes = (*outcomes, replace(outcome, seconds=time.monotonic() - began))
+        yield replace(at, outcomes=outcomes)
+
+
+def _learn(backbone: Backbone, assignment: Assignment, library: Library) -> Iterator[LearnStep]:
+    """Take the steps of one subject, and keep what was learned; take none where it is finished."""
+    photos = load_photos(assignment.photos)
+    lesson = _Lesson(
+        photos,
+        check_class_word(assignment.class_word),
+        assignment.recipe or find_recipe(backbone.learn_preset),
+        assignment.seed,
+    )
+    path = library.path_of(assignment.name)
+    if path.exists() and lesson.was_learned_by(Residual.load(path), backbone):
+        return
+    photo_report(photos, size=min(backbone.default_size)).check()
+    folder = library.folder / f".{assignment.name}-{lesson.digest(backbone)}.learning"
+    steps = learn(
+        backbone,
+        lesson.photos,
+        lesson.class_word,
+        recipe=lesson.recipe,
+        seed=lesson.seed,
+        checkpoint=folder,
+        resume=True,
+    )
+    with closing(steps):
+        for step in steps:
+            if step.step == step.steps:
+                library.add(assignment.name, step.residual, replace=True)
+                _remove_checkpoints(library.folder, assignment.name)
+            yield step
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """All that a residual depends on, but the backbone."""
+
+    photos: tuple[Photo, ...]
+    class_word: str
+    recipe: Recipe
+    seed: int
+
+    def was_learned_by(self, residual: Residual, backbone: Backbone) -> bool:
+        """Tell whether a residual is what this lesson would give."""
+        how = {**asdict(self.recipe), "seed": self.seed, "masked": False}
+        return (
+            residual.class_word == self.class_word
+            and residual.photos == tuple(photo.sha256 for photo in self.photos)
+            and residual.encoder.fits(backbone.encoder_id)
+            and all(residual.recipe.get(name) == value for name, value in how.items())
+        )
+
+    def digest(self, backbone: Backbone) -> str:
+        """Name this lesson: another photo or recipe begins in another folder, and never resumes from this one's."""
+        photos = [photo.sha256 for photo in self.photos]
+        parts = [photos, self.class_word, asdict(self.recipe), self.seed, asdict(backbone.encoder_id)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _remove_checkpoints(folder: Path, name: str) -> None:
+    """Remove those of a finished subject, older lessons' too."""
+    for checkpoints in folder.glob(f".{name}-*.learning"):
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _explain(error: Exception) -> str:
+    return str(error) if isinstance(error, Cones2Error) else f"{type(error).__name__}: {error}"
