@@ -50,7 +50,7 @@ def test_what_is_recorded_is_read_back(record: dict[str, Any], residual: Residua
     assert made.layout is not None
     assert made.layout.to_json() == LAYOUT.to_json()
     assert made.subjects["rex"].residual == residual.sha256
-    assert (made.subjects["rex"].strength, made.subjects["cup"].residual) == (0.5, None)
+    assert (made.subjects["rex"].options["strength"], made.subjects["cup"].residual) == (0.5, None)
     assert (made.device, made.dtype, made.threads) == ("cpu", "float32", torch.get_num_threads())
 
 
@@ -118,10 +118,10 @@ def test_what_differs_is_told(small: Backbone, tiny: Backbone, record: dict[str,
         ("versions", {"os": "1"}, "wrong at 'versions"),
         ("subjects.rex.residual", "../rex", "wrong at 'subjects.rex.residual'"),
         ("subjects.rex.strength", "1", "wrong at 'subjects.rex.strength'"),
-        ("subjects.rex.path", "/etc/passwd", "wrong at 'subjects.rex.path'"),
+        ("subjects.rex.path", "/etc/passwd", "wrong at 'subjects.rex.path': Extra inputs are not permitted"),
         ("backbone.name", "x" * 1001, "wrong at 'backbone.name'"),
-        ("settings.colour", "red", "wrong at 'colour': Unexpected keyword argument"),
-        ("settings.steps", 2.5, "wrong at 'steps'"),
+        ("settings.colour", "red", "wrong at 'settings.colour': Unexpected keyword argument"),
+        ("settings.steps", 2.5, "wrong at 'settings.steps'"),
     ],
 )
 def test_records_that_ask_for_what_is_not_there(record: dict[str, Any], path: str, value: object, message: str) -> None:

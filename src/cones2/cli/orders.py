@@ -172,7 +172,7 @@ def _seeds_told(seeds: tuple[int, ...]) -> str:
 
 
 def _taught(residual: Residual, recorded: RecordedSubject | None) -> Subject:
-    return Subject(residual.class_word, residual, recorded.strength if recorded else 1.0)
+    return Subject(residual.class_word, residual, **(recorded.options if recorded else {}))
 
 
 def _strengthened(subjects: Mapping[str, Subject], factors: Mapping[str, str]) -> dict[str, Subject]:

@@ -57,7 +57,7 @@ def recall(name: str, recorded: RecordedSubject, find: FindResidual) -> Subject:
                 f"no residual at hand is the picture's {name!r}, a {recorded.class_word}"
                 f" (sha256 {recorded.residual[:12]}...): add its file to the library, or give it by name."
             )
-    return Subject(recorded.class_word, residual, recorded.strength)
+    return Subject(recorded.class_word, residual, **recorded.options)
 
 
 def warn_of_differences(backbone: Backbone, made: PictureRecord) -> None:

@@ -1,11 +1,13 @@
 """How a picture was made: the record that goes into its file, and what a file from anyone may ask for."""
 
+import dataclasses
+import functools
 import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 import pydantic
 import torch
@@ -75,14 +77,12 @@ class RecordedSubject:
     Attributes:
         class_word: the raw category.
         residual: sha256 of the residual's file; None is an untaught word.
-        strength: how much of the residual was added.
+        options: the other fields of `Subject`, by name.
     """
 
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
-
-    class_word: _Short
-    residual: _Sha256 | None
-    strength: Annotated[float, Field(allow_inf_nan=False)]
+    class_word: str
+    residual: str | None
+    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,13 @@ class PictureRecord:
             SettingsError: a setting is outside its range.
         """
         fields = _parse(_Fields, record)
-        settings = _parse(ComposeSettings, {**fields.settings, "seeds": fields.batch})
+        settings = _parse(ComposeSettings, {**fields.settings, "seeds": fields.batch}, place="settings")
         _check_size(settings)
         if fields.seed not in settings.seeds:
             raise PictureError(f"its record's seed {fields.seed} is not in its batch: expected one of those drawn.")
         return cls(
             prompt=fields.prompt,
-            subjects=fields.subjects,
+            subjects={name: _parse_subject(name, subject) for name, subject in fields.subjects.items()},
             layout=None if fields.layout is None else Layout.from_json(json.dumps(fields.layout)),
             seed=fields.seed,
             settings=settings,
@@ -193,7 +193,7 @@ class _Fields:
 
     prompt: str
     text: str
-    subjects: Annotated[dict[_Short, RecordedSubject], Field(max_length=MOST_PICTURES)]
+    subjects: Annotated[dict[_Short, dict[str, pydantic.JsonValue]], Field(max_length=MOST_PICTURES)]
     layout: pydantic.JsonValue
     seed: int
     batch: Annotated[list[int], Field(min_length=1, max_length=MOST_PICTURES)]
@@ -206,16 +206,30 @@ class _Fields:
     versions: dict[_Library, _Short]
 
 
-def _parse(kind: type[Parsed], value: Mapping[str, object]) -> Parsed:
+def _parse(kind: type[Parsed], value: Mapping[str, object], *, place: str = "") -> Parsed:
     # By way of JSON, since pydantic's strict mode makes a dataclass of a JSON object but not of a dict.
     try:
         return pydantic.TypeAdapter(kind).validate_json(json.dumps(value))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])[:100]
+        where = ".".join(str(part) for part in (place, *first["loc"]) if part != "")[:100]
         raise PictureError(
-            f"its record is wrong at {place!r}: {first['msg']}; expected what this version of cones2 writes."
+            f"its record is wrong at {where!r}: {first['msg']}; expected what this version of cones2 writes."
         ) from error
+
+
+def _parse_subject(name: str, value: Mapping[str, object]) -> RecordedSubject:
+    parsed = dict(_parse(_subject_model(), value, place=f"subjects.{name}"))
+    return RecordedSubject(parsed.pop("class_word"), parsed.pop("residual"), parsed)
+
+
+@functools.cache
+def _subject_model() -> type[pydantic.BaseModel]:
+    """Describe what `Subject.describe` gives: a residual's hash, and all other fields as the class has them."""
+    kinds = get_type_hints(Subject)
+    options = {field.name: (kinds[field.name], field.default) for field in dataclasses.fields(Subject)}
+    fields: dict[str, Any] = {**options, "class_word": (_Short, ...), "residual": (_Sha256 | None, ...)}
+    return pydantic.create_model("RecordedSubject", __config__=_STRICT, **fields)
 
 
 def _check_size(settings: ComposeSettings) -> None:
