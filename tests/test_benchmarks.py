@@ -26,10 +26,11 @@ from cones2.steps import finish
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # scripts, not a package
-authors_composing, authors_learning, composing_pairs, learning_pairs, pairs, photo_measures, report = map(
+authors_composing, authors_learning, composing_pairs, learning_pairs, pairs, report = map(
     importlib.import_module,
-    ("authors_composing", "authors_learning", "composing_pairs", "learning_pairs", "pairs", "photo_measures", "report"),
+    ("authors_composing", "authors_learning", "composing_pairs", "learning_pairs", "pairs", "report"),
 )
+photo_measures, two_ways = map(importlib.import_module, ("photo_measures", "two_ways"))
 
 # diffusers' own schedulers hand tensors to NumPy in a way that NumPy deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -193,3 +194,15 @@ def test_photo_measures_count_what_is_warned_of(capsys: pytest.CaptureFixture[st
     lines = capsys.readouterr().out.splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert "| dHash, two photos of a subject | 0 | 0 | 0 | 3 of 3 |" in lines
+
+
+def test_both_ways_are_compared_on_the_same_noise(small: Backbone) -> None:
+    recipes = {
+        "tuned": Recipe(steps=2, batch_size=2, learning_rate=1e-3, caption_count=8),
+        "direct": Recipe(steps=2, batch_size=2, learning_rate=1e-9, caption_count=8, tune="residual"),
+    }
+    rows = [row.strip("| ").split(" | ") for row in two_ways.compare(small, PHOTOS, "dog", recipes)]
+    none, tuned, direct = rows
+    assert [row[0] for row in rows] == ["none", "tuned", "direct"]
+    assert direct[2:4] == none[2:4]  # a residual of next to no length changes nothing
+    assert (direct[5], float(tuned[5]) > 0) == ("0.0000", True)

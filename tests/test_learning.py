@@ -12,11 +12,13 @@ from PIL import Image
 from torch.testing import assert_close
 
 from cones2.backbones import Backbone
-from cones2.captions.corpus import captions_for, find_class_word
+from cones2.captions.corpus import captions_for, find_class_word, photo_caption
 from cones2.errors import CaptionError, LearningError, SettingsError
+from cones2.learning.lesson import Lesson, denoising_loss, random_numbers
 from cones2.learning.loop import LearnStep, displacement, held_out_captions, learn
 from cones2.learning.recipe import Recipe
 from cones2.photos import Photo
+from cones2.prompts import token_span
 from cones2.residual.residual import Residual
 
 RECIPE = Recipe(steps=4, batch_size=2, learning_rate=1e-3, captions_per_step=3, caption_count=12, views_per_photo=2)
@@ -91,7 +93,7 @@ def test_the_backbone_stays_as_it_is(small: Backbone) -> None:
         assert all(not parameter.requires_grad and parameter.grad is None for parameter in part.parameters())
 
 
-TUNED = {"all": {"embeddings", "encoder", "final_layer_norm"}, "layers": {"encoder"}}
+TUNED = {"all": {"embeddings", "encoder", "final_layer_norm"}, "layers": {"encoder"}, "residual": set[str]()}
 
 
 @pytest.mark.parametrize(("tune", "changed"), TUNED.items())
@@ -101,6 +103,64 @@ def test_what_is_tuned(small: Backbone, tune: str, changed: set[str]) -> None:
     before = small.text_encoder.state_dict()
     after = last.tuned.text_encoder.state_dict()
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == changed
+
+
+# Directly, at the text encoder's output (Table A1)
+
+DIRECT = dataclasses.replace(RECIPE, tune="residual")
+
+
+@pytest.mark.parametrize("class_word", ["dog", "teddy bear"])
+def test_the_first_direct_step_goes_against_the_gradient_of_eq_2(small: Backbone, class_word: str) -> None:
+    recipe = dataclasses.replace(DIRECT, steps=1, weight_decay=0.0)
+    captions = captions_for(class_word, count=4)
+    lesson = Lesson.prepare(small, PHOTOS, class_word, captions=captions, recipe=recipe, seed=0)
+    caption = photo_caption(class_word)
+    embeddings = small.embed(tokenize(small, caption)).requires_grad_()
+    loss = denoising_loss(lesson, embeddings, random_numbers(0, 1))
+    (slope,) = torch.autograd.grad(loss, embeddings)
+    first = finish(learn(small, PHOTOS, class_word, recipe=recipe, captions=captions))
+    assert first.subject_loss == pytest.approx(loss.item(), rel=1e-6)
+    assert first.preservation_loss == 0
+    span = token_span(small.tokenizer, caption, *find_class_word(caption, class_word))
+    # AdamW's first step, whatever the gradient's length: rate * gradient / (|gradient| + 1e-8).
+    expected = -recipe.learning_rate * slope[0, slice(*span)] / (slope[0, slice(*span)].abs() + 1e-8)
+    assert_close(first.residual.vector, expected, rtol=1e-3, atol=1e-6)
+
+
+def tokenize(backbone: Backbone, caption: str) -> torch.Tensor:
+    batch = backbone.tokenizer(caption, padding="max_length", max_length=backbone.window, return_tensors="pt")
+    ids: torch.Tensor = batch.input_ids
+    return ids
+
+
+def test_direct_learning_lowers_the_loss_and_moves_no_other_word(small: Backbone) -> None:
+    recipe = dataclasses.replace(DIRECT, steps=8, batch_size=32, learning_rate=0.3)
+    steps = list(learn(small, PHOTOS[:1], "dog", recipe=recipe))
+    assert sum(step.subject_loss for step in steps[-3:]) < sum(step.subject_loss for step in steps[:3])
+    last = steps[-1]
+    assert last.residual.recipe["tune"] == "residual"
+    assert displacement(small, last.tuned, captions_for("dog", count=5), class_word="dog") == 0
+
+
+def test_a_closed_direct_learner_resumes_to_the_same_bytes(small: Backbone, tmp_path: Path) -> None:
+    undisturbed = residual_of(learn(small, PHOTOS, "dog", recipe=DIRECT))
+    for step in (1, 2, 3):
+        assert next(learn(small, PHOTOS, "dog", recipe=DIRECT, checkpoint=tmp_path, resume=True)).step == step
+    resumed = residual_of(learn(small, PHOTOS, "dog", recipe=DIRECT, checkpoint=tmp_path, resume=True))
+    assert resumed.to_bytes() == undisturbed.to_bytes()
+    next(learn(small, PHOTOS, "dog", recipe=DIRECT, checkpoint=tmp_path))  # leaves a checkpoint
+    with pytest.raises(LearningError, match="tune is all, but it began with residual"):
+        next(learn(small, PHOTOS, "dog", recipe=RECIPE, checkpoint=tmp_path, resume=True))
+
+
+def test_a_direct_residual_that_is_not_a_number(small: Backbone) -> None:
+    recipe = dataclasses.replace(DIRECT, steps=3, learning_rate=1e38)
+    with pytest.raises(LearningError, match="learning diverged"):
+        finish(learn(small, PHOTOS, "dog", recipe=recipe))
+
+
+# Both ways
 
 
 def test_the_same_seed_gives_the_same_residual(small: Backbone, learned: LearnStep) -> None:

@@ -39,7 +39,7 @@ def test_unknown_setting_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(SettingsError, match=r"no recipe 'fast'. Expected paper or mini, or the path of a .toml file"):
+    with pytest.raises(SettingsError, match=r"no recipe 'fast'. Expected paper, mini, direct or the path of a .toml"):
         find_recipe("fast")
 
 
@@ -76,7 +76,7 @@ def test_missing_file(tmp_path: Path) -> None:
         ('learning_rate = "fast"', "learning_rate is 'fast'"),
         ("weight_decay = -0.1", "weight_decay is -0.1. Expected a number of at least 0"),
         ("preservation_weight = inf", "preservation_weight is inf"),
-        ('tune = "some"', "tune is 'some'. Input should be 'all' or 'layers'"),
+        ('tune = "some"', "tune is 'some'. Input should be 'all', 'layers' or 'residual'"),
     ],
 )
 def test_values_out_of_range(tmp_path: Path, setting: str, message: str) -> None:

@@ -14,9 +14,11 @@ from cones2.captions.corpus import captions_for, check_class_word
 from cones2.errors import CaptionError, LearningError, SettingsError
 from cones2.learning.checkpoints import Checkpoints
 from cones2.learning.data import encode_captions, rebuild_error, warn_if_strange
+from cones2.learning.lesson import Lesson
 from cones2.learning.objective import preservation_loss
 from cones2.learning.recipe import Recipe
-from cones2.learning.study import CHUNK, LearnStep, Lesson, Study
+from cones2.learning.study import LearnStep, Study
+from cones2.learning.ways import CHUNK
 from cones2.photos import Photo
 
 __all__ = ["LearnStep", "displacement", "held_out_captions", "learn", "rebuild_error"]

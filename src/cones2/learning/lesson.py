@@ -1,0 +1,119 @@
+"""What stays the same from step to step of learning, and Eq. 2 on it."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cones2.backbones import Backbone
+from cones2.captions.corpus import photo_caption
+from cones2.learning.data import EncodedCaptions, EncodedViews, encode_captions, encode_views
+from cones2.learning.objective import add_noise, subject_loss
+from cones2.learning.recipe import Recipe
+from cones2.photos import Photo
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lesson:
+    """All that stays the same from step to step.
+
+    Attributes:
+        prompt: the caption of the photos, "a photo of a dog".
+        added: what Stable Diffusion XL reads beside it.
+        captions: for Eqs. 3 and 5.
+        views: of the photos.
+    """
+
+    backbone: Backbone
+    photos: tuple[Photo, ...]
+    class_word: str
+    recipe: Recipe
+    seed: int
+    prompt: EncodedCaptions
+    added: Mapping[str, Float[Tensor, "1 numbers"]]
+    captions: EncodedCaptions
+    views: EncodedViews
+
+    @classmethod
+    def prepare(
+        cls,
+        backbone: Backbone,
+        photos: Sequence[Photo],
+        class_word: str,
+        *,
+        captions: Sequence[str],
+        recipe: Recipe,
+        seed: int,
+    ) -> "Lesson":
+        """Encode captions and photos."""
+        encoded = encode_captions(backbone, captions, class_word)
+        prompt = encode_captions(backbone, [photo_caption(class_word)], class_word)
+        size = min(backbone.default_size)
+        return cls(
+            backbone=backbone,
+            photos=tuple(photos),
+            class_word=class_word,
+            recipe=recipe,
+            seed=seed,
+            prompt=prompt,
+            added=backbone.added_conditions(prompt.input_ids, height=size, width=size),
+            captions=encoded,
+            views=encode_views(backbone, photos, recipe.views_per_photo, random_numbers(seed, 0)),
+        )
+
+    def settings(self, captions: Sequence[str]) -> dict[str, object]:
+        """All that a checkpoint's state depends on, as short JSON values: not how many steps are to follow."""
+        recipe = dataclasses.asdict(self.recipe)
+        del recipe["steps"]
+        return {
+            **recipe,
+            "seed": self.seed,
+            "class word": self.class_word,
+            "photos' hash": _hash([photo.sha256 for photo in self.photos]),
+            "masks' hash": _hash([_mask_hash(photo) for photo in self.photos]) if self.masked else None,
+            "captions' hash": _hash(captions),
+            "text encoder": "+".join(part.weights for part in self.backbone.encoder_id.parts),
+        }
+
+    @property
+    def masked(self) -> bool:
+        """Whether a mask says what of the photos is the subject."""
+        return self.views.weights is not None
+
+    def record(self) -> dict[str, object]:
+        """How the residual was learned, for its file."""
+        return dataclasses.asdict(self.recipe) | {"seed": self.seed, "masked": self.masked}
+
+
+def denoising_loss(lesson: Lesson, prompt: Float[Tensor, "1 tokens dim"], draw: torch.Generator) -> Float[Tensor, ""]:
+    """Eq. 2 on a batch of photos, each with a latent, noise and a timestep of its own."""
+    backbone, views = lesson.backbone, lesson.views
+    rows = torch.randint(len(views.mean), (lesson.recipe.batch_size,), generator=draw)
+    mean, std = views.mean[rows], views.std[rows]
+    latents = mean + std * torch.randn(mean.shape, generator=draw)
+    noise = torch.randn(mean.shape, generator=draw)
+    alphas_cumprod = backbone.scheduler.alphas_cumprod
+    timesteps = torch.randint(len(alphas_cumprod), rows.shape, generator=draw)
+    noised = add_noise(latents, noise, alphas_cumprod[timesteps], backbone.prediction_type)
+    inputs = noised.latents.to(backbone.device), timesteps.to(backbone.device)
+    added = {name: values.expand(len(rows), -1) for name, values in lesson.added.items()}
+    prediction = backbone.predict(*inputs, prompt.expand(len(rows), -1, -1), added)
+    weights = None if views.weights is None else views.weights[rows].to(backbone.device)
+    return subject_loss(prediction, noised.target.to(backbone.device), weights)
+
+
+def random_numbers(seed: int, step: int) -> torch.Generator:
+    """Random numbers of one step alone, so that resuming needs no generator's state."""
+    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+def _mask_hash(photo: Photo) -> str:
+    return hashlib.sha256(photo.mask.tobytes()).hexdigest() if photo.mask else ""
+
+
+def _hash(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
