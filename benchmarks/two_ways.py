@@ -6,7 +6,7 @@ prints Eq. 2 with each residual on noise that neither learned from: under the ca
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -43,8 +43,8 @@ def mean_loss(lesson: Lesson, captions: Sequence[str], residual: Residual | None
     return sum(losses) / len(losses)
 
 
-def compare(backbone: Backbone, photos: Sequence[Photo], class_word: str, recipes: dict[str, Recipe]) -> list[str]:
-    """Learn with each recipe; give the rows of a table."""
+def compare(backbone: Backbone, photos: Sequence[Photo], class_word: str, recipes: dict[str, Recipe]) -> Iterator[str]:
+    """Learn with each recipe; yield the rows of a table."""
     captions = captions_for(class_word, count=1000, lexicon=backbone.lexicon)
     unseen = held_out_captions(class_word, captions, lexicon=backbone.lexicon)
     frames = [frame.format(class_word) for frame in FRAMES]
@@ -54,15 +54,14 @@ def compare(backbone: Backbone, photos: Sequence[Photo], class_word: str, recipe
     def losses(residual: Residual | None) -> str:
         return " | ".join(f"{mean_loss(lesson, some, residual):.4f}" for some in ([photo_caption(class_word)], frames))
 
-    rows = [f"| none | - | {losses(None)} | 0 | 0 |"]
+    yield f"| none | - | {losses(None)} | 0 | 0 |"
     for name, recipe in recipes.items():
         began = time.monotonic()
         last = finish(learn(backbone, photos, class_word, recipe=recipe))
         seconds = time.monotonic() - began
         moved = displacement(backbone, last.tuned, unseen, class_word=class_word)
         norm = float(last.residual.vector.norm())
-        rows.append(f"| {name} | {seconds:.0f} | {losses(last.residual)} | {norm:.1f} | {moved:.4f} |")
-    return rows
+        yield f"| {name} | {seconds:.0f} | {losses(last.residual)} | {norm:.1f} | {moved:.4f} |"
 
 
 def main() -> None:
@@ -75,8 +74,9 @@ def main() -> None:
     example, backbone = EXAMPLES[arguments.subject], open_backbone("mini", device="cpu")
     recipes = {name: replace(RECIPES[name], steps=arguments.steps) for name in ("mini", "direct")}
     recipes["direct"] = replace(recipes["direct"], learning_rate=arguments.rate)
-    print(HEAD)
-    print("\n".join(compare(backbone, example.photos, example.class_word, recipes)))
+    print(HEAD, flush=True)
+    for row in compare(backbone, example.photos, example.class_word, recipes):
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

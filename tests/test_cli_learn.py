@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import CLIPConfig, CLIPModel
 
 from command import files_in, refused, run
 from cones2.residual.residual import Residual
@@ -150,6 +151,30 @@ def test_masks(photos: Path, recipe: Path, small_folder: Path, tmp_path: Path) -
     Image.new("L", (256, 256), 255).save(masks / "c.png")
     run(*command, "--masks", masks)
     assert Residual.load(out).recipe["masked"] is True
+
+
+def test_previews_curves_and_an_early_end(photos: Path, recipe: Path, small_folder: Path, tmp_path: Path) -> None:
+    clip, out = tmp_path / "clip", tmp_path / "out" / "rex.safetensors"
+    part = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision, text = part | {"image_size": 32, "patch_size": 8}, part | {"vocab_size": 50}
+    CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=12)).save_pretrained(clip)
+    command = ("learn", photos, "--class", "dog", "--model", small_folder, "--recipe", recipe, "--out", out)
+    watching = ("--preview", 1, "--clip", clip, "--patience", 1, "--tensorboard", tmp_path / "events")
+    report = json.loads(run(*command, "--steps", 8, *watching, "--json").stdout)
+    assert 1 < report["steps"] <= 8
+    assert -1 <= report["identity"] <= 1
+    previews = {f"{step:04}-0.png" for step in range(1, report["steps"] + 1)}
+    assert files_in(out.parent) == {
+        "rex.safetensors",
+        "rex-previews",
+        *(f"rex-previews/{name}" for name in previews),
+    } | {"rex-previews/curves.csv"}
+    assert list((tmp_path / "events").glob("events.out.tfevents.*"))
+
+
+def test_orders_to_look_that_make_no_sense(photos: Path, tmp_path: Path) -> None:
+    assert "--clip measures pictures, and there are none" in learn_refused(photos, tmp_path, "--clip", tmp_path)
+    assert "--patience needs a measure of identity" in learn_refused(photos, tmp_path, "--preview", 1, "--patience", 1)
 
 
 # What is refused, before the model is opened

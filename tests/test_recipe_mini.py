@@ -11,8 +11,10 @@ import torch
 RECIPE = Path(__file__).parents[1] / "recipes" / "mini"
 sys.path.insert(0, str(RECIPE))
 
+from cones2.examples import EXAMPLES  # noqa: E402
 from cones2.prompts import parse_prompt  # noqa: E402
 from evaluation_cases import any_known, draw_boxes, holds, join, mention, scene_case  # noqa: E402
+from identity import judge_identity  # noqa: E402
 from judge import WIDTH, Judge, Sighting, crop, overlap  # noqa: E402
 from judge_data import other_palette, other_pattern, other_sprite, other_warp, visible_box  # noqa: E402
 from lookalikes import histograms  # noqa: E402
@@ -296,3 +298,11 @@ def test_the_shipped_judge_names_the_example_subjects():
         (seen,) = judge.look(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 255)
         right.append([words[one.class_index] for one in seen] == [about["class_word"]])
     assert sum(right) >= 0.8 * len(right)
+
+
+def test_the_judge_finds_a_subject_most_like_its_own_photos():
+    rex, fido = (EXAMPLES[name].photos for name in ("rex", "fido"))
+    measure = judge_identity(Judge.load(), rex[:3])
+    own, other = ([photo.image for photo in photos[3:]] for photos in (rex, fido))
+    assert measure(own) > measure(other)
+    assert measure([EXAMPLES["rex"].photos[0].image.point(lambda _: 128)]) == 0

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cones2.authors.residual import import_residual
     from cones2.backbones import SCHEDULERS, Backbone, make_scheduler, open_backbone
+    from cones2.backbones.image_encoder import ImageEncoder, open_image_encoder
     from cones2.captions.corpus import captions_for, read_captions
     from cones2.composing.again import compose_again
     from cones2.composing.grid import Axis, Cell, plan_grid
@@ -61,6 +62,9 @@ if TYPE_CHECKING:
     from cones2.prompts import parse_prompt, tokenize_prompt
     from cones2.residual.residual import EncoderId, Residual
     from cones2.steps import finish
+    from cones2.watching.logs import FolderLog, TensorBoardLog, WandbLog, logged
+    from cones2.watching.similarity import similarity_to
+    from cones2.watching.watch import Watch, WatchedStep, watch
 
 _NAMES = {
     "authors.residual": "import_residual",
@@ -88,6 +92,10 @@ _NAMES = {
     "learning.recipe": "RECIPES Recipe find_recipe",
     "residual.residual": "EncoderId Residual",
     "steps": "finish",
+    "watching.watch": "Watch WatchedStep watch",
+    "watching.logs": "FolderLog TensorBoardLog WandbLog logged",
+    "watching.similarity": "similarity_to",
+    "backbones.image_encoder": "ImageEncoder open_image_encoder",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
@@ -110,7 +118,9 @@ __all__ = [
     "EncoderId",
     "Example",
     "Finding",
+    "FolderLog",
     "HubError",
+    "ImageEncoder",
     "Layout",
     "LayoutError",
     "LayoutGuidance",
@@ -136,6 +146,10 @@ __all__ = [
     "Row",
     "SettingsError",
     "Subject",
+    "TensorBoardLog",
+    "WandbLog",
+    "Watch",
+    "WatchedStep",
     "captions_for",
     "compose",
     "compose_again",
@@ -151,8 +165,10 @@ __all__ = [
     "learn",
     "learn_all",
     "load_photos",
+    "logged",
     "make_scheduler",
     "open_backbone",
+    "open_image_encoder",
     "parse_prompt",
     "photo_report",
     "picture_record",
@@ -162,7 +178,9 @@ __all__ = [
     "read_captions",
     "read_manifest",
     "read_record",
+    "similarity_to",
     "tokenize_prompt",
+    "watch",
     "write_picture",
 ]
 

@@ -22,7 +22,9 @@ def learn(
     seed: Annotated[int, typer.Option(help="For all that is drawn by chance.", metavar="N")] = 0,
     recipe: Annotated[
         str | None,
-        typer.Option(help="paper, mini or a .toml file; default: what suits the model.", metavar="NAME_OR_TOML"),
+        typer.Option(
+            help="paper, mini, direct or a .toml file; default: what suits the model.", metavar="NAME_OR_TOML"
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted learning stopped.")] = False,
     masks: Annotated[
@@ -37,6 +39,32 @@ def learn(
         Path | None,
         typer.Option(help="Your own captions, one a line, each with WORD.", metavar="FILE", rich_help_panel=MORE),
     ] = None,
+    preview: Annotated[
+        int | None,
+        typer.Option(help="Draw it every N steps, into NAME-previews.", min=1, metavar="N", rich_help_panel=MORE),
+    ] = None,
+    clip: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure the previews by the CLIP model in this folder.", metavar="DIR", rich_help_panel=MORE
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop after N previews that are no more like the photos, and keep the best.",
+            min=1,
+            metavar="N",
+            rich_help_panel=MORE,
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Curves and previews for TensorBoard.", metavar="DIR", rich_help_panel=MORE)
+    ] = None,
+    wandb: Annotated[
+        str | None,
+        typer.Option(help="Curves and previews for Weights & Biases.", metavar="PROJECT", rich_help_panel=MORE),
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -48,11 +76,13 @@ def learn(
     with waiting("starting"):
         from cones2.backbones import open_backbone
         from cones2.cli.lessons import Lesson
+        from cones2.cli.watching import Looks
 
+        looks = Looks(preview, clip, patience, tensorboard, wandb)
         lesson = Lesson.check(photos, class_word, out=out, recipe=recipe, steps=steps, captions=captions, masks=masks)
     with waiting(f"opening {model}"):
         backbone = open_backbone(model, device=device, dtype=dtype)
-    report = lesson.give(backbone, seed=seed, resume=resume)
+    report = lesson.give(backbone, seed=seed, resume=resume, looks=looks)
     if as_json:
         print_json(report)
     else:

@@ -12,13 +12,14 @@ from typing import Any
 from cones2.backbones import Backbone
 from cones2.captions.corpus import captions_for, check_class_word, read_captions
 from cones2.cli.outputs import check_file
-from cones2.cli.progress import follow
+from cones2.cli.watching import Looks
 from cones2.errors import CaptionError, Cones2Warning, LearningError
 from cones2.files import make_folder
 from cones2.learning.loop import LearnStep, displacement, held_out_captions, learn
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.photos import Photo, PhotoReport, load_photos, photo_report
 from cones2.residual.residual import Residual
+from cones2.watching.watch import WatchedStep
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Lesson:
             captions=read_captions(captions, class_word) if captions else None,
         )
 
-    def give(self, backbone: Backbone, *, seed: int, resume: bool) -> dict[str, Any]:
-        """Judge the photos, learn, write the residual, and report as JSON values.
+    def give(self, backbone: Backbone, *, seed: int, resume: bool, looks: Looks | None = None) -> dict[str, Any]:
+        """Judge the photos, learn, look at it on the way, write the residual, and report as JSON values.
 
         Raises:
             Cones2Error: nothing can be learned from a photo, or learning fails.
@@ -82,9 +83,9 @@ class Lesson:
                 checkpoint=folder,
                 resume=resume,
             )
-            last = follow(steps, f"learning {self.out.stem}", tell=lambda step: f"loss {step.loss:.4f}")
+            last = (looks or Looks()).follow(steps, backbone, self.photos, out=self.out)
             last.residual.save(self.out)
-        kept = self._measure_displacement(backbone, last, captions)
+        kept = self._measure_displacement(backbone, last.learned, captions)
         return self._report(last, judged, displacement=kept, seconds=time.monotonic() - began)
 
     def _judge(self, backbone: Backbone) -> PhotoReport:
@@ -107,7 +108,7 @@ class Lesson:
         return recipe if self.steps is None else replace(recipe, steps=self.steps)
 
     def _report(
-        self, last: LearnStep, judged: PhotoReport, *, displacement: float | None, seconds: float
+        self, last: WatchedStep, judged: PhotoReport, *, displacement: float | None, seconds: float
     ) -> dict[str, Any]:
         residual = last.residual
         return {
@@ -119,7 +120,9 @@ class Lesson:
             "backbone": residual.encoder.name,
             "recipe": dict(residual.recipe),
             "findings": [finding.text for finding in judged.findings],
-            "loss": last.loss,
+            "steps": last.step,
+            "loss": last.learned.loss,
+            "identity": last.identity,
             "displacement": displacement,
             "seconds": round(seconds, 3),
         }

@@ -1,0 +1,135 @@
+"""Pictures of what is learned so far, how like the subject they are, and an end where that rises no more.
+
+`watch` stands between `learn` and whoever shows its steps. It draws with the untouched backbone and the residual so
+far, as composing will, and draws none of learning's random numbers: the residual is that of a learning not watched.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from PIL.Image import Image
+
+from cones2.backbones import Backbone
+from cones2.captions.corpus import find_class_word, photo_caption
+from cones2.composing.loop import ComposeSettings, compose
+from cones2.errors import SettingsError
+from cones2.learning.loop import LearnStep
+from cones2.residual.residual import Residual
+from cones2.steps import finish
+from cones2.subjects import Subject
+
+Identity = Callable[[Sequence[Image]], float]
+"""How like the subject pictures are: higher is more like it."""
+
+_NAME = "subject"
+_PREVIEW = ComposeSettings(steps=20, scheduler="dpm++")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What to look at while learning.
+
+    Attributes:
+        every: steps between two looks; the last step is looked at, too. None never looks.
+        prompt: what is drawn, with the placeholder `{subject}`; None is the photos' own caption.
+        settings: how it is drawn: quickly, the same seed each time.
+        identity: measures the pictures of each look.
+        patience: stop after so many looks without a rise of the identity, and keep the residual of the best look.
+
+    Raises:
+        SettingsError: a number is below 1, or there is a patience but nothing to look at or no measure.
+    """
+
+    every: int | None = None
+    prompt: str | None = None
+    settings: ComposeSettings = _PREVIEW
+    identity: Identity | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{name} is {value}: expected at least 1.")
+        if self.patience is not None and (self.every is None or self.identity is None):
+            raise SettingsError("patience needs pictures to look at and a measure of identity: give both, or neither.")
+
+
+@dataclass(frozen=True, eq=False)
+class WatchedStep:
+    """A step of learning, and what was seen at it.
+
+    Attributes:
+        learned: the step.
+        pictures: what it draws, one for each seed; none where it was not looked at.
+        identity: how like the subject they are; None where there is no measure, or no pictures.
+        stopped: whether learning ends here, before its last step, since the identity rises no more.
+        best: the residual of the best look; None without patience.
+    """
+
+    learned: LearnStep
+    pictures: tuple[Image, ...] = ()
+    identity: float | None = None
+    stopped: bool = False
+    best: Residual | None = None
+
+    @property
+    def step(self) -> int:
+        """This step, from 1."""
+        return self.learned.step
+
+    @property
+    def steps(self) -> int:
+        """How many there are at most."""
+        return self.learned.steps
+
+    @property
+    def residual(self) -> Residual:
+        """The residual to keep: that of the best look where there is patience, this step's otherwise."""
+        return self.best or self.learned.residual
+
+
+def watch(
+    steps: Generator[LearnStep, None, None], backbone: Backbone, *, plan: Watch
+) -> Generator[WatchedStep, None, None]:
+    """Follow `learn` and look at it as planned; `steps` is closed whatever happens.
+
+    Args:
+        steps: of `learn` on this backbone.
+        backbone: the untouched one.
+        plan: when to look, and at what.
+
+    Raises:
+        Cones2Error: learning or drawing fails.
+    """
+    best: tuple[float, Residual] | None = None
+    looks = 0  # since the best one
+    with closing(steps):
+        for step in steps:
+            if plan.every is None or (step.step % plan.every and step.step < step.steps):
+                yield WatchedStep(step, best=best[1] if best else None)
+                continue
+            pictures = draw_preview(backbone, step.residual, plan)
+            identity = plan.identity(pictures) if plan.identity else None
+            if identity is not None and plan.patience is not None:
+                looks += 1
+                if best is None or identity > best[0]:
+                    best, looks = (identity, step.residual), 0
+            stopped = plan.patience is not None and looks >= plan.patience and step.step < step.steps
+            yield WatchedStep(step, pictures, identity, stopped, best[1] if best else None)
+            if stopped:
+                return
+
+
+def draw_preview(backbone: Backbone, residual: Residual, plan: Watch) -> tuple[Image, ...]:
+    """Draw a residual as planned."""
+    prompt = plan.prompt or _photo_prompt(residual.class_word)
+    subjects = {_NAME: Subject(residual.class_word, residual)}
+    return finish(compose(backbone, prompt, subjects=subjects, settings=plan.settings)).pictures
+
+
+def _photo_prompt(class_word: str) -> str:
+    caption = photo_caption(class_word)
+    start, stop = find_class_word(caption, class_word)
+    return f"{caption[:start]}{{{_NAME}}}{caption[stop:]}"
