@@ -1,6 +1,5 @@
 """Square views of a photo, cropped around the subject: where its mask is, or else where most detail is."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +53,7 @@ def crop_square(
             touching its lower right one. Nothing outside the whole view is ever shown.
     """
     view = _closer(_whole_view(image, None), scale, center, None)
-    return view.of(Photo(Path(), "", image), size)
+    return view._cut(image, size, Image.Resampling.LANCZOS)
 
 
 def views(photo: Photo, *, count: int, generator: torch.Generator) -> list[View]:
