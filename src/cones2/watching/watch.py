@@ -23,7 +23,7 @@ Identity = Callable[[Sequence[Image]], float]
 """How like the subject pictures are: higher is more like it."""
 
 _NAME = "subject"
-_PREVIEW = ComposeSettings(steps=20, scheduler="dpm++")
+_PREVIEW = ComposeSettings(steps=20)
 
 
 @dataclass(frozen=True, kw_only=True)
