@@ -200,6 +200,34 @@ def test_a_zero_bias_changes_nothing_to_speak_of(unet, preset) -> None:
         torch.testing.assert_close(call(unet), plain, rtol=1e-5, atol=1e-5)
 
 
+def test_only_layers_of_the_levels_asked_for_are_edited(unet) -> None:
+    seen: dict[str, torch.Tensor] = {}
+    layers = [unet.down_blocks[level].attentions[0].transformer_blocks[0].attn2 for level in (0, 1)]
+    hooks = [
+        layer.register_forward_hook(lambda *call, name=name: seen.update({name: call[-1][1]}))
+        for name, layer in zip(("finest", "next"), layers, strict=True)
+    ]
+    try:
+        call(unet)
+        plain = dict(seen)
+        with edited_cross_attention(unet, guide(layout_levels=(1,)), conditional=[False, True]):
+            call(unet)
+        torch.testing.assert_close(seen["finest"], plain["finest"], rtol=1e-5, atol=1e-5)
+        assert (seen["next"] - plain["next"]).abs().max() > 1e-4
+        with edited_cross_attention(unet, guide(layout_levels=(0,)), conditional=[False, True]):
+            call(unet)
+        assert (seen["finest"] - plain["finest"]).abs().max() > 1e-4
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_a_level_that_the_unet_lacks(unet) -> None:
+    with pytest.raises(SettingsError, match="layout level 7 is none of this UNet's: expected 0 to 3"):  # noqa: SIM117
+        with edited_cross_attention(unet, guide(layout_levels=(0, 7)), conditional=[True]):
+            pass
+
+
 @pytest.mark.parametrize("preset", ["paper", "official"])
 @pytest.mark.parametrize(("height", "width"), [(12, 20), (7, 13), (1, 5), (16, 8)])
 def test_any_latents_have_grids(unet, preset, height, width) -> None:

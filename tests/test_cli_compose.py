@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from command import files_in, refused, run
 from cones2.backbones import Backbone
+from cones2.layout.box import Box
+from cones2.layout.masks import Mask
+from cones2.layout.region import Region
 from cones2.layout.regions import Layout
+from cones2.layout.shapes import Polygon
 from cones2.picture import read_record
 from cones2.residual.residual import Residual
 
@@ -114,7 +119,7 @@ def test_prompts_that_do_not_fit_the_subjects(rex: Path, prompt: str, message: s
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--box fido=0,0,1,1", "a box is for 'fido', which is no --subject or --plain; those are: rex, cup"),
+        ("--box fido=0,0,1,1", "a region is for 'fido', which is no --subject or --plain; those are: rex, cup"),
         ("--box rex=0.9,0,0.1,1", "region 'rex': box (0.9, 0.0, 0.1, 1.0): xmin is not less than xmax"),
         ("--box rex=0,0,100,1", "xmax 100.0 is outside 0..1"),
         ("--box rex=0,0,nan,1", "xmax is nan; expected a number in 0..1"),
@@ -122,6 +127,12 @@ def test_prompts_that_do_not_fit_the_subjects(rex: Path, prompt: str, message: s
         ("--box rex=0,0,1,wide", "--box rex: 'wide' is no number. Write it like 0.5"),
         ("--box 0,0,1,1", "--box '0,0,1,1' can't be read: expected NAME=VALUE, such as rex=0.05,0.25,0.5,0.95"),
         ("--box my-dog=0,0,1,1", "'my-dog' can't name a region"),
+        ("--polygon rex=0,0,1", "--polygon rex: 3 numbers are no points: expected X,Y,X,Y,..."),
+        ("--polygon rex=0,0,1,1", "region 'rex': a polygon has 2 points; expected 3 to 256"),
+        ("--mask rex=missing.png", "region 'rex': can't read missing.png: No such file"),
+        ("--z rex=1", "--z names 'rex', which has no region; those that have: none"),
+        ("--feather cup=1", "--feather names 'cup', which has no region"),
+        ("--region-weight cup=1", "--region-weight names 'cup', which has no region"),
         ("--subject fido", "has no subject 'fido'; 'cones2 subjects list' tells what is there"),
         ("--subject fido=", "--subject 'fido=' can't be read: expected NAME=VALUE, such as rex=rex.safetensors"),
         ("--subject rex=other.safetensors", "--subject names 'rex' twice: expected each name once"),
@@ -131,7 +142,7 @@ def test_prompts_that_do_not_fit_the_subjects(rex: Path, prompt: str, message: s
         ("--strength cup=2", "--strength names 'cup', which is no --subject: expected rex"),
         ("--strength rex=high", "--strength: 'high' is no number"),
         ("--strength rex=inf", "strength inf can't be used"),
-        ("--layout missing.json", "can't read the layout missing.json"),
+        ("--layout missing.json", "can't read missing.json"),
         ("--preset mine", "unknown layout preset 'mine'"),
         ("--steps 0", "steps 0 can't be used"),
         ("--seed -1", "seed -1 can't be used"),
@@ -141,6 +152,82 @@ def test_prompts_that_do_not_fit_the_subjects(rex: Path, prompt: str, message: s
 )
 def test_options_that_make_no_sense(rex: Path, option: str, message: str) -> None:
     assert message in compose_refused(rex, *option.split(" ", 1))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--z rex=high", "--z: 'high' is no whole number. Write it like 1"),
+        ("--z rex=1000", "region 'rex': z 1000 can't be used: expected -100 to 100"),
+        ("--feather rex=1", "region 'rex': feather 1.0 can't be used: expected 0 to 0.5"),
+        ("--region-weight rex=-1", "region 'rex': weight -1.0 can't be used: expected 0 to 100"),
+    ],
+)
+def test_numbers_of_regions_that_make_no_sense(rex: Path, option: str, message: str) -> None:
+    assert message in compose_refused(rex, "--box", "rex=0,0,1,1", *option.split(" ", 1))
+
+
+def test_all_kinds_of_shapes_are_in_the_record_and_can_be_drawn_again(
+    rex: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    mask, out = tmp_path / "mask.png", tmp_path / "one.png"
+    Image.linear_gradient("L").save(mask)
+    shapes = ("--polygon", "rex=0,0,0.5,0,0,1", "--box", "rex=0.1,0.8,0.2,0.9", "--mask", f"cup={mask}")
+    numbers = ("--z", "cup=1", "--feather", "rex=0.1", "--region-weight", "cup=1.5")
+    run(*compose(rex, small_folder, *shapes, *numbers, "--out", out))
+    mask.unlink()
+    made = Layout.from_json(json.dumps(read_record(out)["layout"]))
+    assert made.regions["rex"] == Region(
+        (Box(0.1, 0.8, 0.2, 0.9), Polygon(((0.0, 0.0), (0.5, 0.0), (0.0, 1.0)))), feather=0.1
+    )
+    assert made.regions["cup"] == Region((Mask.from_image(Image.linear_gradient("L")),), z=1, weight=1.5)
+    made.save(tmp_path / "layout.json")
+    again = tmp_path / "two.png"
+    run(*compose(rex, small_folder, "--layout", tmp_path / "layout.json", "--out", again))
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_places_in_words_are_in_the_record_and_can_be_saved(rex: Path, small_folder: Path, tmp_path: Path) -> None:
+    out, saved = tmp_path / "one.png", tmp_path / "new" / "layout.json"
+    acting = ("--layout-effect", "weaken", "--layout-levels", "0,1", "--guided-steps", 1)
+    places = ("--place", "rex=top right", "--auto-layout", "--z", "cup=2", "--save-layout", saved)
+    run(*compose(rex, small_folder, *acting, *places, "--out", out))
+    made = read_record(out)
+    layout = Layout.load(saved)
+    assert Layout.from_json(json.dumps(made["layout"])) == layout
+    rex_box, cup = layout.regions["rex"].bounds, layout.regions["cup"]
+    assert (rex_box.xmin >= 0.5, rex_box.ymax <= 0.5, cup.z) == (True, True, 2)
+    assert cup.bounds.xmax <= 0.5 or cup.bounds.ymin >= 0.5
+    settings = made["settings"]
+    assert isinstance(settings, dict)
+    assert (settings["layout_effect"], settings["layout_levels"], settings["guided_steps"]) == ("weaken", [0, 1], 1)
+
+
+def test_a_layout_that_contradicts_the_prompt_is_told(rex: Path, small_folder: Path, tmp_path: Path) -> None:
+    places = ("--place", "rex=right", "--place", "cup=left")
+    command = ("compose", "a {rex} to the left of a {cup}", *compose(rex, small_folder, *places)[2:])
+    result = run(*command, "--out", tmp_path / "one.png")
+    assert "warning: the prompt has 'rex' to the left of 'cup', but its region is to the right" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--place cup=nowhere", "'nowhere' says no place: expected words of left, right"),
+        ("--place rex=left", "--place and another region both place 'rex': leave one out"),
+        ("--place ball=left", "a region is for 'ball', which is no --subject or --plain"),
+        ("--layout-effect strong", "unknown layout effect 'strong'"),
+        ("--guided-steps -1", "guided steps -1 can't be used"),
+        ("--layout-levels 0,x", "--layout-levels: 'x' is no whole number"),
+        ("--save-layout layout.txt", "layout.txt does not end in .json"),
+    ],
+)
+def test_places_in_words_that_make_no_sense(rex: Path, option: str, message: str) -> None:
+    assert message in compose_refused(rex, "--box", "rex=0,0,1,1", *option.split(" ", 1))
+
+
+def test_nothing_to_save(rex: Path) -> None:
+    assert "--save-layout has nothing to save" in compose_refused(rex, "--save-layout", rex.parent / "layout.json")
 
 
 def test_a_box_and_a_layout_file_for_one_subject(rex: Path, tmp_path: Path) -> None:

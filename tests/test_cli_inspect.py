@@ -122,7 +122,40 @@ def test_layouts_that_cannot_be_drawn(tmp_path: Path) -> None:
     file, out = tmp_path / "beach.json", tmp_path / "preview.png"
     file.write_text('{"version": 1, "regions": {"rex": [0, 0, 2, 1]}}')
     assert "xmax 2.0 is outside 0..1" in refused("layout", file, "--out", out)
-    assert "can't read the layout" in refused("layout", tmp_path / "missing.json", "--out", out)
+    assert "missing.json: No such file" in refused("layout", tmp_path / "missing.json", "--out", out)
     file.write_text('{"version": 1, "regions": {}}')
     assert "does not end in .png" in refused("layout", file, "--out", tmp_path / "preview.jpg")
     assert files_in(tmp_path) == {"beach.json"}
+
+
+def test_layouts_are_made_from_a_prompt_and_changed(tmp_path: Path) -> None:
+    made, changed, drawn = tmp_path / "made.json", tmp_path / "changed.json", tmp_path / "drawn.png"
+    prompt = "a {rex} wearing {shades} and a {cup}"
+    assert (
+        run("layout", "--auto", prompt, "--place", "cup=rest", "--out", made).stdout == f"{made}: rex, shades, cup.\n"
+    )
+    layout = Layout.load(made)
+    assert (layout.regions["shades"].z, layout.regions["cup"].is_rest) == (1, True)
+    run("layout", made, "--z", "rex=3", "--polygon", "leaf=0,0,1,0,0,1", "--out", changed)
+    assert Layout.load(changed).names == ("rex", "shades", "cup", "leaf")
+    assert Layout.load(changed).regions["rex"].z == 3
+    run("layout", changed, "--out", drawn, "--width", 300, "--height", 200)
+    with Image.open(drawn) as picture:
+        assert picture.size == (300, 200)
+
+
+def test_layouts_are_made_from_a_count(tmp_path: Path) -> None:
+    run("layout", "--count", 3, "--out", tmp_path / "three.json", "--width", 900, "--height", 300)
+    layout = Layout.load(tmp_path / "three.json")
+    assert layout.names == ("subject1", "subject2", "subject3")
+    assert len({region.bounds.ymin for region in layout.regions.values()}) == 1
+
+
+def test_layouts_that_cannot_be_made(tmp_path: Path) -> None:
+    out = tmp_path / "made.json"
+    assert "nothing to lay out: give a layout's file, --auto, --count, or a place" in refused("layout", "--out", out)
+    assert "leave one out" in refused("layout", "--auto", "a {rex}", "--count", 2, "--out", out)
+    assert "whom the prompt does not mention" in refused("layout", "--auto", "a", "--place", "rex=left", "--out", out)
+    out.write_text("dear diary")
+    assert "cones2 did not write it" in refused("layout", "--auto", "a {rex}", "--out", out)
+    assert out.read_text() == "dear diary"

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from cones2.errors import LayoutError, PromptError, SettingsError
+from cones2.guidance.cells import own_cells, pixel_maps
 from cones2.guidance.presets import (
     PRESETS,
     LayoutGuidance,
@@ -19,8 +20,6 @@ from cones2.guidance.presets import (
     PaperPreset,
     find_preset,
     floor_of,
-    own_cells,
-    pixel_map,
 )
 from cones2.layout.regions import Layout
 
@@ -157,7 +156,7 @@ def test_boxes_become_the_authors_colour_map(golden_guidance) -> None:
     picture = np.asarray(Image.open(GOLDEN / "layer_layout.png").convert("RGB"))
     for name, colour in COLOURS.items():
         drawn = torch.from_numpy((picture == colour).all(-1))
-        assert torch.equal(pixel_map(golden_guidance.layout, name), drawn)
+        assert torch.equal(pixel_maps(golden_guidance.layout)[name], drawn)
 
 
 def test_official_weights_on_a_grid_that_is_not_square() -> None:
@@ -229,6 +228,38 @@ def test_guidance_refuses_what_does_not_fit() -> None:
     for scale in (-1.0, math.nan, math.inf):
         with pytest.raises(SettingsError, match=r"layout scale .* can't be used: expected 0 \(no layout\) or more"):
             guide(HALVES, layout_scale=scale)
+
+
+# --- one thing at a time ---
+
+
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_strengthening_and_weakening_add_up_to_both(preset) -> None:
+    both, strong, weak = (
+        guide(HALVES, preset=PRESETS[preset], layout_effect=effect).weights(3, 4, 9)
+        for effect in ("both", "strengthen", "weaken")
+    )
+    assert torch.equal(strong.gain + weak.gain, both.gain)
+    assert (strong.gain.max(), strong.gain.min()) == (2.5, 0)
+    assert weak.gain.max() == 0
+    assert not strong.blocked.any()
+    assert torch.equal(weak.blocked, both.blocked)
+
+
+def test_a_layout_acts_on_the_levels_asked_for() -> None:
+    guidance = guide(HALVES, layout_levels=(0, 2))
+    assert guidance.weights(2, 2, 9, level=2).gain.any()
+    gain, blocked = guidance.weights(2, 2, 9, level=1)
+    assert not gain.any()
+    assert not blocked.any()
+
+
+def test_effects_and_levels_that_are_none() -> None:
+    with pytest.raises(SettingsError, match="unknown layout effect 'strong': expected one of both, strengthen, weaken"):
+        guide(HALVES, layout_effect="strong")
+    for levels, got in (((), "none"), ((0, -1), "0, -1")):
+        with pytest.raises(SettingsError, match=f"layout levels {got} can't be used: expected at least one, from 0"):
+            guide(HALVES, layout_levels=levels)
 
 
 def test_presets_go_by_name() -> None:

@@ -21,6 +21,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cones2.arranging.automatic import auto_layout
     from cones2.authors.residual import import_residual
     from cones2.backbones import SCHEDULERS, Backbone, make_scheduler, open_backbone
     from cones2.backbones.image_encoder import ImageEncoder, open_image_encoder
@@ -50,8 +51,12 @@ if TYPE_CHECKING:
     from cones2.guidance.attention import edited_cross_attention
     from cones2.guidance.presets import PRESETS, LayoutGuidance
     from cones2.hub import Publication, pull, push
+    from cones2.layout.box import Box
     from cones2.layout.drawing import draw_layout
-    from cones2.layout.regions import Box, Layout
+    from cones2.layout.masks import Mask
+    from cones2.layout.region import Region
+    from cones2.layout.regions import Layout
+    from cones2.layout.shapes import Polygon, Rest
     from cones2.learning.loop import LearnStep, displacement, held_out_captions, learn
     from cones2.learning.manifest import Assignment, read_manifest
     from cones2.learning.many import LearnAllStep, Outcome, learn_all
@@ -67,6 +72,7 @@ if TYPE_CHECKING:
     from cones2.watching.watch import Watch, WatchedStep, watch
 
 _NAMES = {
+    "arranging.automatic": "auto_layout",
     "authors.residual": "import_residual",
     "guidance.attention": "edited_cross_attention",
     "backbones": "SCHEDULERS Backbone make_scheduler open_backbone",
@@ -80,8 +86,12 @@ _NAMES = {
     "examples": "EXAMPLES Example",
     "hub": "Publication pull push",
     "guidance.presets": "PRESETS LayoutGuidance",
-    "layout.regions": "Box Layout",
+    "layout.box": "Box",
     "layout.drawing": "draw_layout",
+    "layout.masks": "Mask",
+    "layout.region": "Region",
+    "layout.regions": "Layout",
+    "layout.shapes": "Polygon Rest",
     "learning.manifest": "Assignment read_manifest",
     "learning.many": "LearnAllStep Outcome learn_all",
     "learning.loop": "LearnStep displacement held_out_captions learn",
@@ -129,6 +139,7 @@ __all__ = [
     "LearningError",
     "Library",
     "LibraryError",
+    "Mask",
     "Outcome",
     "OutputError",
     "Photo",
@@ -137,12 +148,15 @@ __all__ = [
     "PhotoReport",
     "PictureError",
     "PictureRecord",
+    "Polygon",
     "PromptError",
     "Publication",
     "Recipe",
+    "Region",
     "Residual",
     "ResidualError",
     "ResidualMismatchError",
+    "Rest",
     "Row",
     "SettingsError",
     "Subject",
@@ -150,6 +164,7 @@ __all__ = [
     "WandbLog",
     "Watch",
     "WatchedStep",
+    "auto_layout",
     "captions_for",
     "compose",
     "compose_again",

@@ -92,6 +92,11 @@ def parse_prompt(template: str, class_words: Mapping[str, str], *, require_all: 
     return ParsedPrompt(text, tuple(mentions))
 
 
+def placeholders(template: str) -> tuple[str, ...]:
+    """Name the subjects of a prompt, in the order in which they are first mentioned."""
+    return tuple(dict.fromkeys(match[1] for match in _PLACEHOLDER.finditer(template)))
+
+
 def _check_placeholder(match: re.Match[str], template: str, class_words: Mapping[str, str]) -> None:
     name = match[1]
     if not name:

@@ -6,6 +6,22 @@ from typing import Annotated
 import typer
 
 from cones2.cli.console import messages, print_json, say
+from cones2.cli.layout_options import (
+    ACTING,
+    Auto,
+    BoxTexts,
+    Effect,
+    FeatherTexts,
+    GuidedSteps,
+    LayoutFile,
+    Levels,
+    MaskTexts,
+    PlaceTexts,
+    PolygonTexts,
+    SaveLayout,
+    WeightTexts,
+    ZTexts,
+)
 from cones2.cli.options import MORE, Device, Dtype, Json, Library, PictureModel
 from cones2.cli.progress import waiting
 
@@ -22,14 +38,6 @@ def compose(
     plain: Annotated[
         list[str] | None, typer.Option(help="An untaught word that gets a place.", metavar="NAME[=WORD]")
     ] = None,
-    box: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Where it stands, in 0..1 from the top left; two of one name unite.",
-            metavar="NAME=XMIN,YMIN,XMAX,YMAX",
-        ),
-    ] = None,
-    layout: Annotated[Path | None, typer.Option(help="Boxes from a JSON file.", metavar="FILE")] = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="Draw this picture again, but for options given.", metavar="PICTURE")
     ] = None,
@@ -44,6 +52,16 @@ def compose(
         list[str] | None, typer.Option(help="How much of a subject's residual: rex=1.0.", metavar="NAME=X")
     ] = None,
     negative_prompt: Annotated[str | None, typer.Option("--negative", help="What not to show.", metavar="TEXT")] = None,
+    box: BoxTexts = None,
+    polygon: PolygonTexts = None,
+    mask: MaskTexts = None,
+    layout: LayoutFile = None,
+    place: PlaceTexts = None,
+    auto_layout: Auto = False,
+    save_layout: SaveLayout = None,
+    z: ZTexts = None,
+    feather: FeatherTexts = None,
+    region_weight: WeightTexts = None,
     guidance_scale: Annotated[
         float | None,
         typer.Option(help="How closely to follow the prompt.", metavar="X", show_default="7.5", rich_help_panel=MORE),
@@ -51,7 +69,7 @@ def compose(
     layout_scale: Annotated[
         float | None,
         typer.Option(
-            help="How closely to follow the layout; 0 is off.", metavar="X", show_default="1.0", rich_help_panel=MORE
+            help="How closely to follow the layout; 0 is off.", metavar="X", show_default="1.0", rich_help_panel=ACTING
         ),
     ] = None,
     preset: Annotated[
@@ -60,9 +78,12 @@ def compose(
             help="How the layout acts: paper, official or official-layout.",
             metavar="NAME",
             show_default="paper",
-            rich_help_panel=MORE,
+            rich_help_panel=ACTING,
         ),
     ] = None,
+    layout_effect: Effect = None,
+    layout_levels: Levels = None,
+    guided_steps: GuidedSteps = None,
     scheduler: Annotated[
         str | None,
         typer.Option(help="ddim, euler, dpm++ and more; default: the preset's.", metavar="NAME", rich_help_panel=MORE),
@@ -89,8 +110,8 @@ def compose(
     --subject cup=cup.safetensors --box cup=0.55,0.5,0.9,0.9 --out pictures
     """
     with waiting("starting"):
-        from cones2.cli.orders import read_layout
         from cones2.cli.outputs import Output
+        from cones2.cli.places import Places, read_levels, write_layout
         from cones2.cli.wishes import Wish
 
         wish = Wish.read(prompt, source, library=library)
@@ -98,6 +119,9 @@ def compose(
             "steps": steps,
             "guidance_scale": guidance_scale,
             "layout_scale": layout_scale,
+            "layout_effect": layout_effect,
+            "layout_levels": read_levels(layout_levels),
+            "guided_steps": guided_steps,
             "height": height,
             "width": width,
             "negative_prompt": negative_prompt,
@@ -105,12 +129,17 @@ def compose(
             "preset": preset,
             "force": force,
         }
+        texts = (box or (), polygon or (), mask or (), z or (), feather or (), region_weight or (), place or ())
+        aspect = width / height if width and height else 1.0
+        placed = Places(*texts, file=layout).read(wish.prompt if auto_layout else None, aspect=aspect)
         order = wish.order(
             wish.subjects(subject or (), plain or (), strengths=strength or ()),
-            wish.layout(read_layout(box or (), layout)),
+            wish.layout(placed),
             wish.settings(values, seed=seed, count=count),
         )
         output = Output.check(out, count=order.count)
+        if save_layout:
+            write_layout(order.layout, save_layout)
     with waiting("opening the model"):
         backbone = wish.open_backbone(model, device=device, dtype=dtype)
     report = order.carry_out(backbone, output)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cones2.cli.console import messages, print_json, say
+from cones2.cli.layout_options import BoxTexts, LayoutFile, MaskTexts, PlaceTexts, PolygonTexts
 from cones2.cli.options import MORE, Device, Dtype, Json, Library, PictureModel
 from cones2.cli.progress import waiting
 
@@ -26,10 +27,11 @@ def grid(
     plain: Annotated[
         list[str] | None, typer.Option(help="An untaught word that gets a place.", metavar="NAME[=WORD]")
     ] = None,
-    box: Annotated[
-        list[str] | None, typer.Option(help="Where it stands, as in compose.", metavar="NAME=XMIN,YMIN,XMAX,YMAX")
-    ] = None,
-    layout: Annotated[Path | None, typer.Option(help="Boxes from a JSON file.", metavar="FILE")] = None,
+    box: BoxTexts = None,
+    polygon: PolygonTexts = None,
+    mask: MaskTexts = None,
+    place: PlaceTexts = None,
+    layout: LayoutFile = None,
     source: Annotated[Path | None, typer.Option("--from", help="Vary this picture.", metavar="PICTURE")] = None,
     model: PictureModel = None,
     strength: Annotated[
@@ -51,17 +53,18 @@ def grid(
     --vary seed=0,1,2,3 --vary strength.rex=0,0.5,1 --vary preset=paper,official
     """
     with waiting("starting"):
-        from cones2.cli.orders import read_layout
         from cones2.cli.outputs import check_folder
+        from cones2.cli.places import Places
         from cones2.cli.sheets import Plan, read_axes
         from cones2.cli.wishes import Wish
 
+        places = Places(box or (), polygon or (), mask or (), words=place or (), file=layout)
         wish = Wish.read(prompt, source, library=library)
         plan = Plan.check(
             wish.prompt,
             read_axes(vary, wish.library),
             subjects=wish.subjects(subject or (), plain or (), strengths=strength or ()),
-            layout=wish.layout(read_layout(box or (), layout)),
+            layout=wish.layout(places.read()),
             settings=wish.settings({}, seed=None, count=None),
         )
         check_folder(out)

@@ -1,4 +1,4 @@
-"""`cones2 layout`: a layout file as a drawing."""
+"""`cones2 layout`: a layout file made, changed or drawn."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,26 +6,64 @@ from typing import Annotated
 import typer
 
 from cones2.cli.console import say
+from cones2.cli.layout_options import (
+    BoxTexts,
+    FeatherTexts,
+    MaskTexts,
+    PlaceTexts,
+    PolygonTexts,
+    WeightTexts,
+    ZTexts,
+)
 
 
 def layout(
-    file: Annotated[Path, typer.Argument(help="The layout's JSON file.", metavar="FILE")],
-    out: Annotated[Path, typer.Option(help="The drawing to write, a .png file.", metavar="FILE")],
+    out: Annotated[Path, typer.Option(help="A .json file to write, or a .png file to draw.", metavar="FILE")],
+    file: Annotated[Path | None, typer.Argument(help="A layout's JSON file to start from.", metavar="FILE")] = None,
+    auto: Annotated[
+        str | None, typer.Option(help="Place all subjects of a prompt by what it says.", metavar="PROMPT")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Place so many, called subject1, subject2...", min=1, max=64, metavar="N")
+    ] = None,
+    box: BoxTexts = None,
+    polygon: PolygonTexts = None,
+    mask: MaskTexts = None,
+    place: PlaceTexts = None,
+    z: ZTexts = None,
+    feather: FeatherTexts = None,
+    region_weight: WeightTexts = None,
+    width: Annotated[int, typer.Option(help="Of the picture, in pixels.", min=1, metavar="W")] = 512,
+    height: Annotated[int, typer.Option(help="Of the picture, in pixels.", min=1, metavar="H")] = 512,
 ) -> None:
-    """Draw the boxes of a layout file, to see where subjects will stand.
+    """Make a layout from words, shapes or a prompt; change one; or draw one, to see where subjects will stand.
 
     Example: cones2 layout beach.json --out preview.png
     """
     import json
 
     from cones2.cli.outputs import check_file
+    from cones2.cli.places import Places, write_layout
+    from cones2.errors import SettingsError
     from cones2.files import make_folder
     from cones2.layout.drawing import draw_layout
     from cones2.layout.regions import Layout
     from cones2.picture import read_record, write_picture
 
-    loaded = Layout.load(file)
-    check_file(out, suffix=".png", read=read_record)
-    make_folder(out.parent)
-    write_picture(out, draw_layout(loaded), {"layout": json.loads(loaded.to_json())})
-    say(f"{out}: {', '.join(loaded.names) or 'no subjects'}.")
+    if auto is not None and count is not None:
+        raise SettingsError("--auto and --count both say whom to place: leave one out.")
+    if count is not None:
+        auto = " ".join(f"{{subject{number}}}" for number in range(1, count + 1))
+    texts = (box or (), polygon or (), mask or (), z or (), feather or (), region_weight or (), place or ())
+    made = Places(*texts, file=file).read(auto, aspect=width / height)
+    if made is None and file is None:
+        raise SettingsError("nothing to lay out: give a layout's file, --auto, --count, or a place.")
+    made = made or Layout({})
+    if out.suffix.lower() == ".json":
+        write_layout(made, out)
+    else:
+        check_file(out, suffix=".png", read=read_record)
+        make_folder(out.parent)
+        drawn = draw_layout(made, width=width, height=height)
+        write_picture(out, drawn, {"layout": json.loads(made.to_json())})
+    say(f"{out}: {', '.join(made.names) or 'no subjects'}.")

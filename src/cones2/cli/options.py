@@ -74,6 +74,18 @@ def number(option: str, text: str) -> float:
         raise SettingsError(f"{option}: {text!r} is no number. Write it like 0.5.") from error
 
 
+def whole_number(option: str, text: str) -> int:
+    """Read a whole number.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    try:
+        return int(text)
+    except ValueError as error:
+        raise SettingsError(f"{option}: {text!r} is no whole number. Write it like 1.") from error
+
+
 def _pair(option: str, text: str, example: str) -> tuple[str, str]:
     name, _, value = (part.strip() for part in text.partition("="))
     if not (name and value):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from PIL.Image import Image
 
 from cones2.backbones import Backbone
-from cones2.cli.options import number, pairs, unique
+from cones2.cli.options import number, unique
 from cones2.cli.outputs import Output
 from cones2.cli.progress import follow
 from cones2.composing.again import recall, threads
@@ -65,26 +65,6 @@ def read_residual(source: str, library: Library) -> Residual:
     return library.load(source) if is_name(source) else Residual.load(Path(source))
 
 
-def read_layout(boxes: Iterable[str], file: Path | None) -> Layout | None:
-    """Read `--box` and `--layout`; None where there is neither.
-
-    Raises:
-        SettingsError: a box can't be read.
-        LayoutError: a box makes no sense, the file is not a layout, or both place the same subject.
-    """
-    regions: dict[str, list[list[float]]] = {}
-    for name, text in pairs("--box", boxes, example="rex=0.05,0.25,0.5,0.95"):
-        sides = [number(f"--box {name}", side) for side in text.split(",")]
-        regions.setdefault(name, []).append(sides)
-    drawn = Layout.from_numbers(regions) if regions else None
-    if file is None:
-        return drawn
-    loaded = Layout.load(file)
-    for name in regions.keys() & loaded.regions.keys():
-        raise LayoutError(f"--box and {file} both place {name!r}: leave one out.")
-    return Layout({**loaded.regions, **(drawn.regions if drawn else {})})
-
-
 class Drawn(NamedTuple):
     """A picture, its seed, and how it was made."""
 
@@ -132,7 +112,7 @@ class Order:
         for name in self.layout.names if self.layout else ():
             if name not in self.subjects:
                 known = ", ".join(self.subjects) or "none"
-                raise LayoutError(f"a box is for {name!r}, which is no --subject or --plain; those are: {known}.")
+                raise LayoutError(f"a region is for {name!r}, which is no --subject or --plain; those are: {known}.")
 
     def draw(self, backbone: Backbone, seeds: tuple[int, ...], *, what: str | None = None) -> Iterator[Drawn]:
         """Draw one batch under a bar that says `what`, else which seeds."""

@@ -17,11 +17,12 @@ from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor
 
+from cones2.arranging.relations import warn_of_contradictions
 from cones2.backbones import Backbone, make_scheduler
 from cones2.composing.official import EulerSampler, Latents
 from cones2.errors import SettingsError
 from cones2.guidance.attention import edited_cross_attention
-from cones2.guidance.presets import LayoutGuidance, find_preset, recurs
+from cones2.guidance.presets import LayoutGuidance, check_effect, check_levels, find_preset, recurs
 from cones2.layout.regions import Layout
 from cones2.prompts import ParsedPrompt, TokenizedPrompt, parse_prompt, tokenize_prompt
 from cones2.subjects import Subject, embed_prompt
@@ -42,6 +43,8 @@ class ComposeSettings:
         guidance_scale: classifier-free guidance; without effect, and without its cost, up to 1.
         layout_scale: multiplies the layout's strength; 0 turns it off.
         guided_steps: how many steps, from the first, the layout takes part in; None is all.
+        layout_effect: `both`, or one alone, for ablations: `strengthen` subjects in their regions, or `weaken` others.
+        layout_levels: which of the UNet's grids the layout acts on, 0 the finest; None is all.
         height: in pixels; None is what the model was trained at.
         width: likewise.
         negative_prompt: what the picture should not show.
@@ -60,6 +63,8 @@ class ComposeSettings:
     guidance_scale: float = 7.5
     layout_scale: float = 1.0
     guided_steps: int | None = None
+    layout_effect: str = "both"
+    layout_levels: tuple[int, ...] | None = None
     height: int | None = None
     width: int | None = None
     negative_prompt: str = ""
@@ -78,6 +83,8 @@ class ComposeSettings:
         for name, side in (("height", self.height), ("width", self.width)):
             if side is not None:
                 _check_range(name, side, _SMALLEST_SIDE, _LARGEST_SIDE)
+        check_effect(self.layout_effect)
+        check_levels(self.layout_levels)
         if self.guided_steps is not None:
             _check_range("guided steps", self.guided_steps, 0, 1000)
         if recurs(self.preset) and self.sampler != _OFFICIAL_SAMPLER:
@@ -137,6 +144,7 @@ def compose(
     """
     subjects, settings = subjects or {}, settings or ComposeSettings()
     parsed = parse_prompt(prompt, {name: subject.class_word for name, subject in subjects.items()})
+    warn_of_contradictions(parsed, layout)
     tokenized = tokenize_prompt(parsed, backbone.tokenizer)
     for subject in subjects.values():
         if subject.residual is not None:
@@ -292,6 +300,8 @@ def _guide(
         preset=find_preset(settings.preset),
         timesteps=scheduler.timesteps[: settings.guided_steps].float().tolist(),
         layout_scale=settings.layout_scale,
+        layout_effect=settings.layout_effect,
+        layout_levels=settings.layout_levels,
     )
 
 

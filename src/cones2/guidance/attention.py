@@ -60,7 +60,8 @@ def edited_cross_attention(
 
     Raises:
         BackboneError: the UNet has no cross-attention, or one that something else has edited.
-        SettingsError: no row is conditional; within the block, a batch has another number of rows.
+        SettingsError: no row is conditional, or the UNet lacks a layout level; within the block, a batch has another
+            number of rows.
     """
     saved = dict(unet.attn_processors)
     _check_processors(saved)
@@ -160,6 +161,7 @@ class _LayoutEdit:
     def __init__(self, unet: UNet2DConditionModel, guidance: LayoutGuidance, conditional: Sequence[bool]) -> None:
         self._guidance = guidance
         self._levels = len(unet.config["block_out_channels"])
+        _check_levels(guidance.layout_levels, self._levels)
         self._batch = len(conditional)
         self._rows = _rows(conditional)
         self._strengths = guidance.strengths
@@ -201,7 +203,8 @@ class _LayoutEdit:
                 f"a cross-attention layer has {pixels} pixels; expected one of the grids {sizes}. "
                 "This UNet shrinks its latents in a way that layouts do not support; compose without one."
             )
-        gain, blocked = self._guidance.weights(*self._call.grids[pixels], tokens)
+        level = list(self._call.grids).index(pixels)
+        gain, blocked = self._guidance.weights(*self._call.grids[pixels], tokens, level=level)
         return _StaticMask(gain.to(like.device), (blocked * floor_of(like.dtype)).to(like.device))
 
 
@@ -221,6 +224,12 @@ def _grids(height: int, width: int, levels: int) -> dict[int, tuple[int, int]]:
         grids[height * width] = height, width
         height, width = (height + 1) // 2, (width + 1) // 2
     return grids
+
+
+def _check_levels(wanted: Sequence[int] | None, count: int) -> None:
+    for level in wanted or ():
+        if level >= count:
+            raise SettingsError(f"layout level {level} is none of this UNet's: expected 0 to {count - 1}.")
 
 
 def _is_cross(name: str) -> bool:

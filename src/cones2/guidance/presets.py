@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from cones2.errors import LayoutError, PromptError, SettingsError
+from cones2.guidance.cells import covered_cells, pixel_maps, reached_cells, softness
 from cones2.layout.regions import Layout
 
-_MAP_SIDE = 768  # pixels of the authors' layout pictures
 _MIN_ALPHA_BAR = 0.004  # just under Stable Diffusion's last, 0.0047; bounds η where a schedule ends at pure noise
 
 Spans = Mapping[str, tuple[tuple[int, int], ...]]
@@ -87,12 +87,20 @@ class PaperPreset:
     scale: float = 1.0
 
     def weigh(self, layout: Layout, height: int, width: int) -> dict[str, RegionWeights]:
-        """Return M: a subject is irrelevant in the other subjects' own regions, less its own."""
-        own = {name: own_cells(layout, name, height, width) for name in layout.names}
+        """Return M: a subject is irrelevant in the other subjects' own regions, less its own.
+
+        Only what can be seen of a region counts, so a subject is irrelevant where one on top of it has the place. At
+        soft edges it is drawn in by the part that it covers, and others are kept out from a half on.
+        """
+        shown = layout.shown(height, width)
         anyone = torch.zeros(height, width, dtype=torch.bool)
-        for cells in own.values():
-            anyone |= cells
-        return {name: RegionWeights(self.positive * cells, anyone & ~cells) for name, cells in own.items()}
+        for region in shown.values():
+            anyone |= covered_cells(region)
+        reached = {name: reached_cells(region) for name, region in shown.items()}
+        return {
+            name: RegionWeights(self.positive * softness(region) * reached[name], anyone & ~reached[name])
+            for name, region in shown.items()
+        }
 
     def strengths(self, alphas_cumprod: Float[Tensor, "train_steps"], _: Sequence[float] | None) -> StrengthTable:
         """Return `scale·√(t/T)`."""
@@ -117,7 +125,8 @@ class OfficialPreset:
         """Return M: a subject is irrelevant everywhere outside its own region, the background included."""
         unblocked = torch.zeros(height, width, dtype=torch.bool)
         return {
-            name: RegionWeights(self.shrink(pixel_map(layout, name), height, width), unblocked) for name in layout.names
+            name: RegionWeights(self.shrink(inside, height, width), unblocked)
+            for name, inside in pixel_maps(layout).items()
         }
 
     def shrink(
@@ -153,6 +162,10 @@ PRESETS: Mapping[str, GuidancePreset] = MappingProxyType(
 """By name: the paper; the authors' code; its layout guidance alone, each step once, with any scheduler."""
 
 
+EFFECTS = ("both", "strengthen", "weaken")
+"""Which of Sec. 3.3's two ideas act."""
+
+
 @dataclass(frozen=True, eq=False)
 class LayoutGuidance:
     """A layout bound to the token spans of one prompt, to a preset and to a noise schedule.
@@ -166,10 +179,14 @@ class LayoutGuidance:
         preset: how Eq. 7 is read; `find_preset` knows them by name.
         timesteps: those of the sampler's guided steps, in its order; only `official` uses them (see there).
         layout_scale: multiplies η; 0 turns the layout off, the hard mask too.
+        layout_effect: `both`, or for an ablation (arXiv:2305.19327, Fig. 6) one alone: `strengthen`, only γ+ in own
+            regions, or `weaken`, only what hides irrelevant subjects.
+        layout_levels: of the UNet's grids, those whose layers are edited: 0 has the latents' size, each next one half
+            of it; None is all.
 
     Raises:
-        LayoutError: a region's name has no span.
-        SettingsError: the layout scale is negative or not finite.
+        LayoutError: a region's name has no span, or nothing of it can be seen.
+        SettingsError: the layout scale is negative or not finite, or the effect unknown.
     """
 
     layout: Layout
@@ -178,6 +195,8 @@ class LayoutGuidance:
     preset: GuidancePreset = PRESETS["paper"]
     timesteps: Sequence[float] | None = None
     layout_scale: float = 1.0
+    layout_effect: str = EFFECTS[0]
+    layout_levels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in self.layout.names:
@@ -185,6 +204,14 @@ class LayoutGuidance:
                 raise LayoutError(
                     f"region {name!r} is for no subject of the prompt. Write {{{name}}} there, or drop it."
                 )
+        for name, region in self.layout.shown(1, 1).items():
+            if not region.cover.any():
+                raise LayoutError(
+                    f"nothing can be seen of region {name!r}: it is too thin, or wholly behind others. Raise its z, or"
+                    " make it larger."
+                )
+        check_effect(self.layout_effect)
+        check_levels(self.layout_levels)
         if not (math.isfinite(self.layout_scale) and self.layout_scale >= 0):
             raise SettingsError(
                 f"layout scale {self.layout_scale} can't be used: expected 0 (no layout) or more. Take 1, the preset's."
@@ -195,19 +222,23 @@ class LayoutGuidance:
         """η(t) / std(scores)."""
         return self.preset.strengths(self.alphas_cumprod, self.timesteps).scaled(self.layout_scale)
 
-    def weights(self, height: int, width: int, tokens: int) -> TokenWeights:
-        """Lay M out for a grid and a number of tokens.
+    def weights(self, height: int, width: int, tokens: int, *, level: int = 0) -> TokenWeights:
+        """Lay M out for a grid and a number of tokens; all 0 where the grid's level is not among `layout_levels`.
 
         Raises:
             PromptError: a subject's tokens lie beyond the last one.
         """
         gain = torch.zeros(height * width, tokens)
         blocked = torch.zeros(height * width, tokens, dtype=torch.bool)
+        if self.layout_levels is not None and level not in self.layout_levels:
+            return TokenWeights(gain, blocked)
         for name, region in self.preset.weigh(self.layout, height, width).items():
+            region = _limited(region, self.layout_effect)
+            drawn = region.gain * torch.where(region.gain > 0, self.layout.regions[name].weight, 1)
             for start, stop in self.spans[name]:
                 if not 0 <= start < stop <= tokens:
                     raise PromptError(f"tokens {start}..{stop} of {name!r} are not among {tokens}. Shorten the prompt.")
-                gain[:, start:stop] = region.gain.reshape(-1, 1)
+                gain[:, start:stop] = drawn.reshape(-1, 1)
                 blocked[:, start:stop] = region.blocked.reshape(-1, 1)
         return TokenWeights(gain, blocked & (self.layout_scale > 0))
 
@@ -233,34 +264,37 @@ def recurs(name: str) -> bool:
     return isinstance(preset, OfficialPreset) and preset.recurs
 
 
+def check_effect(name: str) -> None:
+    """Check a layout effect's name.
+
+    Raises:
+        SettingsError: there is none of this name.
+    """
+    if name not in EFFECTS:
+        raise SettingsError(f"unknown layout effect {name!r}: expected one of {', '.join(EFFECTS)}.")
+
+
+def check_levels(levels: tuple[int, ...] | None) -> None:
+    """Check which of a UNet's grids are to be edited.
+
+    Raises:
+        SettingsError: there is none, or one is negative.
+    """
+    if levels is not None and (not levels or min(levels) < 0):
+        got = ", ".join(map(str, levels)) or "none"
+        raise SettingsError(f"layout levels {got} can't be used: expected at least one, from 0, the finest grid.")
+
+
+def _limited(region: RegionWeights, effect: str) -> RegionWeights:
+    """Leave out what strengthens, or what weakens."""
+    if effect == "strengthen":
+        return RegionWeights(region.gain.clamp(min=0), torch.zeros_like(region.blocked))
+    return region._replace(gain=region.gain.clamp(max=0)) if effect == "weaken" else region
+
+
 def floor_of(dtype: torch.dtype) -> float:
     """Return what hides a token in scores of a dtype: finite, so that a row of nothing else still has a softmax."""
     return torch.finfo(dtype).min / 2
-
-
-def own_cells(layout: Layout, name: str, height: int, width: int) -> Bool[Tensor, "{height} {width}"]:
-    """Return the cells that a region covers by half or more, and always the best-covered one (the first of equals).
-
-    So a small region never vanishes on a coarse grid.
-
-    Example:
-        >>> tiny = Layout.from_numbers({"cup": [(0.3, 0.55, 0.45, 0.7)]})
-        >>> own_cells(tiny, "cup", 4, 4).nonzero().tolist()
-        [[2, 1]]
-    """
-    coverage = layout.coverage(name, height, width)
-    own = coverage >= 0.5
-    own.view(-1)[coverage.argmax()] = True
-    return own
-
-
-def pixel_map(layout: Layout, name: str) -> Bool[Tensor, "rows columns"]:
-    """Draw a region as the authors' layout pictures do: `round(768·x)`, left and top in, right and bottom out."""
-    inside = torch.zeros(_MAP_SIDE, _MAP_SIDE, dtype=torch.bool)
-    for box in layout.regions[name]:
-        left, top, right, bottom = (round(_MAP_SIDE * x) for x in (box.xmin, box.ymin, box.xmax, box.ymax))
-        inside[top:bottom, left:right] = True
-    return inside
 
 
 def _table(timesteps: Float[Tensor, "steps"], strengths: Float[Tensor, "steps"]) -> StrengthTable:

@@ -1,24 +1,35 @@
-"""A preview of a layout: coloured boxes with their names."""
+"""A preview of a layout: coloured regions with their names, those on top covering those below."""
 
 from collections.abc import Iterator
 from itertools import cycle
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+import torch
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from torch import Tensor
 
 from cones2.errors import LayoutError
-from cones2.layout.regions import Box, Layout
+from cones2.layout.box import Box
+from cones2.layout.regions import Layout
+from cones2.layout.shapes import bounds_of
 
 # Okabe and Ito's colours, told apart also by the colour-blind; yellow last, it is hard to see on white.
 _COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0), (240, 228, 66))
 _PAPER = (250, 250, 248)
 _MAX_SIDE = 8192
+_FINEST = 1024  # of the regions' own picture: larger ones are scaled up
+_TINT = 80 / 255
+_Colour = tuple[int, int, int]
 _Pixels = tuple[int, int, int, int]
 
 
 def draw_layout(
     layout: Layout, *, width: int = 512, height: int = 512, background: Image.Image | None = None
 ) -> Image.Image:
-    """Draw a layout's boxes and names on white, or over a picture (resized to fit).
+    """Draw a layout's regions and names on white, or over a picture (resized to fit).
+
+    A region is drawn without what those of greater `z` cover; those of equal `z` shine through each other. Soft edges
+    are fainter. Where not all have the same `z`, names are followed by it.
 
     Returns:
         An RGB picture of `width` x `height` pixels.
@@ -31,35 +42,55 @@ def draw_layout(
     canvas = (
         background.convert("RGB").resize((width, height)) if background else Image.new("RGB", (width, height), _PAPER)
     )
-    shading = ImageDraw.Draw(canvas, "RGBA")
-    for _, colour, box in _boxes(layout, width, height):
-        shading.rectangle(box, fill=(*colour, 80), outline=(*colour, 255), width=max(2, min(width, height) // 170))
+    shown = layout.shown(min(height, _FINEST), min(width, _FINEST))
+    for name, colour in _coloured(layout):
+        _tint(canvas, shown[name].cover, colour)
     _write_names(canvas, layout)
     return canvas
 
 
-def _boxes(layout: Layout, width: int, height: int) -> Iterator[tuple[str, tuple[int, int, int], _Pixels]]:
-    for (name, boxes), colour in zip(layout.regions.items(), cycle(_COLOURS), strict=False):
-        for box in boxes:
-            yield name, colour, _pixels(box, width, height)
+def _coloured(layout: Layout) -> Iterator[tuple[str, _Colour]]:
+    return zip(layout.regions, cycle(_COLOURS), strict=False)
 
 
-def _pixels(box: Box, width: int, height: int) -> _Pixels:
-    left, top = int(box.xmin * (width - 1)), int(box.ymin * (height - 1))
-    return left, top, round(box.xmax * (width - 1)), round(box.ymax * (height - 1))
+def _tint(canvas: Image.Image, cover: Tensor, colour: _Colour) -> None:
+    """Lay a region's colour over the picture, and a line along the inner side of its edge."""
+    line = max(2, min(canvas.size) // 170)
+    inside = _grey(cover, canvas.size)
+    hard = inside.point(lambda value: 255 * (value >= 128))
+    framed = Image.new("L", (canvas.width + 2, canvas.height + 2))  # the picture's border is an edge too
+    framed.paste(hard, (1, 1))
+    within = framed.filter(ImageFilter.MinFilter(2 * line + 1)).crop((1, 1, canvas.width + 1, canvas.height + 1))
+    canvas.paste(colour, mask=inside.point(lambda value: round(value * _TINT)))
+    canvas.paste(colour, mask=ImageChops.subtract(hard, within))
+
+
+def _grey(cover: Tensor, size: tuple[int, int]) -> Image.Image:
+    values: np.ndarray = (cover * 255).round().to(torch.uint8).numpy()
+    image = Image.fromarray(values)
+    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 def _write_names(canvas: Image.Image, layout: Layout) -> None:
-    """Write each name on a plate in its box's top left corner, lower where that would hide another plate."""
+    """Write each name on a plate in its shapes' top left corners, lower where that would hide another plate."""
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(max(10, min(canvas.size) // 24))
     plates: list[_Pixels] = []
-    for name, colour, (left, top, _, _) in _boxes(layout, *canvas.size):
-        ink = draw.textbbox((0, 0), name, font=font)
-        plate = _place((left, top), (int(ink[2]) + 10, int(ink[3]) + 6), canvas.size, plates)
-        plates.append(plate)
-        draw.rectangle(plate, fill=colour)
-        draw.text((plate[0] + 5, plate[1] + 2), name, font=font, fill=_ink_on(colour))
+    has_heights = len({region.z for region in layout.regions.values()}) > 1
+    for name, colour in _coloured(layout):
+        region = layout.regions[name]
+        label = f"{name} (z {region.z})" if has_heights else name
+        for shape in region.shapes:
+            ink = draw.textbbox((0, 0), label, font=font)
+            corner = _corner(bounds_of(shape), *canvas.size)
+            plate = _place(corner, (int(ink[2]) + 10, int(ink[3]) + 6), canvas.size, plates)
+            plates.append(plate)
+            draw.rectangle(plate, fill=colour)
+            draw.text((plate[0] + 5, plate[1] + 2), label, font=font, fill=_ink_on(colour))
+
+
+def _corner(box: Box, width: int, height: int) -> tuple[int, int]:
+    return int(box.xmin * (width - 1)), int(box.ymin * (height - 1))
 
 
 def _place(corner: tuple[int, int], size: tuple[int, int], canvas: tuple[int, int], taken: list[_Pixels]) -> _Pixels:
@@ -75,6 +106,6 @@ def _meet(corner: tuple[int, int], size: tuple[int, int], plate: _Pixels) -> boo
     return across and corner[1] < plate[3] and plate[1] < corner[1] + size[1]
 
 
-def _ink_on(colour: tuple[int, int, int]) -> str:
+def _ink_on(colour: _Colour) -> str:
     luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     return "black" if luminance > 140 else "white"
