@@ -22,6 +22,7 @@ def spread(count: int, area: Box = WHOLE, *, aspect: float = 1.0, rows: int | No
     rows = rows or min(range(1, count + 1), key=lambda rows: _unlikeness(count, rows, area, aspect))
     lengths = [count // rows + (row < count % rows) for row in range(rows)]
     height = (area.ymax - area.ymin) / rows
+    gap = min(_GAP, height / 8, (area.xmax - area.xmin) / max(lengths) / 8)  # smaller in small cells
     boxes = []
     for row, length in enumerate(lengths):
         width, top = (area.xmax - area.xmin) / length, area.ymin + row * height
@@ -29,15 +30,8 @@ def spread(count: int, area: Box = WHOLE, *, aspect: float = 1.0, rows: int | No
             Box(area.xmin + i * width, top, _end(area.xmin + (i + 1) * width), _end(top + height))
             for i in range(length)
         )
-        boxes += [inset(cell) for cell in cells]
+        boxes += [_inset(cell, gap) for cell in cells]
     return boxes
-
-
-def inset(cell: Box) -> Box:
-    """Leave a gap on all sides, a smaller one in small cells."""
-    gap = min(_GAP, (cell.xmax - cell.xmin) / 8, (cell.ymax - cell.ymin) / 8)
-    sides = (cell.xmin + gap, cell.ymin + gap, cell.xmax - gap, cell.ymax - gap)
-    return Box(*(round(side, 4) for side in sides))
 
 
 def part_of(box: Box, sides: tuple[float, float, float, float]) -> Box:
@@ -65,6 +59,11 @@ def _unlikeness(count: int, rows: int, area: Box, aspect: float) -> float:
     columns = math.ceil(count / rows)
     shape = aspect * (area.xmax - area.xmin) / (area.ymax - area.ymin) * rows / columns
     return abs(math.log(shape / _UPRIGHT))
+
+
+def _inset(cell: Box, gap: float) -> Box:
+    sides = (cell.xmin + gap, cell.ymin + gap, cell.xmax - gap, cell.ymax - gap)
+    return Box(*(round(side, 4) for side in sides))
 
 
 def _end(side: float) -> float:
