@@ -85,6 +85,7 @@ def workplace(small_folder: Path, tiny: Backbone, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("workplace")
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' own schedulers and NumPy
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_shows_runs(page: Path) -> None:
     names: dict[str, Any] = {}

@@ -22,12 +22,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cones2.arranging.automatic import auto_layout
+    from cones2.authors.colours import read_colour_map
+    from cones2.authors.config import OfficialConfig
+    from cones2.authors.order import OfficialOrder, order_official
     from cones2.authors.residual import import_residual
     from cones2.backbones import SCHEDULERS, Backbone, make_scheduler, open_backbone
     from cones2.backbones.image_encoder import ImageEncoder, open_image_encoder
     from cones2.captions.corpus import captions_for, read_captions
     from cones2.composing.again import compose_again
     from cones2.composing.grid import Axis, Cell, plan_grid
+    from cones2.composing.latents import write_latents
     from cones2.composing.loop import ComposeSettings, ComposeStep, Subject, compose, embed_prompt
     from cones2.composing.records import PictureRecord, picture_record
     from cones2.errors import (
@@ -73,12 +77,16 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "arranging.automatic": "auto_layout",
+    "authors.colours": "read_colour_map",
+    "authors.config": "OfficialConfig",
+    "authors.order": "OfficialOrder order_official",
     "authors.residual": "import_residual",
     "guidance.attention": "edited_cross_attention",
     "backbones": "SCHEDULERS Backbone make_scheduler open_backbone",
     "captions.corpus": "captions_for read_captions",
     "composing.again": "compose_again",
     "composing.grid": "Axis Cell plan_grid",
+    "composing.latents": "write_latents",
     "composing.loop": "ComposeSettings ComposeStep Subject compose embed_prompt",
     "composing.records": "PictureRecord picture_record",
     "errors": "BackboneError CaptionError Cones2Error Cones2Warning HubError LayoutError LearningError LibraryError"
@@ -140,6 +148,8 @@ __all__ = [
     "Library",
     "LibraryError",
     "Mask",
+    "OfficialConfig",
+    "OfficialOrder",
     "Outcome",
     "OutputError",
     "Photo",
@@ -184,6 +194,7 @@ __all__ = [
     "make_scheduler",
     "open_backbone",
     "open_image_encoder",
+    "order_official",
     "parse_prompt",
     "photo_report",
     "picture_record",
@@ -191,11 +202,13 @@ __all__ = [
     "pull",
     "push",
     "read_captions",
+    "read_colour_map",
     "read_manifest",
     "read_record",
     "similarity_to",
     "tokenize_prompt",
     "watch",
+    "write_latents",
     "write_picture",
 ]
 

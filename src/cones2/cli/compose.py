@@ -22,7 +22,7 @@ from cones2.cli.layout_options import (
     WeightTexts,
     ZTexts,
 )
-from cones2.cli.options import MORE, Device, Dtype, Json, Library, PictureModel
+from cones2.cli.options import MORE, Device, Dtype, Json, Latents, Library, Official, PictureModel
 from cones2.cli.progress import waiting
 
 
@@ -98,6 +98,8 @@ def compose(
         bool | None,
         typer.Option("--force", help="Use residuals of another model of the same width.", rich_help_panel=MORE),
     ] = None,
+    official: Official = None,
+    latents: Latents = None,
     library: Library = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -110,11 +112,15 @@ def compose(
     --subject cup=cup.safetensors --box cup=0.55,0.5,0.9,0.9 --out pictures
     """
     with waiting("starting"):
-        from cones2.cli.outputs import Output
+        from cones2.backbones import open_backbone
+        from cones2.cli.official import OfficialWish, refuse_beside
+        from cones2.cli.outputs import Output, check_file
         from cones2.cli.places import Places, read_levels, write_layout
         from cones2.cli.wishes import Wish
+        from cones2.composing.latents import read_latents
 
-        wish = Wish.read(prompt, source, library=library)
+        if latents is not None:
+            check_file(latents, suffix=".safetensors", read=read_latents, option="--latents")
         values = {
             "steps": steps,
             "guidance_scale": guidance_scale,
@@ -130,19 +136,31 @@ def compose(
             "force": force,
         }
         texts = (box or (), polygon or (), mask or (), z or (), feather or (), region_weight or (), place or ())
-        aspect = width / height if width and height else 1.0
-        placed = Places(*texts, file=layout).read(wish.prompt if auto_layout else None, aspect=aspect)
-        order = wish.order(
-            wish.subjects(subject or (), plain or (), strengths=strength or ()),
-            wish.layout(placed),
-            wish.settings(values, seed=seed, count=count),
-        )
-        output = Output.check(out, count=order.count)
-        if save_layout:
-            write_layout(order.layout, save_layout)
+        places = Places(*texts, file=layout)
+        if official is None:
+            wish = Wish.read(prompt, source, library=library)
+            aspect = width / height if width and height else 1.0
+            order = wish.order(
+                wish.subjects(subject or (), plain or (), strengths=strength or ()),
+                wish.layout(places.read(wish.prompt if auto_layout else None, aspect=aspect)),
+                wish.settings(values, seed=seed, count=count),
+            )
+            output = Output.check(out, count=order.count)
+            if save_layout:
+                write_layout(order.layout, save_layout)
+        else:
+            whom = {"PROMPT": prompt, "--from": source, "--subject": subject, "--plain": plain, "--strength": strength}
+            where = {**places.given, "--auto-layout": auto_layout, "--save-layout": save_layout}
+            refuse_beside("--official", {**whom, **where, "--preset": preset, "--scheduler": scheduler})
+            config = OfficialWish.read(official, values, seed=seed, count=count)
+            output = Output.check(out, count=len(config.seeds))
     with waiting("opening the model"):
-        backbone = wish.open_backbone(model, device=device, dtype=dtype)
-    report = order.carry_out(backbone, output)
+        if official is None:
+            backbone = wish.open_backbone(model, device=device, dtype=dtype)
+        else:
+            backbone = open_backbone(model or "mini", device=device, dtype=dtype)
+            order = config.order(backbone)
+    report = order.carry_out(backbone, output, latents=latents)
     if as_json:
         print_json(report)
         return

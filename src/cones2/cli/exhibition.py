@@ -118,8 +118,8 @@ def _lobby(show: Show, size: tuple[int, int]) -> Iterator[Row]:
 
 def _draw(backbone: Backbone, order: Order, out: Path, title: str) -> Row:
     drawn = list(order.draw(backbone, order.settings.seeds))
-    for seed, picture, made in drawn:
-        write_picture(out / f"{title.replace(' ', '-')}-seed{seed}.png", picture, made)
+    for each in drawn:
+        write_picture(out / f"{title.replace(' ', '-')}-seed{each.seed}.png", each.picture, each.record)
     heading = title.capitalize() if title == "composed" else f"The same {title}"
     return Row(heading, tuple(each.picture for each in drawn), tuple(f"seed {each.seed}" for each in drawn))
 

@@ -11,6 +11,15 @@ from cones2.errors import SettingsError
 MORE = "More options"
 """The panel of the less common options."""
 
+Official = Annotated[
+    Path | None,
+    typer.Option(help="Draw what a config of the authors' code asks for.", metavar="FILE", rich_help_panel=MORE),
+]
+Latents = Annotated[
+    Path | None,
+    typer.Option(help="Keep the latents, too: NAME.safetensors.", metavar="FILE", rich_help_panel=MORE),
+]
+
 Model = Annotated[str, typer.Option(help="mini, a diffusers folder, or a Hub id OWNER/NAME.", metavar="MODEL")]
 PictureModel = Annotated[
     str | None,

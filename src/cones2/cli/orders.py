@@ -8,16 +8,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import torch
+from jaxtyping import Float
 from PIL.Image import Image
+from torch import Tensor
 
 from cones2.backbones import Backbone
 from cones2.cli.options import number, unique
 from cones2.cli.outputs import Output
 from cones2.cli.progress import follow
 from cones2.composing.again import recall, threads
+from cones2.composing.latents import write_latents
 from cones2.composing.loop import ComposeSettings, Subject, compose
 from cones2.composing.records import RecordedSubject, picture_record
 from cones2.errors import LayoutError, SettingsError
+from cones2.files import make_folder
 from cones2.layout.regions import Layout
 from cones2.library import Library, is_name
 from cones2.picture import write_picture
@@ -66,10 +71,11 @@ def read_residual(source: str, library: Library) -> Residual:
 
 
 class Drawn(NamedTuple):
-    """A picture, its seed, and how it was made."""
+    """A picture, its seed, what it was before the autoencoder drew it, and how it was made."""
 
     seed: int
     picture: Image
+    latents: Float[Tensor, "channels height width"]
     record: dict[str, Any]
 
 
@@ -123,18 +129,23 @@ class Order:
         }
         what = what or _seeds_told(seeds)
         last = follow(compose(backbone, self.prompt, **options), what)
-        for seed, picture in zip(seeds, last.pictures, strict=True):
-            yield Drawn(seed, picture, picture_record(backbone, self.prompt, seed, **options))
+        for seed, picture, latents in zip(seeds, last.pictures, last.latents, strict=True):
+            yield Drawn(seed, picture, latents, picture_record(backbone, self.prompt, seed, **options))
 
-    def carry_out(self, backbone: Backbone, output: Output) -> dict[str, Any]:
-        """Draw all in batches, write each batch as soon as it is drawn, and report as JSON values."""
+    def carry_out(self, backbone: Backbone, output: Output, *, latents: Path | None = None) -> dict[str, Any]:
+        """Draw all in batches, write each batch as soon as it is drawn, then all `latents`; report as JSON values."""
         began, written = time.monotonic(), []
+        kept: dict[int, Tensor] = {}
         with threads(self.threads) if self.threads else nullcontext():
             for seeds in self._batches():
                 for drawn in self._wanted(self.draw(backbone, seeds)):
                     path = output.path_for(drawn.seed)
                     write_picture(path, drawn.picture, drawn.record)
                     written.append({"path": str(path), "record": drawn.record})
+                    kept[drawn.seed] = drawn.latents
+        if latents is not None:
+            make_folder(latents.parent)
+            write_latents(latents, torch.stack(list(kept.values())), list(kept))
         seconds = round(time.monotonic() - began, 3)
         return {"prompt": self.prompt, "text": self.text, "pictures": written, "seconds": seconds}
 

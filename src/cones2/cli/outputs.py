@@ -60,19 +60,21 @@ def check_folder(folder: Path) -> None:
         raise OutputError(f"can't write in {folder}: {error.strerror}. Choose another --out.") from error
 
 
-def check_file(path: Path, *, suffix: str, read: Callable[[Path], object]) -> None:
-    """Check that `path` can be written, and that nothing but an earlier result, one that `read` can read, is lost.
+def check_file(path: Path, *, suffix: str, read: Callable[[Path], object], option: str = "--out") -> None:
+    """Check that `path`, which `option` gave, can be written.
+
+    Nothing but an earlier result, one that `read` can read, may be lost.
 
     Raises:
         OutputError: it can't, or something else is there.
     """
     if path.suffix.lower() != suffix:
-        raise OutputError(f"--out {path} does not end in {suffix}: give the file another name.")
+        raise OutputError(f"{option} {path} does not end in {suffix}: give the file another name.")
     check_folder(path.parent)
     try:
         if path.exists():
             read(path)
     except OSError as error:
-        raise OutputError(f"can't write {path.name}: {error.strerror}. Choose another --out.") from error
+        raise OutputError(f"can't write {path.name}: {error.strerror}. Choose another {option}.") from error
     except Cones2Error as error:
-        raise OutputError(f"{path} is there, and cones2 did not write it. Choose another --out.") from error
+        raise OutputError(f"{path} is there, and cones2 did not write it. Choose another {option}.") from error

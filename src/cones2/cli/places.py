@@ -29,6 +29,20 @@ class Places:
     words: Sequence[str] = ()
     file: Path | None = None
 
+    @property
+    def given(self) -> dict[str, object]:
+        """What each option says."""
+        return {
+            "--box": self.boxes,
+            "--polygon": self.polygons,
+            "--mask": self.masks,
+            "--z": self.heights,
+            "--feather": self.feathers,
+            "--region-weight": self.weights,
+            "--place": self.words,
+            "--layout": self.file,
+        }
+
     def read(self, automatic: str | None = None, *, aspect: float = 1.0) -> Layout | None:
         """Make the layout; None where nothing is placed.
 

@@ -7,7 +7,7 @@ embedding, a layout the cross-attention, and each costs next to nothing.
 import inspect
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pydantic
@@ -22,7 +22,15 @@ from cones2.backbones import Backbone, make_scheduler
 from cones2.composing.official import EulerSampler, Latents
 from cones2.errors import SettingsError
 from cones2.guidance.attention import edited_cross_attention
-from cones2.guidance.presets import LayoutGuidance, check_effect, check_levels, find_preset, recurs
+from cones2.guidance.presets import (
+    GuidancePreset,
+    LayoutGuidance,
+    OfficialPreset,
+    check_effect,
+    check_levels,
+    find_preset,
+    recurs,
+)
 from cones2.layout.regions import Layout
 from cones2.prompts import ParsedPrompt, TokenizedPrompt, parse_prompt, tokenize_prompt
 from cones2.subjects import Subject, embed_prompt
@@ -45,6 +53,7 @@ class ComposeSettings:
         guided_steps: how many steps, from the first, the layout takes part in; None is all.
         layout_effect: `both`, or one alone, for ablations: `strengthen` subjects in their regions, or `weaken` others.
         layout_levels: which of the UNet's grids the layout acts on, 0 the finest; None is all.
+        weight_negative: γ- of the presets `official` and `official-layout`, everywhere outside a subject's region.
         height: in pixels; None is what the model was trained at.
         width: likewise.
         negative_prompt: what the picture should not show.
@@ -65,6 +74,7 @@ class ComposeSettings:
     guided_steps: int | None = None
     layout_effect: str = "both"
     layout_levels: tuple[int, ...] | None = None
+    weight_negative: float = -1e8
     height: int | None = None
     width: int | None = None
     negative_prompt: str = ""
@@ -87,11 +97,18 @@ class ComposeSettings:
         check_levels(self.layout_levels)
         if self.guided_steps is not None:
             _check_range("guided steps", self.guided_steps, 0, 1000)
+        _check_range("weight_negative", self.weight_negative, -1e30, 0)
         if recurs(self.preset) and self.sampler != _OFFICIAL_SAMPLER:
             raise SettingsError(
                 f"preset {self.preset!r} has a sampler of its own, {_OFFICIAL_SAMPLER}; got scheduler"
                 f" {self.scheduler!r}. Leave the scheduler out, or take preset 'official-layout'."
             )
+
+    @property
+    def reading(self) -> GuidancePreset:
+        """The preset, with its γ-."""
+        preset = find_preset(self.preset)
+        return replace(preset, negative=self.weight_negative) if isinstance(preset, OfficialPreset) else preset
 
     @property
     def sampler(self) -> str:
@@ -297,7 +314,7 @@ def _guide(
         layout,
         prompt.spans,
         scheduler.alphas_cumprod,
-        preset=find_preset(settings.preset),
+        preset=settings.reading,
         timesteps=scheduler.timesteps[: settings.guided_steps].float().tolist(),
         layout_scale=settings.layout_scale,
         layout_effect=settings.layout_effect,
@@ -335,6 +352,6 @@ def _picture_size(backbone: Backbone, settings: ComposeSettings) -> tuple[int, i
     return settings.height or backbone.default_size[0], settings.width or backbone.default_size[1]
 
 
-def _check_range(name: str, value: float | int, lowest: int, highest: int) -> None:
+def _check_range(name: str, value: float | int, lowest: float | int, highest: float | int) -> None:
     if not lowest <= value <= highest:  # NaN is in no range
         raise SettingsError(f"{name} {value} can't be used: expected {lowest} to {highest}.")

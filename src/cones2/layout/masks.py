@@ -20,7 +20,7 @@ from cones2.layout.box import Box
 FORMATS = ("PNG", "JPEG", "WEBP")
 LARGEST_FILE = 25_000_000
 MOST_PIXELS = 50_000_000
-LONGEST_SIDE = 512
+LONGEST_SIDE = 768
 _BLACK = 16  # greys below are black: JPEG's noise, and what nobody can see
 
 
@@ -29,12 +29,12 @@ class Mask:
     """A greyscale mask, stretched over the picture whatever the shapes of both.
 
     Attributes:
-        width: in pixels, at most 512.
+        width: in pixels, at most 768.
         height: likewise.
         pixels: a byte each, row by row from the top; 255 is inside, 0 outside.
 
     Raises:
-        LayoutError: a side is outside 1..512, the number of bytes is not that of the pixels, or all are 0.
+        LayoutError: a side is outside 1..768, the number of bytes is not that of the pixels, or all are 0.
     """
 
     width: int
@@ -52,7 +52,7 @@ class Mask:
 
     @classmethod
     def from_image(cls, image: Image.Image) -> "Mask":
-        """Take a picture's brightness, transparency as black; longer sides become 512 pixels, and faint greys black.
+        """Take a picture's brightness, transparency as black; longer sides become 768 pixels, and faint greys black.
 
         Raises:
             LayoutError: the picture is black everywhere.

@@ -1,0 +1,84 @@
+"""The layout pictures of the authors' code: a plain colour for each subject, whatever else is background."""
+
+import io
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cones2.errors import LayoutError
+from cones2.files import read_bounded
+from cones2.layout.masks import FORMATS, LARGEST_FILE, MOST_PIXELS, Mask
+from cones2.layout.region import Region
+from cones2.layout.regions import Layout
+
+SIDE = 768
+"""Pixels of a side, whatever the picture's own."""
+
+Colour = tuple[int, int, int]
+_COLOUR = re.compile(r"\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*(,\s*\d{1,3}\s*)?")
+
+
+def read_colour_map(path: Path, colours: Mapping[str, Colour]) -> Layout:
+    """Read a layout picture as the authors' code does: scaled to 768 x 768 pixels, and each colour exactly as given.
+
+    Args:
+        path: a PNG, JPEG or WebP file; JPEG blurs colours, so that few pixels have the very one.
+        colours: of each subject, by its name; red, green and blue in 0..255.
+
+    Raises:
+        LayoutError: it can't be read, is too large, damaged or no such picture, or no pixel has one of the colours.
+    """
+    masks = read_masks(path, colours.values())
+    return Layout({name: Region((masks[colour],)) for name, colour in colours.items()})
+
+
+def read_masks(path: Path, colours: Iterable[Colour]) -> dict[Colour, Mask]:
+    """Read the regions of some colours; raises as `read_colour_map` does."""
+    content = read_bounded(path, limit=LARGEST_FILE, error=LayoutError)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # decoders' remarks on odd files: what matters is raised
+        pixels = np.asarray(_decode(content, path))
+    return {colour: _mask(pixels, colour, path) for colour in colours}
+
+
+def parse_colour(text: str) -> Colour:
+    """Read `255,192,0`; a fourth number is left out, as in the authors' code.
+
+    Raises:
+        LayoutError: it is something else.
+    """
+    match = _COLOUR.fullmatch(text)
+    red, green, blue = (int(number) for number in match.groups()[:3]) if match else (256, 256, 256)
+    if max(red, green, blue) > 255:
+        raise LayoutError(f"{text[:40]!r} is no colour: expected red, green and blue in 0..255, such as 255,192,0.")
+    return red, green, blue
+
+
+def _decode(content: bytes, path: Path) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise LayoutError(f"{path} has too many pixels; expected 768x768.")
+            return image.resize((SIDE, SIDE)).convert("RGB")
+    except LayoutError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise LayoutError(f"{path} has too many pixels; expected 768x768.") from error
+    except UnidentifiedImageError as error:
+        raise LayoutError(f"{path} is no PNG, JPEG or WebP picture. Save it as a PNG.") from error
+    except Exception as error:  # on hostile bytes a decoder may raise anything
+        raise LayoutError(f"{path} can't be used: {error}. Save it again as a PNG.") from error
+
+
+def _mask(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], colour: Colour, path: Path) -> Mask:
+    inside = (pixels == np.array(colour, np.uint8)).all(-1)
+    if not inside.any():
+        raise LayoutError(
+            f"no pixel of {path} is {','.join(map(str, colour))}: its subject would be hidden everywhere. Paint it"
+            " without soft edges, and save it as a PNG."
+        )
+    return Mask(SIDE, SIDE, (inside * np.uint8(255)).tobytes())

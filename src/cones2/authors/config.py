@@ -1,0 +1,132 @@
+"""The config of the authors' inference script: a JSON list whose first entry says what to draw."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from cones2.authors.colours import Colour, parse_colour, read_masks
+from cones2.authors.tensor import AuthorsFile, read_authors_file
+from cones2.errors import Cones2Warning, SettingsError
+from cones2.files import read_bounded
+from cones2.layout.masks import Mask
+
+_LARGEST_FILE = 2**20
+_MOST = 64  # subjects, and colours
+
+_Name = Annotated[str, Field(min_length=1, max_length=200)]
+_PathText = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class PlacedResidual(NamedTuple):
+    """A residual, and where the prompt has it."""
+
+    name: str
+    token: int
+    file: AuthorsFile
+
+
+class ColouredPlace(NamedTuple):
+    """The region of a word, and how strongly that is drawn to it (γ+)."""
+
+    word: str
+    mask: Mask
+    weight: float
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    prompt: Annotated[str, Field(min_length=1, max_length=5000)]
+    residual_dict: Mapping[_Name, _PathText]
+    color_context: Annotated[
+        dict[_Name, tuple[_Name, Annotated[float, Field(gt=0, le=250)]]], Field(min_length=1, max_length=_MOST)
+    ]
+    guidance_steps: Annotated[int, Field(ge=0, le=1000)] = 50
+    guidance_weight: Annotated[float, Field(ge=0, le=80)] = 0.08
+    weight_negative: Annotated[float, Field(ge=-1e30, le=0)] = -1e8
+    layout: _PathText
+    subject_list: Annotated[list[tuple[_Name, Annotated[int, Field(ge=1, le=5000)]]], Field(max_length=_MOST)]
+
+
+@dataclass(frozen=True, eq=False)
+class OfficialConfig:
+    """What a config of the authors' inference script asks for, with the files that it names read.
+
+    Attributes:
+        prompt: as the model reads it.
+        residuals: those that `subject_list` puts into the prompt; others of `residual_dict` are not read.
+        places: the regions, in the order of `color_context`.
+        guidance_steps: how many steps, from the first, the layout takes part in.
+        guidance_weight: η's factor.
+        weight_negative: γ-, everywhere outside a region.
+    """
+
+    prompt: str
+    residuals: tuple[PlacedResidual, ...]
+    places: tuple[ColouredPlace, ...]
+    guidance_steps: int
+    guidance_weight: float
+    weight_negative: float
+
+    @classmethod
+    def load(cls, path: Path) -> "OfficialConfig":
+        """Read a config, its layout picture and its residuals, all of which may come from anyone.
+
+        Paths in it are relative to its own folder, or else to the working folder. Like the authors' script it draws
+        the first entry only; more of them make a `Cones2Warning`.
+
+        Raises:
+            SettingsError: it can't be read, or is not such a config.
+            LayoutError: a colour makes no sense, or the picture can't be used or has no pixel of it.
+            ResidualError: a residual is not the tensor that the authors' script saves.
+        """
+        entry = _read_entry(path)
+        colours = {parse_colour(text): place for text, place in entry.color_context.items()}
+        masks: Mapping[Colour, Mask] = read_masks(_find(entry.layout, path), colours)
+        return cls(
+            prompt=entry.prompt,
+            residuals=tuple(_place(name, token, entry, path) for name, token in entry.subject_list),
+            places=tuple(ColouredPlace(word, masks[colour], weight) for colour, (word, weight) in colours.items()),
+            guidance_steps=entry.guidance_steps,
+            guidance_weight=entry.guidance_weight,
+            weight_negative=entry.weight_negative,
+        )
+
+
+def _read_entry(path: Path) -> _Entry:
+    content = read_bounded(path, limit=_LARGEST_FILE, error=SettingsError)
+    try:
+        entries = TypeAdapter(list[_Entry]).validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])[:100]
+        at = f" at {place!r}" if place else ""
+        raise SettingsError(
+            f"{path} is no config of the authors' script{at}: {first['msg']}. Expected their"
+            " guidance_config_example.json with values of your own."
+        ) from error
+    if not entries:
+        raise SettingsError(f"{path} is an empty list: expected one entry, that says what to draw.")
+    if len(entries) > 1:
+        warnings.warn(
+            f"{path} has {len(entries)} entries: as in the authors' script, only the first is drawn.",
+            Cones2Warning,
+            stacklevel=3,
+        )
+    return entries[0]
+
+
+def _place(name: str, token: int, entry: _Entry, path: Path) -> PlacedResidual:
+    if name not in entry.residual_dict:
+        raise SettingsError(f"{path}: subject_list names {name!r}, which has no file in residual_dict. Name its file.")
+    return PlacedResidual(name, token, read_authors_file(_find(entry.residual_dict[name], path)))
+
+
+def _find(name: str, config: Path) -> Path:
+    """Give the path that a config names: from its own folder, or else from the working folder."""
+    beside = config.parent / name
+    return Path(name) if not beside.exists() and Path(name).exists() else beside
