@@ -25,7 +25,7 @@ from judge import PICTURE, Judge, Sighting
 from judge_data import judge_world, visible_box
 from metrics import Wanted, at_place, fits, rate
 from sprites import SpriteAtlas
-from train import recorded_attention
+from train import record_attention
 from vocabulary import CLASSES
 from world import World
 
@@ -160,8 +160,13 @@ def attention_shares(
     latents = backbone.encode_images(images * 2 - 1).mean
     alpha = backbone.scheduler.alphas_cumprod[NOISE_TIME]
     noised = alpha.sqrt() * latents + (1 - alpha).sqrt() * torch.randn_like(latents)
-    with recorded_attention(backbone.unet) as maps:
+    maps: list[Tensor] = []
+    saved = dict(backbone.unet.attn_processors)
+    record_attention(backbone.unet, maps)
+    try:
         backbone.predict(noised, torch.tensor(NOISE_TIME), backbone.embed(tokenized.input_ids))
+    finally:
+        backbone.unet.set_attn_processor(saved)
     found = []
     for name, box in zip(names, boxes, strict=True):
         layout, ((start, stop),) = Layout.from_numbers({name: [box]}), tokenized.spans[name]

@@ -6,16 +6,15 @@ Start again from a folder with `--resume`. Small pictures first (`--size 64`), t
 import argparse
 import itertools
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from torch import Tensor
-from torch.nn.functional import cross_entropy, interpolate, mse_loss
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, cross_entropy, interpolate, max_pool2d
 
 from batches import LABEL_SIZES, Batch, Pool
 from model import SCHEDULE, Mini, save_model
@@ -24,41 +23,81 @@ from world import World
 
 
 class RecordingAttention:
-    """Cross-attention that keeps its map, averaged over heads, for the grounding loss."""
+    """Cross-attention that keeps its map, averaged over heads, and adds `bias` of its grid to the scores.
 
-    def __init__(self, maps: list[Tensor]) -> None:
+    Attributes:
+        maps: where maps `[batch, pixels, tokens]` go.
+        bias: `[batch, pixels, tokens]` by number of pixels; empty for none.
+    """
+
+    def __init__(self, maps: list[Tensor], bias: dict[int, Tensor] | None = None) -> None:
         self.maps = maps
+        self.bias = {} if bias is None else bias
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_) -> Tensor:
         """Attend as diffusers' own processor does, with the scores written out."""
         query = attn.head_to_batch_dim(attn.to_q(hidden_states), out_dim=4)
         key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states), out_dim=4)
         value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states), out_dim=4)
-        weights = (query @ key.transpose(-1, -2) * attn.scale).softmax(-1)
+        scores = query @ key.transpose(-1, -2) * attn.scale
+        if self.bias:
+            scores = scores + self.bias[scores.shape[2]][:, None]
+        weights = scores.softmax(-1)
         self.maps.append(weights.mean(1))
         attended = (weights @ value).transpose(1, 2).flatten(2)
         return attn.to_out[0](attended)
 
 
-@contextmanager
-def recorded_attention(unet: UNet2DConditionModel) -> Iterator[list[Tensor]]:
-    """Record all cross-attention maps of the calls inside the block."""
-    maps: list[Tensor] = []
-    saved = dict(unet.attn_processors)
-    recording = {name: RecordingAttention(maps) if "attn2" in name else processor for name, processor in saved.items()}
-    unet.set_attn_processor(recording)
-    try:
-        yield maps
-    finally:
-        unet.set_attn_processor(saved)
+def record_attention(unet: UNet2DConditionModel, maps: list[Tensor], bias: dict[int, Tensor] | None = None) -> None:
+    """Let all cross-attention append its maps to `maps` and add `bias`."""
+    cross = {name: RecordingAttention(maps, bias) for name in unet.attn_processors if "attn2" in name}
+    unet.set_attn_processor(dict(unet.attn_processors) | cross)
 
 
-def grounding_loss(maps: list[Tensor], batch: Batch) -> Tensor:
-    """Each pixel should look at the noun of the object it shows, and at no noun where it shows none."""
+class Denoiser(nn.Module):
+    """The UNet with its cross-attention recorded and biased; compiled, a step takes three quarters of the time."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+        self.maps: list[Tensor] = []
+        self.bias: dict[int, Tensor] = {}
+        record_attention(unet, self.maps, self.bias)
+
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, embeddings: Tensor, bias: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Predict v under `bias` `[batch, tokens, height, width]`, and give the maps of all layers."""
+        self.maps.clear()
+        for shrink in (1, 2, 4):
+            pooled = avg_pool2d(bias, shrink).flatten(2).transpose(1, 2)
+            self.bias[pooled.shape[1]] = pooled
+        predicted = self.unet(noisy, timesteps, embeddings).sample
+        return predicted, list(self.maps)
+
+
+def layout_bias(batch: Batch, strength: Tensor, blocked: float = 20.0) -> Tensor:
+    """What a layout of the true boxes adds to the scores: `[batch, tokens, height, width]`.
+
+    As preset `paper` does it: an object's noun gains `strength` `[batch]` in its own box and is kept out of the other
+    objects' boxes. Rows of strength 0 get nothing.
+    """
+    own = batch.boxes
+    others = (own.sum(1, keepdim=True) - own).clamp(max=1) * (1 - own)
+    forced = (strength > 0)[:, None, None, None]
+    added = strength[:, None, None, None] * own - blocked * others * forced
+    return torch.einsum("bohw,bot->bthw", added, batch.nouns)
+
+
+def grounding_loss(maps: list[Tensor], batch: Batch, left_free: Tensor) -> Tensor:
+    """Each pixel should look at the noun of the object it shows, and at no noun where it shows none.
+
+    Only the rows that are `left_free` `[batch]` of a bias count.
+    """
     total, grounded = torch.zeros((), device=batch.latents.device), batch.nouns.any(2)
     height, width = batch.latents.shape[-2:]
     shown = batch.masks * grounded[:, :, None, None]
-    captioned = grounded.any(1)
+    captioned = grounded.any(1) & left_free
     for weights in maps:
         shrink = round((height * width / weights.shape[1]) ** 0.5)
         if height // shrink < 4:
@@ -108,25 +147,65 @@ def _empty_ids(mini: Mini, batch: Batch) -> Tensor:
     return ids
 
 
-def training_loss(
-    mini: Mini, batch: Batch, schedule: DDPMScheduler, grounding: float
-) -> tuple[Tensor, dict[str, float]]:
-    """The v-prediction loss and the two helpers' losses.
+def draw_timesteps(count: int, total: int, *, centre: float, spread: float = 0.2, even: float = 0.15) -> Tensor:
+    """Timesteps for training, most of them where a small picture's content is decided.
 
-    All timesteps weigh the same: min-SNR weights leave next to nothing to the noisy half, where so small a picture's
-    content is decided.
+    Beyond, noise hides everything and the gradient is noise, too; below, little but texture is left to draw. A share
+    `even` is drawn evenly, the rest from a normal distribution (fractions of `total`), one from each of `count` equal
+    spans of probability: less noise in the gradient than chance.
     """
-    embeddings, readings = embed_batch(mini, batch)
-    noise = torch.randn_like(batch.latents)
-    timesteps = torch.randint(schedule.config.num_train_timesteps, (len(noise),), device=noise.device)
-    noisy = schedule.add_noise(batch.latents, noise, timesteps)
-    target = schedule.get_velocity(batch.latents, noise, timesteps)
-    with recorded_attention(mini.unet) as maps:
-        predicted = mini.unet(noisy, timesteps, embeddings).sample
-    denoising = mse_loss(predicted.float(), target)
-    grounded, read = grounding_loss(maps, batch), reading_loss(readings, batch.labels)
-    parts = {"v": denoising.item(), "grounding": grounded.item(), "reading": read.item()}
-    return denoising + grounding * grounded + 0.02 * read, parts
+    chance = (torch.randperm(count) + torch.rand(count)) / count
+    grid = torch.linspace(0, 1, 1001)
+    density = even + (1 - even) * torch.exp(-0.5 * ((grid - centre) / spread) ** 2) / (spread * (2 * torch.pi) ** 0.5)
+    cumulative = density.cumsum(0) - density[0]
+    position = torch.searchsorted(cumulative / cumulative[-1], chance)
+    return (grid[position] * total).long().clamp(0, total - 1)
+
+
+def object_weight(masks: Tensor, gain: float = 3.0) -> Tensor:
+    """Weight of the loss: objects and their outlines, a fifth of the picture, count four times: `[batch, 1, h, w]`."""
+    return 1 + gain * max_pool2d(masks.sum(1, keepdim=True).clamp(max=1), 3, stride=1, padding=1)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised.
+
+    Attributes:
+        schedule: the noise.
+        centre: where most timesteps are drawn, as a fraction.
+        draws: noises a caption's embedding is used for; embedding costs as much as denoising a small picture.
+        grounding: weight of the loss on attention maps.
+        forced: share of the pictures that are denoised under a layout of their true boxes.
+    """
+
+    schedule: DDPMScheduler
+    centre: float
+    draws: int
+    grounding: float
+    forced: float
+
+    def loss(self, mini: Mini, denoiser: Denoiser, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The v-prediction loss and the two helpers' losses."""
+        embeddings, readings = embed_batch(mini, batch)
+        read = reading_loss(readings, batch.labels)
+        names = ("latents", "masks", "boxes", "nouns")
+        repeated = replace(batch, **{name: getattr(batch, name).repeat_interleave(self.draws, 0) for name in names})
+        latents = repeated.latents
+        noise = torch.randn_like(latents)
+        timesteps = draw_timesteps(len(noise), self.schedule.config.num_train_timesteps, centre=self.centre)
+        timesteps = timesteps.to(noise.device)
+        noisy = self.schedule.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        target = self.schedule.get_velocity(latents, noise, timesteps)
+        left_free = torch.rand(len(latents), device=latents.device) >= self.forced
+        strength = 8 * torch.rand_like(latents[:, 0, 0, 0]) * (timesteps / 1000).sqrt() * ~left_free
+        bias = layout_bias(repeated, strength)
+        predicted, maps = denoiser(noisy, timesteps, embeddings.repeat_interleave(self.draws, 0), bias)
+        weight = object_weight(repeated.masks)
+        denoising = (weight * (predicted.float() - target).square()).mean() / weight.mean()
+        grounded = grounding_loss(maps, repeated, left_free)
+        parts = {"v": denoising.item(), "grounding": grounded.item(), "reading": read.item()}
+        return denoising + self.grounding * grounded + 0.02 * read, parts
 
 
 def update_average(average: Mini, mini: Mini, step: int, longest: float = 0.998) -> None:
@@ -145,9 +224,13 @@ def main() -> None:
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--grounding", type=float, default=0.1)
+    parser.add_argument("--grounding", type=float, default=0.3)
+    parser.add_argument("--forced", type=float, default=0.5, help="share denoised under a layout of the true boxes")
+    parser.add_argument("--draws", type=int, default=4, help="noises for each caption")
+    parser.add_argument("--centre", type=float, default=0.45, help="where most timesteps are drawn, in 0..1")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--pool", type=int, default=6000)
     parser.add_argument("--fresh", type=float, default=0.25, help="new scenes a step, as a share of the batch")
     parser.add_argument("--seed", type=int, default=0)
@@ -170,13 +253,12 @@ def main() -> None:
     while len(pool.scenes) < first:
         pool.refill(32, arguments.pool)
     print(f"{len(pool.scenes)} scenes encoded in {time.monotonic() - start:.0f} s", flush=True)
-    schedule = DDPMScheduler(
-        **{
-            key: SCHEDULE[key]
-            for key in ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
-        }
-    )
-    optimizer = torch.optim.AdamW(mini.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule_keys = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
+    schedule = DDPMScheduler(**{key: SCHEDULE[key] for key in schedule_keys})
+    objective = Objective(schedule, arguments.centre, arguments.draws, arguments.grounding, arguments.forced)
+    denoiser = Denoiser(mini.unet)
+    compiled = torch.compile(denoiser, dynamic=False) if arguments.compile else denoiser
+    optimizer = torch.optim.AdamW(mini.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     saved, logged = time.monotonic(), time.monotonic()
     for step in itertools.count():
         elapsed = time.monotonic() - start
@@ -188,14 +270,14 @@ def main() -> None:
             (step + 1) / 200, 0.03 + 0.97 * 0.5 * (1 + np.cos(np.pi * elapsed / limit))
         )
         optimizer.param_groups[0]["lr"] = rate
-        loss, parts = training_loss(mini, pool.batch(arguments.batch), schedule, arguments.grounding)
+        loss, parts = objective.loss(mini, compiled, pool.batch(arguments.batch))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(mini.parameters(), 1.0)
         optimizer.step()
         update_average(average, mini, step)
         if step % 50 == 0:
-            speed = 50 * arguments.batch / (time.monotonic() - logged)
+            speed = 50 * arguments.batch * arguments.draws / (time.monotonic() - logged)
             logged = time.monotonic()
             print(
                 f"step {step} {elapsed / 60:.1f} min {speed:.0f}/s pool {len(pool.scenes)} "

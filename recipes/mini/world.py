@@ -112,7 +112,7 @@ class World:
             pattern,
             contrasting_colour(rng, palette[0]),
             np.array([rng.uniform(0, np.pi), rng.uniform(2.0, 3.2), rng.uniform(0, 2 * np.pi)]),
-            np.array([rng.normal(0, 0.14), rng.normal(0, 0.10), rng.normal(0, 0.08)]).clip(-0.3, 0.3),
+            np.array([rng.normal(0, 0.10), rng.normal(0, 0.06), rng.normal(0, 0.06)]).clip(-0.25, 0.25),
         )
 
     def scene(self, rng: np.random.Generator, *, count: int | None = None, close: bool = False) -> Scene:
@@ -259,9 +259,8 @@ class World:
         along = u * torch.cos(angle) + v * torch.sin(angle)
         across = v * torch.cos(angle) - u * torch.sin(angle)
         stripes = torch.sigmoid(8 * (torch.sin(np.pi * frequency * along + phase) - 0.1))
-        spots = torch.sigmoid(
-            9 * (torch.sin(np.pi * frequency * along + phase) * torch.sin(np.pi * frequency * across) - 0.3).abs() - 2.0
-        )
+        waves = torch.sin(np.pi * frequency * along + phase) * torch.sin(np.pi * frequency * across)
+        spots = torch.sigmoid(16 * (waves - 0.35))
         patch = torch.sigmoid(
             14 * (0.55 - ((u - 0.5 * torch.cos(phase)) ** 2 + (v - 0.5 * torch.sin(phase)) ** 2).sqrt())
         )
@@ -285,7 +284,7 @@ def contrasting_colour(rng: np.random.Generator, other: np.ndarray) -> np.ndarra
 def place(rng: np.random.Generator, count: int, *, close: bool = False) -> list[tuple[float, float, float]]:
     """Centres and sizes of `count` objects that overlap little; sizes shrink as the picture fills."""
     near = {1: (0.5, 0.95), 2: (0.42, 0.6), 3: (0.38, 0.48)}
-    low, high = near[count] if close else {1: (0.38, 0.85), 2: (0.3, 0.58), 3: (0.28, 0.48), 4: (0.26, 0.42)}[count]
+    low, high = near[count] if close else {1: (0.4, 0.85), 2: (0.34, 0.58), 3: (0.32, 0.48), 4: (0.3, 0.42)}[count]
     for attempt in range(60):
         shrink = 1 - 0.3 * attempt / 60
         sizes = rng.uniform(low, high, count) * shrink

@@ -1,0 +1,78 @@
+"""What `recipes/mini` trains with: encoded scenes, timesteps, layouts of the true boxes, recorded attention."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "mini"
+sys.path.insert(0, str(RECIPE))
+
+from batches import Batch, bounding_boxes, patch_components  # noqa: E402
+from cones2.backbones import open_backbone  # noqa: E402
+from train import draw_timesteps, layout_bias, object_weight, record_attention  # noqa: E402
+
+
+def batch_of(boxes: torch.Tensor, nouns: torch.Tensor) -> Batch:
+    empty = torch.zeros(0)
+    return Batch(empty, empty, boxes, empty, nouns, empty, empty, empty, empty)
+
+
+def test_the_encoder_is_one_convolution():
+    vae = open_backbone("mini").vae
+    weight, bias = patch_components(vae)
+    pictures = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = vae.encode(pictures).latent_dist.mean * vae.config.scaling_factor
+    found = torch.nn.functional.conv2d(pictures, weight, bias, stride=8)
+    assert (found - expected).abs().max() < 0.01 * expected.abs().max()
+    assert vae.dtype == torch.float32
+
+
+def test_a_box_goes_from_the_first_visible_cell_to_the_last():
+    masks = torch.zeros(1, 2, 4, 5)
+    masks[0, 0, 1, 1] = masks[0, 0, 2, 3] = 1.0
+    masks[0, 1, 0, 0] = 0.2  # hardly visible
+    expected = torch.zeros(1, 2, 4, 5)
+    expected[0, 0, 1:3, 1:4] = 1
+    assert torch.equal(bounding_boxes(masks), expected)
+
+
+def test_a_noun_gains_in_its_own_box_and_is_kept_out_of_the_others():
+    boxes = torch.tensor([[[[1.0, 1.0, 0.0, 0.0]], [[0.0, 1.0, 1.0, 0.0]]]])  # two objects on a row of four cells
+    nouns = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+    bias = layout_bias(batch_of(boxes, nouns), torch.tensor([3.0]), blocked=20)
+    assert bias[0, 0].tolist() == [[0, 0, 0, 0]]
+    assert bias[0, 1].tolist() == [[3, 3, -20, 0]]
+    assert bias[0, 2].tolist() == [[-20, 3, 3, 0]]
+    assert not layout_bias(batch_of(boxes, nouns), torch.tensor([0.0])).any()
+
+
+@pytest.mark.parametrize("centre", [0.3, 0.5])
+def test_timesteps_are_spread_over_their_density(centre):
+    torch.manual_seed(0)
+    drawn = draw_timesteps(4000, 1000, centre=centre, spread=0.1, even=0.2)
+    assert 0 <= drawn.min() <= drawn.max() <= 999
+    near = ((drawn - 1000 * centre).abs() < 100).float().mean()  # one standard deviation, and a fifth of the even share
+    assert near == pytest.approx(0.8 * 0.683 + 0.2 * 0.2, abs=0.01)
+
+
+def test_objects_and_the_cells_around_them_weigh_four_times():
+    masks = torch.zeros(1, 2, 5, 5)
+    masks[0, 1, 0, 0] = 1.0
+    weight = object_weight(masks)
+    assert weight[0, 0, :2, :2].eq(4).all()
+    assert weight.sum() == 25 + 3 * 4
+
+
+@torch.no_grad()
+def test_recording_attention_changes_nothing():
+    unet = open_backbone("mini").unet
+    saved, maps = dict(unet.attn_processors), []
+    latents, text = torch.randn(1, 8, 8, 8), torch.randn(1, 5, 192)
+    plain = unet(latents, 500, text).sample
+    record_attention(unet, maps)
+    assert torch.allclose(unet(latents, 500, text).sample, plain, atol=1e-5)
+    unet.set_attn_processor(saved)
+    assert {found.shape[1] for found in maps} == {64, 16, 4}
+    assert all(torch.allclose(found.sum(-1), torch.ones(())) for found in maps)
