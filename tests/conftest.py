@@ -10,8 +10,10 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from transformers import CLIPTokenizer
 
 from cones2.backbones import Backbone, open_backbone
+from families import FAMILIES, make_family
 
 hypothesis.settings.register_profile("busy machine", deadline=None)  # speed is for benchmarks, not for tests
 hypothesis.settings.load_profile("busy machine")
@@ -53,3 +55,17 @@ def small_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     config = copy / "unet" / "config.json"
     config.write_text(config.read_text().replace('"sample_size": 96', '"sample_size": 8'))
     return copy
+
+
+@pytest.fixture(scope="session")
+def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny model of each family, as a diffusers folder; read only."""
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_folder / "tokenizer")
+    root = tmp_path_factory.mktemp("families")
+    return {family: make_family(family, tokenizer, root) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def opened(folders: dict[str, Path]) -> dict[str, Backbone]:
+    """The same, opened on the CPU in float32; shared, so leave them as they are."""
+    return {family: open_backbone(str(folder), device="cpu") for family, folder in folders.items()}

@@ -28,7 +28,8 @@ def make_family(family: str, tokenizer: CLIPTokenizer, folder: Path) -> Path:
 
 
 def _plain(family: str, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
-    text = _text_config(tokenizer, width=32, act="quick_gelu" if family == "sd1" else "gelu")
+    is_first = family == "sd1"
+    text = _text_config(tokenizer, width=32, act="quick_gelu" if is_first else "gelu", layers=3 if is_first else 23)
     unet = UNet2DConditionModel(
         **_unet_config(cross_attention_dim=32, blocks=4, attention=(True, True, True, False)),
         attention_head_dim=2 if family == "sd1" else (1, 1, 2, 2),
@@ -55,12 +56,12 @@ def _xl(tokenizer: CLIPTokenizer) -> StableDiffusionXLPipeline:
         transformer_layers_per_block=(1, 1, 2),
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 20,
+        projection_class_embeddings_input_dim=6 * 8 + 24,
     )
     return StableDiffusionXLPipeline(
         vae=_vae(0.13025),
         text_encoder=CLIPTextModel(_text_config(tokenizer, width=32, act="quick_gelu")),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, width=24, act="gelu", projection_dim=20)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, width=24, act="gelu", projection_dim=24)),
         tokenizer=tokenizer,
         tokenizer_2=padded_with_exclamation_marks(tokenizer),
         unet=unet,
@@ -79,13 +80,15 @@ def padded_with_exclamation_marks(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
     return other
 
 
-def _text_config(tokenizer: CLIPTokenizer, *, width: int, act: str, projection_dim: int = 32) -> CLIPTextConfig:
+def _text_config(
+    tokenizer: CLIPTokenizer, *, width: int, act: str, projection_dim: int = 32, layers: int = 3
+) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=2 * width,
         projection_dim=projection_dim,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         hidden_act=act,
         bos_token_id=tokenizer.bos_token_id,

@@ -9,15 +9,15 @@ import shutil
 import types
 from pathlib import Path
 
+import huggingface_hub
 import huggingface_hub.errors
-import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from cones2.backbones import SCHEDULERS, Backbone, make_scheduler, open_backbone, opening
+from cones2.backbones import SCHEDULERS, Backbone, hub, make_scheduler, open_backbone, opening
 from cones2.backbones.fingerprint import fingerprint
 from cones2.errors import BackboneError, SettingsError
 
@@ -220,15 +220,10 @@ def test_mini_is_named_and_learns_by_its_own_recipe(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("model", ["./nowhere", "nowhere", "/no/such/folder", "a/b/c"])
 def test_no_such_folder(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BackboneError, match=r"no model folder at .*: expected 'mini', a diffusers folder or a Hub id"):
+    with pytest.raises(
+        BackboneError, match=r"no model at .*: expected 'mini', a diffusers folder, a .safetensors file or a Hub id"
+    ):
         open_backbone(model)
-
-
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(b"x")
-    with pytest.raises(BackboneError, match="no model folder at"):
-        open_backbone(str(file))
 
 
 @pytest.mark.parametrize("index", [None, b"{", b"\xff\xfe", b"[" * 100_000])
@@ -366,13 +361,38 @@ def test_a_repository_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None
         response = types.SimpleNamespace(headers={}, request=None)
         raise huggingface_hub.errors.RepositoryNotFoundError("404 Client Error", response=response)
 
-    monkeypatch.setattr(opening, "snapshot_download", answer_404)
+    monkeypatch.setattr(hub, "snapshot_download", answer_404)
     with pytest.raises(BackboneError, match="the Hub has no model someone/nothing, or it is private: check the name"):
         open_backbone("someone/nothing")
 
 
-def test_a_hub_model_is_opened_from_its_snapshot(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
-    monkeypatch.setattr(opening, "snapshot_download", lambda *_, **__: str(tiny_folder))
-    backbone = open_backbone("someone/tiny")
+@pytest.fixture
+def hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path) -> Path:
+    """The Hub's cache on this machine, as its client lays it out, with the model someone/tiny in it."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(tiny_folder, repository / "snapshots" / commit)
+    return repository / "snapshots" / commit
+
+
+def test_a_hub_model_is_opened_from_the_cache(hub_cache: Path, tiny: Backbone) -> None:
+    backbone = open_backbone("someone/tiny", device="cpu")
     assert backbone.name == "someone/tiny"
-    assert np.isfinite(backbone.encoder_id.probe).all()
+    assert backbone.encoder_id.fits(tiny.encoder_id)
+    assert hub_cache.is_dir()
+
+
+def test_a_hub_model_that_is_not_all_in_the_cache(hub_cache: Path) -> None:
+    shutil.rmtree(hub_cache / "vae")
+    with pytest.raises(BackboneError, match="someone/tiny is incomplete: it has no folder vae"):
+        open_backbone("someone/tiny")
+
+
+def test_another_hub_model_than_in_the_cache(hub_cache: Path) -> None:
+    assert hub_cache.is_dir()
+    with pytest.raises(BackboneError, match=r"can't get someone/other from the Hub: .* Check the network") as caught:
+        open_backbone("someone/other")
+    assert len(str(caught.value).splitlines()) == 1

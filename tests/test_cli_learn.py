@@ -18,7 +18,9 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
 from command import files_in, refused, run
+from cones2.backbones import Backbone
 from cones2.residual.residual import Residual
+from first_layout import save_single_file
 
 RECIPE = "steps = 2\nlearning_rate = 1e-3\ncaption_count = 4\ncaptions_per_step = 2\n"
 
@@ -54,6 +56,29 @@ def test_it_writes_the_residual_and_says_how_to_use_it(
     assert re.search(r"^Other words moved by \d+\.\d % of their length; near 0 is best\.$", result.stdout, re.MULTILINE)
     residual = Residual.load(out)
     assert (residual.class_word, residual.recipe["seed"], residual.recipe["steps"]) == ("dog", 3, 2)
+
+
+def test_it_learns_on_a_single_file(
+    opened: dict[str, Backbone], folders: dict[str, Path], photos: Path, recipe: Path, tmp_path: Path
+) -> None:
+    model, out = save_single_file(opened["sdxl"], tmp_path / "my.safetensors"), tmp_path / "rex.safetensors"
+    options = ("--model", model, "--model-config", folders["sdxl"])
+    result = run("learn", photos, "--class", "teddy bear", "--out", out, *options, "--recipe", recipe)
+    assert f"--model {model} --model-config {folders['sdxl']}" in result.stdout
+    assert Residual.load(out).encoder.widths == opened["sdxl"].encoder_id.widths
+    inspected = json.loads(run("inspect", out, "--json").stdout)
+    assert (inspected["fits"]["name"], inspected["fits_2"]["name"]) == ("my", "my")
+    prompt, picture = "a {rex} on the beach", tmp_path / "rex.png"
+    run("compose", prompt, "--subject", f"rex={out}", "--steps", 2, "--out", picture, *options)
+    assert picture.is_file()
+
+
+def test_less_memory_is_the_same_residual(photos: Path, recipe: Path, small_folder: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "usual.safetensors", tmp_path / "saving.safetensors"]
+    for out, options in zip(files, ((), ("--save-memory",)), strict=True):
+        run("learn", photos, "--class", "dog", "--out", out, "--model", small_folder, "--recipe", recipe, *options)
+    usual, saving = map(Residual.load, files)
+    assert usual.sha256 == saving.sha256
 
 
 def test_json_is_one_object_and_steps_override_the_recipe(

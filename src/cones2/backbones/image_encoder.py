@@ -13,8 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import CLIPConfig, CLIPVisionModelWithProjection
 
-from cones2.backbones.opening import _first_line as first_line
-from cones2.backbones.opening import _quiet_libraries as quiet_libraries
+from cones2.backbones.libraries import first_line, quiet_libraries
 from cones2.errors import BackboneError
 
 # Of CLIP's training pictures, where a folder does not say.

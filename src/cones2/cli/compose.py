@@ -22,7 +22,7 @@ from cones2.cli.layout_options import (
     WeightTexts,
     ZTexts,
 )
-from cones2.cli.options import MORE, Device, Dtype, Json, Latents, Library, Official, PictureModel
+from cones2.cli.options import MORE, Device, Dtype, Json, Latents, Library, ModelConfig, Official, PictureModel
 from cones2.cli.progress import waiting
 
 
@@ -101,6 +101,7 @@ def compose(
     official: Official = None,
     latents: Latents = None,
     library: Library = None,
+    model_config: ModelConfig = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -156,9 +157,9 @@ def compose(
             output = Output.check(out, count=len(config.seeds))
     with waiting("opening the model"):
         if official is None:
-            backbone = wish.open_backbone(model, device=device, dtype=dtype)
+            backbone = wish.open_backbone(model, device=device, dtype=dtype, model_config=model_config)
         else:
-            backbone = open_backbone(model or "mini", device=device, dtype=dtype)
+            backbone = open_backbone(model or "mini", device=device, dtype=dtype, model_config=model_config)
             order = config.order(backbone)
     report = order.carry_out(backbone, output, latents=latents)
     if as_json:

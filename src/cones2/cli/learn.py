@@ -1,13 +1,14 @@
 """`cones2 learn`: a residual from photos."""
 
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cones2.cli.console import print_json, say
-from cones2.cli.options import MORE, Device, Dtype, Json, Model
+from cones2.cli.options import MORE, Device, Dtype, Json, Model, ModelConfig, SaveMemory
 from cones2.cli.progress import waiting
 
 
@@ -65,6 +66,8 @@ def learn(
         str | None,
         typer.Option(help="Curves and previews for Weights & Biases.", metavar="PROJECT", rich_help_panel=MORE),
     ] = None,
+    model_config: ModelConfig = None,
+    save_memory: SaveMemory = False,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -77,22 +80,26 @@ def learn(
         from cones2.backbones import open_backbone
         from cones2.cli.lessons import Lesson
         from cones2.cli.watching import Looks
+        from cones2.learning.memory import recomputed_activations
 
         looks = Looks(preview, clip, patience, tensorboard, wandb)
         lesson = Lesson.check(photos, class_word, out=out, recipe=recipe, steps=steps, captions=captions, masks=masks)
     with waiting(f"opening {model}"):
-        backbone = open_backbone(model, device=device, dtype=dtype)
-    report = lesson.give(backbone, seed=seed, resume=resume, looks=looks)
+        backbone = open_backbone(model, device=device, dtype=dtype, model_config=model_config)
+    with recomputed_activations(backbone.unet) if save_memory else nullcontext():
+        report = lesson.give(backbone, seed=seed, resume=resume, looks=looks)
     if as_json:
         print_json(report)
     else:
         say(f"{out}: {class_word!r} learned from {len(lesson.photos)} photos in {report['seconds']:.0f} s.")
         if report["displacement"] is not None:
             say(f"Other words moved by {100 * report['displacement']:.1f} % of their length; near 0 is best.")
-        say(f"Place it with: {_next_command(out, model)}")
+        say(f"Place it with: {_next_command(out, model, model_config)}")
 
 
-def _next_command(residual: Path, model: str) -> str:
+def _next_command(residual: Path, model: str, model_config: str | None) -> str:
     name = residual.stem if residual.stem.isidentifier() else "it"
     command = ["cones2", "compose", f"a {{{name}}} on the beach", "--subject", f"{name}={residual}"]
-    return shlex.join([*command, *(["--model", model] if model != "mini" else []), "--out", "pictures"])
+    command += ["--model", model] if model != "mini" else []
+    command += ["--model-config", model_config] if model_config is not None else []
+    return shlex.join([*command, "--out", "pictures"])

@@ -11,6 +11,8 @@ from cones2.errors import SettingsError
 MORE = "More options"
 """The panel of the less common options."""
 
+_MODELS = "mini, a diffusers folder, a .safetensors file, or a Hub id OWNER/NAME."
+
 Official = Annotated[
     Path | None,
     typer.Option(help="Draw what a config of the authors' code asks for.", metavar="FILE", rich_help_panel=MORE),
@@ -19,12 +21,17 @@ Latents = Annotated[
     Path | None,
     typer.Option(help="Keep the latents, too: NAME.safetensors.", metavar="FILE", rich_help_panel=MORE),
 ]
-
-Model = Annotated[str, typer.Option(help="mini, a diffusers folder, or a Hub id OWNER/NAME.", metavar="MODEL")]
+Model = Annotated[str, typer.Option(help=_MODELS, metavar="MODEL")]
 PictureModel = Annotated[
     str | None,
+    typer.Option(help=_MODELS, metavar="MODEL", show_default="mini, or the picture's"),
+]
+ModelConfig = Annotated[
+    str | None,
     typer.Option(
-        help="mini, a diffusers folder, or a Hub id OWNER/NAME.", metavar="MODEL", show_default="mini, or the picture's"
+        help="What a .safetensors MODEL holds: sd1, sd2, sd2-base, sdxl, or a diffusers folder.",
+        metavar="NAME_OR_DIR",
+        rich_help_panel=MORE,
     ),
 ]
 Device = Annotated[
@@ -44,6 +51,10 @@ Library = Annotated[
         metavar="DIR",
         rich_help_panel=MORE,
     ),
+]
+SaveMemory = Annotated[
+    bool,
+    typer.Option("--save-memory", help="Learn in less memory, each step a UNet pass longer.", rich_help_panel=MORE),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.", rich_help_panel=MORE)]
 

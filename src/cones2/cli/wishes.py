@@ -82,16 +82,19 @@ class Wish:
             return Order(self.prompt, subjects, layout, settings)
         return Order(self.prompt, subjects, layout, settings, keep=self.made.seed, threads=self.made.threads)
 
-    def open_backbone(self, model: str | None, *, device: str | None, dtype: str | None) -> Backbone:
+    def open_backbone(
+        self, model: str | None, *, device: str | None, dtype: str | None, model_config: str | None = None
+    ) -> Backbone:
         """Open the model that is given, else the picture's, else `mini`.
 
         Raises:
             BackboneError: it can't be opened, or the picture's is not one that the user has.
         """
         if self.made is None:
-            return open_backbone(model or "mini", device=device, dtype=dtype)
+            return open_backbone(model or "mini", device=device, dtype=dtype, model_config=model_config)
         device, dtype = device or _present(self.made.device), dtype or self.made.dtype
-        backbone = open_backbone(model or _trusted(self.made.backbone.name), device=device, dtype=dtype)
+        model = model or _trusted(self.made.backbone.name)
+        backbone = open_backbone(model, device=device, dtype=dtype, model_config=model_config)
         warn_of_differences(backbone, self.made)
         return backbone
 

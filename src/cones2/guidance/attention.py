@@ -185,7 +185,8 @@ class _LayoutEdit:
         """Return η(t)·M for the conditional rows, with each row's own std, and 0 for the others."""
         mask = self._mask(query.shape[2], key.shape[2], query)
         eta = self._call.strength * score_std(query[self._rows], key[self._rows])
-        edit = torch.addcmul(mask.floor, eta[:, None, None], mask.gain).clamp_(min=floor_of(query.dtype))
+        floor = floor_of(query.dtype)  # and as far above 0: an infinite mask would give NaN, either way
+        edit = torch.addcmul(mask.floor, eta[:, None, None], mask.gain).clamp_(floor, -floor)
         bias = query.new_zeros(len(query), 1, *mask.gain.shape)
         bias[self._rows, 0] = edit.to(query.dtype)
         return bias

@@ -1,0 +1,151 @@
+"""Counts the bytes of learning, from a model's configurations alone: no weights, no GPU.
+
+The models are made without numbers, and one step is taken on them with every tensor's size added up while it lives.
+That is an upper bound for a GPU: without numbers PyTorch keeps all attention scores, its fused kernels keep none. What
+it leaves out: PyTorch's own working space on a GPU, some 0.5 GB, and gaps between tensors.
+"""
+
+import argparse
+import copy
+import json
+import weakref
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from cones2.backbones import Backbone
+from cones2.backbones.clip_tokenizer import clip_tokenizer
+from cones2.backbones.single_files import CONFIG_NAMES, CONFIGS
+from cones2.learning.memory import recomputed_activations
+from cones2.learning.objective import preservation_loss, subject_loss
+from cones2.learning.recipe import RECIPES
+
+RECIPE = RECIPES["paper"]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Adds up the sizes of the tensors that are made within it, for as long as they live.
+
+    Attributes:
+        most: the largest sum so far.
+    """
+
+    def __init__(self, known: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.most = 0
+        self._live = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), options: Any = None) -> Any:
+        """Run an operation, and count what it made."""
+        made = function(*args, **(options or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self._seen:
+            return
+        self._seen.add(storage._cdata)
+        self._live += storage.nbytes()
+        self.most = max(self.most, self._live)
+        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+
+    def _forget(self, place: int, size: int) -> None:
+        self._seen.discard(place)
+        self._live -= size
+
+
+def count(folder: Path, *, size: int, save_memory: bool) -> dict[str, int]:
+    """Count the bytes of a step of the paper's recipe in bfloat16, by what they are for."""
+    backbone = _open_without_numbers(folder)
+    tuned = copy.deepcopy(backbone.text_encoders)
+    learned = [weight.requires_grad_() for encoder in tuned for weight in encoder.parameters()]
+    encoders = dict(zip(("text_encoder", "text_encoder_2"), tuned, strict=False))
+    study = Backbone(**{**vars(backbone), **encoders})
+    originals = torch.zeros(RECIPE.caption_count, study.window, study.width, device="meta")
+    return {
+        "UNet, frozen, bfloat16": _size(backbone.unet.parameters()),
+        "autoencoder, frozen, float32": _size(backbone.vae.parameters()),
+        "text encoder, frozen, float32": _size(w for encoder in backbone.text_encoders for w in encoder.parameters()),
+        "text encoder, tuned, float32": _size(learned),
+        "AdamW's two moments": 2 * _size(learned),
+        "what the frozen encoder makes of the captions": _size([originals]),
+        "gradients and activations": _most_in_a_step(study, originals, learned, size, save_memory=save_memory),
+    }
+
+
+def _most_in_a_step(
+    study: Backbone, originals: torch.Tensor, learned: list[torch.Tensor], size: int, *, save_memory: bool
+) -> int:
+    side = size // study.vae_factor
+    latents = torch.zeros(RECIPE.batch_size, study.unet.config["in_channels"], side, side, device="meta")
+    ids = torch.zeros(1 + RECIPE.captions_per_step, study.window, dtype=torch.long, device="meta")
+    own = torch.zeros(RECIPE.captions_per_step, study.window, dtype=torch.bool, device="meta")
+    time = torch.zeros(RECIPE.batch_size, dtype=torch.long, device="meta")
+    added = {name: row.expand(len(latents), -1) for name, row in _added(study).items()}
+    live = LiveBytes([*learned, *study.unet.parameters(), originals, latents, ids, own, time, *added.values()])
+    with live, recomputed_activations(study.unet) if save_memory else nullcontext():
+        embeddings = study.read(ids)
+        preservation = preservation_loss(embeddings[1:], originals[: RECIPE.captions_per_step], own)
+        prediction = study.predict(latents, time, embeddings[:1].expand(len(latents), -1, -1), added)
+        torch.autograd.backward(subject_loss(prediction, latents) + preservation)
+    return live.most
+
+
+def _added(study: Backbone) -> Mapping[str, torch.Tensor]:
+    if study.text_encoder_2 is None:
+        return {}
+    width = study.text_encoder_2.config.projection_dim
+    return {"text_embeds": torch.zeros(1, width, device="meta"), "time_ids": torch.zeros(1, 6, device="meta")}
+
+
+def _open_without_numbers(folder: Path) -> Backbone:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(_config(folder, "unet"))
+        vae = AutoencoderKL.from_config(_config(folder, "vae"))
+        text_encoder = CLIPTextModel(CLIPTextConfig(**_config(folder, "text_encoder")))
+        is_xl = (folder / "text_encoder_2").is_dir()
+        second = CLIPTextModelWithProjection(CLIPTextConfig(**_config(folder, "text_encoder_2"))) if is_xl else None
+    torch.nn.Module.to(unet, torch.bfloat16)  # diffusers' own `to` would warn of modules that are to stay float32: none
+    for part in (unet, vae, text_encoder, *([second] if second else [])):
+        part.eval().requires_grad_(False)
+    tokenizer, scheduler = clip_tokenizer(), DDIMScheduler.from_config(_config(folder, "scheduler", "scheduler_config"))
+    return Backbone(
+        folder.name, tokenizer, text_encoder, unet, vae, scheduler, text_encoder_2=second, tokenizer_2=tokenizer
+    )
+
+
+def _config(folder: Path, part: str, name: str = "config") -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / part / f"{name}.json").read_text())
+    return values
+
+
+def _size(weights: Any) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in weights)
+
+
+def main() -> None:
+    """Print the count as a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=CONFIG_NAMES, default="sd2-base")
+    parser.add_argument("--size", type=int, default=512, help="of the photos, in pixels")
+    arguments = parser.parse_args()
+    saved, kept = (count(CONFIGS / arguments.model, size=arguments.size, save_memory=yes) for yes in (True, False))
+    print(f"| learning on {arguments.model} at {arguments.size} px, GB | as usual | with `--save-memory` |")
+    print("| --- | --- | --- |")
+    for name in saved:
+        print(f"| {name} | {kept[name] / 1e9:.2f} | {saved[name] / 1e9:.2f} |")
+    print(f"| in all | {sum(kept.values()) / 1e9:.2f} | {sum(saved.values()) / 1e9:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
