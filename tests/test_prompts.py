@@ -156,9 +156,43 @@ def test_the_window_is_used_to_its_last_place(tokenizer: Tokenizer, before: int)
             tokenize_prompt(parsed, tokenizer)
 
 
+# Weights
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["a (dog:1.2)", "a ({rex}:1.2)", "(a big dog : .5 )", "((dog))", "(((dog)))", "a [dog]", "[cat:dog:0.5]", "(fog:-1)"],
+)
+def test_weights_are_refused(prompt: str) -> None:
+    with pytest.raises(PromptError, match="looks like a weight, and prompts have none here: use --strength") as caught:
+        parse_prompt(prompt, {"rex": "dog"}, require_all=False)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a dog (my own)",
+        "a dog (my own (old)) dog",
+        "(a (dog) and a (cat))",
+        "a clock (at 10:30)",
+        "a film (16:9)",
+        "a car (model T: 1908)",
+        "a face :) or :(",
+        "a dog: 1.2 m",
+        r"a \(dog:1.2)",
+        r"an exit sign \[exit]",
+        "()",
+        "[]",
+    ],
+)
+def test_plain_parentheses_are_text(prompt: str) -> None:
+    assert parse_prompt(prompt, {}).text == prompt
+
+
 # Any prompt
 
-filler = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]), max_size=12)
+filler = st.text(st.characters(exclude_characters="{}[](", exclude_categories=["Cs"]), max_size=12)
 class_word = st.sampled_from(["cat", "teddy bear", "dog", "sunglasses", "mug"])
 
 

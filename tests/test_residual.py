@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cones2.examples
-from cones2.errors import Cones2Warning, OutputError, ResidualError, ResidualMismatchError
+from cones2.errors import Cones2Warning, OutputError, ResidualError, ResidualMismatchError, SettingsError
 from cones2.residual.residual import EncoderId, Residual
 
 ENCODER = EncoderId(name="tiny", width=5, weights="ab" * 32, probe=(0.5, -1.25, 3.0))
@@ -409,3 +409,43 @@ def test_another_width_is_always_an_error(force: bool) -> None:
         ResidualMismatchError, match=r"\(width 5\), this backbone is tiny \(width 6\): the widths must be"
     ):
         make().check_fits(dataclasses.replace(ENCODER, width=6), force=force)
+
+
+# Arithmetic
+
+
+def other_one() -> Residual:
+    return make(vector=torch.ones(2, 5), photos=(PHOTOS[0], "bc" * 32))
+
+
+def test_mixing_worked_by_hand() -> None:
+    one, other = make(vector=torch.tensor([[1.0, 2.0, 0, 0, 0], [0, 0, 0, 0, 8.0]])), other_one()
+    quarter = one.mix(other, 0.25)
+    assert quarter.vector.tolist() == [[1.0, 1.75, 0.25, 0.25, 0.25], [0.25, 0.25, 0.25, 0.25, 6.25]]
+    assert one.mix(other, 2.0).vector.tolist() == [[1.0, 0, 2, 2, 2], [2, 2, 2, 2, -6]]
+    assert torch.equal(one.mix(other, 0.0).vector, one.vector)
+    assert torch.equal(one.mix(other, 1.0).vector, other.vector)
+
+
+def test_a_sum_says_of_what_and_is_saved_like_any_other(tmp_path: Path) -> None:
+    total = make() + other_one()
+    assert torch.equal(total.vector, make().vector + 1)
+    assert total.photos == (*PHOTOS, "bc" * 32)
+    assert total.recipe == {
+        "combined": [{"residual": make().sha256, "weight": 1.0}, {"residual": other_one().sha256, "weight": 1.0}]
+    }
+    total.save(tmp_path / "sum.safetensors")
+    assert Residual.load(tmp_path / "sum.safetensors").recipe == total.recipe
+
+
+def test_what_can_not_be_combined() -> None:
+    for other in (make(class_word="cat"), make(tokens=3)):
+        with pytest.raises(ResidualMismatchError, match="can't be combined: they are added to other tokens"):
+            make().mix(other, 0.5)
+    stranger = dataclasses.replace(ENCODER, name="other", weights="00" * 32, probe=(0.5, 1.25, 3.0))
+    with pytest.raises(ResidualMismatchError, match=r"of tiny \(width 5\) and other .* learn both on one backbone"):
+        make() + make(encoder=stranger)
+    with pytest.raises(SettingsError, match="weight nan can't be used: expected a number"):
+        make().mix(make(), float("nan"))
+    with pytest.raises(TypeError, match="unsupported operand"):
+        make() + 1  # type: ignore[operator]

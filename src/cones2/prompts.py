@@ -1,6 +1,7 @@
 """Prompts that name subjects: `"a {rex} on the beach"` becomes the class word's text and exact token spans.
 
-A brace always belongs to a placeholder `{name}`; there is no escape, and no syntax for weights.
+A brace always belongs to a placeholder `{name}`; there is no escape. Weights as other tools write them are refused rather
+than read as words; see `check_no_weights`.
 """
 
 import re
@@ -17,6 +18,15 @@ from cones2.errors import Cones2Warning, PromptError
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _JOINS_WORDS = "-'\u2019\u2010\u2011"
+_WEIGHT = re.compile(
+    r"""
+    (?<!\\)(?:                                     # as in those tools, a backslash says that it is plain text
+        \([^()]*[^()\s\d]\s*:\s*[+-]?(?:\d(?:\.\d*)?|\.\d+)\s*\)  # (dog:1.2), but neither (at 10:30) nor (anno:1999)
+        | \(\([^()]+\)\)                            # ((dog)), but not (a dog (my own))
+        | \[[^\[\]]+\]                              # [dog]
+    )""",
+    re.VERBOSE,
+)
 
 Span = tuple[int, int]
 
@@ -63,6 +73,22 @@ class TokenizedPrompt:
     spans: Mapping[str, tuple[Span, ...]]
 
 
+def check_no_weights(text: str) -> None:
+    """Refuse the weights of other tools, which a text encoder would read as punctuation: `(dog:1.2)`, `((dog))`, `[dog]`.
+
+    Plain parentheses are text, as in `a dog (my own)`, and so is what follows a backslash.
+
+    Raises:
+        PromptError: there is one.
+    """
+    found = _WEIGHT.search(text)
+    if found:
+        raise PromptError(
+            f"{found[0]!r} looks like a weight, and prompts have none here: use --strength (Subject.strength) for how"
+            " much of a subject, and plain words for the rest."
+        )
+
+
 def parse_prompt(template: str, class_words: Mapping[str, str], *, require_all: bool = True) -> ParsedPrompt:
     """Replace each `{name}` by its class word and remember where it went.
 
@@ -72,8 +98,10 @@ def parse_prompt(template: str, class_words: Mapping[str, str], *, require_all: 
         require_all: whether a subject that the prompt does not mention is an error.
 
     Raises:
-        PromptError: a brace is unmatched, a name is empty, unknown or not mentioned, or text touches a placeholder.
+        PromptError: a brace is unmatched, a name is empty, unknown or not mentioned, text touches a placeholder, or
+            something is weighed.
     """
+    check_no_weights(template)
     text, mentions, position = "", [], 0
     for match in _PLACEHOLDER.finditer(template):
         _check_placeholder(match, template, class_words)

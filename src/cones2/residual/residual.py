@@ -7,7 +7,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from cones2.errors import Cones2Warning, ResidualError, ResidualMismatchError
+from cones2.errors import Cones2Warning, ResidualError, ResidualMismatchError, SettingsError
 from cones2.files import write_atomically
 from cones2.residual.format import MAX_FILE_BYTES, MAX_TOKENS, TENSORS, EncoderFields, check_header, pack
 
@@ -177,6 +177,47 @@ class Residual:
             raise ResidualError(
                 f"{origin} is no sound residual file: {error} Get or learn it again with 'cones2 learn'."
             ) from error
+
+    def mix(self, other: "Residual", weight: float) -> "Residual":
+        """Give the subject between this one and another, `(1 - weight)·Δ + weight·Δ'`.
+
+        0 is this one, 1 the other; below and beyond, their difference is exaggerated.
+
+        Raises:
+            ResidualMismatchError: they have not the same class word, tokens and text encoder.
+            SettingsError: the weight is not finite.
+        """
+        if not math.isfinite(weight):
+            raise SettingsError(f"weight {weight} can't be used: expected a number, 0 for the one, 1 for the other.")
+        return self._combined(other, (1 - weight, weight))
+
+    def __add__(self, other: "Residual") -> "Residual":
+        """Give the subject that is both at once, `Δ + Δ'`.
+
+        Raises:
+            ResidualMismatchError: they have not the same class word, tokens and text encoder.
+        """
+        return self._combined(other, (1.0, 1.0)) if isinstance(other, Residual) else NotImplemented
+
+    def _combined(self, other: "Residual", weights: tuple[float, float]) -> "Residual":
+        """Weigh and add; the recipe tells of what."""
+        if (self.class_word, self.tokens) != (other.class_word, other.tokens):
+            raise ResidualMismatchError(
+                f"residuals of {self.class_word!r} and {other.class_word!r} can't be combined: they are added to"
+                " other tokens. Combine residuals of one class word."
+            )
+        if not other.encoder.fits(self.encoder):
+            raise ResidualMismatchError(
+                f"residuals of {self.encoder.name} (width {self.encoder.width}) and {other.encoder.name} (width"
+                f" {other.encoder.width}) can't be combined: learn both on one backbone."
+            )
+        parts = [{"residual": one.sha256, "weight": x} for one, x in zip((self, other), weights, strict=True)]
+        return replace(
+            self,
+            vector=weights[0] * self.vector + weights[1] * other.vector,
+            recipe={"combined": parts},
+            photos=tuple(dict.fromkeys(self.photos + other.photos)),
+        )
 
     def check_fits(self, encoder: EncoderId, *, force: bool = False) -> None:
         """Check that this residual was learned on `encoder`, whatever its dtype or file.
