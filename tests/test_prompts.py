@@ -161,7 +161,16 @@ def test_the_window_is_used_to_its_last_place(tokenizer: Tokenizer, before: int)
 
 @pytest.mark.parametrize(
     "prompt",
-    ["a (dog:1.2)", "a ({rex}:1.2)", "(a big dog : .5 )", "((dog))", "(((dog)))", "a [dog]", "[cat:dog:0.5]", "(fog:-1)"],
+    [
+        "a (dog:1.2)",
+        "a ({rex}:1.2)",
+        "(a big dog : .5 )",
+        "((dog))",
+        "(((dog)))",
+        "a [dog]",
+        "[cat:dog:0.5]",
+        "(fog:-1)",
+    ],
 )
 def test_weights_are_refused(prompt: str) -> None:
     with pytest.raises(PromptError, match="looks like a weight, and prompts have none here: use --strength") as caught:

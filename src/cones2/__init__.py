@@ -21,6 +21,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cones2.adapter import adapt
     from cones2.arranging.automatic import auto_layout
     from cones2.authors.colours import read_colour_map
     from cones2.authors.config import OfficialConfig
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     )
     from cones2.examples import EXAMPLES, Example
     from cones2.guidance.attention import edited_cross_attention
+    from cones2.guidance.leakage import Leakage
     from cones2.guidance.presets import PRESETS, LayoutGuidance
     from cones2.hub import Publication, pull, push
     from cones2.layout.box import Box
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from cones2.watching.watch import Watch, WatchedStep, watch
 
 _NAMES = {
+    "adapter": "adapt",
     "arranging.automatic": "auto_layout",
     "authors.colours": "read_colour_map",
     "authors.config": "OfficialConfig",
@@ -92,6 +95,7 @@ _NAMES = {
     "errors": "BackboneError CaptionError Cones2Error Cones2Warning HubError LayoutError LearningError LibraryError"
     " OutputError PhotoError PictureError PromptError ResidualError ResidualMismatchError SettingsError",
     "examples": "EXAMPLES Example",
+    "guidance.leakage": "Leakage",
     "hub": "Publication pull push",
     "guidance.presets": "PRESETS LayoutGuidance",
     "layout.box": "Box",
@@ -142,6 +146,7 @@ __all__ = [
     "Layout",
     "LayoutError",
     "LayoutGuidance",
+    "Leakage",
     "LearnAllStep",
     "LearnStep",
     "LearningError",
@@ -174,6 +179,7 @@ __all__ = [
     "WandbLog",
     "Watch",
     "WatchedStep",
+    "adapt",
     "auto_layout",
     "captions_for",
     "compose",

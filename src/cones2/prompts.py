@@ -1,7 +1,7 @@
 """Prompts that name subjects: `"a {rex} on the beach"` becomes the class word's text and exact token spans.
 
-A brace always belongs to a placeholder `{name}`; there is no escape. Weights as other tools write them are refused rather
-than read as words; see `check_no_weights`.
+A brace always belongs to a placeholder `{name}`; there is no escape. Weights as other tools write them are refused
+rather than read as words; see `check_no_weights`.
 """
 
 import re
@@ -74,7 +74,7 @@ class TokenizedPrompt:
 
 
 def check_no_weights(text: str) -> None:
-    """Refuse the weights of other tools, which a text encoder would read as punctuation: `(dog:1.2)`, `((dog))`, `[dog]`.
+    """Refuse the weights of other tools, which would be read as punctuation: `(dog:1.2)`, `((dog))`, `[dog]`.
 
     Plain parentheses are text, as in `a dog (my own)`, and so is what follows a backslash.
 

@@ -17,15 +17,18 @@ _PROBE_NUMBERS = 16
 TextEncoder = CLIPTextModel | CLIPTextModelWithProjection
 
 
-def fingerprint(text_encoders: Sequence[TextEncoder], name: str) -> EncoderId:
-    """Identify one text encoder, or two, which the user knows as part of the model `name`."""
+def fingerprint(text_encoders: Sequence[TextEncoder], name: str, *, hash_weights: bool = True) -> EncoderId:
+    """Identify one text encoder, or two, which the user knows as part of the model `name`.
+
+    Weights are hashed unless told not to. A LoRA that is loaded, and not fused, is no part of them.
+    """
     first, *others = text_encoders
     return EncoderId(
         name=name,
         width=first.config.hidden_size,
-        weights=_hash_weights(first),
+        weights=_hash_weights(first) if hash_weights else "not read",
         probe=tuple(float(f"{number:.4g}") for number in _probe(first).tolist()),
-        second=fingerprint(others, name) if others else None,
+        second=fingerprint(others, name, hash_weights=hash_weights) if others else None,
     )
 
 
@@ -34,7 +37,7 @@ def _hash_weights(text_encoder: TextEncoder) -> str:
     digest = hashlib.sha256()
     weights = {_canonical(key): weight for key, weight in text_encoder.state_dict().items()}
     for key in sorted(weights):
-        if key.endswith("position_ids"):  # a counter that some releases save among the weights
+        if key.endswith("position_ids") or ".lora_" in key:  # the former is a counter that some releases save
             continue
         weight = weights[key].to("cpu", torch.float32).contiguous()
         digest.update(f"{key} {tuple(weight.shape)}\n".encode())
@@ -43,7 +46,7 @@ def _hash_weights(text_encoder: TextEncoder) -> str:
 
 
 def _canonical(key: str) -> str:
-    return key.removeprefix("text_model.")
+    return key.removeprefix("text_model.").replace(".base_layer.", ".")  # where peft keeps what it wraps
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ embedding, a layout the cross-attention, and each costs next to nothing.
 
 import inspect
 from collections.abc import Generator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from cones2.backbones import Backbone, make_scheduler
 from cones2.composing.official import EulerSampler, Latents
 from cones2.errors import SettingsError
 from cones2.guidance.attention import edited_cross_attention
+from cones2.guidance.leakage import AttentionMeter, Leakage
 from cones2.guidance.presets import (
     GuidancePreset,
     LayoutGuidance,
@@ -31,9 +32,10 @@ from cones2.guidance.presets import (
     find_preset,
     recurs,
 )
+from cones2.guidance.text import TextEdit
 from cones2.layout.regions import Layout
-from cones2.prompts import ParsedPrompt, TokenizedPrompt, parse_prompt, tokenize_prompt
-from cones2.subjects import Subject, embed_prompt
+from cones2.prompts import ParsedPrompt, TokenizedPrompt, check_no_weights, parse_prompt, tokenize_prompt
+from cones2.subjects import Subject, check_negatives, edit_text, embed_prompt, keep_words
 
 __all__ = ["ComposeSettings", "ComposeStep", "Subject", "compose", "embed_prompt"]
 
@@ -63,6 +65,7 @@ class ComposeSettings:
 
     Raises:
         SettingsError: a value is outside its range, or the preset has a sampler of its own and another is asked for.
+        PromptError: something in the negative prompt is weighed.
     """
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid", strict=True)
@@ -95,6 +98,7 @@ class ComposeSettings:
                 _check_range(name, side, _SMALLEST_SIDE, _LARGEST_SIDE)
         check_effect(self.layout_effect)
         check_levels(self.layout_levels)
+        check_no_weights(self.negative_prompt)
         if self.guided_steps is not None:
             _check_range("guided steps", self.guided_steps, 0, 1000)
         _check_range("weight_negative", self.weight_negative, -1e30, 0)
@@ -125,12 +129,14 @@ class ComposeStep:
         steps: UNet calls in all; some schedulers, and the preset `official`, make two a step.
         latents: the pictures so far, one row for each seed.
         pictures: one for each seed, at the last step; empty before.
+        attention: for each picture, where the attention to each subject went, if that was measured; with the pictures.
     """
 
     step: int
     steps: int
     latents: Float[Tensor, "batch channels height width"]
     pictures: tuple[Image, ...] = ()
+    attention: tuple[tuple[Leakage, ...], ...] = ()
 
 
 def compose(
@@ -140,11 +146,13 @@ def compose(
     subjects: Mapping[str, Subject] | None = None,
     layout: Layout | None = None,
     settings: ComposeSettings | None = None,
+    measure_attention: bool = False,
 ) -> Generator[ComposeStep, None, None]:
     """Draw pictures of subjects, step by step; the last step holds them.
 
     Everything is checked before the first step. Closing the generator cancels; the UNet is edited from the first step
-    to the last guided one, or until the generator is closed.
+    to the last guided one, or to the last where a subject has `during` or `negative` or attention is measured, or until
+    the generator is closed.
 
     Args:
         backbone: the model; the residuals' own.
@@ -152,12 +160,14 @@ def compose(
         subjects: by name.
         layout: where subjects belong; None leaves that to the model.
         settings: the paper's when None.
+        measure_attention: whether the last step tells where the attention to each subject went; needs a layout.
 
     Raises:
         PromptError: prompt and subjects do not match, or the prompt is too long.
         LayoutError: a region is for no subject.
         ResidualMismatchError: a residual was learned on another text encoder.
-        SettingsError: the scheduler is unknown, can't make so many steps, or the size does not suit the model.
+        SettingsError: the scheduler is unknown, can't make so many steps, or the size does not suit the model; or what
+            is asked for needs a region or classifier-free guidance.
     """
     subjects, settings = subjects or {}, settings or ComposeSettings()
     parsed = parse_prompt(prompt, {name: subject.class_word for name, subject in subjects.items()})
@@ -166,6 +176,7 @@ def compose(
     for subject in subjects.values():
         if subject.residual is not None:
             subject.residual.check_fits(backbone.encoder_id, force=settings.force)
+    check_negatives(subjects, layout, guidance_scale=settings.guidance_scale)
     scheduler = _start_scheduler(backbone, settings)
     shape = _latent_shape(backbone, settings)
     negative = _tokenize_negative(backbone, settings)
@@ -175,6 +186,13 @@ def compose(
         embeddings=_embed_both(backbone, embed_prompt(backbone, tokenized, subjects), negative, settings),
         added=_add_both(backbone, tokenized.input_ids, negative, settings),
         guidance=_guide(layout, tokenized, scheduler, settings),
+        text=edit_text(
+            tokenized,
+            subjects,
+            words=lambda text: keep_words(_embed_plain(backbone, text), text, backbone.tokenizer),
+            train_steps=len(scheduler.alphas_cumprod),
+        ),
+        meter=AttentionMeter(layout or Layout({}), tokenized.spans) if measure_attention else None,
         settings=settings,
     )
     return sampler.run(shape)
@@ -191,6 +209,8 @@ class _Sampler:
         embeddings: Float[Tensor, "rows tokens dim"],
         added: Mapping[str, Float[Tensor, "rows numbers"]],
         guidance: LayoutGuidance | None,
+        text: TextEdit | None,
+        meter: AttentionMeter | None,
         settings: ComposeSettings,
     ) -> None:
         self._backbone = backbone
@@ -198,6 +218,8 @@ class _Sampler:
         self._embeddings = embeddings
         self._added = added
         self._guidance = guidance
+        self._text = text
+        self._meter = meter
         self._guidance_scale = settings.guidance_scale
         self._recurs = recurs(settings.preset)
         total = len(scheduler.timesteps)
@@ -213,17 +235,32 @@ class _Sampler:
         noise = self._draw_noise(shape) * float(self._scheduler.init_noise_sigma)
         with closing(self._advance(noise)) as advancing:
             for step, latents in enumerate(advancing, start=1):
-                pictures = tuple(self._backbone.decode(latents)) if step == calls else ()
-                yield ComposeStep(step, calls, latents, pictures)
+                is_last = step == calls
+                pictures = tuple(self._backbone.decode(latents)) if is_last else ()
+                attention = self._meter.read() if is_last and self._meter else ()
+                yield ComposeStep(step, calls, latents, pictures, attention)
 
     def _advance(self, latents: Latents) -> Generator[Latents, None, None]:
         """Give the latents after each UNet call: first of the guided steps, then of the others."""
         guided, others = range(self._guided), range(self._guided, len(self._scheduler.timesteps))
         conditional = [row >= len(self._embeddings) - len(latents) for row in range(len(self._embeddings))]
         euler = self._euler(latents.shape[1:]) if self._recurs else None
-        with edited_cross_attention(self._backbone.unet, self._guidance, conditional=conditional):
+        with self._edited(self._guidance, conditional):
             latents = yield from euler.run(latents, guided, passes=2) if euler else self._follow(latents, guided)
-        yield from euler.run(latents, others, passes=1) if euler else self._follow(latents, others)
+        with self._edited(self._unguided, conditional) if self._text or self._meter else nullcontext():
+            yield from euler.run(latents, others, passes=1) if euler else self._follow(latents, others)
+
+    @property
+    def _unguided(self) -> LayoutGuidance | None:
+        """The layout without its pull, for the regions of negative texts."""
+        if self._guidance is None or self._text is None or not self._text.negatives:
+            return None
+        return replace(self._guidance, layout_scale=0.0)
+
+    def _edited(self, guidance: LayoutGuidance | None, conditional: list[bool]) -> AbstractContextManager[None]:
+        return edited_cross_attention(
+            self._backbone.unet, guidance, conditional=conditional, text=self._text, meter=self._meter
+        )
 
     def _follow(self, latents: Latents, steps: range) -> Generator[Latents, None, Latents]:
         """Take steps of the scheduler."""
@@ -303,6 +340,10 @@ def _add_both(
 def _zeroed_if_empty(negative: Tensor, backbone: Backbone, settings: ComposeSettings) -> Tensor:
     zeroed = backbone.zeros_for_empty_prompt and not settings.negative_prompt
     return torch.zeros_like(negative) if zeroed else negative
+
+
+def _embed_plain(backbone: Backbone, text: str) -> Float[Tensor, "1 tokens dim"]:
+    return backbone.embed(tokenize_prompt(ParsedPrompt(text, ()), backbone.tokenizer).input_ids)
 
 
 def _guide(

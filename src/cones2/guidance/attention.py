@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from cones2.errors import BackboneError, SettingsError
+from cones2.guidance.leakage import AttentionMeter
 from cones2.guidance.presets import LayoutGuidance, floor_of
+from cones2.guidance.text import TextEdit
 
 Query = Float[Tensor, "batch heads pixels dim"]
 Key = Float[Tensor, "batch heads tokens dim"]
@@ -46,7 +48,12 @@ def _widened(values: Tensor) -> Tensor:
 
 @contextmanager
 def edited_cross_attention(
-    unet: UNet2DConditionModel, guidance: LayoutGuidance | None, *, conditional: Sequence[bool]
+    unet: UNet2DConditionModel,
+    guidance: LayoutGuidance | None,
+    *,
+    conditional: Sequence[bool],
+    text: TextEdit | None = None,
+    meter: AttentionMeter | None = None,
 ) -> Iterator[None]:
     """Let a layout guide every cross-attention layer of a UNet within a `with` block (arXiv:2305.19327, Eq. 7).
 
@@ -57,6 +64,8 @@ def edited_cross_attention(
         unet: with diffusers' default attention processors.
         guidance: the layout for all conditional rows; None edits nothing.
         conditional: for each row of the batches that the UNet will be called with, whether it is conditional.
+        text: changes of the text over time, and negative texts of regions of the guidance's layout.
+        meter: measures the conditional rows' attention, before the layout acts on it.
 
     Raises:
         BackboneError: the UNet has no cross-attention, or one that something else has edited.
@@ -65,9 +74,15 @@ def edited_cross_attention(
     """
     saved = dict(unet.attn_processors)
     _check_processors(saved)
-    edit = _LayoutEdit(unet, guidance, conditional) if guidance and guidance.layout.names else None
-    processors: dict[str, Any] = {name: CrossAttention(edit) if _is_cross(name) else saved[name] for name in saved}
-    hooks = [unet.register_forward_pre_hook(edit.watch, with_kwargs=True)] if edit else []
+    edit = _LayoutEdit(unet, guidance, conditional, text) if guidance and guidance.layout.names else None
+    look = _Look(unet, meter, conditional, text) if meter else None
+    hooks = [
+        unet.register_forward_pre_hook(hook, with_kwargs=True)
+        for hook in (edit and edit.watch, look and look.watch, text and _change_text(text, conditional))
+        if hook
+    ]
+    ours = CrossAttention(edit, look)
+    processors: dict[str, Any] = {name: ours if _is_cross(name) else saved[name] for name in saved}
     try:
         unet.set_attn_processor(processors)
         yield
@@ -78,10 +93,13 @@ def edited_cross_attention(
 
 
 class CrossAttention:
-    """diffusers' default processor, with an additive bias computed from queries and keys."""
+    """diffusers' default processor, with an additive bias computed from queries and keys, and a look at these."""
 
-    def __init__(self, bias: Callable[[Query, Key], Bias] | None) -> None:
+    def __init__(
+        self, bias: Callable[[Query, Key], Bias] | None, look: Callable[[Query, Key], None] | None = None
+    ) -> None:
         self._bias = bias
+        self._look = look
 
     def __call__(
         self,
@@ -121,6 +139,8 @@ class CrossAttention:
         query = query if attn.norm_q is None else attn.norm_q(query)
         key = key if attn.norm_k is None else attn.norm_k(key)
         mask = _expanded(attn, attention_mask, len(text), text.shape[1])
+        if self._look is not None:
+            self._look(query, key)
         if self._bias is not None:
             bias = self._bias(query, key)
             mask = bias if mask is None else mask + bias
@@ -146,6 +166,7 @@ class _StaticMask(NamedTuple):
 
     gain: Float[Tensor, "pixels tokens"]
     floor: Float[Tensor, "pixels tokens"]
+    extra: Float[Tensor, "pixels extra"]  # of the unconditional rows
 
 
 class _UNetCall(NamedTuple):
@@ -158,8 +179,15 @@ class _UNetCall(NamedTuple):
 class _LayoutEdit:
     """The bias of one `with` block; a hook tells it of each UNet call, the layers then ask it for theirs."""
 
-    def __init__(self, unet: UNet2DConditionModel, guidance: LayoutGuidance, conditional: Sequence[bool]) -> None:
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        guidance: LayoutGuidance,
+        conditional: Sequence[bool],
+        text: TextEdit | None,
+    ) -> None:
         self._guidance = guidance
+        self._text = text or TextEdit(train_steps=1)
         self._levels = len(unet.config["block_out_channels"])
         _check_levels(guidance.layout_levels, self._levels)
         self._batch = len(conditional)
@@ -170,25 +198,25 @@ class _LayoutEdit:
 
     def watch(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: note the latents' shape and the timestep."""
-        sample = args[0] if args else kwargs["sample"]
-        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-        if len(sample) != self._batch:
-            raise SettingsError(
-                f"`conditional` is for batches of {self._batch}, the UNet got {len(sample)} rows. Say it for each row."
-            )
+        sample, times = _sample_and_times(args, kwargs, self._batch)
         self._strengths = self._strengths.to(sample.device)
-        times = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1)
-        strength = self._strengths.at(times).expand(self._batch)[self._rows]
+        strength = self._strengths.at(times)[self._rows]
         self._call = _UNetCall(_grids(sample.shape[2], sample.shape[3], self._levels), strength)
 
     def __call__(self, query: Query, key: Key) -> Bias:
-        """Return η(t)·M for the conditional rows, with each row's own std, and 0 for the others."""
-        mask = self._mask(query.shape[2], key.shape[2], query)
-        eta = self._call.strength * score_std(query[self._rows], key[self._rows])
+        """Return η(t)·M for the conditional rows, with each row's own std, and 0 for the others.
+
+        Tokens beyond the prompt's are hidden from the conditional rows, and seen by the others from their region.
+        """
+        tokens = key.shape[2] - self._text.extra_tokens
+        mask = self._mask(query.shape[2], tokens, query)
+        eta = self._call.strength * score_std(query[self._rows], key[self._rows][:, :, :tokens])
         floor = floor_of(query.dtype)  # and as far above 0: an infinite mask would give NaN, either way
         edit = torch.addcmul(mask.floor, eta[:, None, None], mask.gain).clamp_(floor, -floor)
-        bias = query.new_zeros(len(query), 1, *mask.gain.shape)
-        bias[self._rows, 0] = edit.to(query.dtype)
+        bias = query.new_zeros(len(query), 1, query.shape[2], key.shape[2])
+        bias[..., tokens:] = mask.extra
+        bias[self._rows, 0, :, :tokens] = edit.to(query.dtype)
+        bias[self._rows, 0, :, tokens:] = floor
         return bias
 
     def _mask(self, pixels: int, tokens: int, like: Tensor) -> _StaticMask:
@@ -198,15 +226,68 @@ class _LayoutEdit:
         return self._masks[place]
 
     def _new_mask(self, pixels: int, tokens: int, like: Tensor) -> _StaticMask:
-        if pixels not in self._call.grids:
-            sizes = ", ".join(f"{height}x{width}" for height, width in self._call.grids.values())
-            raise BackboneError(
-                f"a cross-attention layer has {pixels} pixels; expected one of the grids {sizes}. "
-                "This UNet shrinks its latents in a way that layouts do not support; compose without one."
-            )
+        grid = _grid(self._call.grids, pixels)
         level = list(self._call.grids).index(pixels)
-        gain, blocked = self._guidance.weights(*self._call.grids[pixels], tokens, level=level)
-        return _StaticMask(gain.to(like.device), (blocked * floor_of(like.dtype)).to(like.device))
+        gain, blocked = self._guidance.weights(*grid, tokens, level=level)
+        hidden = ~self._text.visible(self._guidance.layout, *grid)
+        floor = floor_of(like.dtype)
+        return _StaticMask(*(part.to(like.device) for part in (gain, blocked * floor, hidden * floor)))
+
+
+class _Look:
+    """Shows a meter the layers of those UNet calls that it wants to see."""
+
+    def __init__(
+        self, unet: UNet2DConditionModel, meter: AttentionMeter, conditional: Sequence[bool], text: TextEdit | None
+    ) -> None:
+        self._meter = meter
+        self._extra_tokens = text.extra_tokens if text else 0
+        self._levels = len(unet.config["block_out_channels"])
+        self._batch = len(conditional)
+        self._rows = _rows(conditional)
+        self._grids: Mapping[int, tuple[int, int]] | None = None
+
+    def watch(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook: ask the meter, and note the latents' shape."""
+        sample, _times = _sample_and_times(args, kwargs, self._batch)
+        self._grids = _grids(sample.shape[2], sample.shape[3], self._levels) if self._meter.begin_call() else None
+
+    def __call__(self, query: Query, key: Key) -> None:
+        """Show a layer's conditional rows, with the prompt's own tokens."""
+        if self._grids is not None:
+            tokens = key.shape[2] - self._extra_tokens
+            grid = _grid(self._grids, query.shape[2])
+            self._meter.look(query[self._rows], key[self._rows][:, :, :tokens], grid)
+
+
+def _change_text(text: TextEdit, conditional: Sequence[bool]) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Return a forward pre-hook that lets the UNet read another text."""
+    rows = _rows(conditional)
+
+    def hook(
+        _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        times = _sample_and_times(args, kwargs, len(conditional))[1]
+        if len(args) > 2:
+            return (*args[:2], text.apply(args[2], times, rows), *args[3:]), kwargs
+        read = text.apply(kwargs["encoder_hidden_states"], times, rows)
+        return args, {**kwargs, "encoder_hidden_states": read}
+
+    return hook
+
+
+def _sample_and_times(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int
+) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch"]]:
+    """Find the latents and each row's timestep in what a UNet is called with."""
+    sample = args[0] if args else kwargs["sample"]
+    timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+    if len(sample) != batch:
+        raise SettingsError(
+            f"`conditional` is for batches of {batch}, the UNet got {len(sample)} rows. Say it for each row."
+        )
+    times = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1)
+    return sample, times.expand(batch).contiguous()
 
 
 def _rows(conditional: Sequence[bool]) -> slice | list[int]:
@@ -233,6 +314,17 @@ def _check_levels(wanted: Sequence[int] | None, count: int) -> None:
             raise SettingsError(f"layout level {level} is none of this UNet's: expected 0 to {count - 1}.")
 
 
+def _grid(grids: Mapping[int, tuple[int, int]], pixels: int) -> tuple[int, int]:
+    """Return the grid of a layer by its number of pixels."""
+    if pixels not in grids:
+        sizes = ", ".join(f"{height}x{width}" for height, width in grids.values())
+        raise BackboneError(
+            f"a cross-attention layer has {pixels} pixels; expected one of the grids {sizes}. "
+            "This UNet shrinks its latents in a way that layouts do not support; compose without one."
+        )
+    return grids[pixels]
+
+
 def _is_cross(name: str) -> bool:
     return name.endswith(_CROSS_ATTENTION)
 
@@ -249,5 +341,6 @@ def _check_processors(processors: Mapping[str, object]) -> None:
         if type(processor) is not AttnProcessor2_0:
             raise BackboneError(
                 f"{name.removesuffix('.processor')} has the processor {type(processor).__name__}; expected diffusers' "
-                "AttnProcessor2_0. Unload the adapter that set it, or call unet.set_attn_processor(AttnProcessor2_0())."
+                "AttnProcessor2_0. Unload the adapter that set it (an IP-Adapter by pipeline.unload_ip_adapter()), or"
+                " call unet.set_attn_processor(AttnProcessor2_0())."
             )
