@@ -20,6 +20,7 @@ from cones2.errors import BackboneError, Cones2Error, PromptError, ResidualMisma
 from cones2.layout.regions import Layout
 from cones2.residual.residual import Residual
 from cones2.subjects import Subject
+from families import make_family
 
 # diffusers' own schedulers hand tensors to NumPy in a way that NumPy deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -140,6 +141,36 @@ def test_it_draws_what_compose_draws(tiny: Backbone, guidance_scale: float) -> N
     options |= {"negative_prompt": "a dog", "guidance_scale": guidance_scale, "num_images_per_prompt": 2}
     found = adapted(pipeline, SIZE, **options)
     assert np.array_equal((found * 255).round().astype("uint8"), np.stack([np.asarray(each) for each in ours]))
+
+
+@pytest.fixture(scope="module")
+def xl(tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return open_backbone(str(make_family("sdxl", tiny.tokenizer, tmp_path_factory.mktemp("models"))), device="cpu")
+
+
+def test_it_draws_what_compose_draws_on_stable_diffusion_xl(xl: Backbone) -> None:
+    subjects = subjects_for(xl, during=(0.0, 0.5), negative="fog")
+    settings = cones2.ComposeSettings(steps=3, height=64, width=64, scheduler="euler")
+    steps = cones2.compose(xl, PROMPT, subjects=subjects, layout=LAYOUT, settings=settings)
+    pipeline = xl.pipeline()
+    pipeline.scheduler = make_scheduler("euler", xl.scheduler)
+    found = adapted(pipeline, SIZE, subjects=subjects, layout=LAYOUT)
+    assert np.array_equal((found * 255).round().astype("uint8")[0], np.asarray(cones2.finish(steps).pictures[0]))
+
+
+def test_image_to_image_and_inpainting_on_stable_diffusion_xl(xl: Backbone) -> None:
+    processors, components = xl.unet.attn_processors, xl.pipeline().components
+    for kind, masks in (
+        (diffusers.StableDiffusionXLImg2ImgPipeline, {}),
+        (diffusers.StableDiffusionXLInpaintPipeline, {"mask_image": MASK, "height": 64, "width": 64}),
+    ):
+        pipeline = kind(**components, add_watermarker=False)
+        call = {"image": PHOTO, "num_inference_steps": 4, "strength": 0.8, **masks}
+        own = pictures(pipeline, prompt=TEXT, guidance_scale=7.5, **call)
+        assert np.array_equal(adapted(pipeline, call, TEXT), own)
+        placed = adapted(pipeline, call, subjects=subjects_for(xl), layout=LAYOUT)
+        assert np.abs(placed - own).max() > 1e-3
+    assert_untouched(xl, processors)
 
 
 KNOWN_WITHOUT = {"EDMEulerScheduler"}

@@ -208,8 +208,8 @@ class Residual:
             )
         if not other.encoder.fits(self.encoder):
             raise ResidualMismatchError(
-                f"residuals of {self.encoder.name} (width {self.encoder.width}) and {other.encoder.name} (width"
-                f" {other.encoder.width}) can't be combined: learn both on one backbone."
+                f"residuals of {_name_width(self.encoder)} and {_name_width(other.encoder)} can't be combined:"
+                " learn both on one backbone."
             )
         parts = [{"residual": one.sha256, "weight": x} for one, x in zip((self, other), weights, strict=True)]
         return replace(
