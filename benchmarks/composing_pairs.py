@@ -17,8 +17,9 @@ def composing_pairs(backbone: Backbone, *, steps: int) -> list[Pair]:
     settings = ComposeSettings(steps=steps)
     like_authors = ComposeSettings(steps=steps, scheduler="euler", preset="official-layout")
 
-    def ours(settings: ComposeSettings) -> object:
-        return finish(compose(backbone, PROMPT, subjects=subjects, layout=LAYOUT, settings=settings)).pictures
+    def ours(settings: ComposeSettings, *, measure_attention: bool = False) -> object:
+        options = {"subjects": subjects, "layout": LAYOUT, "measure_attention": measure_attention}
+        return finish(compose(backbone, PROMPT, **options, settings=settings)).pictures
 
     def theirs(passes: int) -> object:
         return draw(backbone, PROMPT, subjects=subjects, layout=LAYOUT, drawing=Drawing(steps=steps, passes=passes))
@@ -27,9 +28,11 @@ def composing_pairs(backbone: Backbone, *, steps: int) -> list[Pair]:
     pipeline.scheduler = make_scheduler(settings.sampler, backbone.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     plain = {"num_inference_steps": steps, "guidance_scale": settings.guidance_scale}
+    measured = "a picture with a layout, its attention measured"
     what, loop = "a picture with a layout", "the authors' loop, equivalent"
     return [
         Pair(what, "diffusers' pipeline, no layout", lambda: ours(settings), lambda: pipeline(TEXT, **plain), aim=1.1),
+        Pair(measured, "not measured", lambda: ours(settings, measure_attention=True), lambda: ours(settings), aim=1.1),
         Pair(what, f"{loop}, no recurrence", lambda: ours(like_authors), lambda: theirs(1), aim=1.5, speed=True),
         Pair(what, f"{loop}, with recurrence", lambda: ours(like_authors), lambda: theirs(2), aim=None, speed=True),
     ]

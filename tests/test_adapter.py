@@ -342,6 +342,12 @@ def test_what_can_not_be_drawn(tiny: Backbone) -> None:
     refused(SettingsError, "'rex' has a negative text and no region", pipeline, **options)
     options["layout"] = LAYOUT
     refused(SettingsError, "'rex' has no effect at guidance scale 1.0", pipeline, **options, guidance_scale=1.0)
+    refused(
+        SettingsError,
+        "preset 'official' has a sampler of its own, .* take 'official-layout'",
+        pipeline,
+        preset="official",
+    )
     refused(SettingsError, "num_images_per_prompt 0 can't be used", pipeline, num_images_per_prompt=0)
     refused(PromptError, "looks like a weight", pipeline, negative_prompt="(fog:1.2)")
     refused(PromptError, "no subject is called 'rex'", pipeline, PROMPT)

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 
 from cones2.backbones import Backbone
+from cones2.composing import heat as heat_map
 from cones2.composing.loop import ComposeSettings, ComposeStep, compose
 from cones2.errors import SettingsError
 from cones2.guidance.attention import edited_cross_attention
@@ -137,6 +140,17 @@ def test_a_reading_does_not_depend_on_batch_mates(tiny: Backbone) -> None:
     settings = ComposeSettings(seeds=(4,), steps=6, height=64, width=72)
     alone = drawn(tiny, measure_attention=True, settings=settings).attention
     assert both[1][0].own == pytest.approx(alone[0][0].own, rel=1e-3)
+
+
+def test_the_heat_map_is_lit_where_attention_went() -> None:
+    heat = torch.tensor([[0.0, 0.0], [0.25, 0.75]])
+    reading = Leakage("rex", own=0.25, others={}, outside=0.75, heat=heat)
+    lit = np.asarray(heat_map._light(Image.new("RGB", (20, 20), "white"), reading)).mean(-1)
+    assert lit[0, 0] == pytest.approx(0.15 * 255, abs=1)
+    assert lit[-1, -1] == 255
+    assert lit[-1, 0] == pytest.approx((0.15 + 0.85 / 3) * 255, abs=1)
+    sheet = heat_map.draw_attention(Image.new("RGB", (64, 48), "white"), [reading, reading], LAYOUT)
+    assert sheet.width > 2 * 256
 
 
 def test_without_regions_there_is_nothing_to_measure_by(tiny: Backbone) -> None:

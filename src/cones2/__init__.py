@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cones2.captions.corpus import captions_for, read_captions
     from cones2.composing.again import compose_again
     from cones2.composing.grid import Axis, Cell, plan_grid
+    from cones2.composing.heat import draw_attention
     from cones2.composing.latents import write_latents
     from cones2.composing.loop import ComposeSettings, ComposeStep, Subject, compose, embed_prompt
     from cones2.composing.records import PictureRecord, picture_record
@@ -89,6 +90,7 @@ _NAMES = {
     "captions.corpus": "captions_for read_captions",
     "composing.again": "compose_again",
     "composing.grid": "Axis Cell plan_grid",
+    "composing.heat": "draw_attention",
     "composing.latents": "write_latents",
     "composing.loop": "ComposeSettings ComposeStep Subject compose embed_prompt",
     "composing.records": "PictureRecord picture_record",
@@ -186,6 +188,7 @@ __all__ = [
     "compose_again",
     "contact_sheet",
     "displacement",
+    "draw_attention",
     "draw_layout",
     "edited_cross_attention",
     "embed_prompt",

@@ -18,7 +18,7 @@ from torch import Tensor
 from cones2.backbones.fingerprint import fingerprint
 from cones2.errors import BackboneError, SettingsError
 from cones2.guidance.attention import edited_cross_attention
-from cones2.guidance.presets import LayoutGuidance, find_preset
+from cones2.guidance.presets import LayoutGuidance, find_preset, recurs
 from cones2.layout.regions import Layout
 from cones2.prompts import TokenizedPrompt, check_no_weights, parse_prompt, tokenize_prompt
 from cones2.subjects import Subject, add_residuals, check_negatives, edit_text, keep_words
@@ -56,7 +56,7 @@ def adapt(
         guidance_scale: classifier-free guidance; off up to 1.
         num_images_per_prompt: pictures of each call.
         layout_scale: multiplies the layout's strength; 0 turns it off.
-        preset: how the layout acts, a name of `PRESETS`; `official` reads σ by timestep here, not by step.
+        preset: how the layout acts, a name of `PRESETS`; `official-layout` reads σ by timestep here, not by step.
         force: use residuals of another text encoder of the same width, with a warning.
 
     Yields:
@@ -80,6 +80,8 @@ def adapt(
     _check_pipeline(pipeline)
     check_no_weights(negative_prompt)
     check_negatives(subjects, layout, guidance_scale=guidance_scale)
+    if recurs(preset):
+        raise SettingsError(f"preset {preset!r} has a sampler of its own, no pipeline's: take 'official-layout'.")
     if num_images_per_prompt < 1:
         raise SettingsError(f"num_images_per_prompt {num_images_per_prompt} can't be used: expected at least 1.")
     has_guidance = guidance_scale > 1 and pipeline.unet.config["time_cond_proj_dim"] is None
