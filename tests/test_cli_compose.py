@@ -88,6 +88,37 @@ def test_json_is_one_object(small_folder: Path, tmp_path: Path) -> None:
     assert report["seconds"] > 0
 
 
+def test_attention_is_told_and_drawn(rex: Path, small_folder: Path, tmp_path: Path) -> None:
+    out, boxes = tmp_path / "one.png", ("--box", "rex=0,0,0.5,1", "--box", "cup=0.5,0.5,1,1")
+    for _ in range(2):  # the second time over its own files
+        lines = run(*compose(rex, small_folder, *boxes, "--attention", "--out", out)).stdout.splitlines()
+    assert lines[0] == str(out)
+    assert [line.split(":")[0] for line in lines[1:]] == ["  rex", "  cup"]
+    assert all("% in its own region, " in line and line.endswith("% outside") for line in lines[1:])
+    assert files_in(tmp_path) == {"rex.safetensors", "one.png", "one-attention.png"}
+    (told,) = json.loads(run(*compose(rex, small_folder, *boxes, "--attention", "--json", "--out", out)).stdout)[
+        "pictures"
+    ]
+    assert told["attention"]["heat_map"] == str(tmp_path / "one-attention.png")
+    parts = told["attention"]["subjects"]["rex"]
+    assert parts["own"] + parts["others"]["cup"] + parts["outside"] == pytest.approx(1)
+    assert f"  {parts['reading']}" == lines[1]
+    (tmp_path / "one-attention.png").write_bytes(b"dear")
+    assert "cones2 did not write it" in refused(*compose(rex, small_folder, *boxes, "--attention", "--out", out))
+
+
+def test_details_of_one_subject_are_in_the_record_and_come_again(rex: Path, small_folder: Path, tmp_path: Path) -> None:
+    out, again = tmp_path / "one.png", tmp_path / "again.png"
+    details = ("--during", "rex=0.25,1", "--subject-negative", "cup=fog", "--box", "cup=0.5,0.5,1,1")
+    run(*compose(rex, small_folder, *details, "--out", out))
+    subjects = read_record(out)["subjects"]
+    assert isinstance(subjects, dict)
+    assert (subjects["rex"]["during"], subjects["cup"]["negative"]) == ([0.25, 1], "fog")
+    run("compose", "--from", out, "--subject", f"rex={rex}", "--model", small_folder, "--out", again)
+    assert read_record(again) == read_record(out)
+    assert again.read_bytes() == out.read_bytes()
+
+
 # What is refused, before the model is opened
 
 
@@ -142,6 +173,14 @@ def test_prompts_that_do_not_fit_the_subjects(rex: Path, prompt: str, message: s
         ("--strength cup=2", "--strength names 'cup', which is no --subject: expected rex"),
         ("--strength rex=high", "--strength: 'high' is no number"),
         ("--strength rex=inf", "strength inf can't be used"),
+        ("--during rex=0.5", "--during rex=0.5 can't be read: expected START,END, such as 0,0.6"),
+        ("--during rex=0.5,late", "--during rex: 'late' is no number"),
+        ("--during rex=0.5,0.2", "the steps 0.5 to 0.2 can't be used: expected a part of 0 to 1"),
+        ("--during fido=0,1", "--during names 'fido', which is no --subject or --plain; those are: rex, cup"),
+        ("--subject-negative fido=fog", "--subject-negative names 'fido', which is no --subject or --plain"),
+        ("--subject-negative rex=(fog:2)", "'(fog:2)' looks like a weight"),
+        ("--negative (fog:2)", "'(fog:2)' looks like a weight"),
+        ("--attention", "--attention measures by regions, and there are none: give --box or --layout"),
         ("--layout missing.json", "can't read missing.json"),
         ("--preset mine", "unknown layout preset 'mine'"),
         ("--steps 0", "steps 0 can't be used"),

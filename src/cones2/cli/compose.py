@@ -1,5 +1,6 @@
 """`cones2 compose`: pictures of subjects, each where the layout puts it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -62,6 +63,30 @@ def compose(
     z: ZTexts = None,
     feather: FeatherTexts = None,
     region_weight: WeightTexts = None,
+    during: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The part of the steps in which a subject's residual acts: rex=0,0.6.",
+            metavar="NAME=START,END",
+            rich_help_panel=MORE,
+        ),
+    ] = None,
+    subject_negative: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What one subject should not show: rex=grey. Its own region alone sees it.",
+            metavar="NAME=TEXT",
+            rich_help_panel=MORE,
+        ),
+    ] = None,
+    attention: Annotated[
+        bool,
+        typer.Option(
+            "--attention",
+            help="Tell where the attention to each subject went, and draw it beside the picture.",
+            rich_help_panel=MORE,
+        ),
+    ] = False,
     guidance_scale: Annotated[
         float | None,
         typer.Option(help="How closely to follow the prompt.", metavar="X", show_default="7.5", rich_help_panel=MORE),
@@ -114,6 +139,7 @@ def compose(
     """
     with waiting("starting"):
         from cones2.backbones import open_backbone
+        from cones2.cli.details import with_details
         from cones2.cli.official import OfficialWish, refuse_beside
         from cones2.cli.outputs import Output, check_file
         from cones2.cli.places import Places, read_levels, write_layout
@@ -141,18 +167,21 @@ def compose(
         if official is None:
             wish = Wish.read(prompt, source, library=library)
             aspect = width / height if width and height else 1.0
+            subjects = wish.subjects(subject or (), plain or (), strengths=strength or ())
             order = wish.order(
-                wish.subjects(subject or (), plain or (), strengths=strength or ()),
+                with_details(subjects, during=during or (), negatives=subject_negative or ()),
                 wish.layout(places.read(wish.prompt if auto_layout else None, aspect=aspect)),
                 wish.settings(values, seed=seed, count=count),
             )
-            output = Output.check(out, count=order.count)
+            order = replace(order, measure_attention=attention)
+            output = Output.check(out, count=order.count, also=("attention",) if attention else ())
             if save_layout:
                 write_layout(order.layout, save_layout)
         else:
             whom = {"PROMPT": prompt, "--from": source, "--subject": subject, "--plain": plain, "--strength": strength}
             where = {**places.given, "--auto-layout": auto_layout, "--save-layout": save_layout}
-            refuse_beside("--official", {**whom, **where, "--preset": preset, "--scheduler": scheduler})
+            how = {"--during": during, "--subject-negative": subject_negative, "--attention": attention}
+            refuse_beside("--official", {**whom, **where, **how, "--preset": preset, "--scheduler": scheduler})
             config = OfficialWish.read(official, values, seed=seed, count=count)
             output = Output.check(out, count=len(config.seeds))
     with waiting("opening the model"):
@@ -167,4 +196,6 @@ def compose(
         return
     for picture in report["pictures"]:
         say(picture["path"])
+        for reading in picture["attention"]["subjects"].values() if attention else ():
+            say(f"  {reading['reading']}")
     messages.print(f"{order.count} of {report['text']!r} in {report['seconds']:.1f} s.", markup=False)

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from cones2.backbones import Backbone
 from cones2.cli.options import number, unique
-from cones2.cli.outputs import Output
+from cones2.cli.outputs import Output, beside
 from cones2.cli.progress import follow
 from cones2.composing.again import recall, threads
+from cones2.composing.heat import draw_attention
 from cones2.composing.latents import write_latents
 from cones2.composing.loop import ComposeSettings, Subject, compose
 from cones2.composing.records import RecordedSubject, picture_record
 from cones2.errors import LayoutError, SettingsError
 from cones2.files import make_folder
+from cones2.guidance.leakage import Leakage
 from cones2.layout.regions import Layout
 from cones2.library import Library, is_name
 from cones2.picture import write_picture
@@ -71,12 +73,13 @@ def read_residual(source: str, library: Library) -> Residual:
 
 
 class Drawn(NamedTuple):
-    """A picture, its seed, what it was before the autoencoder drew it, and how it was made."""
+    """A picture, its seed, what it was before the autoencoder drew it, how it was made, and where attention went."""
 
     seed: int
     picture: Image
     latents: Float[Tensor, "channels height width"]
     record: dict[str, Any]
+    attention: tuple[Leakage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,12 @@ class Order:
         settings: how to draw.
         keep: the one seed whose picture is wanted; the others are drawn with it, since a batch moves the last bits.
         threads: of PyTorch; None leaves them as they are.
+        measure_attention: whether to tell and draw where the attention to each subject went.
 
     Raises:
         PromptError: prompt and subjects do not match.
         LayoutError: a region is for no subject.
+        SettingsError: attention is to be measured, and there is no region to measure by.
     """
 
     prompt: str
@@ -102,6 +107,7 @@ class Order:
     settings: ComposeSettings
     keep: int | None = None
     threads: int | None = None
+    measure_attention: bool = False
 
     @property
     def count(self) -> int:
@@ -119,6 +125,8 @@ class Order:
             if name not in self.subjects:
                 known = ", ".join(self.subjects) or "none"
                 raise LayoutError(f"a region is for {name!r}, which is no --subject or --plain; those are: {known}.")
+        if self.measure_attention and not (self.layout and self.layout.names):
+            raise SettingsError("--attention measures by regions, and there are none: give --box or --layout.")
 
     def draw(self, backbone: Backbone, seeds: tuple[int, ...], *, what: str | None = None) -> Iterator[Drawn]:
         """Draw one batch under a bar that says `what`, else which seeds."""
@@ -128,9 +136,10 @@ class Order:
             "settings": replace(self.settings, seeds=seeds),
         }
         what = what or _seeds_told(seeds)
-        last = follow(compose(backbone, self.prompt, **options), what)
-        for seed, picture, latents in zip(seeds, last.pictures, last.latents, strict=True):
-            yield Drawn(seed, picture, latents, picture_record(backbone, self.prompt, seed, **options))
+        last = follow(compose(backbone, self.prompt, **options, measure_attention=self.measure_attention), what)
+        attention = last.attention or [()] * len(seeds)
+        for seed, picture, latents, readings in zip(seeds, last.pictures, last.latents, attention, strict=True):
+            yield Drawn(seed, picture, latents, picture_record(backbone, self.prompt, seed, **options), readings)
 
     def carry_out(self, backbone: Backbone, output: Output, *, latents: Path | None = None) -> dict[str, Any]:
         """Draw all in batches, write each batch as soon as it is drawn, then all `latents`; report as JSON values."""
@@ -141,13 +150,22 @@ class Order:
                 for drawn in self._wanted(self.draw(backbone, seeds)):
                     path = output.path_for(drawn.seed)
                     write_picture(path, drawn.picture, drawn.record)
-                    written.append({"path": str(path), "record": drawn.record})
+                    told = {"path": str(path), "record": drawn.record}
+                    written.append(told | ({"attention": self._tell(drawn, path)} if drawn.attention else {}))
                     kept[drawn.seed] = drawn.latents
         if latents is not None:
             make_folder(latents.parent)
             write_latents(latents, torch.stack(list(kept.values())), list(kept))
         seconds = round(time.monotonic() - began, 3)
         return {"prompt": self.prompt, "text": self.text, "pictures": written, "seconds": seconds}
+
+    def _tell(self, drawn: Drawn, path: Path) -> dict[str, Any]:
+        """Draw where attention went beside the picture, and report it as JSON values."""
+        heat_map = beside(path, "attention")
+        sheet = draw_attention(drawn.picture, drawn.attention, self.layout or Layout({}))
+        write_picture(heat_map, sheet, drawn.record)
+        subjects = {each.subject: {"reading": str(each), **each.describe()} for each in drawn.attention}
+        return {"heat_map": str(heat_map), "subjects": subjects}
 
     def _batches(self) -> list[tuple[int, ...]]:
         seeds = self.settings.seeds

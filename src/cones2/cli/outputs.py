@@ -1,7 +1,7 @@
 """Where results go: checked before the work, so that an hour of it is never lost to a closed folder."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +19,16 @@ class Output:
     path: Path
 
     @classmethod
-    def check(cls, path: Path, *, count: int) -> "Output":
-        """Check that `count` pictures can be written.
+    def check(cls, path: Path, *, count: int, also: Sequence[str] = ()) -> "Output":
+        """Check that `count` pictures can be written, and beside each what `also` names.
 
         Raises:
             OutputError: they can't, or something else is there.
         """
         suffix = path.suffix.lower()
         if suffix == ".png" and not path.is_dir():
-            check_file(path, suffix=".png", read=read_record)
+            for file in (path, *(beside(path, what) for what in also)):
+                check_file(file, suffix=".png", read=read_record)
             if count > 1:
                 raise OutputError(f"--out {path} is one file, --count {count} makes more: give a folder.")
         elif suffix in _OTHER_PICTURES:
@@ -44,6 +45,11 @@ class Output:
         make_folder(self.path)
         numbers = [int(name[:4]) for name in (path.name for path in self.path.glob("[0-9][0-9][0-9][0-9]-seed*.png"))]
         return self.path / f"{max(numbers, default=-1) + 1:04}-seed{seed}.png"
+
+
+def beside(path: Path, what: str) -> Path:
+    """Name a picture that belongs to another, `dog.png`: `dog-attention.png`."""
+    return path.with_name(f"{path.stem}-{what}.png")
 
 
 def check_folder(folder: Path) -> None:
