@@ -42,6 +42,13 @@ def subjects_for(backbone: Backbone, **changes: Any) -> dict[str, Subject]:
     return {"rex": Subject("cat", residual_for(backbone), **changes), "cup": Subject("teapot")}
 
 
+def pipeline_of(backbone: Backbone) -> Any:
+    """Its pipeline, with a scheduler of its own: drawing changes it."""
+    pipeline = backbone.pipeline()
+    pipeline.scheduler = copy.deepcopy(backbone.scheduler)
+    return pipeline
+
+
 def quiet(pipeline: Any) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -59,23 +66,23 @@ def controlnet(backbone: Backbone) -> diffusers.ControlNetModel:
 
 
 def text_to_image(backbone: Backbone) -> tuple[Any, dict[str, Any]]:
-    return backbone.pipeline(), SIZE
+    return pipeline_of(backbone), SIZE
 
 
 def image_to_image(backbone: Backbone) -> tuple[Any, dict[str, Any]]:
-    components = backbone.pipeline().components
+    components = pipeline_of(backbone).components
     pipeline = diffusers.StableDiffusionImg2ImgPipeline(**components, requires_safety_checker=False)
     return pipeline, {"image": PHOTO, "strength": 0.7, "num_inference_steps": 5}
 
 
 def inpainting(backbone: Backbone) -> tuple[Any, dict[str, Any]]:
-    components = backbone.pipeline().components
+    components = pipeline_of(backbone).components
     pipeline = diffusers.StableDiffusionInpaintPipeline(**components, requires_safety_checker=False)
     return pipeline, {"image": PHOTO, "mask_image": MASK, **SIZE}
 
 
 def with_controlnet(backbone: Backbone) -> tuple[Any, dict[str, Any]]:
-    components = {**backbone.pipeline().components, "controlnet": controlnet(backbone)}
+    components = {**pipeline_of(backbone).components, "controlnet": controlnet(backbone)}
     pipeline = diffusers.StableDiffusionControlNetPipeline(**components, requires_safety_checker=False)
     return pipeline, {"image": PHOTO, **SIZE}
 
@@ -136,7 +143,7 @@ def test_it_draws_what_compose_draws(tiny: Backbone, guidance_scale: float) -> N
         seeds=(0, 1), steps=3, height=64, width=64, negative_prompt="a dog", guidance_scale=guidance_scale
     )
     ours = cones2.finish(cones2.compose(tiny, PROMPT, **options, settings=settings)).pictures
-    pipeline = tiny.pipeline()
+    pipeline = pipeline_of(tiny)
     pipeline.scheduler = make_scheduler("ddim", tiny.scheduler)
     options |= {"negative_prompt": "a dog", "guidance_scale": guidance_scale, "num_images_per_prompt": 2}
     found = adapted(pipeline, SIZE, **options)
@@ -152,14 +159,14 @@ def test_it_draws_what_compose_draws_on_stable_diffusion_xl(xl: Backbone) -> Non
     subjects = subjects_for(xl, during=(0.0, 0.5), negative="fog")
     settings = cones2.ComposeSettings(steps=3, height=64, width=64, scheduler="euler")
     steps = cones2.compose(xl, PROMPT, subjects=subjects, layout=LAYOUT, settings=settings)
-    pipeline = xl.pipeline()
+    pipeline = pipeline_of(xl)
     pipeline.scheduler = make_scheduler("euler", xl.scheduler)
     found = adapted(pipeline, SIZE, subjects=subjects, layout=LAYOUT)
     assert np.array_equal((found * 255).round().astype("uint8")[0], np.asarray(cones2.finish(steps).pictures[0]))
 
 
 def test_image_to_image_and_inpainting_on_stable_diffusion_xl(xl: Backbone) -> None:
-    processors, components = xl.unet.attn_processors, xl.pipeline().components
+    processors, components = xl.unet.attn_processors, pipeline_of(xl).components
     for kind, masks in (
         (diffusers.StableDiffusionXLImg2ImgPipeline, {}),
         (diffusers.StableDiffusionXLInpaintPipeline, {"mask_image": MASK, "height": 64, "width": 64}),
@@ -179,7 +186,7 @@ KNOWN_WITHOUT = {"EDMEulerScheduler"}
 @pytest.mark.filterwarnings("ignore:Should have tb<=t1:UserWarning")  # torchsde, when a float is rounded
 @pytest.mark.parametrize("name", [each.name for each in KarrasDiffusionSchedulers if each.name not in KNOWN_WITHOUT])
 def test_every_scheduler_of_diffusers_that_tells_its_noise(tiny: Backbone, name: str) -> None:
-    pipeline = tiny.pipeline()
+    pipeline = pipeline_of(tiny)
     pipeline.scheduler = getattr(diffusers, name).from_config({**tiny.scheduler.config, "clip_sample": False})
     processors = tiny.unet.attn_processors
     subjects = {"rex": Subject("cat"), "cup": Subject("teapot")}
@@ -193,7 +200,7 @@ def test_every_scheduler_of_diffusers_that_tells_its_noise(tiny: Backbone, name:
 
 def test_a_scheduler_without_is_refused(tiny: Backbone) -> None:
     for name in KNOWN_WITHOUT:
-        pipeline = tiny.pipeline()
+        pipeline = pipeline_of(tiny)
         pipeline.scheduler = getattr(diffusers, name)()
         refused(SettingsError, f"{name} has no alphas_cumprod.*: set another scheduler, such as DDIM", pipeline)
 
@@ -217,7 +224,7 @@ def own(tiny_folder: Path) -> Backbone:
 
 
 def test_lora_stays_loaded(own: Backbone, tmp_path: Path) -> None:
-    residual, pipeline = residual_for(own), own.pipeline()
+    residual, pipeline = residual_for(own), pipeline_of(own)
     subjects = {"rex": Subject("cat", residual), "cup": Subject("teapot")}
     without = adapted(pipeline, SIZE, subjects=subjects, layout=LAYOUT)
     save_lora(own, tmp_path)
@@ -244,7 +251,7 @@ def save_lora(backbone: Backbone, folder: Path) -> None:
 
 
 def test_textual_inversions_of_several_tokens_keep_their_place(own: Backbone) -> None:
-    pipeline = own.pipeline()
+    pipeline = pipeline_of(own)
     pipeline.load_textual_inversion({"<style>": torch.randn(3, own.width)})
     text = "in <style>, a cat and a teapot"
     assert np.array_equal(adapted(pipeline, SIZE, text), pictures(pipeline, prompt=text, **SIZE))
@@ -261,7 +268,7 @@ def test_textual_inversions_of_several_tokens_keep_their_place(own: Backbone) ->
 
 
 def test_offloaded_models_are_offloaded_again(own: Backbone) -> None:
-    pipeline, options = own.pipeline(), {"subjects": subjects_for(own), "layout": LAYOUT}
+    pipeline, options = pipeline_of(own), {"subjects": subjects_for(own), "layout": LAYOUT}
     expected = adapted(pipeline, SIZE, **options)
     pipeline.enable_model_cpu_offload(device="cpu")  # moves nothing, but hooks every model as on a GPU
     assert np.array_equal(adapted(pipeline, SIZE, **options), expected)
@@ -284,7 +291,7 @@ def refused(error: type[Cones2Error], match: str, pipeline: Any, prompt: str = T
 
 
 def test_an_error_within_the_block_leaves_nothing_behind(tiny: Backbone) -> None:
-    processors, pipeline = tiny.unet.attn_processors, tiny.pipeline()
+    processors, pipeline = tiny.unet.attn_processors, pipeline_of(tiny)
     subjects = subjects_for(tiny, during=(0.0, 0.5), negative="fog")
     with pytest.raises(ZeroDivisionError), cones2.adapt(pipeline, PROMPT, subjects=subjects, layout=LAYOUT):
         _ = 1 / 0
@@ -292,7 +299,7 @@ def test_an_error_within_the_block_leaves_nothing_behind(tiny: Backbone) -> None
 
 
 def test_one_edit_at_a_time(tiny: Backbone) -> None:
-    pipeline = tiny.pipeline()
+    pipeline = pipeline_of(tiny)
     with cones2.adapt(pipeline, TEXT):
         refused(BackboneError, "a layout already edits this UNet's cross-attention. Leave that", pipeline)
 
@@ -303,11 +310,11 @@ def test_an_ip_adapter_is_named(own: Backbone) -> None:
         for name, processor in own.unet.attn_processors.items()
     }
     own.unet.set_attn_processor(foreign)
-    refused(BackboneError, r"IPAdapterAttnProcessor2_0; .* pipeline.unload_ip_adapter\(\)", own.pipeline())
+    refused(BackboneError, r"IPAdapterAttnProcessor2_0; .* pipeline.unload_ip_adapter\(\)", pipeline_of(own))
 
 
 def test_guidance_with_three_parts_is_refused(tiny: Backbone) -> None:
-    processors, components = tiny.unet.attn_processors, tiny.pipeline().components
+    processors, components = tiny.unet.attn_processors, pipeline_of(tiny).components
     pag = diffusers.StableDiffusionPAGPipeline(**components, requires_safety_checker=False, pag_applied_layers="mid")
     message = "the UNet got 3 rows; expected 2, of which the last 1 are conditional. .* can't be adapted"
     with pytest.raises(SettingsError, match=message):
@@ -318,7 +325,7 @@ def test_guidance_with_three_parts_is_refused(tiny: Backbone) -> None:
 
 
 def test_another_text_within_the_block_is_refused(tiny: Backbone) -> None:
-    pipeline = quiet(tiny.pipeline())
+    pipeline = quiet(pipeline_of(tiny))
     message = r"the last 1 of the UNet's 2 rows read another text .*: call the pipeline with \*\*inputs"
     with pytest.raises(SettingsError, match=message), cones2.adapt(pipeline, TEXT):
         pipeline("a dog", **SIZE)
@@ -334,7 +341,7 @@ def test_pipelines_of_other_kinds_are_refused() -> None:
 
 
 def test_what_can_not_be_drawn(tiny: Backbone) -> None:
-    pipeline = tiny.pipeline()
+    pipeline = pipeline_of(tiny)
     options: dict[str, Any] = {
         "prompt": PROMPT,
         "subjects": {"rex": Subject("cat", negative="fog"), "cup": Subject("mug")},
