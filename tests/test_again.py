@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 
 from cones2.backbones import Backbone, open_backbone
 from cones2.composing.again import compose_again, threads
-from cones2.composing.loop import ComposeSettings, Subject, compose
+from cones2.composing.loop import compose
 from cones2.composing.records import PictureRecord, picture_record
+from cones2.composing.settings import ComposeSettings
 from cones2.errors import Cones2Error, Cones2Warning, LayoutError, PictureError, ResidualError, SettingsError
 from cones2.layout.regions import Layout
 from cones2.picture import write_picture
 from cones2.residual.residual import Residual
 from cones2.steps import finish
+from cones2.subjects import Subject
 
 PROMPT = "a {rex} and a {cup}"
 SETTINGS = ComposeSettings(seeds=(4, 5, 6), steps=2, negative_prompt="fog", scheduler="ddpm", preset="official-layout")

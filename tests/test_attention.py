@@ -13,8 +13,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from cones2.errors import BackboneError, SettingsError
-from cones2.guidance.attention import CrossAttention, edited_cross_attention, score_std
-from cones2.guidance.presets import PRESETS, LayoutGuidance, OfficialPreset
+from cones2.guidance.attention import CrossAttention, edited_cross_attention
+from cones2.guidance.edits import score_std
+from cones2.guidance.layout_guidance import LayoutGuidance
+from cones2.guidance.presets import PRESETS, OfficialPreset
 from cones2.layout.regions import Layout
 
 GOLDEN = Path(__file__).parent / "data" / "golden"

@@ -16,7 +16,8 @@ import cones2
 from command import files_in, refused, run
 from cones2.backbones import Backbone
 from cones2.errors import Cones2Error, Cones2Warning, LayoutError, PromptError, ResidualError, SettingsError
-from cones2.guidance.presets import PRESETS, LayoutGuidance
+from cones2.guidance.layout_guidance import LayoutGuidance
+from cones2.guidance.presets import PRESETS
 from cones2.layout.regions import Layout
 from cones2.picture import read_record
 
@@ -235,7 +236,7 @@ def test_files_that_are_no_config(content: bytes, message: str, tmp_path: Path) 
         ({"color_context": {"0,128,255": ["cat", 0]}}, "at '0.color_context.0,128,255.1'"),
         ({"layout": "missing.png"}, r"can't read .*missing.png"),
         ({"layout": "."}, "can't read"),
-        ({"layout": "sampler_cat.pt"}, "is no PNG, JPEG or WebP picture"),
+        ({"layout": "sampler_cat.pt"}, "is not a PNG, JPEG or WebP picture"),
         ({"residual_dict": {"cat": "sampler_layout.png", "teapot": "sampler_teapot.pt"}}, "is no residual of the auth"),
         ({"seed": 1}, "at '0.seed': Extra inputs are not permitted"),
     ],
@@ -279,9 +280,9 @@ def bomb(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no PNG"),
-        (b"GIF89a" + bytes(100), "is no PNG"),
-        ((GOLDEN / "sampler_layout.png").read_bytes()[:1000], "can't be used"),
+        (b"", "is not a PNG"),
+        (b"GIF89a" + bytes(100), "is not a PNG"),
+        ((GOLDEN / "sampler_layout.png").read_bytes()[:1000], "is damaged"),
         (bomb(30_000, 30_000), "too many pixels"),
         (bomb(8_000, 8_000), "too many pixels"),
     ],

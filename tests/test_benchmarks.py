@@ -16,13 +16,15 @@ from safetensors import safe_open
 from torch.testing import assert_close
 
 from cones2.backbones import Backbone
-from cones2.composing.loop import ComposeSettings, Subject, compose
+from cones2.composing.loop import compose
+from cones2.composing.settings import ComposeSettings
 from cones2.layout.regions import Layout
 from cones2.learning.objective import add_noise, subject_loss
 from cones2.learning.recipe import Recipe
 from cones2.photos import Photo
 from cones2.residual.residual import Residual
 from cones2.steps import finish
+from cones2.subjects import Subject
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # scripts, not a package

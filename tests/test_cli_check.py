@@ -3,22 +3,17 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from command import run
+from sample_photos import save_photos
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Three good photos of 64 pixels."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index, name in enumerate("abc"):
-        blocks = np.random.default_rng(index).integers(30, 226, (16, 16), dtype=np.uint8)
-        Image.fromarray(blocks).resize((64, 64), Image.Resampling.NEAREST).save(folder / f"{name}.png")
-    return folder
+    return save_photos(tmp_path / "photos", 64)
 
 
 def test_good_photos(photos: Path, small_folder: Path) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from command import files_in, refused
 from cones2.backbones import Backbone, open_backbone
 from cones2.cli.exhibition import SHEET, SHOW, exhibit
-from cones2.composing.loop import ComposeSettings
+from cones2.composing.settings import ComposeSettings
 from cones2.examples import EXAMPLES
 from cones2.layout.regions import Layout
 from cones2.learning.recipe import Recipe

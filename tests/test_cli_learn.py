@@ -12,7 +12,6 @@ import time
 import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
@@ -21,18 +20,14 @@ from command import files_in, refused, run
 from cones2.backbones import Backbone
 from cones2.residual.residual import Residual
 from first_layout import save_single_file
+from sample_photos import save_photos
 
 RECIPE = "steps = 2\nlearning_rate = 1e-3\ncaption_count = 4\ncaptions_per_step = 2\n"
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index, name in enumerate("abc"):
-        blocks = np.random.default_rng(index).integers(30, 226, (16, 16), dtype=np.uint8)
-        Image.fromarray(blocks).resize((256, 256), Image.Resampling.NEAREST).save(folder / f"{name}.png")
-    return folder
+    return save_photos(tmp_path / "photos", 256)
 
 
 @pytest.fixture

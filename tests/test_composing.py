@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from cones2.backbones import SCHEDULERS, Backbone, make_scheduler, open_backbone
-from cones2.composing.loop import ComposeSettings, ComposeStep, Subject, compose, embed_prompt
+from cones2.composing.loop import compose
 from cones2.composing.records import picture_record
+from cones2.composing.sampler import ComposeStep
+from cones2.composing.settings import ComposeSettings
 from cones2.errors import (
     CaptionError,
     Cones2Error,
@@ -26,6 +28,7 @@ from cones2.layout.regions import Layout
 from cones2.picture import read_record, write_picture
 from cones2.prompts import parse_prompt, tokenize_prompt
 from cones2.residual.residual import Residual
+from cones2.subjects import Subject, embed_prompt
 
 # diffusers' own schedulers hand tensors to NumPy in a way that NumPy deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -241,9 +244,10 @@ def test_one_unet_call_a_step(tiny: Backbone) -> None:
     assert rows == [4] * 3 + [2] * 3
 
 
-def test_cancelling_restores_the_unet(tiny: Backbone) -> None:
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_cancelling_restores_the_unet(tiny: Backbone, preset: str) -> None:
     before = dict(tiny.unet.attn_processors)
-    steps = compose(tiny, PROMPT, subjects=PLAIN, layout=LAYOUT, settings=SMALL)
+    steps = compose(tiny, PROMPT, subjects=PLAIN, layout=LAYOUT, settings=small(preset=preset))
     next(steps)
     assert tiny.unet.attn_processors != before
     steps.close()

@@ -19,6 +19,7 @@ import torch
 from command import run
 from cones2.backbones import Backbone, opening
 from cones2.composing import loop as composing
+from cones2.composing.settings import ComposeSettings
 from cones2.examples import EXAMPLES, Example
 from cones2.learning.recipe import RECIPES
 from cones2.residual.residual import Residual
@@ -77,7 +78,7 @@ def workplace(small_folder: Path, tiny: Backbone, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("cones2.learning.recipe.RECIPES", quick)
     start = composing._start_scheduler
 
-    def start_with_few_steps(backbone: Backbone, settings: composing.ComposeSettings) -> Any:
+    def start_with_few_steps(backbone: Backbone, settings: ComposeSettings) -> Any:
         return start(backbone, replace(settings, steps=min(settings.steps, 2)))
 
     monkeypatch.setattr(composing, "_start_scheduler", start_with_few_steps)

@@ -16,8 +16,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from cones2.backbones import Backbone, make_scheduler, open_backbone
 from cones2.backbones.fingerprint import fingerprint
-from cones2.composing.loop import ComposeSettings, Subject, compose
+from cones2.composing.loop import compose
 from cones2.composing.records import PictureRecord, picture_record
+from cones2.composing.settings import ComposeSettings
 from cones2.errors import BackboneError, LearningError, ResidualMismatchError
 from cones2.layout.regions import Layout
 from cones2.learning.loop import learn
@@ -27,7 +28,7 @@ from cones2.photos import Photo
 from cones2.prompts import parse_prompt, tokenize_prompt
 from cones2.residual.residual import Residual
 from cones2.steps import finish
-from cones2.subjects import embed_prompt
+from cones2.subjects import Subject, embed_prompt
 from families import FAMILIES
 
 RECIPE = Recipe(steps=2, batch_size=2, learning_rate=1e-3, captions_per_step=2, caption_count=8)

@@ -10,11 +10,12 @@ from PIL import Image
 from command import files_in, refused, run
 from cones2.backbones import Backbone
 from cones2.composing.grid import Axis, parse_values, plan_grid
-from cones2.composing.loop import ComposeSettings, Subject
+from cones2.composing.settings import ComposeSettings
 from cones2.errors import SettingsError
 from cones2.library import Library
 from cones2.picture import read_record
 from cones2.residual.residual import Residual
+from cones2.subjects import Subject
 
 
 @pytest.fixture

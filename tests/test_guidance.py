@@ -13,14 +13,8 @@ from safetensors import safe_open
 
 from cones2.errors import LayoutError, PromptError, SettingsError
 from cones2.guidance.cells import own_cells, pixel_maps
-from cones2.guidance.presets import (
-    PRESETS,
-    LayoutGuidance,
-    OfficialPreset,
-    PaperPreset,
-    find_preset,
-    floor_of,
-)
+from cones2.guidance.layout_guidance import LayoutGuidance
+from cones2.guidance.presets import PRESETS, OfficialPreset, PaperPreset, find_preset, floor_of
 from cones2.layout.regions import Layout
 
 GOLDEN = Path(__file__).parent / "data" / "golden"

@@ -8,7 +8,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from cones2.guidance.attention import edited_cross_attention
-from cones2.guidance.presets import PRESETS, LayoutGuidance
+from cones2.guidance.layout_guidance import LayoutGuidance
+from cones2.guidance.presets import PRESETS
 from cones2.layout.regions import Layout
 
 TOKENS = 9

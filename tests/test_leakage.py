@@ -10,11 +10,13 @@ from PIL import Image
 
 from cones2.backbones import Backbone
 from cones2.composing import heat as heat_map
-from cones2.composing.loop import ComposeSettings, ComposeStep, compose
+from cones2.composing.loop import compose
+from cones2.composing.sampler import ComposeStep
+from cones2.composing.settings import ComposeSettings
 from cones2.errors import SettingsError
 from cones2.guidance.attention import edited_cross_attention
+from cones2.guidance.layout_guidance import LayoutGuidance
 from cones2.guidance.leakage import AttentionMeter, Leakage
-from cones2.guidance.presets import LayoutGuidance
 from cones2.guidance.text import TextEdit
 from cones2.layout.regions import Layout
 from cones2.steps import finish

@@ -214,7 +214,7 @@ def test_one_bad_picture_in_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
     with pytest.raises(
         PhotoError,
-        match=r"b.heic is not a JPEG, PNG or WebP picture, or only a part of one. Save it as one, or take it out",
+        match=r"b.heic is not a JPEG, PNG or WebP picture, or only a part of one. Save it as a PNG, or take it out",
     ):
         load_photos(tmp_path)
 

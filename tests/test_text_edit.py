@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from cones2.backbones import Backbone
-from cones2.composing.loop import ComposeSettings, compose
+from cones2.composing.loop import compose
+from cones2.composing.settings import ComposeSettings
 from cones2.errors import PromptError, SettingsError
 from cones2.guidance.attention import edited_cross_attention
 from cones2.guidance.cells import own_cells
-from cones2.guidance.presets import LayoutGuidance
+from cones2.guidance.layout_guidance import LayoutGuidance
 from cones2.guidance.text import TextEdit, TimedAddition, acts
 from cones2.layout.regions import Layout
 from cones2.residual.residual import Residual

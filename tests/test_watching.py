@@ -19,7 +19,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from cones2.backbones import Backbone
 from cones2.backbones.image_encoder import open_image_encoder
-from cones2.composing.loop import ComposeSettings, compose
+from cones2.composing.loop import compose
+from cones2.composing.settings import ComposeSettings
 from cones2.errors import BackboneError, SettingsError
 from cones2.learning.loop import learn
 from cones2.learning.recipe import Recipe

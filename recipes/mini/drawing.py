@@ -8,7 +8,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from cones2.backbones import Backbone
-from cones2.composing.loop import ComposeSettings, compose
+from cones2.composing.loop import compose
+from cones2.composing.settings import ComposeSettings
 from evaluation_cases import Case
 from judge import PICTURE, Sighting
 from metrics import Box

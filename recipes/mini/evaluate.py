@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cones2.backbones import open_backbone
-from cones2.composing.loop import Subject
+from cones2.subjects import Subject
 from evaluate_judge import evaluate_judge
 from evaluation_cases import Case, Known, any_known, class_shapes, colour_case, holds, relation_case, scene_case
 from examples import example_subjects, example_world

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cones2.composing.loop import Subject
 from cones2.layout.regions import Layout
+from cones2.subjects import Subject
 from metrics import Box, Wanted
 from sprites import SpriteAtlas
 from vocabulary import CLASSES, COLOURS, SCENES

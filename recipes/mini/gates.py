@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from cones2.backbones import Backbone, open_backbone
-from cones2.composing.loop import ComposeSettings, Subject, compose
+from cones2.composing.loop import compose
+from cones2.composing.settings import ComposeSettings
 from cones2.layout.regions import Layout
 from cones2.prompts import parse_prompt, tokenize_prompt
 from cones2.residual.residual import Residual
+from cones2.subjects import Subject
 from drawing import SCHEDULER, STEPS, make_sheet, to_picture, to_tensor
 from evaluation_cases import NAMES, mention
 from judge import PICTURE, Judge, Sighting

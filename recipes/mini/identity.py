@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 
 from cones2.backbones import open_backbone
-from cones2.composing.loop import ComposeSettings
+from cones2.composing.settings import ComposeSettings
 from cones2.examples import EXAMPLES
 from cones2.learning.loop import learn
 from cones2.learning.recipe import find_recipe

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cones2.composing.loop import Subject
 from cones2.residual.residual import Residual
+from cones2.subjects import Subject
 from evaluation_cases import Case, Known, class_shapes, scene_case
 from examples import FOLDER, ExampleSubject
 from lookalikes import Describe, LineUp, draw_lookalikes, draw_pool, histograms, line_up

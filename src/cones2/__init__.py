@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from cones2.composing.grid import Axis, Cell, plan_grid
     from cones2.composing.heat import draw_attention
     from cones2.composing.latents import write_latents
-    from cones2.composing.loop import ComposeSettings, ComposeStep, Subject, compose, embed_prompt
+    from cones2.composing.loop import compose
     from cones2.composing.records import PictureRecord, picture_record
+    from cones2.composing.sampler import ComposeStep
+    from cones2.composing.settings import ComposeSettings
     from cones2.errors import (
         BackboneError,
         CaptionError,
@@ -55,8 +57,9 @@ if TYPE_CHECKING:
     )
     from cones2.examples import EXAMPLES, Example
     from cones2.guidance.attention import edited_cross_attention
+    from cones2.guidance.layout_guidance import LayoutGuidance
     from cones2.guidance.leakage import Leakage
-    from cones2.guidance.presets import PRESETS, LayoutGuidance
+    from cones2.guidance.presets import PRESETS
     from cones2.hub import Publication, pull, push
     from cones2.layout.box import Box
     from cones2.layout.drawing import draw_layout
@@ -74,6 +77,7 @@ if TYPE_CHECKING:
     from cones2.prompts import parse_prompt, tokenize_prompt
     from cones2.residual.residual import EncoderId, Residual
     from cones2.steps import finish
+    from cones2.subjects import Subject, embed_prompt
     from cones2.watching.logs import FolderLog, TensorBoardLog, WandbLog, logged
     from cones2.watching.similarity import similarity_to
     from cones2.watching.watch import Watch, WatchedStep, watch
@@ -92,14 +96,17 @@ _NAMES = {
     "composing.grid": "Axis Cell plan_grid",
     "composing.heat": "draw_attention",
     "composing.latents": "write_latents",
-    "composing.loop": "ComposeSettings ComposeStep Subject compose embed_prompt",
+    "composing.loop": "compose",
     "composing.records": "PictureRecord picture_record",
+    "composing.sampler": "ComposeStep",
+    "composing.settings": "ComposeSettings",
     "errors": "BackboneError CaptionError Cones2Error Cones2Warning HubError LayoutError LearningError LibraryError"
     " OutputError PhotoError PictureError PromptError ResidualError ResidualMismatchError SettingsError",
     "examples": "EXAMPLES Example",
     "guidance.leakage": "Leakage",
     "hub": "Publication pull push",
-    "guidance.presets": "PRESETS LayoutGuidance",
+    "guidance.layout_guidance": "LayoutGuidance",
+    "guidance.presets": "PRESETS",
     "layout.box": "Box",
     "layout.drawing": "draw_layout",
     "layout.masks": "Mask",
@@ -116,6 +123,7 @@ _NAMES = {
     "learning.recipe": "RECIPES Recipe find_recipe",
     "residual.residual": "EncoderId Residual",
     "steps": "finish",
+    "subjects": "Subject embed_prompt",
     "watching.watch": "Watch WatchedStep watch",
     "watching.logs": "FolderLog TensorBoardLog WandbLog logged",
     "watching.similarity": "similarity_to",

@@ -18,7 +18,8 @@ from torch import Tensor
 from cones2.backbones.fingerprint import fingerprint
 from cones2.errors import BackboneError, SettingsError
 from cones2.guidance.attention import edited_cross_attention
-from cones2.guidance.presets import LayoutGuidance, find_preset, recurs
+from cones2.guidance.layout_guidance import LayoutGuidance
+from cones2.guidance.presets import find_preset, recurs
 from cones2.layout.regions import Layout
 from cones2.prompts import TokenizedPrompt, check_no_weights, parse_prompt, tokenize_prompt
 from cones2.subjects import Subject, add_residuals, check_negatives, edit_text, keep_words

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from cones2.errors import PictureError
 from cones2.files import read_bounded, write_atomically
+from cones2.images import opened_image
 from cones2.infotext import INFOTEXT_KEY, infotext
 
 RECORD_KEY = "cones2"
 LARGEST_RECORD = 2**20
 LARGEST_PICTURE = 2**28
+_LARGEST_SHEET = 80_000_000  # pixels; only their number is read, and Pillow itself warns of more than 89 million
 
 _PAPER, _INK, _GRAY, _LINE = "#ffffff", "#1f2328", "#59636e", "#d1d9e0"
 _MOST_LINES = 3
@@ -175,13 +177,9 @@ def _shortened(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.I
 
 
 def _record_text(path: Path, content: bytes) -> str | None:
-    try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            text = image.info.get(RECORD_KEY)
-    except UnidentifiedImageError as error:
-        raise PictureError(
-            f"{path} is not a PNG picture, or only a part of one; expected one that cones2 wrote."
-        ) from error
-    except Exception as error:  # on hostile bytes a decoder may raise anything
-        raise PictureError(f"{path} is damaged: {error}.") from error
+    advice = "Expected one that cones2 wrote."
+    with opened_image(
+        content, name=str(path), formats=("PNG",), error=PictureError, advice=advice, most_pixels=_LARGEST_SHEET
+    ) as image:
+        text = image.info.get(RECORD_KEY)
     return text if isinstance(text, str) else None

@@ -1,17 +1,15 @@
 """The layout pictures of the authors' code: a plain colour for each subject, whatever else is background."""
 
-import io
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from cones2.errors import LayoutError
 from cones2.files import read_bounded
-from cones2.layout.masks import FORMATS, LARGEST_FILE, MOST_PIXELS, Mask
+from cones2.images import opened_image
+from cones2.layout.masks import FORMATS, LARGEST_FILE, Mask
 from cones2.layout.region import Region
 from cones2.layout.regions import Layout
 
@@ -39,9 +37,9 @@ def read_colour_map(path: Path, colours: Mapping[str, Colour]) -> Layout:
 def read_masks(path: Path, colours: Iterable[Colour]) -> dict[Colour, Mask]:
     """Read the regions of some colours; raises as `read_colour_map` does."""
     content = read_bounded(path, limit=LARGEST_FILE, error=LayoutError)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # decoders' remarks on odd files: what matters is raised
-        pixels = np.asarray(_decode(content, path))
+    advice = "Save it again as a PNG."
+    with opened_image(content, name=str(path), formats=FORMATS, error=LayoutError, advice=advice) as image:
+        pixels = np.asarray(image.resize((SIDE, SIDE)).convert("RGB"))
     return {colour: _mask(pixels, colour, path) for colour in colours}
 
 
@@ -56,22 +54,6 @@ def parse_colour(text: str) -> Colour:
     if max(red, green, blue) > 255:
         raise LayoutError(f"{text[:40]!r} is no colour: expected red, green and blue in 0..255, such as 255,192,0.")
     return red, green, blue
-
-
-def _decode(content: bytes, path: Path) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise LayoutError(f"{path} has too many pixels; expected 768x768.")
-            return image.resize((SIDE, SIDE)).convert("RGB")
-    except LayoutError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise LayoutError(f"{path} has too many pixels; expected 768x768.") from error
-    except UnidentifiedImageError as error:
-        raise LayoutError(f"{path} is no PNG, JPEG or WebP picture. Save it as a PNG.") from error
-    except Exception as error:  # on hostile bytes a decoder may raise anything
-        raise LayoutError(f"{path} can't be used: {error}. Save it again as a PNG.") from error
 
 
 def _mask(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], colour: Colour, path: Path) -> Mask:

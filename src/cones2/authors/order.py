@@ -10,7 +10,7 @@ from typing import NamedTuple
 from cones2.authors.config import ColouredPlace, OfficialConfig, PlacedResidual
 from cones2.authors.residual import adopt
 from cones2.backbones import Backbone
-from cones2.composing.loop import ComposeSettings
+from cones2.composing.settings import ComposeSettings
 from cones2.errors import Cones2Warning, LayoutError, PromptError
 from cones2.guidance.presets import OfficialPreset
 from cones2.layout.region import Region

@@ -23,22 +23,29 @@ from cones2.cli.layout_options import (
     WeightTexts,
     ZTexts,
 )
-from cones2.cli.options import MORE, Device, Dtype, Json, Latents, Library, ModelConfig, Official, PictureModel
+from cones2.cli.options import (
+    MORE,
+    Device,
+    Dtype,
+    Json,
+    Latents,
+    Library,
+    ModelConfig,
+    Official,
+    PictureModel,
+    PlainTexts,
+    Prompt,
+    StrengthTexts,
+    SubjectTexts,
+)
 from cones2.cli.progress import waiting
 
 
 def compose(
     out: Annotated[Path, typer.Option(help="A folder, or one .png file.", metavar="DIR_OR_FILE")],
-    prompt: Annotated[
-        str | None,
-        typer.Argument(help="The prompt, with each subject's name in braces.", metavar="PROMPT", show_default=False),
-    ] = None,
-    subject: Annotated[
-        list[str] | None, typer.Option(help="A learned subject, of your library or a file.", metavar="NAME[=FILE]")
-    ] = None,
-    plain: Annotated[
-        list[str] | None, typer.Option(help="An untaught word that gets a place.", metavar="NAME[=WORD]")
-    ] = None,
+    prompt: Prompt = None,
+    subject: SubjectTexts = None,
+    plain: PlainTexts = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="Draw this picture again, but for options given.", metavar="PICTURE")
     ] = None,
@@ -49,9 +56,7 @@ def compose(
         typer.Option(help="Pictures, of the seeds N, N+1, ...", min=1, metavar="N", show_default="1"),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Of the scheduler.", metavar="N", show_default="50")] = None,
-    strength: Annotated[
-        list[str] | None, typer.Option(help="How much of a subject's residual: rex=1.0.", metavar="NAME=X")
-    ] = None,
+    strength: StrengthTexts = None,
     negative_prompt: Annotated[str | None, typer.Option("--negative", help="What not to show.", metavar="TEXT")] = None,
     box: BoxTexts = None,
     polygon: PolygonTexts = None,

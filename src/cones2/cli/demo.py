@@ -27,7 +27,7 @@ def demo(
         from cones2.backbones import open_backbone
         from cones2.cli.exhibition import SHEET, SHOW, exhibit
         from cones2.cli.outputs import check_folder
-        from cones2.composing.loop import ComposeSettings
+        from cones2.composing.settings import ComposeSettings
         from cones2.learning.recipe import find_recipe
 
         check_folder(out)

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from cones2.cli.options import number, unique
-from cones2.composing.loop import Subject
 from cones2.errors import SettingsError
+from cones2.subjects import Subject
 
 
 def with_details(

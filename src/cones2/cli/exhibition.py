@@ -11,7 +11,7 @@ from PIL import Image
 from cones2.backbones import Backbone
 from cones2.cli.orders import Order
 from cones2.cli.progress import follow
-from cones2.composing.loop import ComposeSettings, Subject
+from cones2.composing.settings import ComposeSettings
 from cones2.examples import EXAMPLES
 from cones2.files import make_folder
 from cones2.layout.drawing import draw_layout
@@ -20,6 +20,7 @@ from cones2.learning.loop import learn
 from cones2.learning.recipe import Recipe
 from cones2.picture import Row, contact_sheet, write_picture
 from cones2.residual.residual import Residual
+from cones2.subjects import Subject
 
 SHEET = "contact-sheet.png"
 

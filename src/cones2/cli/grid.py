@@ -7,7 +7,18 @@ import typer
 
 from cones2.cli.console import messages, print_json, say
 from cones2.cli.layout_options import BoxTexts, LayoutFile, MaskTexts, PlaceTexts, PolygonTexts
-from cones2.cli.options import MORE, Device, Dtype, Json, Library, PictureModel
+from cones2.cli.options import (
+    MORE,
+    Device,
+    Dtype,
+    Json,
+    Library,
+    PictureModel,
+    PlainTexts,
+    Prompt,
+    StrengthTexts,
+    SubjectTexts,
+)
 from cones2.cli.progress import waiting
 
 
@@ -17,16 +28,9 @@ def grid(
         list[str],
         typer.Option(help="seed, strength.NAME, subject.NAME or a setting; the first runs across.", metavar="WHAT=A,B"),
     ],
-    prompt: Annotated[
-        str | None,
-        typer.Argument(help="The prompt, with each subject's name in braces.", metavar="PROMPT", show_default=False),
-    ] = None,
-    subject: Annotated[
-        list[str] | None, typer.Option(help="A learned subject, of your library or a file.", metavar="NAME[=FILE]")
-    ] = None,
-    plain: Annotated[
-        list[str] | None, typer.Option(help="An untaught word that gets a place.", metavar="NAME[=WORD]")
-    ] = None,
+    prompt: Prompt = None,
+    subject: SubjectTexts = None,
+    plain: PlainTexts = None,
     box: BoxTexts = None,
     polygon: PolygonTexts = None,
     mask: MaskTexts = None,
@@ -34,9 +38,7 @@ def grid(
     layout: LayoutFile = None,
     source: Annotated[Path | None, typer.Option("--from", help="Vary this picture.", metavar="PICTURE")] = None,
     model: PictureModel = None,
-    strength: Annotated[
-        list[str] | None, typer.Option(help="How much of a subject's residual: rex=1.0.", metavar="NAME=X")
-    ] = None,
+    strength: StrengthTexts = None,
     cell: Annotated[
         int, typer.Option(help="Pixels a picture has in the grid.", min=32, max=1024, metavar="N", rich_help_panel=MORE)
     ] = 256,

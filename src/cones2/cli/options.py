@@ -13,6 +13,22 @@ MORE = "More options"
 
 _MODELS = "mini, a diffusers folder, a .safetensors file, or a Hub id OWNER/NAME."
 
+Prompt = Annotated[
+    str | None,
+    typer.Argument(help="The prompt, with each subject's name in braces.", metavar="PROMPT", show_default=False),
+]
+SubjectTexts = Annotated[
+    list[str] | None,
+    typer.Option("--subject", help="A learned subject, of your library or a file.", metavar="NAME[=FILE]"),
+]
+PlainTexts = Annotated[
+    list[str] | None,
+    typer.Option("--plain", help="An untaught word that gets a place.", metavar="NAME[=WORD]"),
+]
+StrengthTexts = Annotated[
+    list[str] | None,
+    typer.Option("--strength", help="How much of a subject's residual: rex=1.0.", metavar="NAME=X"),
+]
 Official = Annotated[
     Path | None,
     typer.Option(help="Draw what a config of the authors' code asks for.", metavar="FILE", rich_help_panel=MORE),

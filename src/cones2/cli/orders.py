@@ -20,8 +20,9 @@ from cones2.cli.progress import follow
 from cones2.composing.again import recall, threads
 from cones2.composing.heat import draw_attention
 from cones2.composing.latents import write_latents
-from cones2.composing.loop import ComposeSettings, Subject, compose
+from cones2.composing.loop import compose
 from cones2.composing.records import RecordedSubject, picture_record
+from cones2.composing.settings import ComposeSettings
 from cones2.errors import LayoutError, SettingsError
 from cones2.files import make_folder
 from cones2.guidance.leakage import Leakage
@@ -30,6 +31,7 @@ from cones2.library import Library, is_name
 from cones2.picture import write_picture
 from cones2.prompts import parse_prompt
 from cones2.residual.residual import Residual
+from cones2.subjects import Subject
 
 _BATCH = 4  # pictures drawn at once: more need more memory, and show nothing for longer
 

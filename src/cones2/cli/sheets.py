@@ -11,10 +11,11 @@ from cones2.cli.options import unique
 from cones2.cli.orders import Drawn, Order, read_residual
 from cones2.cli.outputs import Output
 from cones2.composing.grid import Axis, Cell, parse_values, plan_grid
-from cones2.composing.loop import ComposeSettings, Subject
+from cones2.composing.settings import ComposeSettings
 from cones2.layout.regions import Layout
 from cones2.library import Library
 from cones2.picture import Row, contact_sheet, write_picture
+from cones2.subjects import Subject
 
 
 def read_axes(texts: Iterable[str], library: Library) -> tuple[Axis, ...]:

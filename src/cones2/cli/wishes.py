@@ -13,8 +13,8 @@ from huggingface_hub.errors import HFValidationError
 from cones2.backbones import Backbone, open_backbone
 from cones2.cli.orders import Order, read_subjects
 from cones2.composing.again import warn_of_differences
-from cones2.composing.loop import ComposeSettings
 from cones2.composing.records import PictureRecord
+from cones2.composing.settings import ComposeSettings
 from cones2.errors import BackboneError
 from cones2.layout.regions import Layout
 from cones2.library import Library

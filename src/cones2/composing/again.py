@@ -10,8 +10,9 @@ from dataclasses import replace
 import torch
 
 from cones2.backbones import Backbone
-from cones2.composing.loop import ComposeStep, compose
+from cones2.composing.loop import compose
 from cones2.composing.records import PictureRecord, RecordedSubject
+from cones2.composing.sampler import ComposeStep
 from cones2.errors import Cones2Warning, ResidualError
 from cones2.residual.residual import Residual
 from cones2.subjects import Subject

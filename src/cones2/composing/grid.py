@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 import pydantic
 
-from cones2.composing.loop import ComposeSettings
+from cones2.composing.settings import ComposeSettings
 from cones2.errors import SettingsError
 from cones2.residual.residual import Residual
 from cones2.subjects import Subject

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from cones2.backbones import Backbone
-from cones2.composing.loop import ComposeSettings
+from cones2.composing.settings import ComposeSettings
 from cones2.errors import Cones2Error, PictureError
 from cones2.layout.regions import Layout
 from cones2.picture import read_record

@@ -1,49 +1,26 @@
 """The edit of a UNet's cross-attention, and the `with` block that installs and removes it.
 
-The only file that knows attention processors. The edit is an additive mask of one fused attention call per layer, so
-scores are never built; their standard deviation comes from a closed form. Self-attention is left alone.
+The only file that knows attention processors. An edit is an additive mask of one fused attention call per layer, so
+scores are never built. Self-attention is left alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from cones2.errors import BackboneError, SettingsError
+from cones2.errors import BackboneError
+from cones2.guidance.edits import Bias, Key, LayoutEdit, Look, Query, change_text
+from cones2.guidance.layout_guidance import LayoutGuidance
 from cones2.guidance.leakage import AttentionMeter
-from cones2.guidance.presets import LayoutGuidance, floor_of
 from cones2.guidance.text import TextEdit
 
-Query = Float[Tensor, "batch heads pixels dim"]
-Key = Float[Tensor, "batch heads tokens dim"]
-Bias = Float[Tensor, "batch 1 pixels tokens"]
 _CROSS_ATTENTION = ".attn2.processor"
-
-
-def score_std(query: Query, key: Key) -> Float[Tensor, "batch"]:
-    """Return std over heads, pixels and tokens of each sample's scores `QKᵀ/√d`, without building them.
-
-    The sum of squared scores is `Σ tr(QᵀQ·KᵀK)` over heads, their sum is `Σ (Σq)·(Σk)`: d x d numbers at most. Unbiased
-    like `torch.std`, which the authors' code uses (arXiv:2305.19327 says nothing of std).
-    """
-    _, heads, pixels, dim = query.shape
-    count = heads * pixels * key.shape[2]
-    query, key = _widened(query), _widened(key)
-    squares = ((query.mT @ query) * (key.mT @ key)).sum((1, 2, 3))
-    total = (query.sum(2) * key.sum(2)).sum((1, 2))
-    variance = (squares - total.square() / count) / ((count - 1) * dim)
-    return variance.clamp(min=0).sqrt().float()
-
-
-def _widened(values: Tensor) -> Tensor:
-    """Double on a CPU; elsewhere float, as float64 is slow on most GPUs and missing on Apple's."""
-    return values.double() if values.device.type == "cpu" else values.float()
 
 
 @contextmanager
@@ -74,11 +51,11 @@ def edited_cross_attention(
     """
     saved = dict(unet.attn_processors)
     _check_processors(saved)
-    edit = _LayoutEdit(unet, guidance, conditional, text) if guidance and guidance.layout.names else None
-    look = _Look(unet, meter, conditional, text) if meter else None
+    edit = LayoutEdit(unet, guidance, conditional, text) if guidance and guidance.layout.names else None
+    look = Look(unet, meter, conditional, text) if meter else None
     hooks = [
         unet.register_forward_pre_hook(hook, with_kwargs=True)
-        for hook in (edit and edit.watch, look and look.watch, text and _change_text(text, conditional))
+        for hook in (edit and edit.watch, look and look.watch, text and change_text(text, conditional))
         if hook
     ]
     ours = CrossAttention(edit, look)
@@ -159,170 +136,6 @@ def _expanded(attn: Attention, mask: Tensor | None, batch: int, tokens: int) -> 
         return None
     mask = attn.prepare_attention_mask(mask, tokens, batch)
     return mask.view(batch, attn.heads, -1, mask.shape[-1])
-
-
-class _StaticMask(NamedTuple):
-    """The part of a layer's bias that all steps share."""
-
-    gain: Float[Tensor, "pixels tokens"]
-    floor: Float[Tensor, "pixels tokens"]
-    extra: Float[Tensor, "pixels extra"]  # of the unconditional rows
-
-
-class _UNetCall(NamedTuple):
-    """What the layers need to know of the running UNet call."""
-
-    grids: Mapping[int, tuple[int, int]]  # (height, width) by number of pixels
-    strength: Float[Tensor, "conditional"]
-
-
-class _LayoutEdit:
-    """The bias of one `with` block; a hook tells it of each UNet call, the layers then ask it for theirs."""
-
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        guidance: LayoutGuidance,
-        conditional: Sequence[bool],
-        text: TextEdit | None,
-    ) -> None:
-        self._guidance = guidance
-        self._text = text or TextEdit(train_steps=1)
-        self._levels = len(unet.config["block_out_channels"])
-        _check_levels(guidance.layout_levels, self._levels)
-        self._batch = len(conditional)
-        self._rows = _rows(conditional)
-        self._strengths = guidance.strengths
-        self._masks: dict[tuple[object, ...], _StaticMask] = {}
-        self._call = _UNetCall({}, torch.zeros(0))
-
-    def watch(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook: note the latents' shape and the timestep."""
-        sample, times = _sample_and_times(args, kwargs, self._batch)
-        self._strengths = self._strengths.to(sample.device)
-        strength = self._strengths.at(times)[self._rows]
-        self._call = _UNetCall(_grids(sample.shape[2], sample.shape[3], self._levels), strength)
-
-    def __call__(self, query: Query, key: Key) -> Bias:
-        """Return η(t)·M for the conditional rows, with each row's own std, and 0 for the others.
-
-        Tokens beyond the prompt's are hidden from the conditional rows, and seen by the others from their region.
-        """
-        tokens = key.shape[2] - self._text.extra_tokens
-        mask = self._mask(query.shape[2], tokens, query)
-        eta = self._call.strength * score_std(query[self._rows], key[self._rows][:, :, :tokens])
-        floor = floor_of(query.dtype)  # and as far above 0: an infinite mask would give NaN, either way
-        edit = torch.addcmul(mask.floor, eta[:, None, None], mask.gain).clamp_(floor, -floor)
-        bias = query.new_zeros(len(query), 1, query.shape[2], key.shape[2])
-        bias[..., tokens:] = mask.extra
-        bias[self._rows, 0, :, :tokens] = edit.to(query.dtype)
-        bias[self._rows, 0, :, tokens:] = floor
-        return bias
-
-    def _mask(self, pixels: int, tokens: int, like: Tensor) -> _StaticMask:
-        place = self._call.grids.get(pixels), tokens, like.dtype, like.device
-        if place not in self._masks:
-            self._masks[place] = self._new_mask(pixels, tokens, like)
-        return self._masks[place]
-
-    def _new_mask(self, pixels: int, tokens: int, like: Tensor) -> _StaticMask:
-        grid = _grid(self._call.grids, pixels)
-        level = list(self._call.grids).index(pixels)
-        gain, blocked = self._guidance.weights(*grid, tokens, level=level)
-        hidden = ~self._text.visible(self._guidance.layout, *grid)
-        floor = floor_of(like.dtype)
-        return _StaticMask(*(part.to(like.device) for part in (gain, blocked * floor, hidden * floor)))
-
-
-class _Look:
-    """Shows a meter the layers of those UNet calls that it wants to see."""
-
-    def __init__(
-        self, unet: UNet2DConditionModel, meter: AttentionMeter, conditional: Sequence[bool], text: TextEdit | None
-    ) -> None:
-        self._meter = meter
-        self._extra_tokens = text.extra_tokens if text else 0
-        self._levels = len(unet.config["block_out_channels"])
-        self._batch = len(conditional)
-        self._rows = _rows(conditional)
-        self._grids: Mapping[int, tuple[int, int]] | None = None
-
-    def watch(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook: ask the meter, and note the latents' shape."""
-        sample, _times = _sample_and_times(args, kwargs, self._batch)
-        self._grids = _grids(sample.shape[2], sample.shape[3], self._levels) if self._meter.begin_call() else None
-
-    def __call__(self, query: Query, key: Key) -> None:
-        """Show a layer's conditional rows, with the prompt's own tokens."""
-        if self._grids is not None:
-            tokens = key.shape[2] - self._extra_tokens
-            grid = _grid(self._grids, query.shape[2])
-            self._meter.look(query[self._rows], key[self._rows][:, :, :tokens], grid)
-
-
-def _change_text(text: TextEdit, conditional: Sequence[bool]) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Return a forward pre-hook that lets the UNet read another text."""
-    rows = _rows(conditional)
-
-    def hook(
-        _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        times = _sample_and_times(args, kwargs, len(conditional))[1]
-        if len(args) > 2:
-            return (*args[:2], text.apply(args[2], times, rows), *args[3:]), kwargs
-        read = text.apply(kwargs["encoder_hidden_states"], times, rows)
-        return args, {**kwargs, "encoder_hidden_states": read}
-
-    return hook
-
-
-def _sample_and_times(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int
-) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch"]]:
-    """Find the latents and each row's timestep in what a UNet is called with."""
-    sample = args[0] if args else kwargs["sample"]
-    timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-    if len(sample) != batch:
-        raise SettingsError(
-            f"`conditional` is for batches of {batch}, the UNet got {len(sample)} rows. Say it for each row."
-        )
-    times = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1)
-    return sample, times.expand(batch).contiguous()
-
-
-def _rows(conditional: Sequence[bool]) -> slice | list[int]:
-    """Index the conditional rows, as a slice where they are neighbours: that copies nothing."""
-    rows = [row for row, is_conditional in enumerate(conditional) if is_conditional]
-    if not rows:
-        raise SettingsError("`conditional` names no row; expected at least one. Say True for the rows with the prompt.")
-    neighbours = rows[-1] - rows[0] + 1 == len(rows)
-    return slice(rows[0], rows[-1] + 1) if neighbours else rows
-
-
-def _grids(height: int, width: int, levels: int) -> dict[int, tuple[int, int]]:
-    """Return the grid of each UNet level by its number of pixels; a level halves the sides of the last, rounding up."""
-    grids = {}
-    for _ in range(levels):
-        grids[height * width] = height, width
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return grids
-
-
-def _check_levels(wanted: Sequence[int] | None, count: int) -> None:
-    for level in wanted or ():
-        if level >= count:
-            raise SettingsError(f"layout level {level} is none of this UNet's: expected 0 to {count - 1}.")
-
-
-def _grid(grids: Mapping[int, tuple[int, int]], pixels: int) -> tuple[int, int]:
-    """Return the grid of a layer by its number of pixels."""
-    if pixels not in grids:
-        sizes = ", ".join(f"{height}x{width}" for height, width in grids.values())
-        raise BackboneError(
-            f"a cross-attention layer has {pixels} pixels; expected one of the grids {sizes}. "
-            "This UNet shrinks its latents in a way that layouts do not support; compose without one."
-        )
-    return grids[pixels]
 
 
 def _is_cross(name: str) -> bool:

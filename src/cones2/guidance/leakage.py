@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from cones2.errors import SettingsError
 from cones2.guidance.cells import own_cells
-from cones2.guidance.presets import Spans
+from cones2.guidance.layout_guidance import Spans
 from cones2.layout.regions import Layout
 
 

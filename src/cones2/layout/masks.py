@@ -6,20 +6,19 @@ A mask is kept small enough to be embedded in a layout file, and so in the recor
 import base64
 import binascii
 import io
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from cones2.errors import LayoutError
 from cones2.files import read_bounded
+from cones2.images import opened_image
 from cones2.layout.box import Box
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 LARGEST_FILE = 25_000_000
-MOST_PIXELS = 50_000_000
 LONGEST_SIDE = 768
 _BLACK = 16  # greys below are black: JPEG's noise, and what nobody can see
 
@@ -103,21 +102,13 @@ class Mask:
 
 
 def _decode(content: bytes, *, origin: str) -> Mask:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # decoders' remarks on odd files: what matters is raised
-        try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise LayoutError(
-                        f"too many pixels; expected at most {MOST_PIXELS // 10**6} million. Scale it down."
-                    )
-                return Mask.from_image(ImageOps.exif_transpose(image))
-        except LayoutError as error:
-            raise LayoutError(f"{origin}: {error}") from error
-        except UnidentifiedImageError as error:
-            raise LayoutError(f"{origin} is no PNG, JPEG or WebP picture. Save it as a PNG.") from error
-        except Exception as error:  # on hostile bytes a decoder may raise anything
-            raise LayoutError(f"{origin} can't be used: {error}. Save it again as a PNG.") from error
+    advice = "Save it again as a PNG."
+    with opened_image(content, name=origin, formats=FORMATS, error=LayoutError, advice=advice) as image:
+        grey = _grey(ImageOps.exif_transpose(image))
+    try:
+        return Mask.from_image(grey)
+    except LayoutError as error:
+        raise LayoutError(f"{origin}: {error}") from error
 
 
 def _grey(image: Image.Image) -> Image.Image:

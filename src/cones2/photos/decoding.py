@@ -6,19 +6,18 @@ Metadata is dropped, and anything else is refused cheaply.
 import contextlib
 import hashlib
 import io
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps
 
 from cones2.errors import PhotoError
 from cones2.files import read_bounded
+from cones2.images import opened_image
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 LARGEST_FILE = 25_000_000
 LARGEST_PROFILE = 4_000_000
-MOST_PIXELS = 50_000_000
 SMALLEST_SIDE = 16
 LONGEST_SHAPE = 8
 
@@ -45,45 +44,22 @@ def read_picture(path: Path) -> Decoded:
         PhotoError: it is none of these, is damaged, or is too large, too small or too long.
     """
     content = read_bounded(path, limit=LARGEST_FILE, error=PhotoError)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # decoders' remarks on odd files: what matters is raised
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = _decode(path, content)
-    return Decoded(image, hashlib.sha256(content).hexdigest())
-
-
-def _decode(path: Path, content: bytes) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _check_shape(path, *image.size)
-            image.draft(None, (_LONGEST_SIDE, _LONGEST_SIDE))  # lets JPEG decode at a fraction of its size
-            profile = image.info.get("icc_profile")
-            return _without_metadata(_in_srgb(ImageOps.exif_transpose(image), profile))
-    except PhotoError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PhotoError(_too_many_pixels(path)) from error
-    except UnidentifiedImageError as error:
-        raise PhotoError(
-            f"{path} is not a JPEG, PNG or WebP picture, or only a part of one. Save it as one, or take it out."
-        ) from error
-    except Exception as error:  # on hostile bytes a decoder may raise anything
-        raise PhotoError(f"{path} is damaged: {error}. Save it again, or take it out.") from error
+    advice = "Save it as a PNG, or take it out."
+    with opened_image(content, name=str(path), formats=FORMATS, error=PhotoError, advice=advice) as image:
+        _check_shape(path, *image.size)
+        image.draft(None, (_LONGEST_SIDE, _LONGEST_SIDE))  # lets JPEG decode at a fraction of its size
+        profile = image.info.get("icc_profile")
+        upright = _without_metadata(_in_srgb(ImageOps.exif_transpose(image), profile))
+    return Decoded(upright, hashlib.sha256(content).hexdigest())
 
 
 def _check_shape(path: Path, width: int, height: int) -> None:
-    if width * height > MOST_PIXELS:
-        raise PhotoError(_too_many_pixels(path))
     if max(width, height) > LONGEST_SHAPE * min(width, height):
         raise PhotoError(
             f"{path} is {width}x{height}; expected a longer side of at most {LONGEST_SHAPE} times the shorter. Crop it."
         )
     if min(width, height) < SMALLEST_SIDE:
         raise PhotoError(f"{path} is {width}x{height}; expected at least {SMALLEST_SIDE} pixels a side.")
-
-
-def _too_many_pixels(path: Path) -> str:
-    return f"{path} has too many pixels; expected at most {MOST_PIXELS // 10**6} million. Scale it down."
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

@@ -12,7 +12,8 @@ from PIL.Image import Image
 
 from cones2.backbones import Backbone
 from cones2.captions.corpus import find_class_word, photo_caption
-from cones2.composing.loop import ComposeSettings, compose
+from cones2.composing.loop import compose
+from cones2.composing.settings import ComposeSettings
 from cones2.errors import SettingsError
 from cones2.learning.loop import LearnStep
 from cones2.residual.residual import Residual
