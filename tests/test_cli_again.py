@@ -85,6 +85,24 @@ def test_the_same_but_for_what_is_given(picture: Path, small_folder: Path) -> No
     assert (again(picture, small_folder, "--seed", 9)["batch"], made["batch"]) == ([9], [5, 6, 7])
 
 
+def test_the_pictures_own_regions_can_be_adjusted(picture: Path, small_folder: Path) -> None:
+    changes = ("--z", "cup=2", "--feather", "cup=0.1", "--region-weight", "cup=3")
+    regions = again(picture, small_folder, *changes, "--box", "rex=0,0,1,1")["layout"]["regions"]
+    assert regions["rex"] == [[0, 0, 1, 1]]
+    assert regions["cup"] == {"shapes": [[0.5, 0.5, 1, 1]], "z": 2, "feather": 0.1, "weight": 3}
+    out = picture.parent.parent / "refused"
+    refusal = refused("compose", "--from", picture, "--model", small_folder, "--z", "hat=1", "--out", out)
+    assert "--z names 'hat', which has no region; those that have: rex, cup" in refusal
+
+
+def test_a_picture_by_the_authors_sampler(small_folder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.png", tmp_path / "second.png"
+    how = ("--plain", "rex=cat", "--box", "rex=0,0,0.5,1", "--preset", "official", "--guided-steps", 1, "--steps", 2)
+    run("compose", "a {rex}", *how, "--model", small_folder, "--out", first)
+    run("compose", "--from", first, "--model", small_folder, "--out", second)
+    assert second.read_bytes() == first.read_bytes()
+
+
 def test_a_new_prompt_leaves_out_the_subjects_that_it_does_not_name(picture: Path, small_folder: Path) -> None:
     made = again(picture, small_folder, "a {rex} in the snow")
     assert (made["prompt"], list(made["subjects"]), list(made["layout"]["regions"])) == (

@@ -19,7 +19,21 @@ HELP = Path(__file__).parents[1] / "docs" / "help"
 SUBJECTS = tuple(f"subjects {command}" for command in ("list", "add", "remove", "show"))
 SUBJECTS = tuple(f"subjects {command}" for command in ("list", "add", "remove", "show"))
 COMMANDS = (
-    *("", "demo", "check", "learn", "learn-all", "compose", "grid", "inspect", "layout", "import", "push", "pull"),
+    *(
+        "",
+        "demo",
+        "check",
+        "learn",
+        "learn-all",
+        "mix",
+        "compose",
+        "grid",
+        "inspect",
+        "layout",
+        "import",
+        "push",
+        "pull",
+    ),
     *SUBJECTS,
 )
 SCRIPT = "from cones2.cli import main; main()"
@@ -108,6 +122,14 @@ def test_our_warnings_are_one_line_and_others_are_silent(capsys: pytest.CaptureF
         warnings.warn("only\n2 photos", Cones2Warning, stacklevel=1)
         warnings.warn("a remark on NumPy", DeprecationWarning, stacklevel=1)
     assert capsys.readouterr().err == "warning: only 2 photos\n"
+
+
+def test_the_same_warning_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        with with_quiet_libraries():
+            for text in ("twice", "twice", "another"):
+                warnings.warn(text, Cones2Warning, stacklevel=1)
+        assert capsys.readouterr().err == "warning: twice\nwarning: another\n"
 
 
 def test_it_ends_quietly_when_nobody_reads() -> None:

@@ -170,7 +170,7 @@ def test_masks(photos: Path, recipe: Path, small_folder: Path, tmp_path: Path) -
     assert "masks has no mask for c.png: expected c.png" in refused(*command, "--masks", masks)
     Image.new("L", (256, 256), 255).save(masks / "c.png")
     run(*command, "--masks", masks)
-    assert Residual.load(out).recipe["masked"] is True
+    assert Residual.load(out).recipe["masks"] is not None
 
 
 def test_previews_curves_and_an_early_end(photos: Path, recipe: Path, small_folder: Path, tmp_path: Path) -> None:

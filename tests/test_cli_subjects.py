@@ -1,5 +1,6 @@
 """`cones2 subjects`, and subjects by name in other commands."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from command import refused, run
 from cones2.backbones import Backbone
-from cones2.library import FOLDER_VARIABLE
+from cones2.library import FOLDER_VARIABLE, Library
 from cones2.picture import read_record
 from cones2.residual.residual import Residual
 
@@ -50,6 +51,22 @@ def test_add_list_show_remove(rex: Path, residual: Residual) -> None:
     assert "recipe.steps" in run("subjects", "show", "rex").stdout
     assert run("subjects", "remove", "rex").stdout == f"rex: removed from {folder}.\n"
     assert "has no subject 'rex'" in refused("subjects", "show", "rex")
+
+
+def test_two_subjects_are_mixed(rex: Path, residual: Residual, tmp_path: Path) -> None:
+    fido = dataclasses.replace(residual, vector=-2 * residual.vector)
+    Library.open().add("fido", fido)
+    out = tmp_path / "mixed" / "both.safetensors"
+    told = json.loads(run("mix", rex, "fido", "--weight", 0.25, "--out", out, "--json").stdout)
+    mixed = Residual.load(out)
+    assert told == {"residual": str(out), "sha256": mixed.sha256, "class_word": "cat", "weight": 0.25}
+    assert torch.allclose(mixed.vector, 0.25 * residual.vector)
+    assert run("mix", rex, "fido", "--out", out).stdout == f"{out}: 'cat', the sum of {rex} and fido.\n"
+    assert torch.equal(Residual.load(out).vector, -residual.vector)
+    assert "0.75 and 0.25 of" in run("mix", rex, "fido", "--weight", 0.25, "--out", out).stdout
+    Library.open().add("dog", dataclasses.replace(residual, class_word="dog"))
+    assert "residuals of 'cat' and 'dog' can't be combined" in refused("mix", rex, "dog", "--out", out)
+    assert "weight nan can't be used" in refused("mix", rex, "fido", "--weight", "nan", "--out", out)
 
 
 def test_broken_files_and_hostile_names_are_told(rex: Path) -> None:

@@ -150,6 +150,18 @@ def test_a_picture_is_varied(small_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("library")
+def test_places_of_all_its_pictures(small_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    whom = ("a {rex} and a {cup}", "--subject", "rex", "--plain", "cup=mug", "--box", "rex=0,0,0.5,1")
+    where = ("--auto-layout", "--z", "cup=1", "--feather", "rex=0.1", "--region-weight", "cup=2")
+    run("grid", *whom, *where, "--vary", "seed=0,1", "--vary", "steps=1", "--model", small_folder, "--out", out)
+    first, second = (read_record(out / f"{number:04}-seed{number}.png")["layout"] for number in (0, 1))
+    assert first == second
+    regions = first["regions"]  # type: ignore[index,call-overload]
+    assert (regions["rex"]["feather"], regions["cup"]["z"], regions["cup"]["weight"]) == (0.1, 1, 2)
+
+
+@pytest.mark.usefixtures("library")
 def test_what_is_refused_before_the_model_is_opened(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ("grid", "a {rex}", "--subject", "rex", "--model", tmp_path / "none", "--out", out)

@@ -72,10 +72,10 @@ def test_one_that_fails_harms_no_other(small: Backbone, photos: Path, library: L
 def test_a_bug_in_one_is_told_and_harms_no_other(
     small: Backbone, photos: Path, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(folder: Path) -> Any:
+    def fail(folder: Path, **options: Any) -> Any:
         if folder.name == "bad":
             raise ZeroDivisionError("a bug")
-        return load_photos(folder)
+        return load_photos(folder, **options)
 
     monkeypatch.setattr("cones2.learning.many.load_photos", fail)
     bad, rex = Assignment("bad", photos / "bad", "dog", RECIPE), Assignment("rex", photos, "dog", RECIPE)
@@ -100,6 +100,27 @@ def test_what_is_finished_is_not_learned_again_until_something_changes(
     Image.linear_gradient("L").convert("RGB").save(photos / "c.png")
     assert states(small, library, rex) == {"rex": "learned"}
     assert states(small, library, rex) == {"rex": "finished"}
+
+
+def test_masks_and_captions_of_ones_own(small: Backbone, photos: Path, library: Library) -> None:
+    masks, captions = photos.parent / "masks", photos.parent / "captions.txt"
+    masks.mkdir()
+    for name in "abc":
+        Image.new("L", (256, 256), "white").save(masks / f"{name}.png")
+    captions.write_text("a dog\nthe dog\n")
+    rex = Assignment("rex", photos, "dog", RECIPE, masks=masks, captions=captions)
+    plain = replace(rex, masks=None, captions=None)
+    assert states(small, library, plain) == {"rex": "learned"}
+    for changed in (rex, replace(rex, masks=None), replace(rex, captions=None)):
+        assert states(small, library, changed) == {"rex": "learned"}
+        assert states(small, library, changed) == {"rex": "finished"}
+    captions.write_text("a dog\nmy dog\n")
+    assert states(small, library, rex) == {"rex": "learned"}
+    Image.new("L", (256, 256), 128).save(masks / "a.png")
+    assert states(small, library, rex) == {"rex": "learned"}
+    own = load_photos(photos, masks=masks)
+    alone = finish(learn(small, own, "dog", recipe=RECIPE, captions=["a dog", "my dog"])).residual
+    assert library.load("rex").sha256 == alone.sha256
 
 
 def test_another_encoder_learns_again(small: Backbone, photos: Path, library: Library) -> None:
@@ -153,10 +174,13 @@ def test_a_manifest_by_hand(tmp_path: Path) -> None:
         'recipe = "mini"\nseed = 4\n'
         '[subjects.rex]\nphotos = "rex"\nclass_word = "dog"\n'
         '[subjects.luna]\nphotos = "/luna"\nclass_word = "cat"\nrecipe = "quick.toml"\nseed = 0\n'
+        'masks = "masks"\ncaptions = "dogs.txt"\n'
     )
     assert read_manifest(path) == (
         Assignment("rex", tmp_path / "rex", "dog", RECIPES["mini"], 4),
-        Assignment("luna", Path("/luna"), "cat", Recipe(steps=7), 0),
+        Assignment(
+            "luna", Path("/luna"), "cat", Recipe(steps=7), 0, masks=tmp_path / "masks", captions=tmp_path / "dogs.txt"
+        ),
     )
 
 

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from cones2.backbones import Backbone
 from cones2.captions.corpus import captions_for, find_class_word, photo_caption
 from cones2.errors import CaptionError, LearningError, SettingsError
-from cones2.learning.lesson import Lesson, denoising_loss, random_numbers
+from cones2.learning.lesson import Lesson, denoising_loss, hash_of, masks_hash, random_numbers
 from cones2.learning.loop import LearnStep, displacement, held_out_captions, learn
 from cones2.learning.recipe import Recipe
 from cones2.photos import Photo
@@ -66,7 +66,11 @@ def test_the_residual_says_what_it_is(small: Backbone, learned: LearnStep) -> No
     assert residual.class_word == "dog"
     assert "".join(residual.tokens).removesuffix("</w>") == "dog"
     assert residual.encoder == small.encoder_id
-    assert residual.recipe == dataclasses.asdict(RECIPE) | {"seed": 0, "masked": False}
+    assert residual.recipe == dataclasses.asdict(RECIPE) | {
+        "seed": 0,
+        "captions": hash_of(captions_for("dog", count=RECIPE.caption_count, lexicon=small.lexicon)),
+        "masks": None,
+    }
     assert residual.photos == ("a" * 64, "b" * 64)
 
 
@@ -279,7 +283,7 @@ def test_a_step_that_is_gone(small: Backbone) -> None:
 def test_masks_of_all_white_change_nothing(small: Backbone, learned: LearnStep) -> None:
     white = tuple(dataclasses.replace(photo, mask=WHITE) for photo in PHOTOS)
     masked = residual_of(learn(small, white, "dog", recipe=RECIPE))
-    assert masked.recipe["masked"] is True
+    assert masked.recipe["masks"] == masks_hash(white)
     # The crops differ: without a mask they are slid to where most detail is. These pictures are square.
     assert_close(masked.vector, learned.residual.vector, rtol=1e-3, atol=1e-5)
 

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from cones2.cli import check, compose, demo, grid, hub, import_, inspect, layout, learn, learn_all, subjects
+from cones2.cli import check, compose, demo, grid, hub, import_, inspect, layout, learn, learn_all, mix, subjects
 from cones2.cli.edge import told_in_one_line, with_quiet_libraries
 
 
@@ -33,6 +33,7 @@ app.command()(demo.demo)
 app.command()(check.check)
 app.command()(learn.learn)
 app.command(name="learn-all")(learn_all.learn_all)
+app.command()(mix.mix)
 app.command()(compose.compose)
 app.command()(grid.grid)
 app.command()(inspect.inspect)

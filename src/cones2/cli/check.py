@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cones2.cli.console import print_json, print_table, say
-from cones2.cli.options import Model
+from cones2.cli.options import Model, ModelConfig
 from cones2.cli.progress import waiting
 
 
@@ -14,6 +14,7 @@ def check(
     photos: Annotated[Path, typer.Argument(help="A folder of photos of one subject, or one photo.", metavar="PHOTOS")],
     masks: Annotated[Path | None, typer.Option(help="The folder of their masks.", metavar="DIR")] = None,
     model: Model = "mini",
+    model_config: ModelConfig = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
 ) -> None:
     """Tell whether photos are ready to be learned from, and what would make them better.
@@ -28,7 +29,7 @@ def check(
 
         loaded = load_photos(photos, masks=masks)
     with waiting(f"opening {model}"):
-        backbone = open_backbone(model, device="cpu")
+        backbone = open_backbone(model, device="cpu", model_config=model_config)
     with waiting("looking at the photos"):
         report = photo_report(loaded, size=min(backbone.default_size))
         warn_if_undrawable(backbone, loaded)

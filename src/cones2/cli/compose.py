@@ -175,7 +175,7 @@ def compose(
             subjects = wish.subjects(subject or (), plain or (), strengths=strength or ())
             order = wish.order(
                 with_details(subjects, during=during or (), negatives=subject_negative or ()),
-                wish.layout(places.read(wish.prompt if auto_layout else None, aspect=aspect)),
+                places.read(wish.prompt if auto_layout else None, aspect=aspect, recorded=wish.layout),
                 wish.settings(values, seed=seed, count=count),
             )
             order = replace(order, measure_attention=attention)

@@ -41,7 +41,14 @@ def with_quiet_libraries() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", Cones2Warning)
-        warnings.showwarning = lambda message, *_args, **_options: complain("warning", message)
+        told: set[str] = set()  # the same remark on each batch of pictures is one remark
+
+        def tell(message: Warning | str, *_args: object, **_options: object) -> None:
+            if str(message) not in told:
+                told.add(str(message))
+                complain("warning", message)
+
+        warnings.showwarning = tell
         yield
 
 

@@ -6,13 +6,24 @@ from typing import Annotated
 import typer
 
 from cones2.cli.console import messages, print_json, say
-from cones2.cli.layout_options import BoxTexts, LayoutFile, MaskTexts, PlaceTexts, PolygonTexts
+from cones2.cli.layout_options import (
+    Auto,
+    BoxTexts,
+    FeatherTexts,
+    LayoutFile,
+    MaskTexts,
+    PlaceTexts,
+    PolygonTexts,
+    WeightTexts,
+    ZTexts,
+)
 from cones2.cli.options import (
     MORE,
     Device,
     Dtype,
     Json,
     Library,
+    ModelConfig,
     PictureModel,
     PlainTexts,
     Prompt,
@@ -36,6 +47,10 @@ def grid(
     mask: MaskTexts = None,
     place: PlaceTexts = None,
     layout: LayoutFile = None,
+    auto_layout: Auto = False,
+    z: ZTexts = None,
+    feather: FeatherTexts = None,
+    region_weight: WeightTexts = None,
     source: Annotated[Path | None, typer.Option("--from", help="Vary this picture.", metavar="PICTURE")] = None,
     model: PictureModel = None,
     strength: StrengthTexts = None,
@@ -43,6 +58,7 @@ def grid(
         int, typer.Option(help="Pixels a picture has in the grid.", min=32, max=1024, metavar="N", rich_help_panel=MORE)
     ] = 256,
     library: Library = None,
+    model_config: ModelConfig = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -60,18 +76,19 @@ def grid(
         from cones2.cli.sheets import Plan, read_axes
         from cones2.cli.wishes import Wish
 
-        places = Places(box or (), polygon or (), mask or (), words=place or (), file=layout)
+        texts = (box or (), polygon or (), mask or (), z or (), feather or (), region_weight or (), place or ())
+        places = Places(*texts, file=layout)
         wish = Wish.read(prompt, source, library=library)
         plan = Plan.check(
             wish.prompt,
             read_axes(vary, wish.library),
             subjects=wish.subjects(subject or (), plain or (), strengths=strength or ()),
-            layout=wish.layout(places.read()),
+            layout=places.read(wish.prompt if auto_layout else None, recorded=wish.layout),
             settings=wish.settings({}, seed=None, count=None),
         )
         check_folder(out)
     with waiting("opening the model"):
-        backbone = wish.open_backbone(model, device=device, dtype=dtype)
+        backbone = wish.open_backbone(model, device=device, dtype=dtype, model_config=model_config)
     report = plan.carry_out(backbone, out, cell=cell)
     if as_json:
         print_json(report)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cones2.cli.console import print_json, say
-from cones2.cli.options import Json
+from cones2.cli.options import Json, ModelConfig
 from cones2.cli.progress import waiting
 
 
@@ -15,9 +15,10 @@ def import_(
     class_word: Annotated[str, typer.Option("--class", help="The word that it was learned at.", metavar="WORD")],
     model: Annotated[
         str,
-        typer.Option(help="What it was learned on: mini, a diffusers folder, or a Hub id.", metavar="MODEL"),
+        typer.Option(help="What it was learned on: a diffusers folder, .safetensors file or Hub id.", metavar="MODEL"),
     ],
     out: Annotated[Path, typer.Option(help="The residual to write: NAME.safetensors.", metavar="FILE")],
+    model_config: ModelConfig = None,
     as_json: Json = False,
 ) -> None:
     """Turn a residual of the authors' code (ali-vilab/Cones-V2) into one of ours. Nothing in its file is executed.
@@ -35,7 +36,7 @@ def import_(
         check_file(out, suffix=".safetensors", read=Residual.load)
         read_authors_file(file)  # what is wrong with it is told before the model is opened
     with waiting(f"opening {model}"):
-        backbone = open_backbone(model, device="cpu")
+        backbone = open_backbone(model, device="cpu", model_config=model_config)
     residual = import_residual(backbone, file, class_word)
     make_folder(out.parent)
     residual.save(out)

@@ -7,7 +7,7 @@ import typer
 
 from cones2.cli.console import print_json, print_rows
 from cones2.cli.edge import FAILED
-from cones2.cli.options import Device, Dtype, Json, Library, Model
+from cones2.cli.options import Device, Dtype, Json, Library, Model, ModelConfig
 from cones2.cli.progress import follow, waiting
 
 
@@ -15,6 +15,7 @@ def learn_all(
     manifest: Annotated[Path, typer.Argument(help="Names, photos and class words, in TOML.", metavar="MANIFEST")],
     model: Model = "mini",
     library: Library = None,
+    model_config: ModelConfig = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -36,7 +37,7 @@ def learn_all(
         assignments = read_manifest(manifest)
         shelf = Library.open(library)
     with waiting(f"opening {model}"):
-        backbone = open_backbone(model, device=device, dtype=dtype)
+        backbone = open_backbone(model, device=device, dtype=dtype, model_config=model_config)
 
     def tell(step: LearnAllStep) -> str:
         return f"{step.name}, {step.number} of {step.count}" + (

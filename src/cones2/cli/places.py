@@ -43,12 +43,15 @@ class Places:
             "--layout": self.file,
         }
 
-    def read(self, automatic: str | None = None, *, aspect: float = 1.0) -> Layout | None:
+    def read(
+        self, automatic: str | None = None, *, aspect: float = 1.0, recorded: Layout | None = None
+    ) -> Layout | None:
         """Make the layout; None where nothing is placed.
 
         Args:
             automatic: a prompt whose other subjects are placed too; None places no others.
             aspect: the picture's width by its height, for places that several share.
+            recorded: a picture's layout; what is given replaces its regions of the same names.
 
         Raises:
             SettingsError: a text can't be read, or a number is for no region.
@@ -66,6 +69,8 @@ class Places:
         else:
             given = {name: read_place(words) for name, words in places.items()}
             regions = dict(place_subjects(given, given=Layout(regions), aspect=aspect).regions)
+        if recorded is not None:
+            regions = {**recorded.regions, **regions}
         self._adjust(regions)
         return Layout(regions) if regions else None
 

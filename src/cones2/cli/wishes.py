@@ -51,12 +51,10 @@ class Wish:
         recorded = self.made.subjects if self.made else {}
         return read_subjects(learned, plain, strengths=strengths, library=self.library, recorded=recorded)
 
-    def layout(self, given: Layout | None) -> Layout | None:
-        """Put what is given over the picture's layout, region by region."""
-        recorded = self.made.layout if self.made else None
-        if given is None or recorded is None:
-            return given or recorded
-        return replace(given, regions={**recorded.regions, **given.regions})
+    @property
+    def layout(self) -> Layout | None:
+        """The picture's layout."""
+        return self.made.layout if self.made else None
 
     def settings(self, values: Mapping[str, Any], *, seed: int | None, count: int | None) -> ComposeSettings:
         """Give the picture's settings, else the usual ones, but for the values given; None is not given.

@@ -24,6 +24,7 @@ class Lesson:
         prompt: the caption of the photos, "a photo of a dog".
         added: what Stable Diffusion XL reads beside it.
         captions: for Eqs. 3 and 5.
+        captions_hash: of their texts.
         views: of the photos.
     """
 
@@ -35,6 +36,7 @@ class Lesson:
     prompt: EncodedCaptions
     added: Mapping[str, Float[Tensor, "1 numbers"]]
     captions: EncodedCaptions
+    captions_hash: str
     views: EncodedViews
 
     @classmethod
@@ -61,10 +63,11 @@ class Lesson:
             prompt=prompt,
             added=backbone.added_conditions(prompt.input_ids, height=size, width=size),
             captions=encoded,
+            captions_hash=hash_of(captions),
             views=encode_views(backbone, photos, recipe.views_per_photo, random_numbers(seed, 0)),
         )
 
-    def settings(self, captions: Sequence[str]) -> dict[str, object]:
+    def settings(self) -> dict[str, object]:
         """All that a checkpoint's state depends on, as short JSON values: not how many steps are to follow."""
         recipe = dataclasses.asdict(self.recipe)
         del recipe["steps"]
@@ -72,20 +75,20 @@ class Lesson:
             **recipe,
             "seed": self.seed,
             "class word": self.class_word,
-            "photos' hash": _hash([photo.sha256 for photo in self.photos]),
-            "masks' hash": _hash([_mask_hash(photo) for photo in self.photos]) if self.masked else None,
-            "captions' hash": _hash(captions),
+            "photos' hash": hash_of([photo.sha256 for photo in self.photos]),
+            "masks' hash": masks_hash(self.photos),
+            "captions' hash": self.captions_hash,
             "text encoder": "+".join(part.weights for part in self.backbone.encoder_id.parts),
         }
 
-    @property
-    def masked(self) -> bool:
-        """Whether a mask says what of the photos is the subject."""
-        return self.views.weights is not None
-
     def record(self) -> dict[str, object]:
         """How the residual was learned, for its file."""
-        return dataclasses.asdict(self.recipe) | {"seed": self.seed, "masked": self.masked}
+        return how_learned(self.recipe, self.seed, captions=self.captions_hash, photos=self.photos)
+
+
+def how_learned(recipe: Recipe, seed: int, *, captions: str, photos: Sequence[Photo]) -> dict[str, object]:
+    """Tell what a residual's file says of its learning: recipe, seed, hashes of captions and of the photos' masks."""
+    return dataclasses.asdict(recipe) | {"seed": seed, "captions": captions, "masks": masks_hash(photos)}
 
 
 def denoising_loss(lesson: Lesson, prompt: Float[Tensor, "1 tokens dim"], draw: torch.Generator) -> Float[Tensor, ""]:
@@ -111,9 +114,13 @@ def random_numbers(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
-def _mask_hash(photo: Photo) -> str:
-    return hashlib.sha256(photo.mask.tobytes()).hexdigest() if photo.mask else ""
+def masks_hash(photos: Sequence[Photo]) -> str | None:
+    """Hash of the photos' masks; None where no photo has one."""
+    if all(photo.mask is None for photo in photos):
+        return None
+    return hash_of([hashlib.sha256(photo.mask.tobytes()).hexdigest() if photo.mask else "" for photo in photos])
 
 
-def _hash(texts: Sequence[str]) -> str:
+def hash_of(texts: Sequence[str]) -> str:
+    """Hash of texts that hold no line break."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()

@@ -69,7 +69,7 @@ def learn(
     if checkpoint is None:
         yield from study.steps(after=0)
         return
-    checkpoints = Checkpoints(checkpoint, study.lesson.settings(captions))
+    checkpoints = Checkpoints(checkpoint, study.lesson.settings())
     with checkpoints.held():
         yield from _keep(checkpoints, study, every=checkpoint_every, resume=resume)
 

@@ -28,6 +28,8 @@ class Assignment:
         class_word: what it is.
         recipe: how to learn; None is what suits the backbone.
         seed: for all that is drawn by chance.
+        masks: the folder of the photos' masks, if there are any.
+        captions: the user's own captions, one a line; None makes them.
 
     Raises:
         LibraryError: the name can't be one.
@@ -38,6 +40,8 @@ class Assignment:
     class_word: str
     recipe: Recipe | None = None
     seed: int = 0
+    masks: Path | None = None
+    captions: Path | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -74,6 +78,8 @@ class _Subject(_Strict):
     class_word: str
     recipe: str | None = None
     seed: int | None = None
+    masks: str | None = None
+    captions: str | None = None
 
 
 class _Manifest(_Strict):
@@ -93,6 +99,8 @@ def _assign(name: str, manifest: _Manifest, folder: Path) -> Assignment:
         subject.class_word,
         recipe=None if recipe is None else find_recipe(recipe),
         seed=manifest.seed if subject.seed is None else subject.seed,
+        masks=None if subject.masks is None else folder / subject.masks,
+        captions=None if subject.captions is None else folder / subject.captions,
     )
 
 

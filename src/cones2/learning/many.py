@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from cones2.backbones import Backbone
-from cones2.captions.corpus import check_class_word
+from cones2.captions.corpus import captions_for, check_class_word, read_captions
 from cones2.errors import Cones2Error, SettingsError
+from cones2.learning.lesson import hash_of, how_learned
 from cones2.learning.loop import LearnStep, learn
 from cones2.learning.manifest import Assignment
 from cones2.learning.recipe import Recipe, find_recipe
@@ -77,8 +78,9 @@ def learn_all(
     """Learn subjects into a library, step by step.
 
     A subject is finished, and not learned again, when the library has its name with a residual of the same photos,
-    class word, recipe, seed and text encoder. Any other residual of that name is replaced. An interrupted subject goes
-    on from its last checkpoint, in a hidden folder of the library. Whatever fails in one subject becomes its outcome.
+    masks, captions, class word, recipe, seed and text encoder. Any other residual of that name is replaced. An
+    interrupted subject goes on from its last checkpoint, in a hidden folder of the library. Whatever fails in one
+    subject becomes its outcome.
 
     Raises:
         SettingsError: there are no assignments.
@@ -109,17 +111,11 @@ def _steps(
 
 def _learn(backbone: Backbone, assignment: Assignment, library: Library) -> Iterator[LearnStep]:
     """Take the steps of one subject, and keep what was learned; take none where it is finished."""
-    photos = load_photos(assignment.photos)
-    lesson = _Lesson(
-        photos,
-        check_class_word(assignment.class_word),
-        assignment.recipe or find_recipe(backbone.learn_preset),
-        assignment.seed,
-    )
+    lesson = _Lesson.read(assignment, backbone)
     path = library.path_of(assignment.name)
     if path.exists() and lesson.was_learned_by(Residual.load(path), backbone):
         return
-    photo_report(photos, size=min(backbone.default_size)).check()
+    photo_report(lesson.photos, size=min(backbone.default_size)).check()
     folder = library.folder / f".{assignment.name}-{lesson.digest(backbone)}.learning"
     steps = learn(
         backbone,
@@ -127,6 +123,7 @@ def _learn(backbone: Backbone, assignment: Assignment, library: Library) -> Iter
         lesson.class_word,
         recipe=lesson.recipe,
         seed=lesson.seed,
+        captions=lesson.captions,
         checkpoint=folder,
         resume=True,
     )
@@ -144,12 +141,26 @@ class _Lesson:
 
     photos: tuple[Photo, ...]
     class_word: str
+    captions: tuple[str, ...]
     recipe: Recipe
     seed: int
 
+    @classmethod
+    def read(cls, assignment: Assignment, backbone: Backbone) -> "_Lesson":
+        """Read photos and captions."""
+        class_word = check_class_word(assignment.class_word)
+        recipe = assignment.recipe or find_recipe(backbone.learn_preset)
+        captions = (
+            read_captions(assignment.captions, class_word)
+            if assignment.captions
+            else captions_for(class_word, count=recipe.caption_count, lexicon=backbone.lexicon)
+        )
+        photos = load_photos(assignment.photos, masks=assignment.masks)
+        return cls(photos, class_word, tuple(captions), recipe, assignment.seed)
+
     def was_learned_by(self, residual: Residual, backbone: Backbone) -> bool:
         """Tell whether a residual is what this lesson would give."""
-        how = {**asdict(self.recipe), "seed": self.seed, "masked": False}
+        how = how_learned(self.recipe, self.seed, captions=hash_of(self.captions), photos=self.photos)
         return (
             residual.class_word == self.class_word
             and residual.photos == tuple(photo.sha256 for photo in self.photos)
@@ -160,7 +171,8 @@ class _Lesson:
     def digest(self, backbone: Backbone) -> str:
         """Name this lesson: another photo or recipe begins in another folder, and never resumes from this one's."""
         photos = [photo.sha256 for photo in self.photos]
-        parts = [photos, self.class_word, asdict(self.recipe), self.seed, asdict(backbone.encoder_id)]
+        how = how_learned(self.recipe, self.seed, captions=hash_of(self.captions), photos=self.photos)
+        parts = [photos, self.class_word, how, asdict(backbone.encoder_id)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
