@@ -211,10 +211,10 @@ def test_missing_mini(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         open_backbone("mini")
 
 
-def test_mini_is_named_and_learns_by_its_own_recipe(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
+def test_mini_is_named_and_learned_on_directly(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
     monkeypatch.setattr(opening, "MINI", tiny_folder)
     backbone = open_backbone("mini")
-    assert (backbone.name, backbone.learn_preset) == ("mini", "mini")
+    assert (backbone.name, backbone.learn_preset) == ("mini", "direct")
 
 
 @pytest.mark.parametrize("model", ["./nowhere", "nowhere", "/no/such/folder", "a/b/c"])

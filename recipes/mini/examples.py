@@ -134,12 +134,13 @@ def learn_residuals(model: str, folder: Path, *, again: bool) -> None:
     from cones2.photos import load_photos
 
     backbone = open_backbone(model)
+    recipe = RECIPES[backbone.learn_preset]
     for name, about in json.loads((folder / "subjects.json").read_text()).items():
         path = folder / name / f"{name}.safetensors"
         if path.exists() and not again:
             continue
         start = time.monotonic()
-        *_, last = learn(backbone, load_photos(folder / name / "photos"), about["class_word"], recipe=RECIPES["mini"])
+        *_, last = learn(backbone, load_photos(folder / name / "photos"), about["class_word"], recipe=recipe)
         last.residual.save(path)
         norm = float(last.residual.vector.norm())
         print(f"{name}: {time.monotonic() - start:.0f} s, norm {norm:.1f}, L_sub {last.subject_loss:.3f}", flush=True)

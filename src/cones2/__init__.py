@@ -6,7 +6,7 @@ Example:
 
     backbone = cones2.open_backbone("mini")
     photos = cones2.EXAMPLES["rex"].photos  # or cones2.load_photos(Path("photos/rex"))
-    learned = cones2.finish(cones2.learn(backbone, photos, "dog", recipe=cones2.RECIPES["mini"]))
+    learned = cones2.finish(cones2.learn(backbone, photos, "dog", recipe=cones2.RECIPES["direct"]))
     subjects = {"rex": cones2.Subject("dog", learned.residual), "ball": cones2.Subject("ball")}
     layout = cones2.Layout.from_numbers({"rex": [(0.05, 0.2, 0.5, 0.95)], "ball": [(0.55, 0.5, 0.95, 0.95)]})
     prompt = "a {rex} and a {ball} on the beach"

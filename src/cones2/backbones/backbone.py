@@ -113,7 +113,7 @@ class Backbone:
     @property
     def learn_preset(self) -> str:
         """Name of the recipe that suits this model when the user names none."""
-        return "mini" if self.name == "mini" else "paper"
+        return "direct" if self.name == "mini" else "paper"
 
     @cached_property
     def encoder_id(self) -> EncoderId:

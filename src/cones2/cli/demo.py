@@ -33,7 +33,7 @@ def demo(
         check_folder(out)
         settings = ComposeSettings(seeds=(0, 1, 2, 3), steps=steps)
         backbone = open_backbone(model, device="cpu")
-    recipe = find_recipe("mini")
+    recipe = find_recipe("direct")
     recipe = replace(recipe, steps=learn_steps or recipe.steps)
     show = SHOW if model == "mini" else SHOW.learning_all()
     for line in exhibit(backbone, out, show=show, recipe=recipe, settings=settings):
