@@ -37,7 +37,7 @@ def _plain(family: str, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
     )
     prediction = "v_prediction" if family == "sd2" else "epsilon"
     return StableDiffusionPipeline(
-        vae=_vae(0.18215),
+        vae=_vae(),
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
         unet=unet,
@@ -59,7 +59,7 @@ def _xl(tokenizer: CLIPTokenizer) -> StableDiffusionXLPipeline:
         projection_class_embeddings_input_dim=6 * 8 + 24,
     )
     return StableDiffusionXLPipeline(
-        vae=_vae(0.13025),
+        vae=_vae(scaling_factor=0.13025),
         text_encoder=CLIPTextModel(_text_config(tokenizer, width=32, act="quick_gelu")),
         text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, width=24, act="gelu", projection_dim=24)),
         tokenizer=tokenizer,
@@ -110,7 +110,7 @@ def _unet_config(*, cross_attention_dim: int, blocks: int, attention: tuple[bool
     }
 
 
-def _vae(scaling_factor: float) -> AutoencoderKL:
+def _vae(**options: float) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -118,5 +118,5 @@ def _vae(scaling_factor: float) -> AutoencoderKL:
         layers_per_block=2,
         norm_num_groups=4,
         sample_size=64,
-        scaling_factor=scaling_factor,
+        **options,
     )
