@@ -67,6 +67,7 @@ class LiveBytes(TorchDispatchMode):
 def count(folder: Path, *, size: int, save_memory: bool) -> dict[str, int]:
     """Count the bytes of a step of the paper's recipe in bfloat16, by what they are for."""
     backbone = _open_without_numbers(folder)
+    frozen = [weight for encoder in backbone.text_encoders for weight in encoder.parameters()]
     tuned = copy.deepcopy(backbone.text_encoders)
     learned = [weight.requires_grad_() for encoder in tuned for weight in encoder.parameters()]
     encoders = dict(zip(("text_encoder", "text_encoder_2"), tuned, strict=False))
@@ -74,8 +75,8 @@ def count(folder: Path, *, size: int, save_memory: bool) -> dict[str, int]:
     originals = torch.zeros(RECIPE.caption_count, study.window, study.width, device="meta")
     return {
         "UNet, frozen, bfloat16": _size(backbone.unet.parameters()),
-        "autoencoder, frozen, float32": _size(backbone.vae.parameters()),
-        "text encoder, frozen, float32": _size(w for encoder in backbone.text_encoders for w in encoder.parameters()),
+        "autoencoder, frozen, float32": 0 if save_memory else _size(backbone.vae.parameters()),
+        "text encoder, frozen, float32": 0 if save_memory else _size(frozen),
         "text encoder, tuned, float32": _size(learned),
         "AdamW's two moments": 2 * _size(learned),
         "what the frozen encoder makes of the captions": _size([originals]),

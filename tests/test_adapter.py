@@ -59,6 +59,7 @@ def controlnet(backbone: Backbone) -> diffusers.ControlNetModel:
     net = diffusers.ControlNetModel.from_unet(backbone.unet)
     for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):
         torch.nn.init.normal_(block.weight, std=0.1)  # as made they are zero, and do nothing
+    torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=10)  # what is before it is small, too
     return net.eval()
 
 
@@ -177,6 +178,19 @@ def test_image_to_image_and_inpainting_on_stable_diffusion_xl(xl: Backbone) -> N
         assert np.array_equal(adapted(pipeline, call, TEXT), own)
         placed = adapted(pipeline, call, subjects=subjects_for(xl), layout=LAYOUT)
         assert np.abs(placed - own).max() > 1e-3
+    assert_untouched(xl, processors)
+
+
+def test_a_controlnet_on_stable_diffusion_xl(xl: Backbone) -> None:
+    processors = xl.unet.attn_processors
+    components = {**pipeline_of(xl).components, "controlnet": controlnet(xl)}
+    pipeline = diffusers.StableDiffusionXLControlNetPipeline(**components, add_watermarker=False)
+    call, steered = {"image": PHOTO, **SIZE}, {"image": Image.new("RGB", (64, 64)), **SIZE}
+    own = pictures(pipeline, prompt=TEXT, guidance_scale=7.5, **call)
+    assert np.array_equal(adapted(pipeline, call, TEXT), own)
+    placed = adapted(pipeline, call, subjects=subjects_for(xl), layout=LAYOUT)
+    assert np.abs(placed - own).max() > 1e-3
+    assert np.abs(placed - adapted(pipeline, steered, subjects=subjects_for(xl), layout=LAYOUT)).max() > 1e-3
     assert_untouched(xl, processors)
 
 

@@ -17,7 +17,6 @@ from cones2.errors import Cones2Warning, LayoutError
 
 HELP = Path(__file__).parents[1] / "docs" / "help"
 SUBJECTS = tuple(f"subjects {command}" for command in ("list", "add", "remove", "show"))
-SUBJECTS = tuple(f"subjects {command}" for command in ("list", "add", "remove", "show"))
 COMMANDS = (
     *(
         "",

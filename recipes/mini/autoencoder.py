@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--noise", type=float, default=0.05, help="on the scaled latents, as a sampler leaves some")
+    parser.add_argument("--seed", type=int, default=1, help="of the pictures trained on; another one for each run")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     world = World(
@@ -94,8 +95,8 @@ def main() -> None:
         np.load(arguments.work / "backgrounds.npy"),
         arguments.device,
     )
-    rng, generator = np.random.default_rng(1), torch.Generator().manual_seed(1)
-    torch.manual_seed(1)
+    rng, generator = np.random.default_rng(arguments.seed), torch.Generator().manual_seed(arguments.seed)
+    torch.manual_seed(arguments.seed)
     model = AutoencoderKL.from_pretrained(arguments.resume).float() if arguments.resume else new_autoencoder()
     if not arguments.resume:
         pictures = world.render([world.scene(rng) for _ in range(96)], 128).images * 2 - 1
@@ -103,7 +104,8 @@ def main() -> None:
         model.register_to_config(scaling_factor=round(1 / float(latents_of(model, pictures.cpu()).std()), 5))
     model = model.to(arguments.device, memory_format=torch.channels_last)
     model.encoder.requires_grad_(False)
-    held_out = world.render([world.scene(rng) for _ in range(48)], 128).images * 2 - 1
+    held_out_rng = np.random.default_rng(0)
+    held_out = world.render([world.scene(held_out_rng) for _ in range(48)], 128).images * 2 - 1
     report(model, held_out)
     model.save_pretrained(arguments.work / "vae")
     parameters = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]

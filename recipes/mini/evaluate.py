@@ -1,5 +1,6 @@
-"""Measure mini: `python recipes/mini/evaluate.py STAGE`; judge, plain, layout, identity, follow and sweep are stages.
+"""Measure mini: `python recipes/mini/evaluate.py STAGE`.
 
+The stages are judge, plain, layout, identity, follow, sweep and ways.
 Each stage writes `results/STAGE.json`; `card` prints them as the model card's tables. Seeds are fixed; pictures are 20
 steps of DPM++.
 """
@@ -28,6 +29,7 @@ from sprites import SpriteAtlas
 from studio import Seen, Studio, save_pictures
 from taught import flat, taught_subjects
 from vocabulary import COLOURS, SCENES
+from ways import evaluate_ways
 
 SEED = 9000
 RESULTS = Path(__file__).parent / "results"
@@ -187,6 +189,7 @@ STAGES = {
     "identity": evaluate_identity,
     "follow": evaluate_follow,
     "sweep": evaluate_sweep,
+    "ways": evaluate_ways,
 }
 
 

@@ -1,7 +1,8 @@
 """The example subjects as mini was taught them, and whether they are themselves in pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -54,19 +55,28 @@ class Taught:
         return [hit for hit, index in pairs if self.examples[index].unseen == unseen]
 
 
-def taught_subjects(studio: Studio, examples: Sequence[ExampleSubject]) -> Taught:
-    """Load the residuals and draw the look-alikes."""
-    known, embedded, baselines = [], [], []
+def taught_subjects(
+    studio: Studio,
+    examples: Sequence[ExampleSubject],
+    *,
+    folder: Path = FOLDER,
+    names: Collection[str] | None = None,
+) -> Taught:
+    """Load the residuals from `folder` and draw the look-alikes; of all examples, or of those in `names`."""
+    chosen, known, embedded, baselines = [], [], [], []
     for number, example in enumerate(examples):
+        if names is not None and example.name not in names:
+            continue
+        chosen.append(example)
         rng = np.random.default_rng([SEED, 2, number])
-        residual = Residual.load(FOLDER / example.name / f"{example.name}.safetensors")
+        residual = Residual.load(folder / example.name / f"{example.name}.safetensors")
         pool = draw_pool(studio.world, rng, example.class_index)
         others = draw_lookalikes(studio.world, studio.judge, example.instance, rng, pool)
         embedded.append(line_up(studio.world, example.instance, others, rng, studio.judge.embed))
         baselines.append(line_up(studio.world, example.instance, others, rng, histograms))
         wanted = Wanted(example.class_index, None, embedded[-1].own)
         known.append(Known(Subject(example.class_word, residual), wanted))
-    return Taught(examples, known, embedded, baselines)
+    return Taught(chosen, known, embedded, baselines)
 
 
 def _identified(one: Seen, wanted: Wanted, line: LineUp, describe: Describe) -> bool:

@@ -31,7 +31,8 @@ class Backbone:
     """Tokenizer, text encoder, UNet, autoencoder and scheduler of one Stable Diffusion model, all frozen.
 
     The UNet has the dtype asked for. Text encoders and autoencoder stay float32, whatever that is: they cost little,
-    a residual is a small difference of embeddings, and Stable Diffusion's autoencoder overflows in float16.
+    a residual is a small difference of embeddings, and Stable Diffusion's autoencoder overflows in float16. Both may be
+    on another device than the UNet: they work where they are, and give their results where the UNet is.
 
     Stable Diffusion XL has two text encoders. Both read the tokens of `tokenizer`: their vocabularies are one, and each
     gets its own padding. A prompt's embedding is their penultimate hidden states side by side, so a token has one
@@ -58,7 +59,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """Where the UNet runs."""
         return self._first_weight.device
 
     @property
@@ -127,12 +128,12 @@ class Backbone:
 
     def read(self, input_ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens dim"]:
         """Give the same as `embed`; gradients flow to the text encoders' weights."""
-        input_ids = input_ids.to(self.device)
+        input_ids = input_ids.to(_place_of(self.text_encoder))
         if self.text_encoder_2 is None:
             embeddings: Tensor = self.text_encoder(input_ids).last_hidden_state
-            return embeddings
+            return embeddings.to(self.device)
         states = [
-            encoder(ids, output_hidden_states=True).hidden_states[-2]
+            encoder(ids.to(_place_of(encoder)), output_hidden_states=True).hidden_states[-2].to(self.device)
             for encoder, ids in ((self.text_encoder, input_ids), (self.text_encoder_2, self._padded_anew(input_ids)))
         ]
         return torch.cat(states, dim=-1)
@@ -149,7 +150,8 @@ class Backbone:
         """
         if self.text_encoder_2 is None:
             return {}
-        pooled = self.text_encoder_2(self._padded_anew(input_ids.to(self.device))).text_embeds
+        input_ids = self._padded_anew(input_ids.to(_place_of(self.text_encoder_2)))
+        pooled = self.text_encoder_2(input_ids).text_embeds.to(self.device)
         sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=pooled.dtype, device=self.device)
         return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
 
@@ -185,14 +187,14 @@ class Backbone:
     @torch.no_grad()
     def encode_images(self, images: Float[Tensor, "batch 3 rows columns"]) -> LatentMoments:
         """Give the moments of the latents of images in -1..1; sides are multiples of `vae_factor`."""
-        posterior = self.vae.encode(images.to(self.device, self.vae.dtype)).latent_dist
+        posterior = self.vae.encode(images.to(_place_of(self.vae), self.vae.dtype)).latent_dist
         scale = self.vae.config["scaling_factor"]
-        return LatentMoments(posterior.mean * scale, posterior.std * scale)
+        return LatentMoments((posterior.mean * scale).to(self.device), (posterior.std * scale).to(self.device))
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "batch channels height width"]) -> list[Image]:
         """Draw latents as RGB images."""
-        scaled = latents.to(self.vae.dtype) / self.vae.config["scaling_factor"]
+        scaled = latents.to(_place_of(self.vae), self.vae.dtype) / self.vae.config["scaling_factor"]
         images = self.vae.decode(scaled, return_dict=False)[0]
         pictures: list[Image] = VaeImageProcessor().postprocess(images, output_type="pil")
         return pictures
@@ -225,6 +227,10 @@ class Backbone:
             force_zeros_for_empty_prompt=self.zeros_for_empty_prompt,
             add_watermarker=False,
         )
+
+
+def _place_of(part: torch.nn.Module) -> torch.device:
+    return next(part.parameters()).device
 
 
 def _in_dtype(component: Any, dtype: torch.dtype) -> Any:

@@ -1,7 +1,6 @@
 """`cones2 learn`: a residual from photos."""
 
 import shlex
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -80,14 +79,12 @@ def learn(
         from cones2.backbones import open_backbone
         from cones2.cli.lessons import Lesson
         from cones2.cli.watching import Looks
-        from cones2.learning.memory import recomputed_activations
 
         looks = Looks(preview, clip, patience, tensorboard, wandb)
         lesson = Lesson.check(photos, class_word, out=out, recipe=recipe, steps=steps, captions=captions, masks=masks)
     with waiting(f"opening {model}"):
         backbone = open_backbone(model, device=device, dtype=dtype, model_config=model_config)
-    with recomputed_activations(backbone.unet) if save_memory else nullcontext():
-        report = lesson.give(backbone, seed=seed, resume=resume, looks=looks)
+    report = lesson.give(backbone, seed=seed, resume=resume, save_memory=save_memory, looks=looks)
     if as_json:
         print_json(report)
     else:

@@ -7,7 +7,7 @@ import typer
 
 from cones2.cli.console import print_json, print_rows
 from cones2.cli.edge import FAILED
-from cones2.cli.options import Device, Dtype, Json, Library, Model, ModelConfig
+from cones2.cli.options import Device, Dtype, Json, Library, Model, ModelConfig, SaveMemory
 from cones2.cli.progress import follow, waiting
 
 
@@ -16,6 +16,7 @@ def learn_all(
     model: Model = "mini",
     library: Library = None,
     model_config: ModelConfig = None,
+    save_memory: SaveMemory = False,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
@@ -44,7 +45,8 @@ def learn_all(
             f", loss {step.learning.loss:.4f}" if step.learning else ""
         )
 
-    outcomes = follow(learn_all(backbone, assignments, shelf), "learning", tell=tell).outcomes
+    steps = learn_all(backbone, assignments, shelf, save_memory=save_memory)
+    outcomes = follow(steps, "learning", tell=tell).outcomes
     if as_json:
         print_json({"library": str(shelf.folder), "subjects": [asdict(outcome) for outcome in outcomes]})
     else:

@@ -61,7 +61,9 @@ class Lesson:
             captions=read_captions(captions, class_word) if captions else None,
         )
 
-    def give(self, backbone: Backbone, *, seed: int, resume: bool, looks: Looks | None = None) -> dict[str, Any]:
+    def give(
+        self, backbone: Backbone, *, seed: int, resume: bool, save_memory: bool = False, looks: Looks | None = None
+    ) -> dict[str, Any]:
         """Judge the photos, learn, look at it on the way, write the residual, and report as JSON values.
 
         Raises:
@@ -82,6 +84,7 @@ class Lesson:
                 captions=captions,
                 checkpoint=folder,
                 resume=resume,
+                save_memory=save_memory,
             )
             last = (looks or Looks()).follow(steps, backbone, self.photos, out=self.out)
             last.residual.save(self.out)

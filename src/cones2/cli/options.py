@@ -70,7 +70,7 @@ Library = Annotated[
 ]
 SaveMemory = Annotated[
     bool,
-    typer.Option("--save-memory", help="Learn in less memory, each step a UNet pass longer.", rich_help_panel=MORE),
+    typer.Option("--save-memory", help="Learn in less GPU memory, each step a UNet pass longer.", rich_help_panel=MORE),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.", rich_help_panel=MORE)]
 

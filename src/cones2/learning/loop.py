@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from cones2.errors import CaptionError, LearningError, SettingsError
 from cones2.learning.checkpoints import Checkpoints
 from cones2.learning.data import encode_captions, rebuild_error, warn_if_strange
 from cones2.learning.lesson import Lesson
+from cones2.learning.memory import idle_parts_offloaded, recomputed_activations
 from cones2.learning.objective import preservation_loss
 from cones2.learning.recipe import Recipe
 from cones2.learning.study import LearnStep, Study
@@ -37,6 +39,7 @@ def learn(
     checkpoint: Path | None = None,
     checkpoint_every: int = 50,
     resume: bool = False,
+    save_memory: bool = False,
 ) -> Generator[LearnStep, None, None]:
     """Learn a subject's residual from its photos; the last step holds it.
 
@@ -54,6 +57,8 @@ def learn(
         checkpoint: a folder for the newest two checkpoints and nothing else. Closing the generator writes one, too.
         checkpoint_every: steps between them.
         resume: go on from the newest sound checkpoint, if there is one; without it, those in the folder are deleted.
+        save_memory: from the first step to the last, compute the UNet's activations again in the backward pass rather
+            than keep them, and keep what no step needs in the CPU's memory. The same residual, in more time.
 
     Raises:
         CaptionError: the class word or a caption can't be used.
@@ -66,11 +71,15 @@ def learn(
     warn_if_strange(backbone, photos, class_word)
     captions = captions or captions_for(class_word, count=recipe.caption_count, lexicon=backbone.lexicon)
     study = Study(Lesson.prepare(backbone, photos, class_word, captions=captions, recipe=recipe, seed=seed))
-    if checkpoint is None:
-        yield from study.steps(after=0)
-        return
-    checkpoints = Checkpoints(checkpoint, study.lesson.settings())
-    with checkpoints.held():
+    with ExitStack() as stack:
+        if save_memory:
+            stack.enter_context(recomputed_activations(backbone.unet))
+            stack.enter_context(idle_parts_offloaded(backbone))
+        if checkpoint is None:
+            yield from study.steps(after=0)
+            return
+        checkpoints = Checkpoints(checkpoint, study.lesson.settings())
+        stack.enter_context(checkpoints.held())
         yield from _keep(checkpoints, study, every=checkpoint_every, resume=resume)
 
 

@@ -73,25 +73,25 @@ class LearnAllStep:
 
 
 def learn_all(
-    backbone: Backbone, assignments: Sequence[Assignment], library: Library
+    backbone: Backbone, assignments: Sequence[Assignment], library: Library, *, save_memory: bool = False
 ) -> Generator[LearnAllStep, None, None]:
     """Learn subjects into a library, step by step.
 
     A subject is finished, and not learned again, when the library has its name with a residual of the same photos,
     masks, captions, class word, recipe, seed and text encoder. Any other residual of that name is replaced. An
     interrupted subject goes on from its last checkpoint, in a hidden folder of the library. Whatever fails in one
-    subject becomes its outcome.
+    subject becomes its outcome. `save_memory` is `learn`'s.
 
     Raises:
         SettingsError: there are no assignments.
     """
     if not assignments:
         raise SettingsError("there are no subjects to learn: give at least one.")
-    return _steps(backbone, assignments, library)
+    return _steps(backbone, assignments, library, save_memory=save_memory)
 
 
 def _steps(
-    backbone: Backbone, assignments: Sequence[Assignment], library: Library
+    backbone: Backbone, assignments: Sequence[Assignment], library: Library, *, save_memory: bool
 ) -> Generator[LearnAllStep, None, None]:
     outcomes: tuple[Outcome, ...] = ()
     for number, assignment in enumerate(assignments, start=1):
@@ -99,7 +99,7 @@ def _steps(
         began = time.monotonic()
         outcome = Outcome(assignment.name, assignment.class_word, "finished", 0.0)
         try:
-            for learning in _learn(backbone, assignment, library):
+            for learning in _learn(backbone, assignment, library, save_memory=save_memory):
                 at = replace(at, learning=learning)
                 outcome = replace(outcome, state="learned", loss=learning.loss)
                 yield at
@@ -109,7 +109,7 @@ def _steps(
         yield replace(at, outcomes=outcomes)
 
 
-def _learn(backbone: Backbone, assignment: Assignment, library: Library) -> Iterator[LearnStep]:
+def _learn(backbone: Backbone, assignment: Assignment, library: Library, *, save_memory: bool) -> Iterator[LearnStep]:
     """Take the steps of one subject, and keep what was learned; take none where it is finished."""
     lesson = _Lesson.read(assignment, backbone)
     path = library.path_of(assignment.name)
@@ -126,6 +126,7 @@ def _learn(backbone: Backbone, assignment: Assignment, library: Library) -> Iter
         captions=lesson.captions,
         checkpoint=folder,
         resume=True,
+        save_memory=save_memory,
     )
     with closing(steps):
         for step in steps:

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+from cones2.backbones import Backbone
 
 
 @contextmanager
@@ -20,3 +23,20 @@ def recomputed_activations(unet: UNet2DConditionModel) -> Iterator[None]:
         yield
     finally:
         unet.disable_gradient_checkpointing()
+
+
+@contextmanager
+def idle_parts_offloaded(backbone: Backbone) -> Iterator[None]:
+    """Keep what no step needs in the CPU's memory within a `with` block: autoencoder and untouched text encoders.
+
+    What is asked of them meanwhile, as for a preview, they do there.
+    """
+    idle: tuple[torch.nn.Module, ...] = (backbone.vae, *backbone.text_encoders)
+    places = [next(part.parameters()).device for part in idle]
+    try:
+        for part in idle:
+            part.to("cpu")
+        yield
+    finally:
+        for part, place in zip(idle, places, strict=True):
+            part.to(place)
