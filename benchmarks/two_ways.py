@@ -68,11 +68,12 @@ def main() -> None:
     """Learn, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--subject", default="rex", choices=sorted(EXAMPLES))
-    parser.add_argument("--steps", type=int, default=RECIPES["mini"].steps)
+    parser.add_argument("--steps", type=int, help="of both; default: each recipe's own")
     parser.add_argument("--rate", type=float, default=RECIPES["direct"].learning_rate, help="of the direct way")
     arguments = parser.parse_args()
     example, backbone = EXAMPLES[arguments.subject], open_backbone("mini", device="cpu")
-    recipes = {name: replace(RECIPES[name], steps=arguments.steps) for name in ("mini", "direct")}
+    steps = arguments.steps
+    recipes = {name: replace(RECIPES[name], steps=steps or RECIPES[name].steps) for name in ("mini", "direct")}
     recipes["direct"] = replace(recipes["direct"], learning_rate=arguments.rate)
     print(HEAD, flush=True)
     for row in compare(backbone, example.photos, example.class_word, recipes):

@@ -32,7 +32,7 @@ authors_composing, authors_learning, composing_pairs, learning_pairs, pairs, rep
     importlib.import_module,
     ("authors_composing", "authors_learning", "composing_pairs", "learning_pairs", "pairs", "report"),
 )
-photo_measures, two_ways = map(importlib.import_module, ("photo_measures", "two_ways"))
+ladder, photo_measures, two_ways = map(importlib.import_module, ("ladder", "photo_measures", "two_ways"))
 
 # diffusers' own schedulers hand tensors to NumPy in a way that NumPy deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -208,3 +208,26 @@ def test_both_ways_are_compared_on_the_same_noise(small: Backbone) -> None:
     assert [row[0] for row in rows] == ["none", "tuned", "direct"]
     assert direct[2:4] == none[2:4]  # a residual of next to no length changes nothing
     assert (direct[5], float(tuned[5]) > 0) == ("0.0000", True)
+
+
+def test_every_rung_learns_and_is_timed_with_the_one_below(small: Backbone) -> None:
+    recipe = Recipe(batch_size=4, learning_rate=1e-3, captions_per_step=2)
+    steps = list(ladder.rungs(small, PHOTOS, recipe, compiled=False))
+    timings = list(ladder.climb(steps, 1))
+    assert [timing.pair.what for timing in timings] == [rung.name for rung in steps[1:]]
+    assert [rung.lesson.recipe.batch_size for rung in steps] == [4, 4, 4, 8, 8, 8]
+
+
+def test_texts_read_one_by_one_cost_what_one_pass_does(small: Backbone) -> None:
+    recipe = Recipe(batch_size=4, learning_rate=1e-3, captions_per_step=2)
+    _, separate, together, *_ = ladder.rungs(small, PHOTOS, recipe, compiled=False)
+    gradients = []
+    for rung in (separate, together):
+        way = rung.way(rung.lesson)
+        way.parameters[0].data += 0.1  # at the start nothing has moved, and Eq. 3 has no gradient
+        subject, preservation = way.losses(ladder.random_numbers(0, 1))
+        (subject + preservation).backward()
+        gradients.append(
+            torch.cat([parameter.grad.flatten() for parameter in way.parameters if parameter.grad is not None])
+        )
+    assert_close(*gradients, rtol=1e-4, atol=1e-5 * float(gradients[0].abs().max()))
