@@ -1,6 +1,7 @@
 """Drawing cases with mini by cones2's own API, and sheets of pictures with their boxes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,13 +15,12 @@ from evaluation_cases import Case
 from judge import PICTURE, Sighting
 from metrics import Box
 
-STEPS = 20
-SCHEDULER = "dpm++"
+SETTINGS = ComposeSettings(steps=20, scheduler="dpm++")
 
 
-def draw_case(backbone: Backbone, case: Case, *, layout_scale: float = 1.0) -> Tensor:
-    """Pictures of a case, one for each seed: `[seeds, 3, 128, 128]` in 0..1."""
-    settings = ComposeSettings(seeds=case.seeds, steps=STEPS, scheduler=SCHEDULER, layout_scale=layout_scale)
+def draw_case(backbone: Backbone, case: Case, settings: ComposeSettings = SETTINGS) -> Tensor:
+    """Pictures of a case, one for each of its seeds: `[seeds, 3, 128, 128]` in 0..1."""
+    settings = replace(settings, seeds=case.seeds)
     *_, last = compose(backbone, case.prompt, subjects=case.subjects, layout=case.layout, settings=settings)
     return to_tensor(last.pictures)
 

@@ -1,6 +1,6 @@
 """Measure mini: `python recipes/mini/evaluate.py STAGE`.
 
-The stages are judge, plain, layout, identity, follow, sweep and ways.
+The stages are judge, plain, layout, identity, follow, sweep, ablations and ways.
 Each stage writes `results/STAGE.json`; `card` prints them as the model card's tables. Seeds are fixed; pictures are 20
 steps of DPM++.
 """
@@ -18,10 +18,11 @@ import torch
 from cones2.backbones import open_backbone
 from cones2.subjects import Subject
 from evaluate_judge import evaluate_judge
-from evaluation_cases import Case, Known, any_known, class_shapes, colour_case, holds, relation_case, scene_case
+from evaluation_cases import Case, Known, any_known, colour_case, holds, relation_case, scene_case
 from examples import example_subjects, example_world
 from judge import Judge
 from judge_data import judge_world
+from layouts import draw_with_layout, evaluate_ablations, evaluate_sweep
 from lookalikes import CHANCE, histograms
 from metrics import Rate, all_present, at_place, fits, in_right_boxes, rate
 from model_card import print_card
@@ -35,7 +36,6 @@ SEED = 9000
 RESULTS = Path(__file__).parent / "results"
 WORK = Path(__file__).parent / "work"
 SHOWN_FAILURES = 16
-SWEEP = (0.5, 1.0, 2.0, 4.0)
 COUNTS = (1, 2, 3, 4)
 
 
@@ -65,13 +65,6 @@ def evaluate_layout(studio: Studio) -> dict[str, Rate]:
         failures += _failures(seen, [all(hits) for hits in boxes])
     save_failures("layout", failures)
     return rates
-
-
-def draw_with_layout(studio: Studio, count: int, layout_scale: float = 1.0) -> list[Seen]:
-    """Scenes of untaught words, each with a random box."""
-    rng, shapes = np.random.default_rng([SEED, 2, count]), class_shapes(studio.atlas)
-    cases = [scene_case(rng, any_known(rng, count), seeds, shapes) for seeds in studio.seeds()]
-    return list(studio.draw(cases, layout_scale))
 
 
 def evaluate_identity(studio: Studio) -> dict[str, Rate]:
@@ -115,19 +108,6 @@ def evaluate_follow(studio: Studio) -> dict[str, Rate]:
             these = cases if label == "with" else [replace(case, subjects=_without_residuals(case)) for case in cases]
             outcomes = [follows(studio.judge, one) for one in studio.draw(these)]
             rates[f"{what}, {label} residual"] = rate(outcomes, chance)
-    return rates
-
-
-def evaluate_sweep(studio: Studio) -> dict[str, Rate]:
-    """The layout's strength (preset `paper`) against the share in its right box, on a quarter of the pictures."""
-    studio, rates = replace(studio, pictures=max(studio.pictures // 4, 1)), {}
-    for scale in SWEEP:
-        for count in (2, 3):
-            seen = draw_with_layout(studio, count, scale)
-            boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
-            present = [all_present(one.sightings, one.case.wanted) for one in seen]
-            rates[f"layout scale {scale:g}, {count} objects"] = rate(flat(boxes))
-            rates[f"layout scale {scale:g}, {count} objects, all present"] = rate(present)
     return rates
 
 
@@ -189,6 +169,7 @@ STAGES = {
     "identity": evaluate_identity,
     "follow": evaluate_follow,
     "sweep": evaluate_sweep,
+    "ablations": evaluate_ablations,
     "ways": evaluate_ways,
 }
 

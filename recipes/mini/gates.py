@@ -7,7 +7,7 @@ their boxes?
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,11 @@ from torch import Tensor
 
 from cones2.backbones import Backbone, open_backbone
 from cones2.composing.loop import compose
-from cones2.composing.settings import ComposeSettings
 from cones2.layout.regions import Layout
 from cones2.prompts import parse_prompt, tokenize_prompt
 from cones2.residual.residual import Residual
 from cones2.subjects import Subject
-from drawing import SCHEDULER, STEPS, make_sheet, to_picture, to_tensor
+from drawing import SETTINGS, make_sheet, to_picture, to_tensor
 from evaluation_cases import NAMES, mention
 from judge import PICTURE, Judge, Sighting
 from judge_data import judge_world, visible_box
@@ -55,14 +54,7 @@ class Setup:
         self, prompt: str, subjects: dict[str, Subject], seeds: tuple[int, ...], layout: Layout | None = None
     ) -> Tensor:
         """Pictures of one prompt in 0..1."""
-        settings = ComposeSettings(
-            seeds=seeds,
-            steps=STEPS,
-            scheduler=SCHEDULER,
-            layout_scale=self.layout_scale,
-            height=self.size,
-            width=self.size,
-        )
+        settings = replace(SETTINGS, seeds=seeds, layout_scale=self.layout_scale, height=self.size, width=self.size)
         *_, last = compose(self.backbone, prompt, subjects=subjects, layout=layout, settings=settings)
         return to_tensor(last.pictures)
 

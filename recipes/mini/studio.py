@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from cones2.backbones import Backbone
-from drawing import draw_case, make_sheet, to_picture
+from cones2.composing.settings import ComposeSettings
+from drawing import SETTINGS, draw_case, make_sheet, to_picture
 from evaluation_cases import Case
 from judge import Judge, Sighting
 from sprites import SpriteAtlas
@@ -35,10 +36,10 @@ class Studio:
     atlas: SpriteAtlas
     pictures: int
 
-    def draw(self, cases: Sequence[Case], layout_scale: float = 1.0) -> Iterator[Seen]:
+    def draw(self, cases: Sequence[Case], settings: ComposeSettings = SETTINGS) -> Iterator[Seen]:
         """Draw cases and look at them."""
         for case in cases:
-            images = draw_case(self.backbone, case, layout_scale=layout_scale)
+            images = draw_case(self.backbone, case, settings)
             for image, sightings in zip(images, self.judge.look(images), strict=True):
                 yield Seen(case, image, sightings)
 

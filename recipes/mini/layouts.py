@@ -1,0 +1,58 @@
+"""Untaught words in random boxes, under other settings of the layout: its strength, and the paper's ablations."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from cones2.composing.settings import ComposeSettings
+from drawing import SETTINGS
+from evaluation_cases import any_known, class_shapes, scene_case
+from metrics import Rate, all_present, in_right_boxes, rate
+from studio import Seen, Studio
+from taught import flat
+
+SEED = 9000
+COUNTS = (2, 3)
+STRENGTHS = {f"layout scale {scale:g}": replace(SETTINGS, layout_scale=scale) for scale in (0.5, 1.0, 2.0, 4.0)}
+ABLATIONS = {
+    "no layout": replace(SETTINGS, layout_scale=0.0),
+    "strengthening alone": replace(SETTINGS, layout_effect="strengthen"),
+    "weakening alone": replace(SETTINGS, layout_effect="weaken"),
+    "both": SETTINGS,
+    "the first 5 of 20 steps": replace(SETTINGS, guided_steps=5),
+    "the first 10 of 20 steps": replace(SETTINGS, guided_steps=10),
+    "on the finest grid alone": replace(SETTINGS, layout_levels=(0,)),
+    "on all grids but the finest": replace(SETTINGS, layout_levels=(1, 2)),
+    "preset official-layout": replace(SETTINGS, preset="official-layout"),
+}
+
+
+def draw_with_layout(studio: Studio, count: int, settings: ComposeSettings = SETTINGS) -> list[Seen]:
+    """Scenes of untaught words, each with a random box."""
+    rng, shapes = np.random.default_rng([SEED, 2, count]), class_shapes(studio.atlas)
+    cases = [scene_case(rng, any_known(rng, count), seeds, shapes) for seeds in studio.seeds()]
+    return list(studio.draw(cases, settings))
+
+
+def evaluate_sweep(studio: Studio) -> dict[str, Rate]:
+    """The layout's strength (preset `paper`), on a quarter of the pictures."""
+    return _compare(studio, STRENGTHS)
+
+
+def evaluate_ablations(studio: Studio) -> dict[str, Rate]:
+    """Parts of what a layout does, each by itself (arXiv:2305.19327, Fig. 6), on a quarter of the pictures."""
+    return _compare(studio, ABLATIONS)
+
+
+def _compare(studio: Studio, variants: Mapping[str, ComposeSettings]) -> dict[str, Rate]:
+    """The share in its right box, and of pictures that show all, for each variant."""
+    studio, rates = replace(studio, pictures=max(studio.pictures // 4, 1)), {}
+    for name, settings in variants.items():
+        for count in COUNTS:
+            seen = draw_with_layout(studio, count, settings)
+            boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
+            present = [all_present(one.sightings, one.case.wanted) for one in seen]
+            rates[f"{name}, {count} objects"] = rate(flat(boxes))
+            rates[f"{name}, {count} objects, all present"] = rate(present)
+    return rates
