@@ -104,6 +104,8 @@ def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would a learner that this test starts from one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(checkpoints.glob("*.json")):
         assert learner.poll() is None
