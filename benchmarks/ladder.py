@@ -1,8 +1,8 @@
 """What each way of learning faster gains, on top of the ones before it: `python benchmarks/ladder.py`.
 
-Each rung is timed in turns with the rung below it, eight photos at a time. How well a subject is then met is measured
-on `mini` by its judge, for the rungs that change the residual (`python recipes/mini/evaluate.py ways`); the others give
-the same one but for rounding.
+Each rung is timed in turns with the rung below it, eight photos at a time. Two rungs change the residual: a larger
+batch in half the steps, and no text encoder tuned. How well a subject is then met is measured on `mini` by its judge
+(`python recipes/mini/evaluate.py ways`). The other rungs give the same residual but for rounding.
 """
 
 import argparse

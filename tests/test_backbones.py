@@ -78,8 +78,10 @@ def test_decodes_to_pictures(tiny: Backbone) -> None:
     assert pictures[0].mode == "RGB"
 
 
-def test_pipeline_shares_the_components(tiny: Backbone) -> None:
+def test_pipeline_shares_the_components_but_the_scheduler(tiny: Backbone) -> None:
     pipeline = tiny.pipeline()
+    pipeline.scheduler.set_timesteps(7)
+    assert tiny.scheduler.num_inference_steps is None
     assert isinstance(pipeline, StableDiffusionPipeline)
     assert pipeline.unet is tiny.unet
     assert pipeline.text_encoder is tiny.text_encoder

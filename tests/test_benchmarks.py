@@ -218,7 +218,7 @@ def test_every_rung_learns_and_is_timed_with_the_one_below(small: Backbone) -> N
     assert [rung.lesson.recipe.batch_size for rung in steps] == [4, 4, 4, 8, 8, 8]
 
 
-def test_texts_read_one_by_one_cost_what_one_pass_does(small: Backbone) -> None:
+def test_texts_read_one_by_one_give_the_gradient_of_one_pass(small: Backbone) -> None:
     recipe = Recipe(batch_size=4, learning_rate=1e-3, captions_per_step=2)
     _, separate, together, *_ = ladder.rungs(small, PHOTOS, recipe, compiled=False)
     gradients = []

@@ -4,14 +4,20 @@ import copy
 import dataclasses
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+import torch._lazy.ts_backend
+from PIL import Image
 
-from cones2.backbones import Backbone, open_backbone
+from cones2.backbones import Backbone
 from cones2.backbones.single_files import CONFIGS
+from cones2.learning.loop import learn
 from cones2.learning.memory import idle_parts_offloaded, recomputed_activations
+from cones2.learning.recipe import Recipe
+from cones2.photos import Photo
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -81,28 +87,59 @@ def test_parts_elsewhere_work_there_and_give_where_the_unet_is(opened: dict[str,
     assert len(backbone.decode(torch.zeros(1, 4, 8, 8))) == 1
 
 
-def test_idle_parts_are_put_back_after_an_error(backbone: Backbone) -> None:
-    parts = (backbone.vae, *backbone.text_encoders)
-    before = [weight.clone() for part in parts for weight in part.parameters()]
+@pytest.fixture(scope="module")
+def lazy_device() -> str:
+    """PyTorch's lazy device, which is another device than the CPU but needs no GPU; it starts once."""
+    torch._lazy.ts_backend.init()
+    return "lazy"
 
+
+@pytest.fixture
+def two_devices(tiny: Backbone, lazy_device: str) -> Backbone:
+    """The tiny model with its idle parts on another device than the CPU."""
+    idle = {name: copy.deepcopy(getattr(tiny, name)).to(lazy_device) for name in ("vae", "text_encoder")}
+    return dataclasses.replace(tiny, **idle)
+
+
+def places(backbone: Backbone) -> set[str]:
+    parts = (backbone.vae, *backbone.text_encoders)
+    return {weight.device.type for part in parts for weight in part.parameters()}
+
+
+def test_idle_parts_leave_their_device_and_come_back_after_an_error(two_devices: Backbone) -> None:
     def fail() -> None:
-        with idle_parts_offloaded(backbone):
+        with idle_parts_offloaded(two_devices):
+            assert places(two_devices) == {"cpu"}
             raise ZeroDivisionError
 
+    assert places(two_devices) == {"lazy"}
     with pytest.raises(ZeroDivisionError):
         fail()
-    after = [weight for part in parts for weight in part.parameters()]
-    assert all(map(torch.equal, before, after))
+    assert places(two_devices) == {"lazy"}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="moves nothing without a GPU")
-def test_idle_parts_leave_the_gpu_and_come_back(folders: dict[str, Path]) -> None:
-    backbone = open_backbone(str(folders["sdxl"]), device="cuda")
-    parts = (backbone.vae, *backbone.text_encoders)
-    with idle_parts_offloaded(backbone):
-        assert {weight.device.type for part in parts for weight in part.parameters()} == {"cpu"}
-        assert backbone.embed(torch.zeros(1, 77, dtype=torch.long)).is_cuda
-    assert {weight.device.type for part in parts for weight in part.parameters()} == {"cuda"}
+def test_learning_in_less_memory_lasts_from_the_first_step_to_the_last(
+    tiny: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offloaded: list[Backbone] = []
+
+    @contextmanager
+    def watched(backbone: Backbone) -> Iterator[None]:
+        with idle_parts_offloaded(backbone):
+            offloaded.append(backbone)
+            yield
+        offloaded.remove(backbone)
+
+    monkeypatch.setattr("cones2.learning.loop.idle_parts_offloaded", watched)
+    photos = [Photo(Path("0.png"), "0" * 64, Image.radial_gradient("L").convert("RGB"))]
+    steps = learn(tiny, photos, "dog", recipe=Recipe(steps=2, caption_count=2, tune="residual"), save_memory=True)
+    next(steps)
+    assert offloaded == [tiny]
+    assert tiny.unet.is_gradient_checkpointing
+    next(steps)
+    assert next(steps, None) is None
+    assert offloaded == []
+    assert not tiny.unet.is_gradient_checkpointing
 
 
 # The count

@@ -18,7 +18,7 @@ import torch
 from cones2.backbones import open_backbone
 from cones2.subjects import Subject
 from evaluate_judge import evaluate_judge
-from evaluation_cases import Case, Known, any_known, colour_case, holds, relation_case, scene_case
+from evaluation_cases import SEED, Case, Known, any_known, colour_case, holds, relation_case, scene_case
 from examples import example_subjects, example_world
 from judge import Judge
 from judge_data import judge_world
@@ -32,7 +32,6 @@ from taught import flat, taught_subjects
 from vocabulary import COLOURS, SCENES
 from ways import evaluate_ways
 
-SEED = 9000
 RESULTS = Path(__file__).parent / "results"
 WORK = Path(__file__).parent / "work"
 SHOWN_FAILURES = 16

@@ -7,12 +7,18 @@ from them. Each subject is the first individual that a fixed seed draws and that
 import argparse
 import json
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from cones2.backbones import Backbone, open_backbone
+from cones2.learning.loop import learn
+from cones2.learning.recipe import RECIPES, Recipe
+from cones2.photos import load_photos
+from cones2.residual.residual import Residual
 from scenes import draw_pool
 from sprites import SpriteAtlas
 from vocabulary import CLASSES
@@ -126,24 +132,24 @@ def draw_photos(world: World, folder: Path) -> None:
     (folder / "subjects.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def learn_residuals(model: str, folder: Path, *, again: bool) -> None:
-    """Learn every subject from its shipped photos with `cones2 learn`'s defaults for mini."""
-    from cones2.backbones import open_backbone
-    from cones2.learning.loop import learn
-    from cones2.learning.recipe import RECIPES
-    from cones2.photos import load_photos
+def learn_residuals(
+    backbone: Backbone, recipe: Recipe, folder: Path, *, names: Collection[str] = (), again: bool = False
+) -> None:
+    """Learn subjects (all, or `names`) from their shipped photos into `folder`; skip what these weights taught there.
 
-    backbone = open_backbone(model)
-    recipe = RECIPES[backbone.learn_preset]
-    for name, about in json.loads((folder / "subjects.json").read_text()).items():
+    `again` skips nothing.
+    """
+    for name, about in json.loads((FOLDER / "subjects.json").read_text()).items():
         path = folder / name / f"{name}.safetensors"
-        if path.exists() and not again:
+        taught = path.exists() and Residual.load(path).encoder == backbone.encoder_id
+        if (names and name not in names) or (taught and not again):
             continue
+        path.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        *_, last = learn(backbone, load_photos(folder / name / "photos"), about["class_word"], recipe=recipe)
+        *_, last = learn(backbone, load_photos(FOLDER / name / "photos"), about["class_word"], recipe=recipe)
         last.residual.save(path)
-        norm = float(last.residual.vector.norm())
-        print(f"{name}: {time.monotonic() - start:.0f} s, norm {norm:.1f}, L_sub {last.subject_loss:.3f}", flush=True)
+        seconds, length = time.monotonic() - start, float(last.residual.vector.norm())
+        print(f"{path}: {seconds:.0f} s, length {length:.1f}, L_sub {last.subject_loss:.3f}", flush=True)
 
 
 def main() -> None:
@@ -152,12 +158,13 @@ def main() -> None:
     parser.add_argument("task", choices=["render", "learn"])
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--model", default="mini", help="mini, or a diffusers folder")
-    parser.add_argument("--again", action="store_true", help="learn also what has a residual")
+    parser.add_argument("--again", action="store_true", help="learn also what has a residual of these weights")
     arguments = parser.parse_args()
     if arguments.task == "render":
         draw_photos(example_world(), arguments.folder)
     else:
-        learn_residuals(arguments.model, arguments.folder, again=arguments.again)
+        backbone = open_backbone(arguments.model)
+        learn_residuals(backbone, RECIPES[backbone.learn_preset], arguments.folder, again=arguments.again)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ import numpy as np
 
 from cones2.composing.settings import ComposeSettings
 from drawing import SETTINGS
-from evaluation_cases import any_known, class_shapes, scene_case
+from evaluation_cases import SEED, any_known, class_shapes, scene_case
 from metrics import Rate, all_present, in_right_boxes, rate
 from studio import Seen, Studio
 from taught import flat
 
-SEED = 9000
 COUNTS = (2, 3)
 STRENGTHS = {f"layout scale {scale:g}": replace(SETTINGS, layout_scale=scale) for scale in (0.5, 1.0, 2.0, 4.0)}
 ABLATIONS = {

@@ -1,15 +1,10 @@
 """Which way of learning suits mini: by how well, and where, its residuals draw the subject, alone and with others."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
-from cones2.backbones import Backbone
-from cones2.examples import EXAMPLES
-from cones2.learning.loop import learn
 from cones2.learning.recipe import RECIPES, Recipe
-from cones2.residual.residual import Residual
-from examples import WORK, example_subjects, example_world
+from examples import WORK, example_subjects, example_world, learn_residuals
 from lookalikes import CHANCE
 from metrics import Rate, in_right_boxes, rate
 from studio import Studio
@@ -22,6 +17,7 @@ WAYS: Mapping[str, Recipe] = {
     "mini": RECIPES["mini"],
     "direct": DIRECT,
     "direct, 300 steps": dataclasses.replace(DIRECT, steps=300),
+    "direct, 50 steps of 8": dataclasses.replace(DIRECT, steps=50, batch_size=8),
 }
 STRENGTHS = (0.5, 0.75)
 
@@ -31,25 +27,13 @@ def evaluate_ways(studio: Studio) -> dict[str, Rate]:
     examples, rates = example_subjects(example_world()), {}
     for label, recipe in WAYS.items():
         folder = WORK / "ways" / label.replace(", ", "-").replace(" ", "-")
-        learn_missing(studio.backbone, recipe, folder, NAMES)
+        learn_residuals(studio.backbone, recipe, folder, names=NAMES)
         taught = taught_subjects(studio, examples, folder=folder, names=NAMES)
         rates |= measure(studio, taught, label)
         if label == studio.backbone.learn_preset:
             for strength in STRENGTHS:
                 rates |= measure(studio, taught, f"{label} at strength {strength:g}", strength)
     return rates
-
-
-def learn_missing(backbone: Backbone, recipe: Recipe, folder: Path, names: Collection[str]) -> None:
-    """Learn the subjects whose residual is not in `folder`, or is of other weights."""
-    for name in names:
-        example, path = EXAMPLES[name], folder / name / f"{name}.safetensors"
-        if path.exists() and Residual.load(path).encoder == backbone.encoder_id:
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        *_, last = learn(backbone, example.photos, example.class_word, recipe=recipe)
-        last.residual.save(path)
-        print(f"{folder.name}: {name}: length {float(last.residual.vector.norm()):.1f}", flush=True)
 
 
 def measure(studio: Studio, taught: Taught, label: str, strength: float = 1.0) -> dict[str, Rate]:

@@ -202,15 +202,15 @@ class Backbone:
     def pipeline(self) -> Any:
         """Give diffusers' own `StableDiffusionPipeline` or `StableDiffusionXLPipeline` of these components.
 
-        It has no safety checker and adds no watermark. It needs one dtype for all: components that are not in the
-        UNet's are copied, the others shared.
+        It has no safety checker and adds no watermark. Its scheduler is its own. It needs one dtype for all: components
+        that are not in the UNet's are copied, the others shared.
         """
         components = {
             "vae": _in_dtype(self.vae, self.dtype),
             "text_encoder": _in_dtype(self.text_encoder, self.dtype),
             "tokenizer": self.tokenizer,
             "unet": self.unet,
-            "scheduler": self.scheduler,
+            "scheduler": copy.deepcopy(self.scheduler),
         }
         if self.text_encoder_2 is None:
             from diffusers import StableDiffusionPipeline  # slow to import, and only few need it
