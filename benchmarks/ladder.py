@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cones2.backbones import Backbone, open_backbone
+from cones2.backbones import Backbone
 from cones2.captions.corpus import captions_for
 from cones2.learning.data import encode_views
 from cones2.learning.lesson import Lesson, denoising_loss, random_numbers
@@ -25,6 +25,7 @@ from cones2.learning.recipe import RECIPES, Recipe
 from cones2.learning.ways import TunedEncoder, Way, choose_way
 from cones2.photos import Photo, load_photos
 from pairs import Pair, Timing, measure
+from random_models import MODELS, open_model
 
 PHOTOS = Path(__file__).parents[1] / "src/cones2/examples/rex/photos"
 CLASS_WORD = "dog"
@@ -115,12 +116,12 @@ def climb(steps: Sequence[Rung], count: int) -> Iterator[Timing]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default="mini", help="mini, a diffusers folder, or a Hub id")
+    parser.add_argument("--model", default="mini", help=MODELS)
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--device")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
-    backbone = open_backbone(arguments.model, device=arguments.device)
+    backbone = open_model(arguments.model, device=arguments.device)
     print(HEAD, flush=True)
     steps = list(rungs(backbone, load_photos(PHOTOS), RECIPES["mini"], compiled=arguments.compile))
     for timing in climb(steps, arguments.pairs):

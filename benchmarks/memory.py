@@ -7,7 +7,6 @@ it leaves out: PyTorch's own working space on a GPU, some 0.5 GB, and gaps betwe
 
 import argparse
 import copy
-import json
 import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -15,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from cones2.backbones import Backbone
-from cones2.backbones.clip_tokenizer import clip_tokenizer
 from cones2.backbones.single_files import CONFIG_NAMES, CONFIGS
 from cones2.learning.memory import recomputed_activations
 from cones2.learning.objective import preservation_loss, subject_loss
 from cones2.learning.recipe import RECIPES
+from random_models import make_model
 
 RECIPE = RECIPES["paper"]
 
@@ -66,7 +63,7 @@ class LiveBytes(TorchDispatchMode):
 
 def count(folder: Path, *, size: int, save_memory: bool) -> dict[str, int]:
     """Count the bytes of a step of the paper's recipe in bfloat16, by what they are for."""
-    backbone = _open_without_numbers(folder)
+    backbone = make_model(folder, device="meta", dtype=torch.bfloat16)
     frozen = [weight for encoder in backbone.text_encoders for weight in encoder.parameters()]
     tuned = copy.deepcopy(backbone.text_encoders)
     learned = [weight.requires_grad_() for encoder in tuned for weight in encoder.parameters()]
@@ -107,27 +104,6 @@ def _added(study: Backbone) -> Mapping[str, torch.Tensor]:
         return {}
     width = study.text_encoder_2.config.projection_dim
     return {"text_embeds": torch.zeros(1, width, device="meta"), "time_ids": torch.zeros(1, 6, device="meta")}
-
-
-def _open_without_numbers(folder: Path) -> Backbone:
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(_config(folder, "unet"))
-        vae = AutoencoderKL.from_config(_config(folder, "vae"))
-        text_encoder = CLIPTextModel(CLIPTextConfig(**_config(folder, "text_encoder")))
-        is_xl = (folder / "text_encoder_2").is_dir()
-        second = CLIPTextModelWithProjection(CLIPTextConfig(**_config(folder, "text_encoder_2"))) if is_xl else None
-    torch.nn.Module.to(unet, torch.bfloat16)  # diffusers' own `to` would warn of modules that are to stay float32: none
-    for part in (unet, vae, text_encoder, *([second] if second else [])):
-        part.eval().requires_grad_(False)
-    tokenizer, scheduler = clip_tokenizer(), DDIMScheduler.from_config(_config(folder, "scheduler", "scheduler_config"))
-    return Backbone(
-        folder.name, tokenizer, text_encoder, unet, vae, scheduler, text_encoder_2=second, tokenizer_2=tokenizer
-    )
-
-
-def _config(folder: Path, part: str, name: str = "config") -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / part / f"{name}.json").read_text())
-    return values
 
 
 def _size(weights: Any) -> int:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from composing_pairs import composing_pairs
-from cones2 import Backbone, find_recipe, load_photos, open_backbone
+from cones2 import Backbone, find_recipe, load_photos
 from cones2.files import make_folder, write_atomically
 from learning_pairs import learning_pairs
 from pairs import Pair, Timing, measure
+from random_models import MODELS, open_model
 from report import as_json, as_markdown, machine
 
 _HERE = Path(__file__).parent
@@ -21,7 +22,7 @@ _PHOTOS = _HERE.parent / "src" / "cones2" / "examples" / "rex" / "photos"
 def main() -> None:
     """Measure all pairs, print the table, write it and its JSON."""
     options = _parse()
-    backbone = open_backbone(options.model, device=options.device, dtype=options.dtype)
+    backbone = open_model(options.model, device=options.device, dtype=options.dtype)
     about = machine(backbone)
     count, steps = (3, 4) if options.quick else (options.pairs, 50)
     timings = list(_measure_all(backbone, count=count, steps=steps))
@@ -47,7 +48,7 @@ def _pairs(backbone: Backbone, *, steps: int) -> list[Pair]:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default="mini", help="mini, a diffusers folder, or a Hub id")
+    parser.add_argument("--model", default="mini", help=MODELS)
     parser.add_argument("--pairs", type=int, default=15, help="how often each pair is timed; an interval needs 6")
     parser.add_argument("--quick", action="store_true", help="3 pairs, pictures of 4 steps; writes nothing")
     parser.add_argument("--device", help="cuda, mps or cpu; the best there is")

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch.testing import assert_close
 
-from cones2.backbones import Backbone
+from cones2.backbones import Backbone, open_backbone
 from cones2.composing.loop import compose
 from cones2.composing.settings import ComposeSettings
 from cones2.layout.regions import Layout
@@ -25,6 +25,7 @@ from cones2.photos import Photo
 from cones2.residual.residual import Residual
 from cones2.steps import finish
 from cones2.subjects import Subject
+from families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # scripts, not a package
@@ -32,7 +33,9 @@ authors_composing, authors_learning, composing_pairs, learning_pairs, pairs, rep
     importlib.import_module,
     ("authors_composing", "authors_learning", "composing_pairs", "learning_pairs", "pairs", "report"),
 )
-ladder, photo_measures, two_ways = map(importlib.import_module, ("ladder", "photo_measures", "two_ways"))
+ladder, photo_measures, random_models, two_ways = map(
+    importlib.import_module, ("ladder", "photo_measures", "random_models", "two_ways")
+)
 
 # diffusers' own schedulers hand tensors to NumPy in a way that NumPy deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -231,3 +234,16 @@ def test_texts_read_one_by_one_give_the_gradient_of_one_pass(small: Backbone) ->
             torch.cat([parameter.grad.flatten() for parameter in way.parameters if parameter.grad is not None])
         )
     assert_close(*gradients, rtol=1e-4, atol=1e-5 * float(gradients[0].abs().max()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_made_of_configurations_has_the_shapes_of_the_one_with_weights(
+    folders: dict[str, Path], family: str
+) -> None:
+    made = random_models.make_model(folders[family], device="cpu", dtype=torch.bfloat16)
+    opened = open_backbone(str(folders[family]), device="cpu", dtype="bfloat16")
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        mine, theirs = ((part.state_dict() if part else {}) for part in (getattr(made, name), getattr(opened, name)))
+        assert {k: (v.shape, v.dtype) for k, v in mine.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
+    assert made.prediction_type == opened.prediction_type
+    assert bool(made.unet.conv_in.weight.float().std() > 0)

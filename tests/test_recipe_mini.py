@@ -11,8 +11,10 @@ import torch
 RECIPE = Path(__file__).parents[1] / "recipes" / "mini"
 sys.path.insert(0, str(RECIPE))
 
+import identity  # noqa: E402
 from cones2.examples import EXAMPLES  # noqa: E402
 from cones2.prompts import parse_prompt  # noqa: E402
+from cones2.residual.residual import Residual  # noqa: E402
 from evaluation_cases import any_known, draw_boxes, holds, join, mention, scene_case  # noqa: E402
 from identity import judge_identity  # noqa: E402
 from judge import WIDTH, Judge, Sighting, crop, overlap  # noqa: E402
@@ -306,3 +308,15 @@ def test_the_judge_finds_a_subject_most_like_its_own_photos():
     own, other = ([photo.image for photo in photos[3:]] for photos in (rex, fido))
     assert measure(own) > measure(other)
     assert measure([EXAMPLES["rex"].photos[0].image.point(lambda _: 128)]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' own schedulers and NumPy
+def test_learning_from_photos_is_watched_by_the_judge(tmp_path, monkeypatch, capsys):
+    out, toml = tmp_path / "rex.safetensors", tmp_path / "short.toml"
+    toml.write_text('preset = "direct"\nsteps = 2\nbatch_size = 1\n')
+    photos = RECIPE.parents[1] / "src/cones2/examples/rex/photos"
+    options = ["--recipe", toml, "--every", "1", "--pictures", "1", "--steps", "2", "--out", out]
+    monkeypatch.setattr(sys, "argv", ["identity.py", *map(str, [photos, "--class", "dog", *options])])
+    identity.main()
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["step 1", "step 2"]
+    assert Residual.load(out).class_word == "dog"

@@ -66,7 +66,7 @@ def judge_identities(judge: Judge, world: World, vae: AutoencoderKL | None, pict
     for number in range(pictures // VIEWS_A_SUBJECT):
         rng = np.random.default_rng([SEED, 2, number])
         instance = any_instance(world, rng, number % len(CLASSES))
-        lookalikes = draw_lookalikes(world, judge, instance, rng, draw_pool(world, rng, instance.class_index, 60))
+        lookalikes = draw_lookalikes(world, judge, instance, rng, draw_pool(world, rng, instance.class_index))
         line = line_up(world, instance, lookalikes, rng, judge.embed)
         simple = line_up(world, instance, lookalikes, rng, histograms)
         scenes = [_scene_around(world, rng, instance) for _ in range(VIEWS_A_SUBJECT)]

@@ -10,11 +10,10 @@ from cones2.subjects import Subject
 from metrics import Box, Wanted
 from sprites import SpriteAtlas
 from vocabulary import CLASSES, COLOURS, SCENES
-from world import ANIMALS, FREE, WORN
+from world import ANIMALS, FREE, SIDES, WORN
 
 SEED = 9000  # of every case
 NAMES = ("first", "second", "third", "fourth")
-SIDES = (0.28, 0.5)
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,10 @@ def class_shapes(atlas: SpriteAtlas) -> list[tuple[float, float]]:
 
 
 def draw_boxes(rng: np.random.Generator, shapes: Sequence[tuple[float, float]]) -> list[Box]:
-    """Boxes of these shapes that do not overlap, the longer side 0.28 to 0.5 of the picture."""
+    """Boxes of these shapes that do not overlap, their longer sides as those of the world's own objects."""
     while True:
         for _ in range(300):
-            sides = rng.uniform(*SIDES, (len(shapes), 1)) * np.array(shapes)
+            sides = rng.uniform(*SIDES[len(shapes)], (len(shapes), 1)) * np.array(shapes)
             corners = rng.uniform(0.02, 0.98 - sides)
             boxes = np.concatenate([corners, corners + sides], axis=1).round(3)
             if _apart(boxes):

@@ -1,6 +1,7 @@
-"""The judge as a measure of identity while learning: `python recipes/mini/identity.py rex` prints its curve.
+"""The judge as a measure of identity while learning.
 
-Learning stops where it rises no more, and the residual of the best look is written.
+`python recipes/mini/identity.py PHOTOS --class dog --out rex.safetensors` prints its curve. Learning stops where it
+rises no more, and the residual of the best look is written.
 """
 
 import argparse
@@ -13,10 +14,9 @@ from PIL.Image import Image
 
 from cones2.backbones import open_backbone
 from cones2.composing.settings import ComposeSettings
-from cones2.examples import EXAMPLES
 from cones2.learning.loop import learn
 from cones2.learning.recipe import find_recipe
-from cones2.photos import Photo, crop_square
+from cones2.photos import Photo, crop_square, load_photos
 from cones2.watching.watch import Identity, Watch, watch
 from judge import PICTURE, Judge
 
@@ -45,23 +45,26 @@ def _stack(pictures: Sequence[Image]) -> torch.Tensor:
 
 
 def main() -> None:
-    """Learn an example subject, watched by the judge."""
+    """Learn a subject from its photos, watched by the judge."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("subject", choices=sorted(EXAMPLES))
-    parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("photos", type=Path, metavar="PHOTOS")
+    parser.add_argument("--class", dest="class_word", required=True)
+    parser.add_argument("--recipe", help="a recipe's name or a TOML file; default: the model's own")
+    parser.add_argument("--every", type=int, default=25)
     parser.add_argument("--patience", type=int, default=2)
     parser.add_argument("--pictures", type=int, default=4, help="of each look")
+    parser.add_argument("--steps", type=int, default=20, help="of drawing them")
     parser.add_argument("--out", type=Path, default=Path("watched.safetensors"))
     arguments = parser.parse_args()
-    example, backbone = EXAMPLES[arguments.subject], open_backbone("mini", device="cpu")
+    photos, backbone = load_photos(arguments.photos), open_backbone("mini", device="cpu")
     plan = Watch(
         every=arguments.every,
-        settings=ComposeSettings(seeds=tuple(range(arguments.pictures)), steps=20, scheduler="dpm++"),
-        identity=judge_identity(Judge.load(), example.photos),
+        settings=ComposeSettings(seeds=tuple(range(arguments.pictures)), steps=arguments.steps, scheduler="dpm++"),
+        identity=judge_identity(Judge.load(), photos),
         patience=arguments.patience,
     )
-    steps = learn(backbone, example.photos, example.class_word, recipe=find_recipe("mini"))
-    for step in watch(steps, backbone, plan=plan):
+    recipe = find_recipe(arguments.recipe or backbone.learn_preset)
+    for step in watch(learn(backbone, photos, arguments.class_word, recipe=recipe), backbone, plan=plan):
         if step.identity is not None:
             print(f"step {step.step}: loss {step.learned.loss:.3f}, identity {step.identity:.3f}", flush=True)
     step.residual.save(arguments.out)

@@ -12,9 +12,10 @@ from taught import Taught, flat, taught_subjects
 
 NAMES = ("rex", "mimi", "bobo", "kiki", "momo", "pako", "lulu", "turbo")
 COUNTS = (1, 2, 3)
-DIRECT = RECIPES["direct"]
+MINI, DIRECT = RECIPES["mini"], RECIPES["direct"]
 WAYS: Mapping[str, Recipe] = {
-    "mini": RECIPES["mini"],
+    "mini": MINI,
+    "mini, 150 steps of 8": dataclasses.replace(MINI, steps=150, batch_size=8),
     "direct": DIRECT,
     "direct, 300 steps": dataclasses.replace(DIRECT, steps=300),
     "direct, 50 steps of 8": dataclasses.replace(DIRECT, steps=50, batch_size=8),

@@ -17,6 +17,7 @@ from sprites import PARTS, SpriteAtlas
 from vocabulary import CLASSES, COLOURS, PATTERNS, SCENES
 
 MAX_OBJECTS = 4
+SIDES = {1: (0.45, 0.85), 2: (0.4, 0.58), 3: (0.36, 0.48), 4: (0.33, 0.42)}  # of objects, by how many there are
 THUMBNAIL = 12
 ANIMALS = [number for number, word in enumerate(CLASSES) if word.animal]
 WORN = [number for number, word in enumerate(CLASSES) if word.worn]
@@ -32,7 +33,6 @@ class Instance:
     palette: np.ndarray  # [4, 3]
     pattern: int  # index into PATTERNS
     pattern_colour: np.ndarray  # [3]
-    pattern_shape: np.ndarray  # [3]: angle, frequency, phase
     warp: np.ndarray  # [3]: log aspect, keystone, bulge
 
     @property
@@ -111,7 +111,6 @@ class World:
             palette,
             pattern,
             contrasting_colour(rng, palette[0]),
-            np.array([rng.uniform(0, np.pi), rng.uniform(2.0, 3.2), rng.uniform(0, 2 * np.pi)]),
             np.array([rng.normal(0, 0.10), rng.normal(0, 0.06), rng.normal(0, 0.06)]).clip(-0.25, 0.25),
         )
 
@@ -214,7 +213,6 @@ class World:
                         o.turn,
                         o.light,
                         *o.instance.warp,
-                        *o.instance.pattern_shape,
                     ]
                     for o in objects
                 ]
@@ -222,7 +220,7 @@ class World:
             dtype=torch.float32,
             device=self.device,
         )
-        x, y, side, turn, light, aspect, keystone, bulge, angle, frequency, phase = numbers.unbind(1)
+        x, y, side, turn, light, aspect, keystone, bulge = numbers.unbind(1)
         width, height = side * torch.exp(aspect.clamp(max=0)), side * torch.exp(-aspect.clamp(min=0))
         cos, sin = torch.cos(turn), torch.sin(turn)
         cx, cy = 2 * x - 1, 2 * y - 1
@@ -244,26 +242,21 @@ class World:
         masks, shading = planes[:, :PARTS], planes[:, PARTS:]
         palette = torch.from_numpy(np.stack([o.instance.palette for o in objects])).float().to(self.device)
         colour = torch.einsum("bkhw,bkc->bchw", masks, palette) + shading
-        ink = self._ink(objects, u, v, angle, frequency, phase) * masks[:, 0]
+        ink = self._ink(objects, u, v) * masks[:, 0]
         pattern = torch.from_numpy(np.stack([o.instance.pattern_colour for o in objects])).float().to(self.device)
         colour = colour + ink[:, None] * (pattern - palette[:, 0])[:, :, None, None]
         alpha = masks.sum(1, keepdim=True).clamp(0, 1)
         return (colour * light[:, None, None, None]).clamp(min=0).minimum(alpha), alpha
 
-    def _ink(
-        self, objects: list[Placed], u: Tensor, v: Tensor, angle: Tensor, frequency: Tensor, phase: Tensor
-    ) -> Tensor:
-        """How much of the pattern's colour lies on each pixel: stripes, spots or one patch, in sprite coordinates."""
+    def _ink(self, objects: list[Placed], u: Tensor, v: Tensor) -> Tensor:
+        """How much of the pattern's colour lies on each pixel: stripes, spots or one patch, in sprite coordinates.
+
+        Of each kind there is one, as broad as a cell of the latents: finer ones, at any angle, were never learned.
+        """
         kinds = torch.tensor([o.instance.pattern for o in objects], device=self.device)[:, None, None]
-        angle, frequency, phase = angle[:, None, None], frequency[:, None, None], phase[:, None, None]
-        along = u * torch.cos(angle) + v * torch.sin(angle)
-        across = v * torch.cos(angle) - u * torch.sin(angle)
-        stripes = torch.sigmoid(8 * (torch.sin(np.pi * frequency * along + phase) - 0.1))
-        waves = torch.sin(np.pi * frequency * along + phase) * torch.sin(np.pi * frequency * across)
-        spots = torch.sigmoid(16 * (waves - 0.35))
-        patch = torch.sigmoid(
-            14 * (0.55 - ((u - 0.5 * torch.cos(phase)) ** 2 + (v - 0.5 * torch.sin(phase)) ** 2).sqrt())
-        )
+        stripes = torch.sigmoid(8 * (torch.sin(2 * np.pi * v) - 0.1))
+        spots = torch.sigmoid(16 * (torch.sin(2 * np.pi * u) * torch.sin(2 * np.pi * v) - 0.35))
+        patch = torch.sigmoid(14 * (0.55 - ((u - 0.4) ** 2 + (v + 0.3) ** 2).sqrt()))
         return (kinds == 1) * stripes + (kinds == 2) * spots + (kinds == 3) * patch
 
 
@@ -284,7 +277,7 @@ def contrasting_colour(rng: np.random.Generator, other: np.ndarray) -> np.ndarra
 def place(rng: np.random.Generator, count: int, *, close: bool = False) -> list[tuple[float, float, float]]:
     """Centres and sizes of `count` objects that overlap little; sizes shrink as the picture fills."""
     near = {1: (0.5, 0.95), 2: (0.42, 0.6), 3: (0.38, 0.48)}
-    low, high = near[count] if close else {1: (0.4, 0.85), 2: (0.34, 0.58), 3: (0.32, 0.48), 4: (0.3, 0.42)}[count]
+    low, high = near[count] if close else SIDES[count]
     for attempt in range(60):
         shrink = 1 - 0.3 * attempt / 60
         sizes = rng.uniform(low, high, count) * shrink
