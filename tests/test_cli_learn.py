@@ -1,5 +1,6 @@
 """`cones2 learn` on the real, tiny model."""
 
+import csv
 import json
 import re
 import resource
@@ -183,15 +184,28 @@ def test_previews_curves_and_an_early_end(photos: Path, recipe: Path, small_fold
     command = ("learn", photos, "--class", "dog", "--model", small_folder, "--recipe", recipe, "--out", out)
     watching = ("--preview", 1, "--clip", clip, "--patience", 1, "--tensorboard", tmp_path / "events")
     report = json.loads(run(*command, "--steps", 8, *watching, "--json").stdout)
-    assert 1 < report["steps"] <= 8
-    assert -1 <= report["identity"] <= 1
-    previews = {f"{step:04}-0.png" for step in range(1, report["steps"] + 1)}
+    assert 1 < report["last_step"] <= 8
+    assert 1 <= report["steps"] <= report["last_step"]
+    previews = {f"{step:04}-0.png" for step in range(1, report["last_step"] + 1)}
     assert files_in(out.parent) == {
         "rex.safetensors",
         "rex-previews",
         *(f"rex-previews/{name}" for name in previews),
     } | {"rex-previews/curves.csv"}
     assert list((tmp_path / "events").glob("events.out.tfevents.*"))
+    with (out.parent / "rex-previews" / "curves.csv").open() as file:
+        curves = {int(row["step"]): row for row in csv.DictReader(file)}
+    kept = curves[report["steps"]]
+    assert report["identity"] == pytest.approx(float(kept["identity"]), rel=1e-5)
+    assert report["identity"] == pytest.approx(max(float(row["identity"]) for row in curves.values()), rel=1e-5)
+    assert report["loss"] == pytest.approx(float(kept["loss"]), rel=1e-5)
+    residual = Residual.load(out)
+    assert (residual.sha256, residual.recipe["taken"]) == (report["sha256"], report["steps"])
+    assert report["steps"] < report["last_step"]
+    assert report["displacement"] is None  # the encoder was tuned on
+    told = run(*command, "--steps", 8, *watching).stdout.splitlines()
+    kept_step = f"Kept: step {report['steps']} of {report['last_step']}, whose preview is the most like the photos."
+    assert told[1:-1] == [kept_step]
 
 
 def test_orders_to_look_that_make_no_sense(photos: Path, tmp_path: Path) -> None:
@@ -305,7 +319,6 @@ def test_models_that_cannot_be_opened(
 
 def test_steps_and_devices_that_make_no_sense(photos: Path, small_folder: Path, tmp_path: Path) -> None:
     command = ("learn", photos, "--class", "dog", "--out", tmp_path / "rex.safetensors", "--model", small_folder)
-    assert "steps is 0. Expected at least 1" in refused(*command, "--steps", 0)
+    assert "steps is 0. Expected a whole number of at least 1" in refused(*command, "--steps", 0)
     assert "no device 'tpu' on this machine" in refused(*command, "--device", "tpu")
     assert "unknown dtype 'int8'" in refused(*command, "--dtype", "int8")
-    assert "can't learn in float16" in refused(*command, "--dtype", "float16")

@@ -1,7 +1,10 @@
 """Many subjects in one call: isolated, skipped when finished, resumed, summed up."""
 
+import copy
+import gc
 import json
 import shutil
+import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +105,13 @@ def test_what_is_finished_is_not_learned_again_until_something_changes(
     assert states(small, library, rex) == {"rex": "finished"}
 
 
+def test_what_is_half_learned_is_not_finished(small: Backbone, photos: Path, library: Library) -> None:
+    half = next(learn(small, load_photos(photos), "dog", recipe=RECIPE)).residual
+    library.add("rex", half)
+    assert states(small, library, Assignment("rex", photos, "dog", RECIPE)) == {"rex": "learned"}
+    assert library.load("rex").recipe["taken"] == RECIPE.steps
+
+
 def test_masks_and_captions_of_ones_own(small: Backbone, photos: Path, library: Library) -> None:
     masks, captions = photos.parent / "masks", photos.parent / "captions.txt"
     masks.mkdir()
@@ -132,12 +142,36 @@ def test_another_encoder_learns_again(small: Backbone, photos: Path, library: Li
     assert states(small, library, rex) == {"rex": "learned"}
 
 
-def test_a_file_that_is_broken_is_left_alone(small: Backbone, photos: Path, library: Library) -> None:
-    library.folder.mkdir()
-    library.path_of("rex").write_bytes(b"dear")
-    (told,) = outcomes(small, library, Assignment("rex", photos, "dog", RECIPE))
-    assert (told.state, "is no sound residual file" in told.problem) == ("failed", True)
-    assert library.path_of("rex").read_bytes() == b"dear"
+def test_a_file_that_is_broken_is_replaced(small: Backbone, photos: Path, library: Library) -> None:
+    rex = Assignment("rex", photos, "dog", RECIPE)
+    outcomes(small, library, rex)
+    content = library.path_of("rex").read_bytes()
+    library.path_of("rex").write_bytes(content[:-5])
+    assert states(small, library, rex) == {"rex": "learned"}
+    assert library.path_of("rex").read_bytes() == content
+
+
+def test_a_name_that_differs_only_in_case_is_told_before_learning(
+    small: Backbone, photos: Path, library: Library
+) -> None:
+    outcomes(small, library, Assignment("rex", photos, "dog", RECIPE))
+    steps = list(learn_all(small, [Assignment("Rex", photos, "dog", RECIPE)], library))
+    assert [step.learning for step in steps] == [None]
+    assert "'Rex' differs from 'rex' only in case" in steps[0].outcomes[0].problem
+
+
+def test_memory_is_free_before_the_next_one_begins(small: Backbone, photos: Path, library: Library) -> None:
+    assignments = [Assignment(name, photos, "dog", RECIPE) for name in ("rex", "luna")]
+    optimizers: set[weakref.ref[object]] = set()
+    alive = []
+    for step in learn_all(small, assignments, library):
+        if step.learning is not None:
+            optimizers.add(weakref.ref(step.learning.study.optimizer))
+        elif step.number == 1:
+            gc.collect()
+            alive.append([optimizer() for optimizer in optimizers])
+    assert alive == [[None]]
+    assert len(optimizers) == 2
 
 
 def test_an_interrupted_one_goes_on_from_its_checkpoint(small: Backbone, photos: Path, library: Library) -> None:
@@ -151,6 +185,9 @@ def test_an_interrupted_one_goes_on_from_its_checkpoint(small: Backbone, photos:
     assert next(learn_all(small, [rex], library)).step == 2
     other = replace(rex, seed=1)
     assert next(learn_all(small, [other], library)).step == 1  # and never from another's
+    unet = copy.deepcopy(small.unet)
+    unet.conv_in.weight.data += 1e-3
+    assert next(learn_all(replace(small, unet=unet), [rex], library)).step == 1
     shutil.rmtree(checkpoints)
     assert states(small, library, rex) == {"rex": "learned"}
     assert library.load("rex").sha256 == whole.load("rex").sha256

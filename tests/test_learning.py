@@ -2,7 +2,7 @@ import copy
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from cones2.errors import CaptionError, LearningError, SettingsError
 from cones2.learning.lesson import Lesson, denoising_loss, hash_of, masks_hash, random_numbers
 from cones2.learning.loop import LearnStep, displacement, held_out_captions, learn
 from cones2.learning.recipe import Recipe
+from cones2.learning.study import Study
 from cones2.photos import Photo
 from cones2.prompts import token_span
 from cones2.residual.residual import Residual
@@ -67,6 +68,7 @@ def test_the_residual_says_what_it_is(small: Backbone, learned: LearnStep) -> No
     assert "".join(residual.tokens).removesuffix("</w>") == "dog"
     assert residual.encoder == small.encoder_id
     assert residual.recipe == dataclasses.asdict(RECIPE) | {
+        "taken": 4,
         "seed": 0,
         "captions": hash_of(captions_for("dog", count=RECIPE.caption_count, lexicon=small.lexicon)),
         "masks": None,
@@ -193,8 +195,12 @@ def test_lambda_keeps_other_words_where_they_are(small: Backbone) -> None:
 
 
 def test_a_backbone_that_predicts_noise(small: Backbone) -> None:
-    scheduler = DDIMScheduler.from_config(small.scheduler.config, prediction_type="epsilon")
-    residual_of(learn(dataclasses.replace(small, scheduler=scheduler), PHOTOS, "dog", recipe=RECIPE))
+    residual_of(learn(predicting_noise(small), PHOTOS, "dog", recipe=RECIPE))
+
+
+def predicting_noise(backbone: Backbone) -> Backbone:
+    scheduler = DDIMScheduler.from_config(backbone.scheduler.config, prediction_type="epsilon")
+    return dataclasses.replace(backbone, scheduler=scheduler)
 
 
 def test_a_closed_learner_resumes_to_the_same_bytes(small: Backbone, learned: LearnStep, tmp_path: Path) -> None:
@@ -238,6 +244,32 @@ def test_resuming_with_something_else(small: Backbone, tmp_path: Path, change: d
         next(learn(small, **began | change, checkpoint=tmp_path, resume=True))  # type: ignore[arg-type]
 
 
+def finetuned(backbone: Backbone, part: str) -> Backbone:
+    """Change one small weight of a part, as a fine-tune does with all."""
+    module = copy.deepcopy(getattr(backbone, part))
+    next(module.parameters()).data += 1e-3
+    return dataclasses.replace(backbone, **{part: module})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda small: finetuned(small, "text_encoder"), "text encoder is [0-9a-f]{64}, but it began with"),
+        (lambda small: finetuned(small, "unet"), "UNet is [0-9a-f]{64}, but it began with"),
+        (lambda small: finetuned(small, "vae"), "autoencoder is [0-9a-f]{64}, but it began with"),
+        (lambda small: in_dtype(small, torch.bfloat16), "UNet's dtype is bfloat16, but it began with float32"),
+        (lambda small: predicting_noise(small), "prediction type is epsilon, but it began with v_prediction"),
+    ],
+)
+def test_resuming_with_another_model(
+    small: Backbone, tmp_path: Path, change: Callable[[Backbone], Backbone], message: str
+) -> None:
+    recipe = dataclasses.replace(RECIPE, caption_count=2)
+    next(learn(small, PHOTOS, "dog", recipe=recipe, checkpoint=tmp_path))
+    with pytest.raises(LearningError, match=message):
+        next(learn(change(small), PHOTOS, "dog", recipe=recipe, checkpoint=tmp_path, resume=True))
+
+
 def test_resuming_with_more_steps_is_as_if_begun_with_them(small: Backbone, tmp_path: Path) -> None:
     longer = dataclasses.replace(RECIPE, steps=6)
     steps = learn(small, PHOTOS, "dog", recipe=RECIPE, checkpoint=tmp_path, checkpoint_every=1)
@@ -260,6 +292,7 @@ def test_any_step_gives_the_residual_of_a_learning_that_ends_there(small: Backbo
     second = next(steps)
     shorter = residual_of(learn(small, PHOTOS, "dog", recipe=dataclasses.replace(RECIPE, steps=2)))
     assert torch.equal(second.residual.vector, shorter.vector)
+    assert (second.residual.recipe["steps"], second.residual.recipe["taken"]) == (4, 2)
     steps.close()
     assert not any(parameter.requires_grad for parameter in second.tuned.text_encoder.parameters())
 
@@ -278,6 +311,8 @@ def test_a_step_that_is_gone(small: Backbone) -> None:
         _ = first.residual
     with pytest.raises(LearningError, match="step 1 is gone"):
         _ = first.tuned
+    with pytest.raises(LearningError, match="step 1 is gone"):
+        first.keep_on_close(False)
 
 
 def test_masks_of_all_white_change_nothing(small: Backbone, learned: LearnStep) -> None:
@@ -343,15 +378,55 @@ def test_no_photos(small: Backbone) -> None:
         next(learn(small, [], "dog", recipe=RECIPE))
 
 
-def test_float16(small: Backbone) -> None:
-    half = dataclasses.replace(small, unet=copy.deepcopy(small.unet).half())
-    with pytest.raises(LearningError, match=r"can't learn in float16.* bfloat16 or float32"):
-        next(learn(half, PHOTOS, "dog", recipe=RECIPE))
+def in_dtype(small: Backbone, dtype: torch.dtype) -> Backbone:
+    return dataclasses.replace(small, unet=copy.deepcopy(small.unet).to(dtype))
 
 
 def test_bfloat16(small: Backbone) -> None:
-    brain = dataclasses.replace(small, unet=copy.deepcopy(small.unet).bfloat16())
-    residual_of(learn(brain, PHOTOS, "dog", recipe=RECIPE))
+    residual_of(learn(in_dtype(small, torch.bfloat16), PHOTOS, "dog", recipe=RECIPE))
+
+
+def test_float16_learns_nearly_the_same(small: Backbone, learned: LearnStep) -> None:
+    half = finish(learn(in_dtype(small, torch.float16), PHOTOS, "dog", recipe=RECIPE))
+    assert half.loss == pytest.approx(learned.loss, rel=1e-2)
+    error = half.residual.vector - learned.residual.vector
+    assert error.norm() < 0.05 * learned.residual.vector.norm()
+
+
+@pytest.mark.parametrize("tune", ["all", "residual"])
+def test_small_gradients_do_not_vanish_in_float16(small: Backbone, tune: str) -> None:
+    half = in_dtype(small, torch.float16)
+    half.unet.conv_out.weight.data *= 2**-9  # so that unscaled gradients would be at the least that float16 can hold
+    full = in_dtype(half, torch.float32)
+    recipe = dataclasses.replace(RECIPE, tune=tune, preservation_weight=0.0)
+    found, expected = (first_gradient(backbone, recipe) for backbone in (half, full))
+    assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+def first_gradient(backbone: Backbone, recipe: Recipe) -> torch.Tensor:
+    lesson = Lesson.prepare(backbone, PHOTOS, "dog", captions=captions_for("dog", count=4), recipe=recipe, seed=0)
+    study = Study(lesson)
+    steps = study.steps(after=0)
+    next(steps)
+    gradients = [parameter.grad for parameter in study.parameters]
+    steps.close()
+    return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+
+
+def test_a_float16_learner_resumes_to_the_same_bytes(small: Backbone, tmp_path: Path) -> None:
+    half = in_dtype(small, torch.float16)
+    undisturbed = residual_of(learn(half, PHOTOS, "dog", recipe=RECIPE))
+    for step in (1, 2, 3):
+        assert next(learn(half, PHOTOS, "dog", recipe=RECIPE, checkpoint=tmp_path, resume=True)).step == step
+    resumed = residual_of(learn(half, PHOTOS, "dog", recipe=RECIPE, checkpoint=tmp_path, resume=True))
+    assert resumed.to_bytes() == undisturbed.to_bytes()
+
+
+def test_float16_that_overflows(small: Backbone) -> None:
+    half = in_dtype(small, torch.float16)
+    half.unet.conv_out.weight.data *= 1e4
+    with pytest.raises(LearningError, match=r"learning diverged: loss .* at step 1 of 4.* or another dtype"):
+        finish(learn(half, PHOTOS, "dog", recipe=RECIPE))
 
 
 def test_checkpoints_every_zero_steps(small: Backbone) -> None:

@@ -83,10 +83,15 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
 
 def test_delete_leaves_other_files(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 2, 4)
-    (tmp_path / "notes.txt").touch()
+    others = [".mine.part", "notes.txt", "step-100-preview.png", "step-100.json", "step-photos.safetensors"]
+    for name in others:
+        (tmp_path / name).touch()
     checkpoints.delete()
     assert checkpoints.load() == (0, {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["lock", *others])
+    with checkpoints.held():
+        checkpoints.save(2, state(2))
+    assert {path.name for path in tmp_path.iterdir()} > set(others)
 
 
 def test_what_a_killed_learner_was_writing_is_swept_away(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cones2.checking import is_name
 from cones2.errors import LibraryError, OutputError, ResidualError
-from cones2.library import FOLDER_VARIABLE, Library, check_name, is_name
+from cones2.library import FOLDER_VARIABLE, Library, check_name
 from cones2.residual.residual import EncoderId, Residual
 
 
@@ -44,6 +45,10 @@ def test_a_name_is_taken_only_once_unless_it_is_replaced(library: Library) -> No
         library.add("rex", residual(2))
     with pytest.raises(LibraryError, match="'Rex' differs from 'rex' only in case: choose another name"):
         library.add("Rex", residual(2), replace=True)
+    with pytest.raises(LibraryError, match="'Rex' differs from 'rex' only in case"):
+        library.check_case("Rex")
+    library.check_case("rex")
+    Library(library.folder / "not there yet").check_case("rex")
     library.add("rex", residual(2), replace=True)
     assert library.load("rex").sha256 == residual(2).sha256
 

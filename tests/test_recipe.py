@@ -1,10 +1,13 @@
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cones2.errors import SettingsError
-from cones2.learning.recipe import RECIPES, Recipe, find_recipe
+from cones2.learning.recipe import LARGEST_RECIPE, RECIPES, Recipe, find_recipe
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -59,26 +62,74 @@ def test_file_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"can't read the recipe .*absent.toml"):
+    with pytest.raises(SettingsError, match=r"can't read .*absent.toml: No such file"):
         find_recipe(str(tmp_path / "absent.toml"))
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("steps = 0", "steps is 0. Expected at least 1: correct the recipe"),
-        ("batch_size = 1.5", "mine.toml: batch_size is 1.5. Input should be a valid integer"),
-        ("captions_per_step = true", "captions_per_step is True. Input should be a valid integer"),
+        ("steps = 0", "mine.toml: steps is 0. Expected a whole number of at least 1: correct the recipe"),
+        ("batch_size = 1.5", "batch_size is 1.5. Expected a whole number of at least 1"),
+        ("captions_per_step = true", "captions_per_step is True. Expected a whole number"),
         ("caption_count = -1", "caption_count is -1"),
         ("views_per_photo = 0", "views_per_photo is 0"),
-        ("learning_rate = 0", "learning_rate is 0.0. Expected a number above 0"),
+        ("learning_rate = 0", "learning_rate is 0. Expected a number above 0"),
         ("learning_rate = nan", "learning_rate is nan"),
+        ("learning_rate = true", "learning_rate is True"),
         ('learning_rate = "fast"', "learning_rate is 'fast'"),
+        (f"learning_rate = 1{'0' * 400}", "learning_rate is 1000"),
         ("weight_decay = -0.1", "weight_decay is -0.1. Expected a number of at least 0"),
+        ("weight_decay = []", r"weight_decay is \[\]. Expected a number of at least 0"),
         ("preservation_weight = inf", "preservation_weight is inf"),
-        ('tune = "some"', "tune is 'some'. Input should be 'all', 'layers' or 'residual'"),
+        ('tune = "direct"', "tune is 'direct'. Expected all, layers or residual"),
     ],
 )
 def test_values_out_of_range(tmp_path: Path, setting: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         Recipe.from_toml(write(tmp_path, setting))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("tune='direct'", "tune is 'direct'. Expected all, layers or residual: correct the recipe."),
+        ("steps=1.5", "steps is 1.5. Expected a whole number of at least 1: correct the recipe."),
+        ("weight_decay='little'", "weight_decay is 'little'. Expected a number of at least 0: correct the recipe."),
+    ],
+)
+def test_values_of_another_type_in_python(setting: str, message: str) -> None:
+    """In a process of its own: here, beartype is before it."""
+    script = f"from cones2.learning.recipe import Recipe; Recipe({setting})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == f"cones2.errors.SettingsError: {message}"
+
+
+def test_a_whole_number_for_a_rate(tmp_path: Path) -> None:
+    recipe = Recipe.from_toml(write(tmp_path, "weight_decay = 0"))
+    assert repr(recipe.weight_decay) == "0.0"
+
+
+def test_a_recipe_that_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(SettingsError, match="it is a pipe or device, expected a regular file"):
+        Recipe.from_toml(tmp_path / "pipe.toml")
+
+
+def test_a_recipe_that_is_too_large(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="is too large: expected at most 1,048,576 bytes"):
+        Recipe.from_toml(write(tmp_path, "#" * (LARGEST_RECIPE + 1)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"steps = {'[' * 9999}", "can't read the recipe .* recursion"),
+        (f"steps.{'a.' * 9999}a = 1", r"steps is \{'a': .* Expected a whole number"),
+        (f"{'a.' * 9999}a = 1", "'a' is no setting of a recipe"),
+    ],
+)
+def test_a_recipe_that_is_nested_too_deep(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        Recipe.from_toml(write(tmp_path, text))
+    assert len(str(caught.value)) < 1000

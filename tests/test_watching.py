@@ -3,6 +3,7 @@
 import copy
 import csv
 import dataclasses
+import shutil
 import sys
 import types
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from cones2.backbones import Backbone
 from cones2.backbones.image_encoder import open_image_encoder
 from cones2.composing.loop import compose
 from cones2.composing.settings import ComposeSettings
-from cones2.errors import BackboneError, SettingsError
+from cones2.errors import BackboneError, LearningError, OutputError, SettingsError
 from cones2.learning.loop import learn
 from cones2.learning.recipe import Recipe
 from cones2.photos import Photo
@@ -104,13 +105,94 @@ def test_without_patience_the_last_is_kept(small: Backbone) -> None:
     assert torch.equal(watched(small, identity=scripted(0.9, 0.1))[-1].residual.vector, learned(small, 4))
 
 
-def test_stopping_closes_learning(small: Backbone, tmp_path: Path) -> None:
+def test_the_best_look_tells_its_step(small: Backbone) -> None:
+    steps = watched(small, steps=9, every=1, patience=2, identity=scripted(0.1, 0.5, 0.5, 0.4))
+    best = steps[-1].best
+    assert best is not None
+    assert (best.step, best.identity, best.loss) == (2, 0.5, steps[1].learned.loss)
+    assert best.residual.recipe["taken"] == 2
+    assert watched(small)[-1].best is None
+
+
+def test_stopping_closes_learning_and_writes_no_checkpoint(small: Backbone, tmp_path: Path) -> None:
     steps = learn(small, [PHOTO], "dog", recipe=RECIPE, checkpoint=tmp_path)
     plan = Watch(every=1, settings=QUICK, identity=scripted(0.2, 0.1), patience=1)
     *_, last = watch(steps, small, plan=plan)
     assert (last.step, last.stopped) == (2, True)
-    assert (tmp_path / "step-00000002.json").exists()
+    assert list(tmp_path.glob("step-*")) == []
     assert list(steps) == []
+
+
+# Patience and interruptions
+
+
+def patient(small: Backbone, folder: Path, *identities: float, every: int = 50, resume: bool = True) -> Any:
+    """Watch nine steps at most, looking at each; a measure that runs out of values fails."""
+    recipe = dataclasses.replace(RECIPE, steps=9)
+    steps = learn(small, [PHOTO], "dog", recipe=recipe, checkpoint=folder, checkpoint_every=every, resume=resume)
+    plan = Watch(every=1, settings=QUICK, identity=scripted(*identities), patience=2)
+    return watch(steps, small, plan=plan, checkpoint=folder)
+
+
+IDENTITIES = (0.1, 0.5, 0.4, 0.3)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_an_interrupted_learning_stops_where_an_undisturbed_one_does(
+    small: Backbone, tmp_path: Path, step: int
+) -> None:
+    *_, undisturbed = patient(small, tmp_path / "undisturbed", *IDENTITIES)
+    begun = patient(small, tmp_path / "begun", *IDENTITIES[:step])
+    for _ in range(step):
+        next(begun)
+    begun.close()
+    first, *rest = patient(small, tmp_path / "begun", *IDENTITIES[step:])
+    last = rest[-1] if rest else first
+    assert first.step == step + 1
+    assert (undisturbed.step, last.step, last.stopped) == (4, 4, True)
+    assert last.best.step == 2
+    assert last.residual.to_bytes() == undisturbed.residual.to_bytes()
+
+
+def test_looks_behind_the_last_checkpoint_are_forgotten(small: Backbone, tmp_path: Path) -> None:
+    begun = patient(small, tmp_path / "begun", 0.1, 0.5, 0.9, every=2)
+    for _ in range(3):
+        next(begun)
+    shutil.copytree(tmp_path / "begun", tmp_path / "killed")  # as it is where the learner is killed at step 3
+    begun.close()
+    *_, last = patient(small, tmp_path / "killed", 0.4, 0.3)
+    assert (last.step, last.best.step) == (4, 2)
+    assert [path.name for path in sorted((tmp_path / "killed").glob("look-*"))] == [
+        f"look-{step:08d}.json" for step in (1, 2, 3, 4)
+    ]
+
+
+def test_interrupted_at_a_look_it_looks_again(small: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="StopIteration"):  # the third look fails
+        list(patient(small, tmp_path, 0.1, 0.5, every=1))
+    first, last = patient(small, tmp_path, 0.4, 0.3)
+    assert (first.step, last.step, last.best.step) == (3, 4, 2)
+
+
+def test_interrupted_at_a_look_that_nothing_counts_it_keeps_the_step(small: Backbone, tmp_path: Path) -> None:
+    steps = learn(small, [PHOTO], "dog", recipe=RECIPE, checkpoint=tmp_path)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(watch(steps, small, plan=Watch(every=1, settings=QUICK, identity=scripted(0.1))))
+    assert (tmp_path / "step-00000002.json").exists()
+
+
+def test_begun_again_it_forgets_all_looks(small: Backbone, tmp_path: Path) -> None:
+    next(patient(small, tmp_path, 0.9))
+    *_, last = patient(small, tmp_path, *IDENTITIES, resume=False)
+    assert (last.step, last.best.step) == (4, 2)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"identity": 1, "loss": 1, "residual": "dear"}'])
+def test_a_look_that_is_damaged(small: Backbone, tmp_path: Path, content: str) -> None:
+    next(patient(small, tmp_path, 0.9))
+    (tmp_path / "look-00000001.json").write_text(content)
+    with pytest.raises(LearningError, match=r"look-00000001.json is damaged, expected a look at learning. Delete it"):
+        next(patient(small, tmp_path, 0.1))
 
 
 @pytest.mark.parametrize(
@@ -144,14 +226,48 @@ def test_a_folder_of_pictures_and_curves(small: Backbone, tmp_path: Path) -> Non
     assert [float(row["loss"]) for row in rows] == pytest.approx([step.learned.loss for step in steps], rel=1e-5)
 
 
+def curves(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "curves.csv").read_text().splitlines()))
+
+
 def test_a_resumed_learning_goes_on_with_its_curves(small: Backbone, tmp_path: Path) -> None:
-    first = watched(small, FolderLog(tmp_path), steps=2)
-    again = FolderLog(tmp_path)
-    again.take(dataclasses.replace(first[-1], pictures=(), learned=dataclasses.replace(first[-1].learned, step=3)))
-    again.close()
-    rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
+    """Resumed from its checkpoint of step 2, it takes step 3 again."""
+    recipe = dataclasses.replace(RECIPE, steps=6)
+    begun = learn(small, [PHOTO], "dog", recipe=recipe, checkpoint=tmp_path / "begun", checkpoint_every=2)
+    steps = logged(watch(begun, small, plan=Watch()), [FolderLog(tmp_path / "curves")])
+    first = [next(steps) for _ in range(3)]
+    shutil.copytree(tmp_path / "begun", tmp_path / "killed")
+    steps.close()
+    assert [row["step"] for row in curves(tmp_path / "curves")] == ["1", "2", "3"]
+    resumed = learn(small, [PHOTO], "dog", recipe=recipe, checkpoint=tmp_path / "killed", resume=True)
+    log = FolderLog(tmp_path / "curves")
+    log.take(next(watch(resumed, small, plan=Watch())))
+    log.close()
+    rows = curves(tmp_path / "curves")
     assert [row["step"] for row in rows] == ["1", "2", "3"]
-    assert rows[1]["loss"] == rows[2]["loss"]
+    assert [float(row["loss"]) for row in rows] == pytest.approx([step.learned.loss for step in first], rel=1e-5)
+
+
+def test_a_new_learning_replaces_the_curves(small: Backbone, tmp_path: Path) -> None:
+    watched(small, FolderLog(tmp_path), steps=6)
+    watched(small, FolderLog(tmp_path), steps=2, identity=scripted(0.5))
+    assert [(row["step"], row["identity"]) for row in curves(tmp_path)] == [("1", ""), ("2", "0.5")]
+
+
+def test_curves_stay_where_no_step_is_taken(small: Backbone, tmp_path: Path) -> None:
+    watched(small, FolderLog(tmp_path), steps=2)
+    FolderLog(tmp_path).close()
+    assert [row["step"] for row in curves(tmp_path)] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"a,b\n1,2\n", b"\xff", b"step,loss,subject_loss,preservation_loss,identity\n1,2\n"]
+)
+def test_curves_that_are_something_else(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "curves.csv").write_bytes(content)
+    with pytest.raises(OutputError, match=r"curves.csv is there, and cones2 did not write it. Move it away, or choose"):
+        FolderLog(tmp_path)
+    assert (tmp_path / "curves.csv").read_bytes() == content
 
 
 def test_tensorboard_reads_it_back(small: Backbone, tmp_path: Path) -> None:

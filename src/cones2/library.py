@@ -3,13 +3,13 @@
 import contextlib
 import difflib
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
+from cones2.checking import is_name
 from cones2.errors import Cones2Error, LibraryError
 from cones2.files import held, make_folder
 from cones2.residual.residual import Residual
@@ -18,7 +18,6 @@ FOLDER_VARIABLE = "CONES2_LIBRARY"
 """The environment variable that names another folder than the default."""
 
 _SUFFIX = ".safetensors"
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,13 +112,22 @@ class Library:
         path = self.path_of(name)
         make_folder(self.folder)
         with self._locked():
-            taken = next((other for other in self._names() if other.casefold() == name.casefold()), None)
-            if taken is not None and taken != name:  # one file, on some disks
-                raise LibraryError(f"{name!r} differs from {taken!r} only in case: choose another name.")
-            if taken is not None and not replace:
+            self.check_case(name)
+            if name in self._names() and not replace:
                 raise LibraryError(f"the library has a subject {name!r} already: choose another name, or replace it.")
             residual.save(path)
         return path
+
+    def check_case(self, name: str) -> None:
+        """Check that a name is the library's, or differs from all of them by more than case: one file, on some disks.
+
+        Raises:
+            LibraryError: it differs from one only in case.
+        """
+        names = self._names()
+        for other in names:
+            if name not in names and other.casefold() == name.casefold():
+                raise LibraryError(f"{name!r} differs from {other!r} only in case: choose another name.")
 
     def remove(self, name: str) -> None:
         """Delete a subject, sound or broken.
@@ -151,11 +159,6 @@ class Library:
     def _locked(self) -> Iterator[None]:
         with held(self.folder / ".lock", wait=True):
             yield
-
-
-def is_name(text: str) -> bool:
-    """Whether a text can name a subject: up to 64 letters, digits and underscores, no digit first."""
-    return _NAME.fullmatch(text) is not None
 
 
 def check_name(name: str) -> str:

@@ -89,6 +89,8 @@ def learn(
         print_json(report)
     else:
         say(f"{out}: {class_word!r} learned from {len(lesson.photos)} photos in {report['seconds']:.0f} s.")
+        if report["steps"] < report["last_step"]:
+            say(f"Kept: step {report['steps']} of {report['last_step']}, whose preview is the most like the photos.")
         if report["displacement"] is not None:
             say(f"Other words moved by {100 * report['displacement']:.1f} % of their length; near 0 is best.")
         say(f"Place it with: {_next_command(out, model, model_config)}")

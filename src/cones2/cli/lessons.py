@@ -15,7 +15,7 @@ from cones2.cli.outputs import check_file
 from cones2.cli.watching import Looks
 from cones2.errors import CaptionError, Cones2Warning, LearningError
 from cones2.files import make_folder
-from cones2.learning.loop import LearnStep, displacement, held_out_captions, learn
+from cones2.learning.loop import displacement, held_out_captions, learn
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.photos import Photo, PhotoReport, load_photos, photo_report
 from cones2.residual.residual import Residual
@@ -86,10 +86,10 @@ class Lesson:
                 resume=resume,
                 save_memory=save_memory,
             )
-            last = (looks or Looks()).follow(steps, backbone, self.photos, out=self.out)
+            last = (looks or Looks()).follow(steps, backbone, self.photos, out=self.out, checkpoint=folder)
             last.residual.save(self.out)
-        kept = self._measure_displacement(backbone, last.learned, captions)
-        return self._report(last, judged, displacement=kept, seconds=time.monotonic() - began)
+        moved = self._measure_displacement(backbone, last, captions)
+        return self._report(last, judged, displacement=moved, seconds=time.monotonic() - began)
 
     def _judge(self, backbone: Backbone) -> PhotoReport:
         judged = photo_report(self.photos, size=min(backbone.default_size))
@@ -98,13 +98,19 @@ class Lesson:
             warnings.warn(finding.text, Cones2Warning, stacklevel=2)
         return judged
 
-    def _measure_displacement(self, backbone: Backbone, last: LearnStep, captions: Sequence[str]) -> float | None:
-        """Measure how far other words moved, if captions can be held out: a small lexicon may leave none."""
+    def _measure_displacement(self, backbone: Backbone, last: WatchedStep, captions: Sequence[str]) -> float | None:
+        """Measure how far other words moved.
+
+        None where the encoder was tuned further than to the best look, or no captions can be held out, as when the
+        lexicon is small.
+        """
+        if last.best is not None and last.best.step < last.step:
+            return None
         try:
             unseen = held_out_captions(self.class_word, captions, lexicon=backbone.lexicon)
         except CaptionError:
             return None
-        return displacement(backbone, last.tuned, unseen, class_word=self.class_word)
+        return displacement(backbone, last.learned.tuned, unseen, class_word=self.class_word)
 
     def _recipe_for(self, backbone: Backbone) -> Recipe:
         recipe = self.recipe or find_recipe(backbone.learn_preset)
@@ -113,7 +119,7 @@ class Lesson:
     def _report(
         self, last: WatchedStep, judged: PhotoReport, *, displacement: float | None, seconds: float
     ) -> dict[str, Any]:
-        residual = last.residual
+        residual, best = last.residual, last.best
         return {
             "residual": str(self.out),
             "sha256": residual.sha256,
@@ -123,9 +129,10 @@ class Lesson:
             "backbone": residual.encoder.name,
             "recipe": dict(residual.recipe),
             "findings": [finding.text for finding in judged.findings],
-            "steps": last.step,
-            "loss": last.learned.loss,
-            "identity": last.identity,
+            "steps": last.step if best is None else best.step,
+            "last_step": last.step,
+            "loss": last.learned.loss if best is None else best.loss,
+            "identity": last.identity if best is None else best.identity,
             "displacement": displacement,
             "seconds": round(seconds, 3),
         }

@@ -44,12 +44,18 @@ class Looks:
             raise SettingsError("--patience needs a measure of identity: give --clip DIR.")
 
     def follow(
-        self, steps: Generator[LearnStep, None, None], backbone: Backbone, photos: Sequence[Photo], *, out: Path
+        self,
+        steps: Generator[LearnStep, None, None],
+        backbone: Backbone,
+        photos: Sequence[Photo],
+        *,
+        out: Path,
+        checkpoint: Path,
     ) -> WatchedStep:
-        """Follow learning under a bar to its end, and show what is ordered."""
+        """Follow learning, with its checkpoints in this folder, under a bar to its end, and show what is ordered."""
         identity = similarity_to(photos, open_image_encoder(self.clip)) if self.clip else None
         plan = Watch(every=self.preview, identity=identity, patience=self.patience)
-        watched = logged(watch(steps, backbone, plan=plan), self._logs(out))
+        watched = logged(watch(steps, backbone, plan=plan, checkpoint=checkpoint), self._logs(out))
         return follow(watched, f"learning {out.stem}", tell=_told)
 
     def _logs(self, out: Path) -> Iterator[Log]:

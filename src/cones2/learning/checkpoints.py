@@ -7,6 +7,7 @@ the settings that it depends on. A checkpoint whose manifest or hash fails is pa
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from cones2.files import held, make_folder, write_atomically
 
 _FORMAT = 1
 _KEPT = 2
+_OURS = re.compile(r"step-[0-9]{8,}\.(json|safetensors)", re.ASCII)
+_UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.part", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Checkpoints:
             except BlockingIOError as error:
                 advice = "Wait for it to end, or choose another folder"
                 raise LearningError(f"another learner is at work in {self.folder}. {advice}.") from error
-            _delete(self.folder.glob(".*.part"))  # what a killed learner was writing
+            _delete(self._files(_UNFINISHED))  # what a killed learner was writing
             yield
 
     def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
@@ -66,7 +69,7 @@ class Checkpoints:
         write_atomically(path, content)
         write_atomically(path.with_suffix(".json"), json.dumps(manifest, indent=1).encode())
         kept = {newest.stem for newest in self._manifests()[:_KEPT]}
-        _delete(path for path in self._files() if path.stem not in kept)
+        _delete(path for path in self._files(_OURS) if path.stem not in kept)
 
     def load(self) -> tuple[int, dict[str, Tensor]]:
         """Give the newest sound checkpoint's step and state; step 0 and no state where there is none.
@@ -84,14 +87,15 @@ class Checkpoints:
         return 0, {}
 
     def delete(self) -> None:
-        """Delete all checkpoints; the folder stays."""
-        _delete(self._files())
+        """Delete all checkpoints; the folder stays, and what else is in it."""
+        _delete(self._files(_OURS))
 
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))  # each manifest before the state that it vouches for
+    def _files(self, name: re.Pattern[str]) -> list[Path]:
+        # Sorted, each manifest is before the state that it vouches for.
+        return sorted(path for path in self.folder.iterdir() if name.fullmatch(path.name))
 
     def _manifests(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*.json"), reverse=True)
+        return [path for path in reversed(self._files(_OURS)) if path.suffix == ".json"]
 
     def _check_settings(self, before: Mapping[str, Any]) -> None:
         for name, value in self.settings.items():

@@ -15,6 +15,8 @@ from cones2.learning.objective import add_noise, subject_loss
 from cones2.learning.recipe import Recipe
 from cones2.photos import Photo
 
+_SAMPLED = 16  # numbers of each weight
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lesson:
@@ -78,17 +80,45 @@ class Lesson:
             "photos' hash": hash_of([photo.sha256 for photo in self.photos]),
             "masks' hash": masks_hash(self.photos),
             "captions' hash": self.captions_hash,
-            "text encoder": "+".join(part.weights for part in self.backbone.encoder_id.parts),
+            **model_settings(self.backbone),
         }
 
-    def record(self) -> dict[str, object]:
-        """How the residual was learned, for its file."""
-        return how_learned(self.recipe, self.seed, captions=self.captions_hash, photos=self.photos)
+    def record(self, taken: int) -> dict[str, object]:
+        """How the residual was learned, for its file, when this many steps are taken."""
+        return how_learned(self.recipe, self.seed, taken=taken, captions=self.captions_hash, photos=self.photos)
 
 
-def how_learned(recipe: Recipe, seed: int, *, captions: str, photos: Sequence[Photo]) -> dict[str, object]:
-    """Tell what a residual's file says of its learning: recipe, seed, hashes of captions and of the photos' masks."""
-    return dataclasses.asdict(recipe) | {"seed": seed, "captions": captions, "masks": masks_hash(photos)}
+def how_learned(recipe: Recipe, seed: int, *, taken: int, captions: str, photos: Sequence[Photo]) -> dict[str, object]:
+    """Tell what a residual's file says of its learning.
+
+    The recipe, how many of its steps were taken, the seed, hashes of captions and of the photos' masks.
+    """
+    learned = {"taken": taken, "seed": seed, "captions": captions, "masks": masks_hash(photos)}
+    return dataclasses.asdict(recipe) | learned
+
+
+def model_settings(backbone: Backbone) -> dict[str, object]:
+    """Tell what learning's states depend on in a backbone, as short JSON values.
+
+    Many fine-tunes share a text encoder, so UNet and autoencoder count, too.
+    """
+    return {
+        "text encoder": "+".join(part.weights for part in backbone.encoder_id.parts),
+        "UNet's dtype": str(backbone.dtype).removeprefix("torch."),
+        "UNet": _sampled_hash(backbone.unet),
+        "autoencoder": _sampled_hash(backbone.vae),
+        "prediction type": backbone.prediction_type,
+    }
+
+
+def _sampled_hash(part: torch.nn.Module) -> str:
+    """Hash a few numbers of each weight, evenly spread, and its name and shape: reading them all would take seconds."""
+    digest = hashlib.sha256()
+    for name, weight in part.state_dict().items():
+        some = weight.flatten()[:: max(1, weight.numel() // _SAMPLED)].to("cpu", torch.float32)
+        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+        digest.update(some.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def denoising_loss(lesson: Lesson, prompt: Float[Tensor, "1 tokens dim"], draw: torch.Generator) -> Float[Tensor, ""]:

@@ -14,7 +14,7 @@ from cones2.backbones import Backbone
 from cones2.captions.corpus import captions_for, check_class_word
 from cones2.errors import CaptionError, LearningError, SettingsError
 from cones2.learning.checkpoints import Checkpoints
-from cones2.learning.data import encode_captions, rebuild_error, warn_if_strange
+from cones2.learning.data import encode_captions, warn_if_strange
 from cones2.learning.lesson import Lesson
 from cones2.learning.memory import idle_parts_offloaded, recomputed_activations
 from cones2.learning.objective import preservation_loss
@@ -23,7 +23,7 @@ from cones2.learning.study import LearnStep, Study
 from cones2.learning.ways import CHUNK
 from cones2.photos import Photo
 
-__all__ = ["LearnStep", "displacement", "held_out_captions", "learn", "rebuild_error"]
+__all__ = ["LearnStep", "displacement", "held_out_captions", "learn"]
 
 _HELD_OUT_SEED = 1
 
@@ -54,7 +54,8 @@ def learn(
         recipe: how to learn; `RECIPES[backbone.learn_preset]` suits the backbone.
         seed: for crops, noise, timesteps and the choice of captions.
         captions: that contain the class word; made when not given.
-        checkpoint: a folder for the newest two checkpoints and nothing else. Closing the generator writes one, too.
+        checkpoint: a folder for the newest two checkpoints. Closing the generator writes one, too, unless the step
+            that it is closed at says not to (`keep_on_close`).
         checkpoint_every: steps between them.
         resume: go on from the newest sound checkpoint, if there is one; without it, those in the folder are deleted.
         save_memory: from the first step to the last, compute the UNet's activations again in the backward pass rather
@@ -67,7 +68,7 @@ def learn(
         SettingsError: `checkpoint_every` is not at least 1.
     """
     class_word = check_class_word(class_word)
-    _check(backbone, photos, checkpoint_every)
+    _check(photos, checkpoint_every)
     warn_if_strange(backbone, photos, class_word)
     captions = captions or captions_for(class_word, count=recipe.caption_count, lexicon=backbone.lexicon)
     study = Study(Lesson.prepare(backbone, photos, class_word, captions=captions, recipe=recipe, seed=seed))
@@ -128,14 +129,12 @@ def _keep(checkpoints: Checkpoints, study: Study, *, every: int, resume: bool) -
             yield step
             closing = False
         finally:
-            if step.step < step.steps and (closing or step.step % every == 0):
+            if step.step < step.steps and (study.kept_on_close if closing else step.step % every == 0):
                 checkpoints.save(step.step, study.state())
 
 
-def _check(backbone: Backbone, photos: Sequence[Photo], checkpoint_every: int) -> None:
+def _check(photos: Sequence[Photo], checkpoint_every: int) -> None:
     if not photos:
         raise LearningError("there are no photos to learn from: give at least 1; 3 to 5 are best.")
-    if backbone.dtype == torch.float16:
-        raise LearningError("can't learn in float16, where gradients vanish: open the model in bfloat16 or float32.")
     if checkpoint_every < 1:
         raise SettingsError(f"checkpoint_every is {checkpoint_every}: expected at least 1 step.")

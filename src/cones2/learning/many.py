@@ -6,14 +6,14 @@ import shutil
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from cones2.backbones import Backbone
 from cones2.captions.corpus import captions_for, check_class_word, read_captions
-from cones2.errors import Cones2Error, SettingsError
-from cones2.learning.lesson import hash_of, how_learned
+from cones2.errors import Cones2Error, ResidualError, SettingsError
+from cones2.learning.lesson import hash_of, how_learned, model_settings
 from cones2.learning.loop import LearnStep, learn
 from cones2.learning.manifest import Assignment
 from cones2.learning.recipe import Recipe, find_recipe
@@ -51,7 +51,8 @@ class LearnAllStep:
         name: the subject at work.
         number: of it, from 1.
         count: how many subjects there are.
-        learning: its own last step; None where it took none.
+        learning: its own last step; None where it took none, and when it has ended, so that its optimiser's memory is
+            free for the next.
         outcomes: of the subjects that have ended; at the last step, all of them.
     """
 
@@ -78,9 +79,9 @@ def learn_all(
     """Learn subjects into a library, step by step.
 
     A subject is finished, and not learned again, when the library has its name with a residual of the same photos,
-    masks, captions, class word, recipe, seed and text encoder. Any other residual of that name is replaced. An
-    interrupted subject goes on from its last checkpoint, in a hidden folder of the library. Whatever fails in one
-    subject becomes its outcome. `save_memory` is `learn`'s.
+    masks, captions, class word, recipe, seed and text encoder. Any other file of that name, a broken one too,
+    is replaced. An interrupted subject goes on from its last checkpoint, in a hidden folder of the library. Whatever
+    fails in one subject becomes its outcome. `save_memory` is `learn`'s.
 
     Raises:
         SettingsError: there are no assignments.
@@ -100,9 +101,9 @@ def _steps(
         outcome = Outcome(assignment.name, assignment.class_word, "finished", 0.0)
         try:
             for learning in _learn(backbone, assignment, library, save_memory=save_memory):
-                at = replace(at, learning=learning)
                 outcome = replace(outcome, state="learned", loss=learning.loss)
-                yield at
+                yield replace(at, learning=learning)
+                del learning  # and with it the optimiser, before the next subject begins
         except Exception as error:  # of any kind: the other subjects must not suffer
             outcome = replace(outcome, state="failed", problem=_explain(error))
         outcomes = (*outcomes, replace(outcome, seconds=time.monotonic() - began))
@@ -111,9 +112,10 @@ def _steps(
 
 def _learn(backbone: Backbone, assignment: Assignment, library: Library, *, save_memory: bool) -> Iterator[LearnStep]:
     """Take the steps of one subject, and keep what was learned; take none where it is finished."""
+    library.check_case(assignment.name)
     lesson = _Lesson.read(assignment, backbone)
-    path = library.path_of(assignment.name)
-    if path.exists() and lesson.was_learned_by(Residual.load(path), backbone):
+    residual = _load_sound(library.path_of(assignment.name))
+    if residual is not None and lesson.was_learned_by(residual, backbone):
         return
     photo_report(lesson.photos, size=min(backbone.default_size)).check()
     folder = library.folder / f".{assignment.name}-{lesson.digest(backbone)}.learning"
@@ -161,7 +163,7 @@ class _Lesson:
 
     def was_learned_by(self, residual: Residual, backbone: Backbone) -> bool:
         """Tell whether a residual is what this lesson would give."""
-        how = how_learned(self.recipe, self.seed, captions=hash_of(self.captions), photos=self.photos)
+        how = self._how_learned()
         return (
             residual.class_word == self.class_word
             and residual.photos == tuple(photo.sha256 for photo in self.photos)
@@ -169,12 +171,25 @@ class _Lesson:
             and all(residual.recipe.get(name) == value for name, value in how.items())
         )
 
+    def _how_learned(self) -> dict[str, object]:
+        """Tell how it is learned when all steps are taken."""
+        captions, taken = hash_of(self.captions), self.recipe.steps
+        return how_learned(self.recipe, self.seed, taken=taken, captions=captions, photos=self.photos)
+
     def digest(self, backbone: Backbone) -> str:
-        """Name this lesson: another photo or recipe begins in another folder, and never resumes from this one's."""
+        """Name this lesson: another photo, recipe or model begins in another folder, and resumes from no other's."""
         photos = [photo.sha256 for photo in self.photos]
-        how = how_learned(self.recipe, self.seed, captions=hash_of(self.captions), photos=self.photos)
-        parts = [photos, self.class_word, how, asdict(backbone.encoder_id)]
+        how = self._how_learned()
+        parts = [photos, self.class_word, how, model_settings(backbone)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _load_sound(path: Path) -> Residual | None:
+    """Read a subject's file; None where there is none, or a broken one, which is then learned anew."""
+    try:
+        return Residual.load(path) if path.exists() else None
+    except ResidualError:
+        return None
 
 
 def _remove_checkpoints(folder: Path, name: str) -> None:

@@ -2,17 +2,20 @@
 
 import dataclasses
 import difflib
-import json
-import math
+import reprlib
+import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Literal
-
-import pydantic
+from typing import Literal, TypeGuard, get_args
 
 from cones2.errors import SettingsError
+from cones2.files import read_bounded
+
+LARGEST_RECIPE = 2**20
+
+Tune = Literal["all", "layers", "residual"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +38,6 @@ class Recipe:
         SettingsError: a value outside its range.
     """
 
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid", strict=True)
-
     steps: int = 3000
     batch_size: int = 1
     learning_rate: float = 1e-6
@@ -45,16 +46,10 @@ class Recipe:
     captions_per_step: int = 4
     caption_count: int = 1000
     views_per_photo: int = 1
-    tune: Literal["all", "layers", "residual"] = "all"
+    tune: Tune = "all"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "captions_per_step", "caption_count", "views_per_photo"):
-            value = getattr(self, name)
-            _check(name, value, value >= 1, "at least 1")
-        _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "a number above 0")
-        for name in ("weight_decay", "preservation_weight"):
-            value = getattr(self, name)
-            _check(name, value, 0 <= value < math.inf, "a number of at least 0")
+        _check_values(dataclasses.asdict(self))
 
     @classmethod
     def from_toml(cls, path: Path) -> "Recipe":
@@ -63,18 +58,20 @@ class Recipe:
         Raises:
             SettingsError: the file can't be read, is no TOML, or has an unknown setting or a value out of range.
         """
+        content = read_bounded(path, limit=LARGEST_RECIPE, error=SettingsError)
         try:
-            settings = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            settings = tomllib.loads(content.decode())
+        except (ValueError, RecursionError) as error:
             expected = "Expected a TOML file with lines like `steps = 300`."
             raise SettingsError(f"can't read the recipe {path}: {' '.join(str(error).split())}. {expected}") from error
-        base = _find_preset(settings.pop("preset", "paper"))
-        # By way of JSON, since pydantic's strict mode makes a dataclass of a JSON object but not of a dict.
-        merged = json.dumps(dataclasses.asdict(base) | settings, default=str)
         try:
-            return pydantic.TypeAdapter(cls).validate_json(merged)
-        except pydantic.ValidationError as error:
-            raise SettingsError(f"{path}: {_explain(error)}") from error
+            base = _find_preset(settings.pop("preset", "paper"))
+            _check_names(settings)
+            _check_values(dataclasses.asdict(base) | settings)
+            typed = {name: type(getattr(base, name))(value) for name, value in settings.items()}  # 1 is 1.0 for a rate
+            return dataclasses.replace(base, **typed)
+        except SettingsError as error:
+            raise SettingsError(f"{path}: {error}") from error
 
 
 def find_recipe(name_or_toml: str) -> Recipe:
@@ -90,23 +87,39 @@ def find_recipe(name_or_toml: str) -> Recipe:
 
 def _find_preset(name: object) -> Recipe:
     if not isinstance(name, str) or name not in RECIPES:
-        raise SettingsError(f"there is no recipe {name!r}. Expected {', '.join(RECIPES)} or the path of a .toml file.")
+        raise SettingsError(
+            f"there is no recipe {reprlib.repr(name)}. Expected {', '.join(RECIPES)} or the path of a .toml file."
+        )
     return RECIPES[name]
+
+
+def _check_names(settings: Iterable[str]) -> None:
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    for name in settings:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise SettingsError(f"{name[:100]!r} is no setting of a recipe. Did you mean {nearest!r}?")
+
+
+def _check_values(settings: Mapping[str, object]) -> None:
+    for name in ("steps", "batch_size", "captions_per_step", "caption_count", "views_per_photo"):
+        value = settings[name]
+        _check(name, value, type(value) is int and value >= 1, "a whole number of at least 1")
+    rate = settings["learning_rate"]
+    _check("learning_rate", rate, _is_number(rate) and 0 < rate <= sys.float_info.max, "a number above 0")
+    for name in ("weight_decay", "preservation_weight"):
+        value = settings[name]
+        _check(name, value, _is_number(value) and 0 <= value <= sys.float_info.max, "a number of at least 0")
+    _check("tune", settings["tune"], settings["tune"] in get_args(Tune), "all, layers or residual")
 
 
 def _check(name: str, value: object, valid: bool, expected: str) -> None:
     if not valid:
-        raise SettingsError(f"{name} is {value!r}. Expected {expected}: correct the recipe.")
+        raise SettingsError(f"{name} is {reprlib.repr(value)}. Expected {expected}: correct the recipe.")
 
 
-def _explain(error: pydantic.ValidationError) -> str:
-    first = error.errors()[0]
-    name = str(first["loc"][0])
-    if first["type"] == "unexpected_keyword_argument":
-        known = [field.name for field in dataclasses.fields(Recipe)]
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        return f"{name!r} is no setting of a recipe. Did you mean {nearest!r}?"
-    return f"{name} is {first['input']!r}. {first['msg']}: correct the recipe."
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 # For a subject in a minute on two CPU cores. With 4 captions a step costs 1.2 times the UNet's forward and backward,

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from cones2.backbones import Backbone
@@ -15,6 +15,13 @@ from cones2.errors import LearningError
 from cones2.learning.lesson import Lesson, random_numbers
 from cones2.learning.ways import choose_way
 from cones2.residual.residual import Residual
+
+_HALF_SCALE = 2.0**12
+"""What the loss is multiplied by where gradients pass a UNet in float16.
+
+They are means over a latent's 10,000 numbers or so, and most of them would be 0 there. A power of two, so that dividing
+by it is exact.
+"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,6 +66,15 @@ class LearnStep:
         self._check_last()
         return self.study.way.tuned
 
+    def keep_on_close(self, keep: bool) -> None:
+        """Say whether closing `learn` at this step writes a checkpoint, if it has a folder; it does unless told not to.
+
+        Raises:
+            LearningError: another step was taken.
+        """
+        self._check_last()
+        self.study.kept_on_close = keep
+
     def _check_last(self) -> None:
         if self.study.taken != self.step:
             advice = "Ask for what a step has learned before taking the next one"
@@ -66,11 +82,12 @@ class LearnStep:
 
 
 class Study:
-    """What is being learned, its optimiser, and the step that was taken last."""
+    """What is being learned, its optimiser, the step that was taken last, and whether closing there keeps the state."""
 
     def __init__(self, lesson: Lesson) -> None:
         self.lesson = lesson
         self.taken = 0
+        self.kept_on_close = True
         self.way = choose_way(lesson)
         self.parameters = self.way.parameters
         recipe = lesson.recipe
@@ -84,7 +101,7 @@ class Study:
         try:
             for number in range(after + 1, steps + 1):
                 losses = self._update(number)
-                self.taken = number
+                self.taken, self.kept_on_close = number, True
                 step = LearnStep(number, steps, *losses, study=self)
                 if number == steps:
                     self._freeze()
@@ -102,7 +119,7 @@ class Study:
         vector = self.way.vector()
         if not vector.isfinite().all():
             raise self._diverged("the residual is not finite")
-        return _make_residual(self.lesson, vector)
+        return _make_residual(self.lesson, vector, taken=self.taken)
 
     def state(self) -> dict[str, Tensor]:
         """Copy what a step changes: parameters and the optimiser's moments, by name."""
@@ -126,14 +143,23 @@ class Study:
         """Take one step of the optimiser; give L, L_sub and L_reg before it."""
         subject, preservation = self.way.losses(random_numbers(self.lesson.seed, step))
         loss = subject + self.lesson.recipe.preservation_weight * preservation
-        self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm(self._gradients(loss))
         total, first, second, size = torch.stack([loss, subject, preservation, norm]).tolist()
         if not math.isfinite(total + size):
             raise self._diverged(f"loss {total}, gradient {size} at step {step} of {self.lesson.recipe.steps}")
         self.optimizer.step()
         return total, first, second
+
+    def _gradients(self, loss: Float[Tensor, ""]) -> list[Float32[Tensor, "..."]]:
+        """Put the loss's gradients where the optimiser finds them, and give them."""
+        self.optimizer.zero_grad()
+        scale = _HALF_SCALE if self.lesson.backbone.dtype == torch.float16 else 1.0
+        torch.autograd.backward(scale * loss)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if scale != 1:
+            for gradient in gradients:
+                gradient.div_(scale)
+        return gradients
 
     def _freeze(self) -> None:
         self.optimizer.zero_grad()
@@ -146,14 +172,14 @@ class Study:
         return LearningError(f"learning diverged: {what}, expected finite numbers; no residual was written. {advice}.")
 
 
-def _make_residual(lesson: Lesson, vector: Float[Tensor, "tokens dim"]) -> Residual:
+def _make_residual(lesson: Lesson, vector: Float[Tensor, "tokens dim"], *, taken: int) -> Residual:
     ids = lesson.captions.input_ids[0][lesson.captions.own[0]].tolist()[: len(vector)]
     return Residual(
         class_word=lesson.class_word,
         vector=vector,
         tokens=tuple(lesson.backbone.tokenizer.convert_ids_to_tokens(ids)),
         encoder=lesson.backbone.encoder_id,
-        recipe=lesson.record(),
+        recipe=lesson.record(taken),
         photos=tuple(photo.sha256 for photo in lesson.photos),
         tool_version=importlib.metadata.version("cones2"),
     )

@@ -14,10 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL.Image import Image
 
-from cones2.errors import SettingsError
-from cones2.files import make_folder, write_atomically
+from cones2.errors import OutputError, SettingsError
+from cones2.files import make_folder, read_bounded, write_atomically
 from cones2.picture import write_picture
 from cones2.watching.watch import WatchedStep
+
+_LARGEST_CURVES = 2**27
 
 
 @runtime_checkable
@@ -56,7 +58,10 @@ class FolderLog:
     """Pictures as `0050-0.png` (step, then which) and the curves as `curves.csv`, in a folder.
 
     The curves are written with each look and at the end, whole or not at all. A learning that is resumed goes on with
-    those that are there.
+    those that are there up to its first step; one that begins anew replaces them.
+
+    Raises:
+        OutputError: the folder can't be made, or its `curves.csv` is something else.
     """
 
     _COLUMNS = ("step", "loss", "subject_loss", "preservation_loss", "identity")
@@ -64,10 +69,13 @@ class FolderLog:
     def __init__(self, folder: Path) -> None:
         make_folder(folder)
         self.folder = folder
-        self._rows = self._read()
+        self._found = self._read()
+        self._rows: dict[int, dict[str, str]] = {}
 
     def take(self, step: WatchedStep) -> None:
         """Note a step, and write its pictures."""
+        if not self._rows:
+            self._rows = {number: row for number, row in self._found.items() if number < step.step}
         self._rows[step.step] = {name: f"{value:.6g}" for name, value in numbers_of(step).items()}
         for index, picture in enumerate(step.pictures):
             made = {"step": step.step, "class_word": step.learned.residual.class_word}
@@ -76,7 +84,9 @@ class FolderLog:
             self.close()
 
     def close(self) -> None:
-        """Write the curves."""
+        """Write the curves; leave those that are there where no step was taken."""
+        if not self._rows:
+            return
         text = io.StringIO()
         table = csv.DictWriter(text, self._COLUMNS, lineterminator="\n")
         table.writeheader()
@@ -87,8 +97,15 @@ class FolderLog:
         path = self.folder / "curves.csv"
         if not path.exists():
             return {}
-        rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
-        return {int(row.pop("step")): {name: value for name, value in row.items() if value} for row in rows}
+        content = read_bounded(path, limit=_LARGEST_CURVES, error=OutputError)
+        try:
+            header, *rows = csv.reader(content.decode().splitlines())
+            if tuple(header) != self._COLUMNS:
+                raise ValueError(f"its columns are {header}")
+            return {int(step): dict(zip(self._COLUMNS[1:], values, strict=True)) for step, *values in rows}
+        except (ValueError, csv.Error) as error:
+            advice = "Move it away, or choose another folder"
+            raise OutputError(f"{path} is there, and cones2 did not write it. {advice}.") from error
 
 
 class TensorBoardLog:

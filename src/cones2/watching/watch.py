@@ -7,6 +7,7 @@ far, as composing will, and draws none of learning's random numbers: the residua
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL.Image import Image
 
@@ -19,6 +20,7 @@ from cones2.learning.loop import LearnStep
 from cones2.residual.residual import Residual
 from cones2.steps import finish
 from cones2.subjects import Subject
+from cones2.watching.looks import Look, best_look, load_looks, save_look
 
 Identity = Callable[[Sequence[Image]], float]
 """How like the subject pictures are: higher is more like it."""
@@ -66,14 +68,14 @@ class WatchedStep:
         pictures: what it draws, one for each seed; none where it was not looked at.
         identity: how like the subject they are; None where there is no measure, or no pictures.
         stopped: whether learning ends here, before its last step, since the identity rises no more.
-        best: the residual of the best look; None without patience.
+        best: the best look so far, whose residual is the one to keep; None without patience.
     """
 
     learned: LearnStep
     pictures: tuple[Image, ...] = ()
     identity: float | None = None
     stopped: bool = False
-    best: Residual | None = None
+    best: Look | None = None
 
     @property
     def step(self) -> int:
@@ -88,39 +90,56 @@ class WatchedStep:
     @property
     def residual(self) -> Residual:
         """The residual to keep: that of the best look where there is patience, this step's otherwise."""
-        return self.best or self.learned.residual
+        return self.best.residual if self.best else self.learned.residual
 
 
 def watch(
-    steps: Generator[LearnStep, None, None], backbone: Backbone, *, plan: Watch
+    steps: Generator[LearnStep, None, None], backbone: Backbone, *, plan: Watch, checkpoint: Path | None = None
 ) -> Generator[WatchedStep, None, None]:
     """Follow `learn` and look at it as planned; `steps` is closed whatever happens.
 
     Args:
-        steps: of `learn` on this backbone.
+        steps: of `learn` on this backbone. Stopped by patience, it writes no last checkpoint.
         backbone: the untouched one.
         plan: when to look, and at what.
+        checkpoint: `learn`'s own, where the looks that patience counts are kept: a learning that is interrupted and
+            resumed then stops at the same step, with the same residual, as an undisturbed one.
 
     Raises:
-        Cones2Error: learning or drawing fails.
+        Cones2Error: learning or drawing fails, or a look can't be kept or read again.
     """
-    best: tuple[float, Residual] | None = None
-    looks = 0  # since the best one
+    looks: list[Look] | None = None
     with closing(steps):
         for step in steps:
+            if looks is None:
+                looks = _looks_before(step, plan, checkpoint)
             if plan.every is None or (step.step % plan.every and step.step < step.steps):
-                yield WatchedStep(step, best=best[1] if best else None)
+                yield WatchedStep(step, best=best_look(looks))
                 continue
+            # Interrupted before this look is kept, learning resumes from an earlier step, and looks again.
+            step.keep_on_close(plan.patience is None)
             pictures = draw_preview(backbone, step.residual, plan)
             identity = plan.identity(pictures) if plan.identity else None
             if identity is not None and plan.patience is not None:
-                looks += 1
-                if best is None or identity > best[0]:
-                    best, looks = (identity, step.residual), 0
-            stopped = plan.patience is not None and looks >= plan.patience and step.step < step.steps
-            yield WatchedStep(step, pictures, identity, stopped, best[1] if best else None)
+                looks.append(Look(step.step, identity, step.loss, step.residual))
+                if checkpoint is not None:
+                    save_look(checkpoint, looks[-1])
+            stopped = step.step < step.steps and _rises_no_more(looks, plan.patience)
+            step.keep_on_close(not stopped)
+            yield WatchedStep(step, pictures, identity, stopped, best_look(looks))
             if stopped:
                 return
+
+
+def _looks_before(step: LearnStep, plan: Watch, checkpoint: Path | None) -> list[Look]:
+    """Take up the looks at steps before this one, the first that is taken now, where patience counts them."""
+    looks = [] if checkpoint is None else load_looks(checkpoint, until=step.step - 1)
+    return [] if plan.patience is None else looks
+
+
+def _rises_no_more(looks: Sequence[Look], patience: int | None) -> bool:
+    best = best_look(looks)
+    return patience is not None and best is not None and sum(look.step > best.step for look in looks) >= patience
 
 
 def draw_preview(backbone: Backbone, residual: Residual, plan: Watch) -> tuple[Image, ...]:
