@@ -75,8 +75,7 @@ def test_words_that_say_no_place(words, message) -> None:
 
 
 def test_who_has_the_same_place_shares_it() -> None:
-    left = read_place("left")
-    layout = place_subjects({"rex": left, "cup": read_place("top right"), "hat": left, "sea": read_place("rest")})
+    layout = place_subjects({"rex": "left", "cup": "top right", "hat": "left", "sea": "rest"})
     rex, hat = box_of(layout, "rex"), box_of(layout, "hat")
     assert rex.xmax <= 0.5
     assert hat.xmax <= 0.5
@@ -213,6 +212,16 @@ def test_what_nests_shares_a_place() -> None:
     assert hidden.regions["rex"].z < hidden.regions["car"].z
     chain = auto_layout("a {hat} on a {rex} on a {sofa}")
     assert [region.z for region in chain.regions.values()] == [2, 1, 0]
+
+
+@pytest.mark.parametrize("between", ["holding", "wearing", "on", "in", "holding a {more} wearing"])
+def test_who_stays_with_somebody_behind_is_behind_too(between) -> None:
+    layout = auto_layout(f"a {{rex}} {between} a {{cup}} behind a {{car}}")
+    levels = {name: region.z for name, region in layout.regions.items()}
+    assert levels.pop("car") == 0
+    assert max(levels.values()) < 0
+    front = auto_layout("a {cup} behind a {rex} in front of a {car}")
+    assert [front.regions[name].z for name in ("car", "cup", "rex")] == [0, 1, 2]
 
 
 def test_words_of_the_prompt_place() -> None:

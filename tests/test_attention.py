@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from cones2.errors import BackboneError, SettingsError
-from cones2.guidance.attention import CrossAttention, edited_cross_attention
+from cones2.guidance.attention import CrossAttention, edited_cross_attention, unedited_cross_attention
 from cones2.guidance.edits import score_std
 from cones2.guidance.layout_guidance import LayoutGuidance
 from cones2.guidance.presets import PRESETS, OfficialPreset
@@ -350,7 +350,18 @@ def test_a_layout_within_a_layout_is_refused(unet) -> None:
         message = "a layout already edits this UNet's cross-attention. Leave that `with` block first"
         with pytest.raises(BackboneError, match=message), edited_cross_attention(unet, None, conditional=[True]):
             pass
+        message = "at work with a layout and without one at the same time: finish or close one"
+        with pytest.raises(BackboneError, match=message), unedited_cross_attention(unet):
+            call(unet)
         assert unet.attn_processors == inside
+
+
+def test_a_unet_that_is_not_to_be_edited_is_left_alone(unet) -> None:
+    before, plain = unet.attn_processors, call(unet)
+    with unedited_cross_attention(unet):
+        assert unet.attn_processors == before
+        assert torch.equal(call(unet), plain)
+    assert_untouched(unet, before)
 
 
 def test_other_peoples_processors_are_refused_by_name(unet) -> None:

@@ -9,7 +9,6 @@ import shutil
 import types
 from pathlib import Path
 
-import huggingface_hub
 import huggingface_hub.errors
 import pytest
 import torch
@@ -20,6 +19,7 @@ from transformers import CLIPTextModel
 from cones2.backbones import SCHEDULERS, Backbone, hub, make_scheduler, open_backbone, opening
 from cones2.backbones.fingerprint import fingerprint
 from cones2.errors import BackboneError, SettingsError
+from little_hub import keep_in_cache
 
 
 def edit_json(path: Path, **changes: object) -> None:
@@ -70,6 +70,18 @@ def test_latent_moments_are_in_the_unets_units(tiny: Backbone) -> None:
     scale = tiny.vae.config["scaling_factor"]
     assert torch.equal(moments.mean, posterior.mean * scale)
     assert torch.equal(moments.std, posterior.std * scale)
+
+
+def test_pictures_are_decoded_one_by_one(tiny: Backbone) -> None:
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    rows: list[int] = []
+    hook = tiny.vae.decoder.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    try:
+        pictures = tiny.decode(latents)
+    finally:
+        hook.remove()
+    assert rows == [1, 1, 1]
+    assert [picture.tobytes() for picture in pictures] == [tiny.decode(row)[0].tobytes() for row in latents.split(1)]
 
 
 def test_decodes_to_pictures(tiny: Backbone) -> None:
@@ -169,11 +181,12 @@ def test_every_scheduler_keeps_the_models_noise(tiny: Backbone, name: str) -> No
     assert not scheduler.config.get("clip_sample", False)
 
 
-def test_latents_are_never_clipped() -> None:
+@pytest.mark.parametrize("said", [{"clip_sample": True}, {}])  # unsaid, diffusers' classes clip as well
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "heun", "lcm", "tcd"])
+def test_latents_are_never_clipped(name: str, said: dict[str, bool]) -> None:
     from diffusers import DDPMScheduler
 
-    trained = DDPMScheduler(clip_sample=True)
-    assert make_scheduler("ddim", trained).config.clip_sample is False
+    assert make_scheduler(name, DDPMScheduler(**said)).config.clip_sample is False
 
 
 def test_a_scheduler_by_its_class_name(tiny: Backbone) -> None:
@@ -199,7 +212,16 @@ def test_unknown_device(tiny_folder: Path) -> None:
 
 def test_unknown_dtype(tiny_folder: Path) -> None:
     with pytest.raises(SettingsError, match="unknown dtype 'int8'; expected one of float32, bfloat16, float16"):
+        open_backbone(str(tiny_folder), dtype=torch.int8)
+    with pytest.raises(SettingsError, match="unknown dtype 'int8'; expected one of float32, bfloat16, float16"):
         open_backbone(str(tiny_folder), dtype="int8")
+
+
+def test_torchs_own_names_and_a_path_are_taken(tiny_folder: Path) -> None:
+    backbone = open_backbone(tiny_folder, device=torch.device("cpu"), dtype=torch.bfloat16)
+    assert (backbone.name, backbone.device, backbone.dtype) == ("tiny", torch.device("cpu"), torch.bfloat16)
+    with pytest.raises(BackboneError, match=r"no model at .*absent"):
+        open_backbone(tiny_folder / "absent")
 
 
 def test_bfloat16_is_cudas_default() -> None:
@@ -219,7 +241,7 @@ def test_mini_is_named_and_learned_on_directly(monkeypatch: pytest.MonkeyPatch, 
     assert (backbone.name, backbone.learn_preset) == ("mini", "direct")
 
 
-@pytest.mark.parametrize("model", ["./nowhere", "nowhere", "/no/such/folder", "a/b/c"])
+@pytest.mark.parametrize("model", ["./nowhere", "nowhere", "/no/such/folder", "a/b/c", "~nobody/model"])
 def test_no_such_folder(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
@@ -337,6 +359,22 @@ def test_inpainting_models_are_refused(tiny_copy: Path, tiny: Backbone) -> None:
         open_backbone(str(tiny_copy))
 
 
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ({"time_cond_proj_dim": 8}, r"the guidance scale, .* such as LCM do \(time_cond_proj_dim\)"),
+        ({"class_embed_type": "timestep"}, r"a class beside the text \(class_embed_type\)"),
+        ({"num_class_embeds": 3}, r"a class beside the text \(num_class_embeds\)"),
+    ],
+)
+def test_unets_that_read_more_are_refused(
+    tiny_copy: Path, tiny: Backbone, setting: dict[str, object], what: str
+) -> None:
+    type(tiny.unet).from_config({**tiny.unet.config, **setting}).save_pretrained(tiny_copy / "unet")
+    with pytest.raises(BackboneError, match=f"its UNet reads {what}, which is not supported; use the plain"):
+        open_backbone(str(tiny_copy))
+
+
 def test_an_unsupported_prediction_type(tiny_copy: Path) -> None:
     edit_json(tiny_copy / "scheduler" / "scheduler_config.json", prediction_type="sample")
     with pytest.raises(
@@ -371,13 +409,7 @@ def test_a_repository_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture
 def hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path) -> Path:
     """The Hub's cache on this machine, as its client lays it out, with the model someone/tiny in it."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "models--someone--tiny"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
-    shutil.copytree(tiny_folder, repository / "snapshots" / commit)
-    return repository / "snapshots" / commit
+    return keep_in_cache(tiny_folder, "someone/tiny", tmp_path, monkeypatch)
 
 
 def test_a_hub_model_is_opened_from_the_cache(hub_cache: Path, tiny: Backbone) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from command import refused, run
 from cones2.backbones import Backbone
 from cones2.composing.again import threads
+from cones2.layout.box import Box
 from cones2.layout.regions import Layout
 from cones2.library import FOLDER_VARIABLE, Library
 from cones2.picture import read_record, write_picture
@@ -110,6 +111,16 @@ def test_a_new_prompt_leaves_out_the_subjects_that_it_does_not_name(picture: Pat
         ["rex"],
         ["rex"],
     )
+
+
+def test_automatic_places_leave_the_pictures_own(picture: Path, small_folder: Path) -> None:
+    both = again(picture, small_folder, "--auto-layout")
+    assert both["layout"] == read_record(picture)["layout"]
+    more = ("a {rex} and a {cup} wearing a {hat}", "--plain", "hat", "--place", "cup=top right", "--auto-layout")
+    regions = Layout.from_json(json.dumps(again(picture, small_folder, *more)["layout"])).regions
+    assert regions["rex"].bounds == Box(0.0, 0.0, 0.5, 1.0)
+    assert (regions["cup"].bounds.xmin >= 0.5, regions["cup"].bounds.ymax <= 0.5) == (True, True)
+    assert (regions["hat"].bounds.xmin >= 0.5, regions["hat"].bounds.ymax <= 0.5) == (True, True)
 
 
 def test_a_subject_that_is_no_longer_in_the_library(

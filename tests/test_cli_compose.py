@@ -2,6 +2,7 @@
 
 import json
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from PIL import Image
 
 from command import files_in, refused, run
 from cones2.backbones import Backbone
+from cones2.cli.outputs import Output
+from cones2.composing.latents import read_latents
 from cones2.layout.box import Box
 from cones2.layout.masks import Mask
 from cones2.layout.region import Region
@@ -75,6 +78,21 @@ def test_earlier_pictures_are_kept_in_a_folder_and_replaced_in_a_file(
         run(*compose(rex, small_folder, "--out", file))
     assert files_in(folder) == {"0000-seed0.png", "0001-seed0.png"}
     assert (folder / "0000-seed0.png").read_bytes() == file.read_bytes()
+
+
+def test_pictures_written_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    output = Output(tmp_path / "pictures")
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda _: output.write(Image.new("RGB", (8, 8)), {}, seed=0), range(40)))
+    assert {path.name for path in paths} == files_in(output.path)
+    assert len(files_in(output.path)) == 40
+
+
+def test_numbers_go_on_after_four_digits(tmp_path: Path) -> None:
+    for name in ("9999-seed0.png", "0000-seed0.png", "1999-beach.png", "my-seed0.png"):
+        (tmp_path / name).touch()
+    names = [Output(tmp_path).write(Image.new("RGB", (8, 8)), {}, seed=0).name for _ in range(2)]
+    assert names == ["10000-seed0.png", "10001-seed0.png"]
 
 
 def test_json_is_one_object(small_folder: Path, tmp_path: Path) -> None:
@@ -176,12 +194,17 @@ def test_prompts_that_do_not_fit_the_subjects(rex: Path, prompt: str, message: s
         ("--during rex=0.5", "--during rex=0.5 can't be read: expected START,END, such as 0,0.6"),
         ("--during rex=0.5,late", "--during rex: 'late' is no number"),
         ("--during rex=0.5,0.2", "the steps 0.5 to 0.2 can't be used: expected a part of 0 to 1"),
-        ("--during fido=0,1", "--during names 'fido', which is no --subject or --plain; those are: rex, cup"),
+        ("--during fido=0,1", "--during names 'fido', which is no --subject: expected rex"),
+        ("--during cup=0,0.5", "--during names 'cup', which is no --subject: expected rex"),
         ("--subject-negative fido=fog", "--subject-negative names 'fido', which is no --subject or --plain"),
         ("--subject-negative rex=(fog:2)", "'(fog:2)' looks like a weight"),
         ("--negative (fog:2)", "'(fog:2)' looks like a weight"),
         ("--attention", "--attention measures by regions, and there are none: give --box or --layout"),
         ("--layout missing.json", "can't read missing.json"),
+        ("--layout-scale 2", "--layout-scale says how a layout acts, and there is none: give places, or leave it out"),
+        ("--layout-effect weaken", "--layout-effect says how a layout acts, and there is none"),
+        ("--layout-levels 0", "--layout-levels says how a layout acts, and there is none"),
+        ("--guided-steps 1", "--guided-steps says how a layout acts, and there is none"),
         ("--preset mine", "unknown layout preset 'mine'"),
         ("--steps 0", "steps 0 can't be used"),
         ("--seed -1", "seed -1 can't be used"),
@@ -265,6 +288,36 @@ def test_places_in_words_that_make_no_sense(rex: Path, option: str, message: str
     assert message in compose_refused(rex, "--box", "rex=0,0,1,1", *option.split(" ", 1))
 
 
+def test_places_suit_the_size_that_the_model_completes(small_folder: Path, tmp_path: Path) -> None:
+    names = ("a", "b", "c", "d")
+    prompt = " and ".join(f"a {{{name}}}" for name in names)
+    command = ("compose", prompt, *(part for name in names for part in ("--plain", f"{name}=mug")), "--auto-layout")
+    model, out = ("--steps", 1, "--model", small_folder), tmp_path / "one.png"
+
+    def rows(*options: object) -> int:
+        run(*command, *model, *options, "--save-layout", tmp_path / "layout.json", "--out", out)
+        layout = Layout.load(tmp_path / "layout.json")
+        assert Layout.from_json(json.dumps(read_record(out)["layout"])) == layout
+        return len({region.bounds.ymin for region in layout.regions.values()})
+
+    assert [rows(), rows("--width", 256), rows("--width", 256, "--height", 256)] == [2, 1, 2]
+    wide = tmp_path / "wide.png"
+    run("compose", "a {a}", "--plain", "a=mug", "--width", 256, *model, "--out", wide)
+    run(*command, "--from", wide, *model, "--out", out)
+    regions = Layout.from_json(json.dumps(read_record(out)["layout"])).regions
+    assert len({region.bounds.ymin for region in regions.values()}) == 1
+
+
+def test_by_default_pictures_go_into_a_folder_where_nothing_is_replaced(
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        run("compose", "a cat", "--steps", 1, "--model", small_folder)
+    run("compose", "--from", "pictures/0001-seed0.png", "--model", small_folder)
+    assert files_in(tmp_path) == {"pictures", *(f"pictures/{number:04}-seed0.png" for number in range(3))}
+
+
 def test_nothing_to_save(rex: Path) -> None:
     assert "--save-layout has nothing to save" in compose_refused(rex, "--save-layout", rex.parent / "layout.json")
 
@@ -294,6 +347,12 @@ def test_places_that_cannot_be_written(rex: Path) -> None:
     assert "is one file, --count 2 makes more" in refused(*command, "--out", "picture.png", "--count", 2)
     assert "cones2 did not write it" in refused(*command, "--out", rex.parent / "photo.png")
     assert (rex.parent / "photo.png").read_bytes() == b"dear"
+
+
+def test_latents_of_all_pictures_are_kept_only_if_asked_for(small_folder: Path, tmp_path: Path) -> None:
+    kept, out = tmp_path / "latents.safetensors", tmp_path / "out"
+    run("compose", "a cat", "--steps", 1, "--count", 5, "--model", small_folder, "--latents", kept, "--out", out)
+    assert read_latents(kept).shape == (5, 4, 8, 8)
 
 
 # What only the model can tell

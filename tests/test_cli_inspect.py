@@ -144,6 +144,12 @@ def test_layouts_are_made_from_a_prompt_and_changed(tmp_path: Path) -> None:
         assert picture.size == (300, 200)
 
 
+def test_a_layout_that_contradicts_its_prompt_is_told(tmp_path: Path) -> None:
+    places = ("--place", "rex=right", "--place", "cup=left", "--out", tmp_path / "made.json")
+    told = run("layout", "--auto", "a {rex} to the left of a {cup}", *places).stderr
+    assert "warning: the prompt has 'rex' to the left of 'cup', but its region is to the right" in told
+
+
 def test_layouts_are_made_from_a_count(tmp_path: Path) -> None:
     run("layout", "--count", 3, "--out", tmp_path / "three.json", "--width", 900, "--height", 300)
     layout = Layout.load(tmp_path / "three.json")

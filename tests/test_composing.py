@@ -1,5 +1,6 @@
 """Composing on the real, tiny model: diffusers' own picture without edits; residuals, layouts, batches, errors."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -16,6 +17,7 @@ from cones2.composing.records import picture_record
 from cones2.composing.sampler import ComposeStep
 from cones2.composing.settings import ComposeSettings
 from cones2.errors import (
+    BackboneError,
     CaptionError,
     Cones2Error,
     Cones2Warning,
@@ -59,15 +61,18 @@ def diffusers_pictures(backbone: Backbone, settings: ComposeSettings, prompt: st
     pipeline = backbone.pipeline()
     pipeline.scheduler = make_scheduler(settings.sampler, backbone.scheduler)
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.vae.enable_slicing()  # decodes one by one, as here; the autoencoder is the backbone's own
     pictures: list[Image.Image] = pipeline(
         [prompt] * len(settings.seeds),
         height=settings.height,
         width=settings.width,
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance_scale,
+        guidance_rescale=settings.guidance_rescale,
         negative_prompt=[settings.negative_prompt] * len(settings.seeds),
         generator=[torch.Generator().manual_seed(seed) for seed in settings.seeds],
     ).images
+    pipeline.vae.disable_slicing()
     return pictures
 
 
@@ -90,6 +95,7 @@ def test_every_scheduler_draws_diffusers_own_picture(tiny: Backbone, scheduler: 
     [
         {"guidance_scale": 1.0},
         {"guidance_scale": 0.0},
+        {"guidance_rescale": 0.7},
         {"negative_prompt": "a dog"},
         {"seeds": (3, 1, 2)},
         {"height": 72, "width": 136},
@@ -244,6 +250,48 @@ def test_one_unet_call_a_step(tiny: Backbone) -> None:
     assert rows == [4] * 3 + [2] * 3
 
 
+@pytest.mark.parametrize("scheduler", ["ddim", "heun", "dpm2", "pndm", "dpm++-single"])
+@pytest.mark.parametrize("preset", ["paper", "official-layout"])
+def test_guided_steps_are_steps_whatever_calls_they_take(tiny: Backbone, scheduler: str, preset: str) -> None:
+    settings = small(scheduler=scheduler, preset=preset, steps=4, guided_steps=2)
+    before = dict(tiny.unet.attn_processors)
+    edited = [
+        tiny.unet.attn_processors != before
+        for _ in compose(tiny, PROMPT, subjects=PLAIN, layout=LAYOUT, settings=settings)
+    ]
+    calls = {"ddim": 2, "heun": 4, "dpm2": 4, "pndm": 7, "dpm++-single": 2}[scheduler]  # pndm's: half of 13
+    assert sum(edited) == calls
+    assert edited == sorted(edited, reverse=True)
+
+
+def test_pictures_without_layout_can_be_drawn_by_turns(tiny: Backbone) -> None:
+    one, other = (compose(tiny, "a cat", settings=small(seeds=(seed,))) for seed in (0, 1))
+    last_steps = list(zip(one, other, strict=True))[-1]
+    assert [torch.equal(step.latents, last(tiny, "a cat", settings=small(seeds=(seed,))).latents) for seed, step
+            in enumerate(last_steps)] == [True, True]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", ["plain", "placed"])
+def test_a_picture_is_not_drawn_with_the_layout_of_another(tiny: Backbone, first: str) -> None:
+    plain = compose(tiny, "a cat", settings=SMALL)
+    placed = compose(tiny, PROMPT, subjects=PLAIN, layout=LAYOUT, settings=SMALL)
+    one, other = (plain, placed) if first == "plain" else (placed, plain)
+    next(one)
+    with pytest.raises(BackboneError, match="at work with a layout and without one at the same time: finish or close"):
+        next(other)
+    assert list(one)[-1].pictures
+
+
+def test_sliced_attention_draws_without_a_layout(tiny: Backbone) -> None:
+    before = dict(tiny.unet.attn_processors)
+    plain = last(tiny, "a cat").latents
+    tiny.unet.set_attention_slice("max")
+    try:
+        assert torch.allclose(last(tiny, "a cat").latents, plain, atol=1e-4)
+    finally:
+        tiny.unet.set_attn_processor(before)
+
+
 @pytest.mark.parametrize("preset", ["paper", "official"])
 def test_cancelling_restores_the_unet(tiny: Backbone, preset: str) -> None:
     before = dict(tiny.unet.attn_processors)
@@ -262,6 +310,13 @@ def test_gradients_stay_on_between_steps(tiny: Backbone) -> None:
 def test_the_models_own_scheduler_is_left_alone(tiny: Backbone) -> None:
     last(tiny, "a cat")
     assert tiny.scheduler.num_inference_steps is None
+
+
+def test_numbers_that_overflow_are_no_picture(tiny: Backbone) -> None:
+    unet = copy.deepcopy(tiny.unet)
+    unet.conv_out.weight.data.mul_(1e38)
+    with pytest.raises(SettingsError, match="'ddim' with 3 steps in float32 gave infinite numbers or NaN, no picture"):
+        last(dataclasses.replace(tiny, unet=unet), "a cat")
 
 
 def test_half_precision_draws(tiny_folder: Path) -> None:
@@ -292,6 +347,12 @@ def test_a_region_for_nobody(tiny: Backbone) -> None:
 
 def test_a_prompt_that_is_too_long(tiny: Backbone) -> None:
     refused(PromptError, "would be cut off", tiny, "a " * 80 + PROMPT, subjects=PLAIN)
+
+
+def test_a_negative_prompt_is_read_without_its_backslashes(tiny: Backbone) -> None:
+    plain, escaped = (small(negative_prompt=text) for text in ("a sign (my own)", r"a sign \(my own\)"))
+    one, other = (last(tiny, "a cat", settings=settings).latents for settings in (plain, escaped))
+    assert torch.equal(one, other)
 
 
 def test_a_long_negative_prompt_is_cut_with_a_warning(tiny: Backbone) -> None:
@@ -355,6 +416,14 @@ def test_schedulers_must_be_known(tiny: Backbone) -> None:
         "a",
         settings=small(scheduler="lcm", steps=900),
     )
+    for scheduler, steps in (("ddim", 1000), ("ddpm", 1000), ("pndm", 1000), ("deis", 999)):  # from t = 1000 of 0..999
+        refused(
+            SettingsError,
+            f"'{scheduler}' can't make {steps} steps: take another number",
+            tiny,
+            "a",
+            settings=small(scheduler=scheduler, steps=steps),
+        )
 
 
 @pytest.mark.parametrize(
@@ -364,6 +433,11 @@ def test_schedulers_must_be_known(tiny: Backbone) -> None:
         ({"seeds": (1, -1)}, "seed -1 can't be used: expected 0 to"),
         ({"steps": 0}, "steps 0 can't be used: expected 1 to 1000"),
         ({"guidance_scale": float("nan")}, "guidance scale nan can't be used: expected 0 to 1000"),
+        ({"guidance_rescale": 1.5}, "guidance rescale 1.5 can't be used: expected 0 to 1"),
+        (
+            {"guidance_scale": 1.0, "negative_prompt": "fog"},
+            "the negative prompt has no effect at guidance scale 1.0: take more than 1, or leave the negative prompt",
+        ),
         ({"layout_scale": -0.5}, "layout scale -0.5 can't be used"),
         ({"height": 32}, "height 32 can't be used: expected 64 to 4096"),
         ({"width": 100_000}, "width 100000 can't be used"),
@@ -373,6 +447,13 @@ def test_schedulers_must_be_known(tiny: Backbone) -> None:
 def test_settings_outside_their_range(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         small(**changes)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("seed", [0, 5])
+def test_a_seed_alone_is_no_list(seed: Any) -> None:
+    with pytest.raises(SettingsError, match=rf"seeds {seed} can't be used: expected a list, such as \({seed},\)"):
+        small(seeds=seed)
 
 
 def test_subjects_that_make_no_sense(tiny: Backbone) -> None:

@@ -62,6 +62,7 @@ def diffusers_pictures(backbone: Backbone, folder: Path, settings: ComposeSettin
     pipeline = DiffusionPipeline.from_pretrained(folder, unet=backbone.unet, vae=backbone.vae, **dict(encoders))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = make_scheduler("ddim", pipeline.scheduler)
+    pipeline.vae.enable_slicing()  # decodes one by one, as here; the autoencoder is the backbone's own
     pictures: list[Image.Image] = pipeline(
         prompt,
         height=settings.height,
@@ -72,6 +73,7 @@ def diffusers_pictures(backbone: Backbone, folder: Path, settings: ComposeSettin
         num_images_per_prompt=len(settings.seeds),
         generator=[torch.Generator().manual_seed(seed) for seed in settings.seeds],
     ).images
+    pipeline.vae.disable_slicing()
     return pictures
 
 

@@ -59,6 +59,11 @@ def test_values_are_of_their_settings_kind() -> None:
     assert parse_values("strength.rex", ["0", ".5"]) == (0.0, 0.5)
     assert parse_values("width", ["128"]) == (128,)
     assert parse_values("scheduler", ["ddim", "euler"]) == ("ddim", "euler")
+    assert parse_values("layout_levels", ["0", "2"]) == ((0,), (2,))
+    for field in ("layout_effect", "negative_prompt", "guided_steps", "guidance_rescale", "force"):
+        plan_grid([Axis(field, parse_values(field, [{"layout_effect": "weaken"}.get(field, "1")]))])
+    with pytest.raises(SettingsError, match="layout_levels can't be 'all': Input should be a valid integer"):
+        parse_values("layout_levels", ["all"])
     with pytest.raises(SettingsError, match="steps can't be 'many': Input should be a valid integer"):
         parse_values("steps", ["many"])
 
@@ -147,6 +152,35 @@ def test_a_picture_is_varied(small_folder: Path, tmp_path: Path) -> None:
     assert "2 pictures in" in told.stderr
     assert (out / "0001-seed7.png").read_bytes() == first.read_bytes()
     assert read_record(out / "0000-seed7.png")["subjects"]["rex"]["strength"] == 0.0  # type: ignore[index,call-overload]
+
+
+@pytest.mark.usefixtures("library")
+def test_a_picture_is_varied_with_its_own_seed_not_its_batchs_first(small_folder: Path, tmp_path: Path) -> None:
+    first, out = tmp_path / "first", tmp_path / "out"
+    model = ("--model", small_folder)
+    run("compose", "a {rex}", "--subject", "rex", "--steps", 1, "--seed", 7, "--count", 2, *model, "--out", first)
+    run("grid", "--from", first / "0001-seed8.png", "--vary", "strength.rex=0,1", *model, "--out", out)
+    assert files_in(out) == {"0000-grid.png", "0000-seed8.png", "0001-seed8.png"}
+
+
+@pytest.mark.usefixtures("library")
+def test_places_suit_the_size_of_the_first_picture(small_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    whom = ("a {rex}, a {a}, a {b} and a {c}", "--subject", "rex", "--plain", "a=mug", "--plain", "b=cup")
+    run("grid", *whom, "--plain", "c=hat", "--auto-layout", "--vary", "steps=1", "--vary", "width=256,64",
+        "--model", small_folder, "--out", out)  # fmt: skip
+    regions = read_record(out / "0000-seed0.png")["layout"]["regions"]  # type: ignore[index,call-overload]
+    assert len({box[1] for (box,) in regions.values()}) == 1  # one row
+
+
+@pytest.mark.usefixtures("library")
+def test_levels_of_the_layout_are_varied(small_folder: Path, tmp_path: Path) -> None:
+    out, command = tmp_path / "out", ("grid", "a {rex}", "--subject", "rex", "--vary", "steps=1")
+    levels = ("--vary", "layout-levels=0,1", "--model", small_folder, "--out", out)
+    run(*command, *levels, "--box", "rex=0,0,0.5,1")
+    found = [read_record(out / f"{number:04}-seed0.png")["settings"]["layout_levels"] for number in (0, 1)]  # type: ignore[index,call-overload]
+    assert found == [[0], [1]]
+    assert "--vary layout_levels says how a layout acts, and there is none: give places" in refused(*command, *levels)
 
 
 @pytest.mark.usefixtures("library")

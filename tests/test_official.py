@@ -87,6 +87,12 @@ def test_without_guided_steps_it_is_plain_euler(tiny: Backbone) -> None:
     assert torch.equal(draw(tiny, replace(plain, guided_steps=0)), expected)
 
 
+def test_no_guided_steps_leave_negative_texts(tiny: Backbone) -> None:
+    settings = replace(SMALL, preset="official-layout", guided_steps=0)
+    foggy = {**PLAIN, "rex": replace(PLAIN["rex"], negative="fog")}
+    assert not torch.equal(draw(tiny, settings, subjects=foggy), draw(tiny, settings))
+
+
 def test_more_guided_steps_than_steps_are_all(tiny: Backbone) -> None:
     assert torch.equal(draw(tiny, replace(SMALL, guided_steps=50)), draw(tiny))
 

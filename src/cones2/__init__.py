@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cones2.adapter import adapt
-    from cones2.arranging.automatic import auto_layout
+    from cones2.arranging.automatic import auto_layout, place_subjects
     from cones2.authors.colours import read_colour_map
     from cones2.authors.config import OfficialConfig
     from cones2.authors.order import OfficialOrder, order_official
@@ -84,7 +84,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "adapter": "adapt",
-    "arranging.automatic": "auto_layout",
+    "arranging.automatic": "auto_layout place_subjects",
     "authors.colours": "read_colour_map",
     "authors.config": "OfficialConfig",
     "authors.order": "OfficialOrder order_official",
@@ -215,6 +215,7 @@ __all__ = [
     "parse_prompt",
     "photo_report",
     "picture_record",
+    "place_subjects",
     "plan_grid",
     "pull",
     "push",

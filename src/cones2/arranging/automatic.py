@@ -40,6 +40,7 @@ _NESTINGS = {
     "behind": _Nesting((0.0, 0.0, 1.0, 0.65), (0.1, 0.3, 0.9, 1.0), -1),
     "front": _Nesting((0.1, 0.4, 0.9, 1.0), (0.0, 0.0, 1.0, 0.75), 1),
 }
+_IN_FRONT_OF_MANY = (0.1, 0.55, 0.9, 1.0)  # who has somebody with guests behind them, and leaves these in sight
 
 
 _Guests = dict[str, tuple[str, _Nesting]]  # host and nesting by guest
@@ -75,7 +76,7 @@ def auto_layout(
     guests = _guests(relations, placed={*given.names, *said})
     hosts = [name for name in names if name not in guests and name not in given.names]
     hosts, in_a_row = _ordered(hosts, relations, guests)
-    found = place_subjects({name: said[name] for name in hosts if name in said}, given=given, aspect=aspect)
+    found = _placed({name: said[name] for name in hosts if name in said}, given, aspect)
     others = [name for name in hosts if name not in found.names]
     boxes = _spread_beside(found, len(others), aspect=aspect, in_a_row=in_a_row)
     regions = {**found.regions, **{name: Region((box,)) for name, box in zip(others, boxes, strict=True)}}
@@ -85,9 +86,26 @@ def auto_layout(
     return _in_sight(Layout({name: regions[name] for name in dict.fromkeys((*given.names, *names))}), given)
 
 
-def place_subjects(places: Mapping[str, Place], *, given: Layout | None = None, aspect: float = 1.0) -> Layout:
-    """Place subjects by words; those of the same place share it evenly, in the order given."""
-    regions = dict(given.regions) if given else {}
+def place_subjects(places: Mapping[str, str], *, given: Layout | None = None, aspect: float = 1.0) -> Layout:
+    """Place subjects by words; those of the same place share it evenly, in the order given.
+
+    Args:
+        places: by name, words as `read_place` reads them: "left", "top right", "behind", "rest".
+        given: regions that are drawn already; they stay.
+        aspect: the picture's width by its height.
+
+    Raises:
+        LayoutError: words say no place.
+
+    Example:
+        >>> place_subjects({"rex": "left", "sea": "rest"}).regions["rex"].bounds
+        Box(xmin=0.04, ymin=0.04, xmax=0.46, ymax=0.96)
+    """
+    return _placed({name: read_place(words) for name, words in places.items()}, given or Layout({}), aspect)
+
+
+def _placed(places: Mapping[str, Place], given: Layout, aspect: float) -> Layout:
+    regions = dict(given.regions)
     for place in dict.fromkeys(places.values()):
         names = [name for name, wanted in places.items() if wanted == place]
         if place.area is None:
@@ -140,10 +158,27 @@ def _with_guests(host: str, region: Region, guests: _Guests) -> dict[str, Region
     found: dict[str, Region] = {}
     for guest, (theirs, nesting) in guests.items():
         if theirs == host:
-            place = Region((part_of(box, nesting.guest),), z=region.z + nesting.rise)
-            box = part_of(box, nesting.host)
-            found |= _with_guests(guest, place, guests)
+            place = Region((part_of(box, nesting.guest),), z=region.z + _rise(nesting, _levels(guest, guests)))
+            with_their_own = _with_guests(guest, place, guests)
+            is_crowd_behind = nesting.rise < 0 and len(with_their_own) > 1
+            box = part_of(box, _IN_FRONT_OF_MANY if is_crowd_behind else nesting.host)
+            found |= with_their_own
     return {host: Region((box,), z=region.z) if found else region, **found}
+
+
+def _levels(host: str, guests: _Guests) -> list[int]:
+    """Say how much higher than a host everybody of their place is, the host included."""
+    levels = [0]
+    for guest, (theirs, nesting) in guests.items():
+        if theirs == host:
+            own = _levels(guest, guests)
+            levels += [_rise(nesting, own) + level for level in own]
+    return levels
+
+
+def _rise(nesting: _Nesting, levels: Sequence[int]) -> int:
+    """Say how much higher than their host a guest is, so that all their own guests are on the same side of the host."""
+    return nesting.rise - (max(levels) if nesting.rise < 0 else min(levels) if nesting.rise > 0 else 0)
 
 
 def _ordered(names: Sequence[str], relations: Sequence[Relation], guests: _Guests) -> tuple[list[str], bool]:

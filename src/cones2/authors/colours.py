@@ -31,16 +31,27 @@ def read_colour_map(path: Path, colours: Mapping[str, Colour]) -> Layout:
         LayoutError: it can't be read, is too large, damaged or no such picture, or no pixel has one of the colours.
     """
     masks = read_masks(path, colours.values())
+    for colour in colours.values():
+        if colour not in masks:
+            raise LayoutError(f"{absence(colour, path)} Paint it without soft edges, and save it as a PNG.")
     return Layout({name: Region((masks[colour],)) for name, colour in colours.items()})
 
 
 def read_masks(path: Path, colours: Iterable[Colour]) -> dict[Colour, Mask]:
-    """Read the regions of some colours; raises as `read_colour_map` does."""
+    """Read the regions of those colours that a pixel has; of a picture raises as `read_colour_map` does."""
     content = read_bounded(path, limit=LARGEST_FILE, error=LayoutError)
     advice = "Save it again as a PNG."
     with opened_image(content, name=str(path), formats=FORMATS, error=LayoutError, advice=advice) as image:
         pixels = np.asarray(image.resize((SIDE, SIDE)).convert("RGB"))
-    return {colour: _mask(pixels, colour, path) for colour in colours}
+    inside = {colour: (pixels == np.array(colour, np.uint8)).all(-1) for colour in colours}
+    return {
+        colour: Mask(SIDE, SIDE, (cells * np.uint8(255)).tobytes()) for colour, cells in inside.items() if cells.any()
+    }
+
+
+def absence(colour: Colour, path: Path) -> str:
+    """Say that no pixel has a colour."""
+    return f"no pixel of {path} is {','.join(map(str, colour))}."
 
 
 def parse_colour(text: str) -> Colour:
@@ -54,13 +65,3 @@ def parse_colour(text: str) -> Colour:
     if max(red, green, blue) > 255:
         raise LayoutError(f"{text[:40]!r} is no colour: expected red, green and blue in 0..255, such as 255,192,0.")
     return red, green, blue
-
-
-def _mask(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], colour: Colour, path: Path) -> Mask:
-    inside = (pixels == np.array(colour, np.uint8)).all(-1)
-    if not inside.any():
-        raise LayoutError(
-            f"no pixel of {path} is {','.join(map(str, colour))}: its subject would be hidden everywhere. Paint it"
-            " without soft edges, and save it as a PNG."
-        )
-    return Mask(SIDE, SIDE, (inside * np.uint8(255)).tobytes())

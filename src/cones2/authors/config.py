@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from cones2.authors.colours import Colour, parse_colour, read_masks
+from cones2.authors.colours import Colour, absence, parse_colour, read_masks
 from cones2.authors.tensor import AuthorsFile, read_authors_file
 from cones2.errors import Cones2Warning, SettingsError
 from cones2.files import read_bounded
@@ -38,7 +38,7 @@ class ColouredPlace(NamedTuple):
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     prompt: Annotated[str, Field(min_length=1, max_length=5000)]
     residual_dict: Mapping[_Name, _PathText]
@@ -77,20 +77,29 @@ class OfficialConfig:
         """Read a config, its layout picture and its residuals, all of which may come from anyone.
 
         Paths in it are relative to its own folder, or else to the working folder. Like the authors' script it draws
-        the first entry only; more of them make a `Cones2Warning`.
+        the first entry only, and leaves unknown keys out. Each of these makes a `Cones2Warning`, and so does a colour
+        that no pixel has: its word gets no region.
 
         Raises:
             SettingsError: it can't be read, or is not such a config.
-            LayoutError: a colour makes no sense, or the picture can't be used or has no pixel of it.
+            LayoutError: a colour makes no sense, or the picture can't be used.
             ResidualError: a residual is not the tensor that the authors' script saves.
         """
         entry = _read_entry(path)
         colours = {parse_colour(text): place for text, place in entry.color_context.items()}
-        masks: Mapping[Colour, Mask] = read_masks(_find(entry.layout, path), colours)
+        picture = _find(entry.layout, path)
+        masks: Mapping[Colour, Mask] = read_masks(picture, colours)
+        for colour, (word, _) in colours.items():
+            if colour not in masks:
+                _warn(f"{absence(colour, picture)} So {word!r} gets no region; a JPEG has no exact colours.")
         return cls(
             prompt=entry.prompt,
             residuals=tuple(_place(name, token, entry, path) for name, token in entry.subject_list),
-            places=tuple(ColouredPlace(word, masks[colour], weight) for colour, (word, weight) in colours.items()),
+            places=tuple(
+                ColouredPlace(word, masks[colour], weight)
+                for colour, (word, weight) in colours.items()
+                if colour in masks
+            ),
             guidance_steps=entry.guidance_steps,
             guidance_weight=entry.guidance_weight,
             weight_negative=entry.weight_negative,
@@ -112,11 +121,9 @@ def _read_entry(path: Path) -> _Entry:
     if not entries:
         raise SettingsError(f"{path} is an empty list: expected one entry, that says what to draw.")
     if len(entries) > 1:
-        warnings.warn(
-            f"{path} has {len(entries)} entries: as in the authors' script, only the first is drawn.",
-            Cones2Warning,
-            stacklevel=3,
-        )
+        _warn(f"{path} has {len(entries)} entries: as in the authors' script, only the first is drawn.")
+    for key in entries[0].model_extra or ():
+        _warn(f"{path} has {key[:60]!r}, which is none of the authors' settings: it is left out.")
     return entries[0]
 
 
@@ -124,6 +131,10 @@ def _place(name: str, token: int, entry: _Entry, path: Path) -> PlacedResidual:
     if name not in entry.residual_dict:
         raise SettingsError(f"{path}: subject_list names {name!r}, which has no file in residual_dict. Name its file.")
     return PlacedResidual(name, token, read_authors_file(_find(entry.residual_dict[name], path)))
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, Cones2Warning, stacklevel=4)
 
 
 def _find(name: str, config: Path) -> Path:

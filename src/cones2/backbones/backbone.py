@@ -193,11 +193,14 @@ class Backbone:
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "batch channels height width"]) -> list[Image]:
-        """Draw latents as RGB images."""
+        """Draw latents as RGB images, one after the other: decoding is what needs the most memory."""
+        return [self._decode_row(row) for row in latents[:, None]]
+
+    def _decode_row(self, latents: Float[Tensor, "1 channels height width"]) -> Image:
         scaled = latents.to(_place_of(self.vae), self.vae.dtype) / self.vae.config["scaling_factor"]
         images = self.vae.decode(scaled, return_dict=False)[0]
-        pictures: list[Image] = VaeImageProcessor().postprocess(images, output_type="pil")
-        return pictures
+        picture: Image = VaeImageProcessor().postprocess(images, output_type="pil")[0]
+        return picture
 
     def pipeline(self) -> Any:
         """Give diffusers' own `StableDiffusionPipeline` or `StableDiffusionXLPipeline` of these components.

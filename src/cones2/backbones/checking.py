@@ -8,6 +8,12 @@ from transformers import CLIPTokenizer
 from cones2.backbones.backbone import Backbone
 from cones2.errors import BackboneError
 
+_MORE_INPUTS = {
+    "time_cond_proj_dim": "the guidance scale, as distilled models such as LCM do",
+    "class_embed_type": "a class beside the text",
+    "num_class_embeds": "a class beside the text",
+}
+
 
 def check_parts_agree(backbone: Backbone) -> None:
     """Check that the parts belong together and are of a kind that the method works on.
@@ -26,6 +32,12 @@ def check_parts_agree(backbone: Backbone) -> None:
             f"{backbone.name}: its UNet reads {_added_width(unet)} numbers beside the text's tokens, its text encoders"
             f" give {_added_by(backbone)[1]}; only Stable Diffusion XL's base model has such, and two text encoders."
         )
+    for setting, what in _MORE_INPUTS.items():
+        if unet[setting] is not None:
+            raise BackboneError(
+                f"{backbone.name}: its UNet reads {what} ({setting}), which is not supported; use the plain"
+                " text-to-image model that it was made of."
+            )
     if unet["in_channels"] != vae["latent_channels"]:
         raise BackboneError(
             f"{backbone.name}: its UNet takes {unet['in_channels']} channels, latents have {vae['latent_channels']};"

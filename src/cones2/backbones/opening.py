@@ -7,7 +7,7 @@ import torch
 
 from cones2.backbones.backbone import Backbone
 from cones2.backbones.checking import check_parts_agree
-from cones2.backbones.folders import read_folder
+from cones2.backbones.folders import expanded, read_folder
 from cones2.backbones.hub import download, is_hub_id
 from cones2.backbones.single_files import read_single_file
 from cones2.errors import BackboneError, SettingsError
@@ -19,7 +19,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def open_backbone(
-    model: str = "mini", *, device: str | None = None, dtype: str | None = None, model_config: str | None = None
+    model: str | Path = "mini",
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    model_config: str | Path | None = None,
 ) -> Backbone:
     """Open a pretrained model for learning and composing.
 
@@ -36,8 +40,9 @@ def open_backbone(
         BackboneError: it is no such model, can't be fetched, is damaged, or is of a kind that is not supported.
         SettingsError: the device, dtype or config is unknown, missing on this machine, or needed.
     """
-    place = _choose_device(device)
-    backbone = _read(model, model_config, _choose_dtype(dtype, place))
+    place = _choose_device(None if device is None else str(device))
+    number = _choose_dtype(None if dtype is None else str(dtype).removeprefix("torch."), place)
+    backbone = _read(str(model), None if model_config is None else str(model_config), number)
     check_parts_agree(backbone)
     parts: tuple[torch.nn.Module, ...] = (*backbone.text_encoders, backbone.unet, backbone.vae)
     for part in parts:
@@ -65,7 +70,7 @@ def _choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
 
 
 def _read(model: str, model_config: str | None, dtype: torch.dtype) -> Backbone:
-    path = Path(model).expanduser()
+    path = expanded(model)
     if model != "mini" and path.is_file():
         return read_single_file(path, model_config, dtype)
     if model_config is not None:

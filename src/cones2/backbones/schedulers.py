@@ -47,6 +47,7 @@ def make_scheduler(name: str, trained: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' own, about NumPy: nothing the user can do
-            return getattr(diffusers, class_name).from_config({**trained.config, "clip_sample": False})
+            # Apart from the config: of that, diffusers drops what it lists as never set by the model's makers.
+            return getattr(diffusers, class_name).from_config(trained.config, clip_sample=False)
     except ImportError as error:
         raise SettingsError(f"scheduler {name!r} needs scipy, which is missing: pip install scipy.") from error

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 
 from cones2.backbones.backbone import Backbone
 from cones2.backbones.clip_tokenizer import clip_tokenizer
-from cones2.backbones.folders import check_index, fit_window, has_part, load_tokenizer, read_index
+from cones2.backbones.folders import check_index, expanded, fit_window, has_part, load_tokenizer, read_index
 from cones2.backbones.libraries import first_line, quiet_libraries
 from cones2.errors import BackboneError, SettingsError
 
@@ -75,7 +75,7 @@ def _find_config(file: Path, config: str | None) -> Path:
     config = config or kind
     if config in CONFIG_NAMES:
         return CONFIGS / config
-    folder = Path(config).expanduser()
+    folder = expanded(config)
     if not folder.is_dir():
         raise SettingsError(
             f"no model config {config!r}: expected one of {', '.join(CONFIG_NAMES)}, or a diffusers folder."

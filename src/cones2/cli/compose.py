@@ -1,6 +1,7 @@
 """`cones2 compose`: pictures of subjects, each where the layout puts it."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -40,10 +41,14 @@ from cones2.cli.options import (
 )
 from cones2.cli.progress import waiting
 
+_PICTURES = Path("pictures")
+
 
 def compose(
-    out: Annotated[Path, typer.Option(help="A folder, or one .png file.", metavar="DIR_OR_FILE")],
     prompt: Prompt = None,
+    out: Annotated[
+        Path, typer.Option(help="A folder, where nothing is replaced, or one .png file.", metavar="DIR_OR_FILE")
+    ] = _PICTURES,
     subject: SubjectTexts = None,
     plain: PlainTexts = None,
     source: Annotated[
@@ -96,6 +101,15 @@ def compose(
         float | None,
         typer.Option(help="How closely to follow the prompt.", metavar="X", show_default="7.5", rich_help_panel=MORE),
     ] = None,
+    guidance_rescale: Annotated[
+        float | None,
+        typer.Option(
+            help="Against over-saturated pictures: 0 is off, 0.7 usual.",
+            metavar="X",
+            show_default="0.0",
+            rich_help_panel=MORE,
+        ),
+    ] = None,
     layout_scale: Annotated[
         float | None,
         typer.Option(
@@ -147,15 +161,18 @@ def compose(
         from cones2.cli.details import with_details
         from cones2.cli.official import OfficialWish, refuse_beside
         from cones2.cli.outputs import Output, check_file
-        from cones2.cli.places import Places, read_levels, write_layout
+        from cones2.cli.places import Places, check_acting, check_saving, read_levels, write_layout
         from cones2.cli.wishes import Wish
         from cones2.composing.latents import read_latents
+        from cones2.composing.sizes import picture_aspect
+        from cones2.guidance.presets import recurs
 
         if latents is not None:
             check_file(latents, suffix=".safetensors", read=read_latents, option="--latents")
         values = {
             "steps": steps,
             "guidance_scale": guidance_scale,
+            "guidance_rescale": guidance_rescale,
             "layout_scale": layout_scale,
             "layout_effect": layout_effect,
             "layout_levels": read_levels(layout_levels),
@@ -171,17 +188,25 @@ def compose(
         places = Places(*texts, file=layout)
         if official is None:
             wish = Wish.read(prompt, source, library=library)
-            aspect = width / height if width and height else 1.0
+            lay_out = partial(places.read, wish.prompt if auto_layout else None, recorded=wish.layout)
             subjects = wish.subjects(subject or (), plain or (), strengths=strength or ())
             order = wish.order(
                 with_details(subjects, during=during or (), negatives=subject_negative or ()),
-                places.read(wish.prompt if auto_layout else None, aspect=aspect, recorded=wish.layout),
+                lay_out(),
                 wish.settings(values, seed=seed, count=count),
             )
             order = replace(order, measure_attention=attention)
+            acting: dict[str, object] = {
+                "--layout-scale": layout_scale,
+                "--layout-effect": layout_effect,
+                "--layout-levels": layout_levels,
+            }
+            if not recurs(order.settings.preset):  # its sampler reads the guided steps without a layout, too
+                acting["--guided-steps"] = guided_steps
+            check_acting(order.layout, acting)
             output = Output.check(out, count=order.count, also=("attention",) if attention else ())
             if save_layout:
-                write_layout(order.layout, save_layout)
+                check_saving(order.layout, save_layout)
         else:
             whom = {"PROMPT": prompt, "--from": source, "--subject": subject, "--plain": plain, "--strength": strength}
             where = {**places.given, "--auto-layout": auto_layout, "--save-layout": save_layout}
@@ -192,9 +217,12 @@ def compose(
     with waiting("opening the model"):
         if official is None:
             backbone = wish.open_backbone(model, device=device, dtype=dtype, model_config=model_config)
+            order = replace(order, layout=lay_out(aspect=picture_aspect(backbone, order.settings)))
         else:
             backbone = open_backbone(model or "mini", device=device, dtype=dtype, model_config=model_config)
             order = config.order(backbone)
+    if save_layout and order.layout:
+        write_layout(order.layout, save_layout)
     report = order.carry_out(backbone, output, latents=latents)
     if as_json:
         print_json(report)

@@ -19,10 +19,12 @@ def with_details(
     """
     parts = unique("--during", during, example="rex=0,0.6")
     texts = unique("--subject-negative", negatives, example="rex=grey")
-    for option, names in (("--during", parts), ("--subject-negative", texts)):
-        for name in names.keys() - subjects.keys():
-            known = ", ".join(subjects) or "none"
-            raise SettingsError(f"{option} names {name!r}, which is no --subject or --plain; those are: {known}.")
+    learned = [name for name, subject in subjects.items() if subject.residual is not None]
+    for name in parts.keys() - set(learned):
+        raise SettingsError(f"--during names {name!r}, which is no --subject: expected {', '.join(learned) or 'none'}.")
+    for name in texts.keys() - subjects.keys():
+        known = ", ".join(subjects) or "none"
+        raise SettingsError(f"--subject-negative names {name!r}, which is no --subject or --plain; those are: {known}.")
     detailed = dict(subjects)
     for name, text in parts.items():
         detailed[name] = replace(detailed[name], during=_part(name, text))

@@ -1,5 +1,6 @@
 """`cones2 grid`: seeds by subjects by settings, in one labelled picture."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -72,23 +73,29 @@ def grid(
     """
     with waiting("starting"):
         from cones2.cli.outputs import check_folder
-        from cones2.cli.places import Places
+        from cones2.cli.places import Places, check_acting
         from cones2.cli.sheets import Plan, read_axes
         from cones2.cli.wishes import Wish
+        from cones2.composing.sizes import picture_aspect
 
         texts = (box or (), polygon or (), mask or (), z or (), feather or (), region_weight or (), place or ())
         places = Places(*texts, file=layout)
         wish = Wish.read(prompt, source, library=library)
+        lay_out = partial(places.read, wish.prompt if auto_layout else None, recorded=wish.layout)
+        axes = read_axes(vary, wish.library)
         plan = Plan.check(
             wish.prompt,
-            read_axes(vary, wish.library),
+            axes,
             subjects=wish.subjects(subject or (), plain or (), strengths=strength or ()),
-            layout=places.read(wish.prompt if auto_layout else None, recorded=wish.layout),
-            settings=wish.settings({}, seed=None, count=None),
+            layout=lay_out(),
+            settings=wish.settings({}, seed=wish.made.seed if wish.made else None, count=None),
         )
+        acting = ("layout_scale", "layout_effect", "layout_levels")
+        check_acting(lay_out(), {f"--vary {axis.name}": axis for axis in axes if axis.name in acting})
         check_folder(out)
     with waiting("opening the model"):
         backbone = wish.open_backbone(model, device=device, dtype=dtype, model_config=model_config)
+        plan = plan.placed(lay_out(aspect=picture_aspect(backbone, plan.orders[0].settings)))
     report = plan.carry_out(backbone, out, cell=cell)
     if as_json:
         print_json(report)

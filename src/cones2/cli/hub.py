@@ -34,9 +34,10 @@ def push(
     with waiting("starting"):
         from huggingface_hub import HfApi
 
+        from cones2.checking import is_name
         from cones2.cli.orders import read_residual
         from cones2.hub import Publication, name_for, push
-        from cones2.library import Library, is_name
+        from cones2.library import Library
 
         residual = read_residual(subject, Library.open(library))
         name = subject if is_name(subject) else name_for(repo_id)

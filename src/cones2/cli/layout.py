@@ -42,6 +42,7 @@ def layout(
     """
     import json
 
+    from cones2.arranging.relations import warn_of_contradictions
     from cones2.cli.outputs import check_file
     from cones2.cli.places import Places, write_layout
     from cones2.errors import SettingsError
@@ -49,6 +50,7 @@ def layout(
     from cones2.layout.drawing import draw_layout
     from cones2.layout.regions import Layout
     from cones2.picture import read_record, write_picture
+    from cones2.prompts import parse_prompt, placeholders
 
     if auto is not None and count is not None:
         raise SettingsError("--auto and --count both say whom to place: leave one out.")
@@ -58,6 +60,8 @@ def layout(
     made = Places(*texts, file=file).read(auto, aspect=width / height)
     if made is None and file is None:
         raise SettingsError("nothing to lay out: give a layout's file, --auto, --count, or a place.")
+    if auto is not None:
+        warn_of_contradictions(parse_prompt(auto, {name: name for name in placeholders(auto)}), made)
     made = made or Layout({})
     if out.suffix.lower() == ".json":
         write_layout(made, out)

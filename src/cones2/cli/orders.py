@@ -14,6 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from cones2.backbones import Backbone
+from cones2.checking import is_name
 from cones2.cli.options import number, unique
 from cones2.cli.outputs import Output, beside
 from cones2.cli.progress import follow
@@ -27,7 +28,7 @@ from cones2.errors import LayoutError, SettingsError
 from cones2.files import make_folder
 from cones2.guidance.leakage import Leakage
 from cones2.layout.regions import Layout
-from cones2.library import Library, is_name
+from cones2.library import Library
 from cones2.picture import write_picture
 from cones2.prompts import parse_prompt
 from cones2.residual.residual import Residual
@@ -150,11 +151,11 @@ class Order:
         with threads(self.threads) if self.threads else nullcontext():
             for seeds in self._batches():
                 for drawn in self._wanted(self.draw(backbone, seeds)):
-                    path = output.path_for(drawn.seed)
-                    write_picture(path, drawn.picture, drawn.record)
+                    path = output.write(drawn.picture, drawn.record, seed=drawn.seed)
                     told = {"path": str(path), "record": drawn.record}
                     written.append(told | ({"attention": self._tell(drawn, path)} if drawn.attention else {}))
-                    kept[drawn.seed] = drawn.latents
+                    if latents is not None:
+                        kept[drawn.seed] = drawn.latents.cpu()
         if latents is not None:
             make_folder(latents.parent)
             write_latents(latents, torch.stack(list(kept.values())), list(kept))

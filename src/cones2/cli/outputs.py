@@ -1,14 +1,20 @@
 """Where results go: checked before the work, so that an hour of it is never lost to a closed folder."""
 
+import itertools
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from cones2.errors import Cones2Error, OutputError
 from cones2.files import make_folder
-from cones2.picture import read_record
+from cones2.picture import read_record, write_picture
 
+_NUMBERED = re.compile(r"(\d{1,18})-seed")
 _OTHER_PICTURES = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
@@ -37,14 +43,38 @@ class Output:
             check_folder(path)
         return cls(path)
 
-    def path_for(self, seed: int) -> Path:
-        """Make the folder and give the next picture's path."""
+    def write(self, picture: Image.Image, record: Mapping[str, object], *, seed: int) -> Path:
+        """Write a picture with its record, into a folder that is made if need be, and give its path.
+
+        Raises:
+            OutputError: it can't be written; nothing is left behind.
+        """
         if self.path.suffix.lower() == ".png" and not self.path.is_dir():
             make_folder(self.path.parent)
+            write_picture(self.path, picture, record)
             return self.path
         make_folder(self.path)
-        numbers = [int(name[:4]) for name in (path.name for path in self.path.glob("[0-9][0-9][0-9][0-9]-seed*.png"))]
-        return self.path / f"{max(numbers, default=-1) + 1:04}-seed{seed}.png"
+        path = self._reserved(seed)
+        try:
+            write_picture(path, picture, record)
+        except BaseException:
+            path.unlink()
+            raise
+        return path
+
+    def _reserved(self, seed: int) -> Path:
+        """Make an empty file of the next number, so that nobody who writes here at the same time takes its name."""
+        try:
+            names = [_NUMBERED.match(path.name) for path in self.path.iterdir()]
+            first = max((int(name[1]) for name in names if name), default=-1) + 1
+            for number in itertools.count(first):
+                path = self.path / f"{number:04}-seed{seed}.png"
+                with suppress(FileExistsError):
+                    path.open("xb").close()
+                    break
+        except OSError as error:
+            raise OutputError(f"can't write in {self.path}: {error.strerror}. Choose another --out.") from error
+        return path
 
 
 def beside(path: Path, what: str) -> Path:

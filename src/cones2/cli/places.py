@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from cones2.arranging.automatic import auto_layout, place_subjects
-from cones2.arranging.words import read_place
 from cones2.cli.options import number, pairs, unique, whole_number
 from cones2.cli.outputs import check_file
 from cones2.errors import LayoutError, SettingsError
@@ -50,27 +50,20 @@ class Places:
 
         Args:
             automatic: a prompt whose other subjects are placed too; None places no others.
-            aspect: the picture's width by its height, for places that several share.
+            aspect: the picture's width by its height, for places that several share; nothing is checked by it.
             recorded: a picture's layout; what is given replaces its regions of the same names.
 
         Raises:
             SettingsError: a text can't be read, or a number is for no region.
             LayoutError: a shape makes no sense, a file is no layout or mask, or file and options both place a subject.
         """
-        regions = self._drawn()
-        if self.file is not None:
-            loaded = Layout.load(self.file).regions
-            for name in regions.keys() & loaded.keys():
-                raise LayoutError(f"options and {self.file} both place {name!r}: leave one out.")
-            regions = {**loaded, **regions}
-        places = self._places(regions)
+        places = self._places(self._drawn)
+        kept = {name: region for name, region in recorded.regions.items() if name not in places} if recorded else {}
+        given = Layout({**kept, **self._drawn})
         if automatic is not None:
-            regions = dict(auto_layout(automatic, places=places, given=Layout(regions), aspect=aspect).regions)
+            regions = dict(auto_layout(automatic, places=places, given=given, aspect=aspect).regions)
         else:
-            given = {name: read_place(words) for name, words in places.items()}
-            regions = dict(place_subjects(given, given=Layout(regions), aspect=aspect).regions)
-        if recorded is not None:
-            regions = {**recorded.regions, **regions}
+            regions = dict(place_subjects(places, given=given, aspect=aspect).regions)
         self._adjust(regions)
         return Layout(regions) if regions else None
 
@@ -82,11 +75,16 @@ class Places:
             check_name(name)
         return places
 
+    @cached_property
     def _drawn(self) -> dict[str, Region]:
+        """The regions of shapes and of the file, read once."""
         shapes: dict[str, list[Shape]] = {}
         for name, shape in self._shapes():
             shapes.setdefault(name, []).append(shape)
-        return {name: Region(tuple(found)) for name, found in shapes.items()}
+        loaded = Layout.load(self.file).regions if self.file is not None else {}
+        for name in shapes.keys() & loaded.keys():
+            raise LayoutError(f"options and {self.file} both place {name!r}: leave one out.")
+        return {**loaded, **{name: Region(tuple(found)) for name, found in shapes.items()}}
 
     def _shapes(self) -> Iterator[tuple[str, Shape]]:
         for name, text in pairs("--box", self.boxes, example="rex=0.05,0.25,0.5,0.95"):
@@ -125,8 +123,19 @@ def read_levels(text: str | None) -> tuple[int, ...] | None:
     return None if text is None else tuple(whole_number("--layout-levels", part) for part in text.split(","))
 
 
-def write_layout(layout: Layout | None, path: Path) -> None:
-    """Write a layout where nothing but an earlier one is lost.
+def check_acting(layout: Layout | None, options: Mapping[str, object]) -> None:
+    """Check that options which say how a layout acts have one; None is not given.
+
+    Raises:
+        SettingsError: one is given without a layout.
+    """
+    for option, value in options.items():
+        if layout is None and value is not None:
+            raise SettingsError(f"{option} says how a layout acts, and there is none: give places, or leave it out.")
+
+
+def check_saving(layout: Layout | None, path: Path) -> None:
+    """Check that there is a layout to write, and that nothing but an earlier one is lost.
 
     Raises:
         SettingsError: there is no layout.
@@ -135,6 +144,11 @@ def write_layout(layout: Layout | None, path: Path) -> None:
     if layout is None:
         raise SettingsError("--save-layout has nothing to save: give places too, or --auto-layout.")
     check_file(path, suffix=".json", read=Layout.load)
+
+
+def write_layout(layout: Layout, path: Path) -> None:
+    """Write a layout; raises as `check_saving` does."""
+    check_saving(layout, path)
     make_folder(path.parent)
     layout.save(path)
 

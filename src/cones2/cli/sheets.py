@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,10 @@ class Plan:
         orders = tuple(Order(prompt, cell.subjects, layout, cell.settings) for row in rows for cell in row)
         return cls(prompt, axes, rows, orders)
 
+    def placed(self, layout: Layout | None) -> "Plan":
+        """Give the same with another layout of the same names."""
+        return replace(self, orders=tuple(replace(order, layout=layout) for order in self.orders))
+
     @property
     def count(self) -> int:
         """How many pictures it has."""
@@ -76,11 +80,9 @@ class Plan:
         began, output, written, drawn = time.monotonic(), Output(out), [], []
         for number, order in enumerate(self.orders, start=1):
             picture = self._draw(backbone, order, number)
-            path = output.path_for(picture.seed)
-            write_picture(path, picture.picture, picture.record)
-            written.append(path)
+            written.append(output.write(picture.picture, picture.record, seed=picture.seed))
             drawn.append(picture)
-        sheet = out / f"{written[0].name[:4]}-grid.png"
+        sheet = out / f"{written[0].name.partition('-')[0]}-grid.png"
         files = [path.name for path in written]
         made = {"prompt": self.prompt, "grid": {axis.name: list(axis.labels) for axis in self.axes}, "pictures": files}
         write_picture(sheet, contact_sheet(self._hang(drawn), cell=cell), made)

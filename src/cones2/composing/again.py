@@ -30,7 +30,7 @@ def compose_again(backbone: Backbone, made: PictureRecord, *, find: FindResidual
 
     Args:
         backbone: the record's own, or another to draw the same with.
-        made: what to draw.
+        made: what to draw; `dataclasses.replace` changes it.
         find: gives a residual by the sha256 of its file.
 
     Raises:

@@ -7,14 +7,14 @@ from torch import Tensor
 from cones2.backbones import Backbone
 from cones2.composing.settings import ComposeSettings
 from cones2.composing.sizes import picture_size
-from cones2.prompts import ParsedPrompt, tokenize_prompt
+from cones2.prompts import ParsedPrompt, plain_text, tokenize_prompt
 
 
 def tokenize_negative(backbone: Backbone, settings: ComposeSettings) -> Int[Tensor, "1 tokens"] | None:
     """Give the negative prompt's tokens; None without classifier-free guidance."""
     if settings.guidance_scale <= 1:
         return None
-    return tokenize_prompt(ParsedPrompt(settings.negative_prompt, ()), backbone.tokenizer).input_ids
+    return tokenize_prompt(ParsedPrompt(plain_text(settings.negative_prompt), ()), backbone.tokenizer).input_ids
 
 
 def embed_both(

@@ -84,18 +84,19 @@ def plan_grid(
 
 
 def parse_values(name: str, texts: Sequence[str]) -> tuple[Any, ...]:
-    """Read the values of an axis from text; those of a subject stay text.
+    """Read the values of an axis from text: those of a subject stay text, and of `layout_levels` each is one level.
 
     Raises:
         SettingsError: one is not of the setting's kind.
     """
-    kinds = {"seed": int, "strength": float, "subject": str, **get_type_hints(ComposeSettings)}
+    kinds = {**get_type_hints(ComposeSettings), "seed": int, "strength": float, "subject": str, "layout_levels": int}
     kind = pydantic.TypeAdapter(kinds.get(name.partition(".")[0], str))
     try:
-        return tuple(kind.validate_python(text) for text in texts)
+        values = tuple(kind.validate_python(text) for text in texts)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise SettingsError(f"{name} can't be {first['input']!r}: {first['msg']}.") from error
+    return tuple((level,) for level in values) if name == "layout_levels" else values
 
 
 def _check(axes: Sequence[Axis], subjects: Mapping[str, Subject]) -> None:

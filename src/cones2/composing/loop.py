@@ -49,7 +49,7 @@ def compose(
         LayoutError: a region is for no subject.
         ResidualMismatchError: a residual was learned on another text encoder.
         SettingsError: the scheduler is unknown, can't make so many steps, or the size does not suit the model; or what
-            is asked for needs a region or classifier-free guidance.
+            is asked for needs a region or classifier-free guidance; at the last step, if numbers overflowed.
     """
     subjects, settings = subjects or {}, settings or ComposeSettings()
     parsed = parse_prompt(prompt, {name: subject.class_word for name, subject in subjects.items()})
@@ -90,7 +90,7 @@ def _guide(
         prompt.spans,
         scheduler.alphas_cumprod,
         preset=settings.reading,
-        timesteps=scheduler.timesteps[: settings.guided_steps].float().tolist(),
+        timesteps=scheduler.timesteps[: settings.guided_calls(len(scheduler.timesteps))].float().tolist(),
         layout_scale=settings.layout_scale,
         layout_effect=settings.layout_effect,
         layout_levels=settings.layout_levels,
@@ -99,10 +99,13 @@ def _guide(
 
 def _start_scheduler(backbone: Backbone, settings: ComposeSettings) -> Any:
     scheduler = make_scheduler(settings.sampler, backbone.scheduler)
+    refusal = SettingsError(
+        f"scheduler {settings.sampler!r} can't make {settings.steps} steps: take another number of steps."
+    )
     try:
         scheduler.set_timesteps(settings.steps, device=backbone.device)
     except (ValueError, IndexError) as error:
-        raise SettingsError(
-            f"scheduler {settings.sampler!r} can't make {settings.steps} steps: take another number of steps."
-        ) from error
+        raise refusal from error
+    if scheduler.timesteps.max() >= len(scheduler.alphas_cumprod):  # a time that the model never saw
+        raise refusal
     return scheduler

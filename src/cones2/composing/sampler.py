@@ -2,11 +2,12 @@
 
 import inspect
 from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from PIL.Image import Image
@@ -15,7 +16,8 @@ from torch import Tensor
 from cones2.backbones import Backbone
 from cones2.composing.official import EulerSampler, Latents
 from cones2.composing.settings import ComposeSettings
-from cones2.guidance.attention import edited_cross_attention
+from cones2.errors import SettingsError
+from cones2.guidance.attention import edited_cross_attention, unedited_cross_attention
 from cones2.guidance.layout_guidance import LayoutGuidance
 from cones2.guidance.leakage import AttentionMeter, Leakage
 from cones2.guidance.presets import recurs
@@ -63,25 +65,39 @@ class Sampler:
         self._guidance = guidance
         self._text = text
         self._meter = meter
-        self._guidance_scale = settings.guidance_scale
+        self._settings = settings
         self._recurs = recurs(settings.preset)
         total = len(scheduler.timesteps)
-        self._guided = total if settings.guided_steps is None else min(settings.guided_steps, total)
+        self._guided = settings.guided_calls(total)
         self._generators = [torch.Generator().manual_seed(seed) for seed in settings.seeds]
         options = {"generator": self._generators, "eta": 0.0}  # as diffusers' pipeline calls its schedulers
         taken = inspect.signature(scheduler.step).parameters
         self._step_options = {name: value for name, value in options.items() if name in taken}
 
     def run(self, shape: tuple[int, int, int]) -> Generator[ComposeStep, None, None]:
-        """Yield after each UNet call."""
+        """Yield after each UNet call.
+
+        Raises:
+            SettingsError: a picture came out as no numbers.
+        """
         calls = len(self._scheduler.timesteps) + (self._guided if self._recurs else 0)
         noise = self._draw_noise(shape) * float(self._scheduler.init_noise_sigma)
         with closing(self._advance(noise)) as advancing:
             for step, latents in enumerate(advancing, start=1):
                 is_last = step == calls
-                pictures = tuple(self._backbone.decode(latents)) if is_last else ()
+                pictures = self._decode(latents) if is_last else ()
                 attention = self._meter.read() if is_last and self._meter else ()
                 yield ComposeStep(step, calls, latents, pictures, attention)
+
+    def _decode(self, latents: Latents) -> tuple[Image, ...]:
+        if not latents.isfinite().all():
+            how = f"scheduler {self._settings.sampler!r} with {self._settings.steps} steps"
+            dtype = str(self._backbone.dtype).removeprefix("torch.")
+            raise SettingsError(
+                f"{how} in {dtype} gave infinite numbers or NaN, no picture: take another number of steps or another"
+                " scheduler, or dtype bfloat16 or float32."
+            )
+        return tuple(self._backbone.decode(latents))
 
     def _advance(self, latents: Latents) -> Generator[Latents, None, None]:
         """Give the latents after each UNet call: first of the guided steps, then of the others."""
@@ -90,7 +106,7 @@ class Sampler:
         euler = self._euler(latents.shape[1:]) if self._recurs else None
         with self._edited(self._guidance, conditional):
             latents = yield from euler.run(latents, guided, passes=2) if euler else self._follow(latents, guided)
-        with self._edited(self._unguided, conditional) if self._text or self._meter else nullcontext():
+        with self._edited(self._unguided, conditional):
             yield from euler.run(latents, others, passes=1) if euler else self._follow(latents, others)
 
     @property
@@ -98,9 +114,11 @@ class Sampler:
         """The layout without its pull, for the regions of negative texts."""
         if self._guidance is None or self._text is None or not self._text.negatives:
             return None
-        return replace(self._guidance, layout_scale=0.0)
+        return replace(self._guidance, layout_scale=0.0, timesteps=None)
 
     def _edited(self, guidance: LayoutGuidance | None, conditional: list[bool]) -> AbstractContextManager[None]:
+        if not (self._text or self._meter or (guidance and guidance.layout.names)):
+            return unedited_cross_attention(self._backbone.unet)
         return edited_cross_attention(
             self._backbone.unet, guidance, conditional=conditional, text=self._text, meter=self._meter
         )
@@ -141,5 +159,10 @@ class Sampler:
         prediction = predictions[0]
         if copies == 2:
             unconditional, conditional = predictions
-            prediction = unconditional + self._guidance_scale * (conditional - unconditional)
+            prediction = unconditional + self._settings.guidance_scale * (conditional - unconditional)
+            if self._settings.guidance_rescale > 0:
+                rescaled: Tensor = rescale_noise_cfg(  # type: ignore[no-untyped-call]
+                    prediction, conditional, self._settings.guidance_rescale
+                )
+                return rescaled
         return prediction

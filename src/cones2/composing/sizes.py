@@ -19,6 +19,12 @@ def latent_shape(backbone: Backbone, settings: ComposeSettings) -> tuple[int, in
     return channels, height // backbone.vae_factor, width // backbone.vae_factor
 
 
+def picture_aspect(backbone: Backbone, settings: ComposeSettings) -> float:
+    """Give width by height."""
+    height, width = picture_size(backbone, settings)
+    return width / height
+
+
 def picture_size(backbone: Backbone, settings: ComposeSettings) -> tuple[int, int]:
     """Give height and width in pixels."""
     return settings.height or backbone.default_size[0], settings.width or backbone.default_size[1]

@@ -4,6 +4,7 @@ The only file that knows attention processors. An edit is an additive mask of on
 scores are never built. Self-attention is left alone.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -67,6 +68,30 @@ def edited_cross_attention(
         for hook in hooks:
             hook.remove()
         unet.set_attn_processor(saved)
+
+
+@contextmanager
+def unedited_cross_attention(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Leave a UNet alone, whatever its processors, but see to it that no layout guides it within a `with` block.
+
+    Raises:
+        BackboneError: within the block, the UNet is called while a layout edits it: two pictures are drawn by turns.
+    """
+    names = (name for name in unet.attn_processors if _is_cross(name))
+    layers = [unet.get_submodule(name.removesuffix(".processor")) for name in itertools.islice(names, 1)]
+
+    def check(*_: object) -> None:
+        if any(isinstance(layer.processor, CrossAttention) for layer in layers):
+            raise BackboneError(
+                "this UNet is at work with a layout and without one at the same time: finish or close one of them"
+                " first."
+            )
+
+    hook = unet.register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class CrossAttention:
