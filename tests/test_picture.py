@@ -40,6 +40,7 @@ def itxt(text: bytes) -> tuple[bytes, bytes]:
 def test_any_record_comes_back(tmp_path: Path, record: dict[str, object]) -> None:
     write_picture(tmp_path / "a.png", RED, record)
     assert read_record(tmp_path / "a.png") == record
+    assert read_record(str(tmp_path / "a.png")) == record
 
 
 def test_pixels_and_chunk_are_plain_png(tmp_path: Path) -> None:

@@ -189,14 +189,20 @@ def test_weights_are_refused(prompt: str) -> None:
         "a car (model T: 1908)",
         "a face :) or :(",
         "a dog: 1.2 m",
-        r"a \(dog:1.2)",
-        r"an exit sign \[exit]",
+        r"a back\slash",
         "()",
         "[]",
     ],
 )
 def test_plain_parentheses_are_text(prompt: str) -> None:
     assert parse_prompt(prompt, {}).text == prompt
+
+
+def test_a_bracket_after_a_backslash_is_text_and_the_backslash_is_not() -> None:
+    assert parse_prompt(r"a shop, \[open\], \(dog:1.2\) \\ \n", {}).text == r"a shop, [open], (dog:1.2) \\ \n"
+    parsed = parse_prompt(r"\[a {rex} \(old\)\] and a {rex}", {"rex": "dog"})
+    assert parsed.text == "[a dog (old)] and a dog"
+    assert [parsed.text[mention.start : mention.end] for mention in parsed.mentions] == ["dog", "dog"]
 
 
 # Any prompt

@@ -320,6 +320,12 @@ def test_numbers_of_a_region_have_ranges(settings, message) -> None:
         Region((LEFT,), **settings)
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_half_a_level_is_no_height() -> None:
+    with pytest.raises(LayoutError, match=r"z 1\.5 can't be used: expected a whole number"):
+        Region((LEFT,), z=1.5)  # type: ignore[arg-type]
+
+
 # --- JSON ---
 
 GLASSES_MASK = mask_of([[0, 255, 255, 0], [0, 200, 90, 0]])

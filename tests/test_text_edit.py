@@ -15,9 +15,10 @@ from cones2.guidance.cells import own_cells
 from cones2.guidance.layout_guidance import LayoutGuidance
 from cones2.guidance.text import TextEdit, TimedAddition, acts
 from cones2.layout.regions import Layout
+from cones2.prompts import parse_prompt, tokenize_prompt
 from cones2.residual.residual import Residual
 from cones2.steps import finish
-from cones2.subjects import Subject, keep_words
+from cones2.subjects import Subject, edit_text, keep_words
 
 LAYOUT = Layout.from_numbers({"rex": [(0.0, 0.0, 0.5, 1.0)], "cup": [(0.5, 0.5, 1.0, 1.0)]})
 SPANS = {"rex": ((2, 3),), "cup": ((5, 6),)}
@@ -32,6 +33,18 @@ def _no_gradients() -> Iterator[None]:
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_negative_text_is_read_without_its_backslashes(tiny: Backbone) -> None:
+    read: list[str] = []
+
+    def words(text: str) -> torch.Tensor:
+        read.append(text)
+        return torch.zeros(1, tiny.width)
+
+    prompt = tokenize_prompt(parse_prompt("a {rex}", {"rex": "cat"}), tiny.tokenizer)
+    edit_text(prompt, {"rex": Subject("cat", negative=r"a sign \[exit\]")}, words=words, train_steps=1000)
+    assert read == ["a sign [exit]"]
 
 
 # Time

@@ -15,13 +15,14 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
+from cones2.arranging.relations import warn_of_contradictions
 from cones2.backbones.fingerprint import fingerprint
-from cones2.errors import BackboneError, SettingsError
+from cones2.errors import BackboneError, PromptError, SettingsError
 from cones2.guidance.attention import edited_cross_attention
 from cones2.guidance.layout_guidance import LayoutGuidance
 from cones2.guidance.presets import find_preset, recurs
 from cones2.layout.regions import Layout
-from cones2.prompts import TokenizedPrompt, check_no_weights, parse_prompt, tokenize_prompt
+from cones2.prompts import TokenizedPrompt, check_no_weights, parse_prompt, plain_text, tokenize_prompt
 from cones2.subjects import Subject, add_residuals, check_negatives, edit_text, keep_words
 
 _KNOWN = "diffusers' text-to-image, img2img, inpainting and ControlNet pipelines of Stable Diffusion"
@@ -35,7 +36,7 @@ def adapt(
     *,
     subjects: Mapping[str, Subject] | None = None,
     layout: Layout | None = None,
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
     guidance_scale: float = 7.5,
     num_images_per_prompt: int = 1,
     layout_scale: float = 1.0,
@@ -64,8 +65,9 @@ def adapt(
         `prompt_embeds`, `guidance_scale`, `num_images_per_prompt` and what else of the text the pipeline takes.
 
     Raises:
-        BackboneError: this kind of pipeline can't be adapted, or something else edits its UNet.
-        PromptError: prompt and subjects do not match, or the prompt is too long.
+        BackboneError: this kind of pipeline can't be adapted, it lacks a text encoder or its weights, or something
+            else edits its UNet.
+        PromptError: prompt and subjects do not match, or the prompt is too long, or no single text.
         LayoutError: a region is for no subject.
         ResidualMismatchError: a residual was learned on another text encoder.
         SettingsError: a setting or the scheduler can't be used; within the block, the UNet is called with another text,
@@ -79,6 +81,8 @@ def adapt(
     """
     subjects = subjects or {}
     _check_pipeline(pipeline)
+    _check_texts(prompt=prompt, negative_prompt=negative_prompt)
+    negative_prompt = negative_prompt or ""
     check_no_weights(negative_prompt)
     check_negatives(subjects, layout, guidance_scale=guidance_scale)
     if recurs(preset):
@@ -87,14 +91,17 @@ def adapt(
         raise SettingsError(f"num_images_per_prompt {num_images_per_prompt} can't be used: expected at least 1.")
     has_guidance = guidance_scale > 1 and pipeline.unet.config["time_cond_proj_dim"] is None
     conditional = has_guidance * num_images_per_prompt * [False] + num_images_per_prompt * [True]
-    tokenized = _tokenize(pipeline, prompt, subjects)
+    class_words = {name: subject.class_word for name, subject in subjects.items()}
+    parsed = parse_prompt(prompt, class_words)
+    warn_of_contradictions(parsed, layout)
+    tokenized = _tokenize(pipeline, prompt, class_words)
     alphas_cumprod = pipeline.scheduler.alphas_cumprod
     guidance = LayoutGuidance(
         layout or Layout({}), tokenized.spans, alphas_cumprod, preset=find_preset(preset), layout_scale=layout_scale
     )
     with torch.no_grad(), _models_put_back(pipeline):
         _check_fits(pipeline, subjects, force=force)
-        inputs = _encode(pipeline, _plain_text(prompt, subjects), negative_prompt, has_guidance=has_guidance)
+        inputs = _encode(pipeline, parsed.text, plain_text(negative_prompt), has_guidance=has_guidance)
         inputs["prompt_embeds"] = add_residuals(inputs["prompt_embeds"], tokenized, subjects)
         text = edit_text(
             tokenized, subjects, words=lambda words: _embed_words(pipeline, words), train_steps=len(alphas_cumprod)
@@ -120,14 +127,21 @@ def _check_pipeline(pipeline: Any) -> None:
             f"{type(pipeline.scheduler).__name__} has no alphas_cumprod, which tell how noisy a step is: set another"
             " scheduler, such as DDIMScheduler or DPMSolverMultistepScheduler."
         )
+    for part in ("tokenizer", "text_encoder"):  # Stable Diffusion XL's refiner has the second ones alone
+        if getattr(pipeline, part, None) is None:
+            raise BackboneError(f"{kind} has no {part}, which embeds the prompt: expected {_KNOWN}, but no refiner.")
 
 
-def _plain_text(prompt: str, subjects: Mapping[str, Subject]) -> str:
-    return parse_prompt(prompt, {name: subject.class_word for name, subject in subjects.items()}).text
+def _check_texts(**texts: object) -> None:
+    for name, text in texts.items():
+        if not isinstance(text, str | None):
+            raise PromptError(
+                f"{name} is a {type(text).__name__}: expected one text. For several pictures of it say"
+                " num_images_per_prompt; for other texts, use a block for each."
+            )
 
 
-def _tokenize(pipeline: Any, prompt: str, subjects: Mapping[str, Subject]) -> TokenizedPrompt:
-    class_words = {name: subject.class_word for name, subject in subjects.items()}
+def _tokenize(pipeline: Any, prompt: str, class_words: Mapping[str, str]) -> TokenizedPrompt:
     return tokenize_prompt(parse_prompt(_with_inversions(pipeline, prompt), class_words), pipeline.tokenizer)
 
 
@@ -137,14 +151,14 @@ def _with_inversions(pipeline: Any, text: str) -> str:
     return str(pipeline.maybe_convert_prompt(text, pipeline.tokenizer)) if can_have_them else text
 
 
-def _encode(pipeline: Any, text: str, negative_prompt: str, *, has_guidance: bool) -> dict[str, Tensor]:
+def _encode(pipeline: Any, text: str, negative_text: str, *, has_guidance: bool) -> dict[str, Tensor]:
     """Let the pipeline embed the prompt as it always does, whatever it has of text encoders, LoRA and offloading."""
     encoded = pipeline.encode_prompt(
         prompt=text,
         device=pipeline._execution_device,  # `pipeline.device` is another one while models are offloaded
         num_images_per_prompt=1,
         do_classifier_free_guidance=has_guidance,
-        negative_prompt=negative_prompt or None,
+        negative_prompt=negative_text or None,
     )
     return {name: tensor for name, tensor in zip(_ENCODED, encoded, strict=False) if tensor is not None}
 
@@ -161,6 +175,11 @@ def _check_fits(pipeline: Any, subjects: Mapping[str, Subject], *, force: bool) 
         return
     name = str(pipeline.name_or_path or type(pipeline).__name__)
     encoders = [pipeline.text_encoder, *([pipeline.text_encoder_2] if hasattr(pipeline, "text_encoder_2") else [])]
+    if any(weight.is_meta for encoder in encoders for weight in encoder.parameters()):
+        raise BackboneError(
+            f"{name} has a text encoder without its weights, so no residual can be checked against it: instead of"
+            " enable_sequential_cpu_offload use enable_model_cpu_offload."
+        )
     probed = fingerprint(encoders, name, hash_weights=False)
     unsure = [residual for residual in residuals if not residual.encoder.fits(probed)]
     encoder = fingerprint(encoders, name) if unsure else probed

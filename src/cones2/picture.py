@@ -23,7 +23,7 @@ _PAPER, _INK, _GRAY, _LINE = "#ffffff", "#1f2328", "#59636e", "#d1d9e0"
 _MOST_LINES = 3
 
 
-def write_picture(path: Path, image: Image.Image, record: Mapping[str, object]) -> None:
+def write_picture(path: Path | str, image: Image.Image, record: Mapping[str, object]) -> None:
     """Write `image` to `path` as a PNG that carries `record`, anything JSON can hold, in an iTXt chunk keyed "cones2".
 
     A record of `picture_record` is also there as text, keyed "parameters", for other tools to read.
@@ -43,15 +43,16 @@ def write_picture(path: Path, image: Image.Image, record: Mapping[str, object]) 
         chunks.add_text(INFOTEXT_KEY, parameters)
     content = io.BytesIO()
     image.save(content, format="PNG", pnginfo=chunks)
-    write_atomically(path, content.getvalue())
+    write_atomically(Path(path), content.getvalue())
 
 
-def read_record(path: Path) -> dict[str, object]:
+def read_record(path: Path | str) -> dict[str, object]:
     """Return the record that `write_picture` put into the PNG file `path`, without decoding its pixels.
 
     Raises:
         PictureError: the file can't be read, is not a PNG, or holds no such record or a damaged one.
     """
+    path = Path(path)
     content = read_bounded(path, limit=LARGEST_PICTURE, error=PictureError)
     text = _record_text(path, content)
     if text is None:

@@ -28,6 +28,8 @@ _WEIGHT = re.compile(
     re.VERBOSE,
 )
 
+_ESCAPED = re.compile(r"\\([()\[\]])")
+
 Span = tuple[int, int]
 
 
@@ -76,7 +78,7 @@ class TokenizedPrompt:
 def check_no_weights(text: str) -> None:
     """Refuse the weights of other tools, which would be read as punctuation: `(dog:1.2)`, `((dog))`, `[dog]`.
 
-    Plain parentheses are text, as in `a dog (my own)`, and so is what follows a backslash.
+    Plain parentheses are text, as in `a dog (my own)`, and so is a bracket after a backslash.
 
     Raises:
         PromptError: there is one.
@@ -87,6 +89,11 @@ def check_no_weights(text: str) -> None:
             f"{found[0]!r} looks like a weight, and prompts have none here: use --strength (Subject.strength) for how"
             " much of a subject, and plain words for the rest."
         )
+
+
+def plain_text(text: str) -> str:
+    r"""Give what the model reads of a text: without the backslashes by which a bracket is plain text, `\[open\]`."""
+    return _ESCAPED.sub(r"\1", text)
 
 
 def parse_prompt(template: str, class_words: Mapping[str, str], *, require_all: bool = True) -> ParsedPrompt:
@@ -105,12 +112,12 @@ def parse_prompt(template: str, class_words: Mapping[str, str], *, require_all: 
     text, mentions, position = "", [], 0
     for match in _PLACEHOLDER.finditer(template):
         _check_placeholder(match, template, class_words)
-        text += template[position : match.start()]
+        text += plain_text(template[position : match.start()])
         class_word = class_words[match[1]]
         mentions.append(Mention(match[1], len(text), len(text) + len(class_word)))
         text += class_word
         position = match.end()
-    text += template[position:]
+    text += plain_text(template[position:])
     _check_no_brace_is_left(template)
     unused = sorted(class_words.keys() - {mention.name for mention in mentions})
     if require_all and unused:

@@ -14,7 +14,7 @@ from cones2.captions.corpus import check_class_word
 from cones2.errors import ResidualMismatchError, SettingsError
 from cones2.guidance.text import TextEdit, TimedAddition
 from cones2.layout.regions import Layout
-from cones2.prompts import TokenizedPrompt, Tokenizer, check_no_weights
+from cones2.prompts import TokenizedPrompt, Tokenizer, check_no_weights, plain_text
 from cones2.residual.residual import Residual
 
 _ALWAYS = (0.0, 1.0)
@@ -114,7 +114,7 @@ def edit_text(
     Raises:
         ResidualMismatchError: a class word has another number of tokens here than the residual has.
     """
-    negatives = {name: words(subject.negative) for name, subject in subjects.items() if subject.negative}
+    negatives = {name: words(plain_text(subject.negative)) for name, subject in subjects.items() if subject.negative}
     additions = []
     for name, subject in subjects.items():
         if subject.residual is not None and subject.during != _ALWAYS:

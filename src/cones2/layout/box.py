@@ -31,6 +31,8 @@ class Box:
         for low, high in (("xmin", "xmax"), ("ymin", "ymax")):
             if getattr(self, low) >= getattr(self, high):
                 raise LayoutError(f"{sides}: {low} is not less than {high}. Swap them, or make the box larger.")
+        for side, value in vars(self).items():
+            object.__setattr__(self, side, float(value))  # NumPy's and torch's numbers can't be written as JSON
 
     @property
     def center(self) -> tuple[float, float]:

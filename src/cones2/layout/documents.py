@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError, field_validator
 
+from cones2.checking import first_problem
 from cones2.errors import LayoutError
 from cones2.layout.box import Box
 from cones2.layout.masks import Mask
@@ -104,7 +105,7 @@ def read_regions(text: str, folder: Path | None = None) -> dict[str, Region]:
             return {name: _boxes(name, numbers) for name, numbers in boxes.items()}
         forms = _Shapes.model_validate(data).regions
     except ValidationError as error:
-        raise LayoutError(_first_problem(error)) from error
+        raise LayoutError(_explain(error)) from error
     return {name: _region(name, form, folder) for name, form in forms.items()}
 
 
@@ -136,11 +137,9 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    got = reprlib.repr(problem["input"])
-    return f"the layout JSON is wrong at {reprlib.repr(where)}: {problem['msg']}, got {got}. Expected {EXAMPLE}"
+def _explain(error: ValidationError) -> str:
+    place, message, got = first_problem(error)
+    return f"the layout JSON is wrong at {place!r}: {message}, got {got}. Expected {EXAMPLE}"
 
 
 def _is_one_box(boxes: object) -> bool:

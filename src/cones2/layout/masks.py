@@ -65,13 +65,13 @@ class Mask:
         return cls(clean.width, clean.height, clean.tobytes())
 
     @classmethod
-    def load(cls, path: Path) -> "Mask":
+    def load(cls, path: Path | str) -> "Mask":
         """Read a PNG, JPEG or WebP file, upright; its sizes are checked before it is decoded.
 
         Raises:
             LayoutError: it can't be read, is too large, damaged, no such picture, or black everywhere.
         """
-        return _decode(read_bounded(path, limit=LARGEST_FILE, error=LayoutError), origin=f"the mask {path}")
+        return _decode(read_bounded(Path(path), limit=LARGEST_FILE, error=LayoutError), origin=f"the mask {path}")
 
     @classmethod
     def from_base64(cls, text: str) -> "Mask":

@@ -1,18 +1,17 @@
 """A region: the place of one subject, any number of shapes, with its height in the pile, weight and softness."""
 
 import math
-import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from cones2.checking import is_name
 from cones2.errors import LayoutError
 from cones2.layout.box import Box
 from cones2.layout.shapes import Rest, Shape, bounds_of
 
 HIGHEST, HEAVIEST, SOFTEST = 100, 100.0, 0.5
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,10 @@ class Region:
         _check_range("z", self.z, -HIGHEST, HIGHEST)
         _check_range("weight", self.weight, 0, HEAVIEST)
         _check_range("feather", self.feather, 0, SOFTEST)
+        if self.z != int(self.z):
+            raise LayoutError(f"z {self.z} can't be used: expected a whole number.")
+        for name, kind in (("z", int), ("weight", float), ("feather", float)):
+            object.__setattr__(self, name, kind(getattr(self, name)))
 
     @property
     def bounds(self) -> Box:
@@ -96,7 +99,7 @@ def check_name(name: str) -> None:
     Raises:
         LayoutError: it can't.
     """
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         got = reprlib.repr(name)
         raise LayoutError(
             f"{got} can't name a region: expected up to 64 letters, digits and _, no digit first. Rename it."

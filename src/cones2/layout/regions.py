@@ -49,6 +49,10 @@ class Layout:
                 f"the layout takes {size:,} characters; expected at most {LARGEST_JSON:,}. Use fewer or plainer masks."
             )
 
+    def __reduce__(self) -> tuple[type["Layout"], tuple[dict[str, Region]]]:
+        """Let copies and other processes have it; a read-only mapping alone can't go there."""
+        return type(self), (dict(self.regions),)
+
     @classmethod
     def from_numbers(cls, regions: Mapping[str, Sequence[Sequence[float]]]) -> "Layout":
         """Build a layout of boxes from `[xmin, ymin, xmax, ymax]` lists by name.
@@ -79,12 +83,13 @@ class Layout:
         return write_regions(self.regions)
 
     @classmethod
-    def load(cls, path: Path) -> "Layout":
+    def load(cls, path: Path | str) -> "Layout":
         """Read a layout's JSON file, and the mask files that it names, beside it or below.
 
         Raises:
             LayoutError: a file can't be read, or its content makes no sense.
         """
+        path = Path(path)
         content = read_bounded(path, limit=MAX_CHARACTERS, error=LayoutError)
         try:
             return cls.from_json(content.decode("utf-8-sig"), folder=path.parent)
@@ -93,13 +98,13 @@ class Layout:
         except LayoutError as error:
             raise LayoutError(f"{path}: {error}") from error
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write a layout's JSON file, masks and all.
 
         Raises:
             OutputError: it can't be written.
         """
-        write_atomically(path, self.to_json().encode())
+        write_atomically(Path(path), self.to_json().encode())
 
     @property
     def names(self) -> tuple[str, ...]:

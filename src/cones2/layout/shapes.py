@@ -37,6 +37,7 @@ class Polygon:
                 )
         if max(abs(area) for area in self._triangles()) < _THINNEST:
             raise LayoutError("a polygon's points lie on one line: nothing is inside. Move one of them.")
+        object.__setattr__(self, "points", tuple((float(x), float(y)) for x, y in self.points))
 
     @property
     def bounds(self) -> Box:

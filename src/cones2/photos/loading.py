@@ -50,7 +50,7 @@ class Photo:
     mask: Image.Image | None = None
 
 
-def load_photos(source: Path | Sequence[Path], *, masks: Path | None = None) -> tuple[Photo, ...]:
+def load_photos(source: Path | str | Sequence[Path | str], *, masks: Path | str | None = None) -> tuple[Photo, ...]:
     """Read the photos in the folder `source`, sorted by name, or those listed, in the given order.
 
     In a folder, hidden files, sub-folders and files that are not pictures by their suffix are skipped; every picture
@@ -66,13 +66,15 @@ def load_photos(source: Path | Sequence[Path], *, masks: Path | None = None) -> 
         PhotoError: there is none or there are too many, or one is not a JPEG, PNG or WebP picture, is damaged, or is
             too large, too small or too long; or a mask is missing, empty, coloured or of another shape.
     """
-    paths = _pictures_in(source) if isinstance(source, Path) else tuple(source)
+    if isinstance(source, Path | str):
+        paths, nothing = _pictures_in(Path(source)), f"{source} holds no photos"
+    else:
+        paths, nothing = tuple(map(Path, source)), "no photos were given"
     if not paths:
-        place = f"{source} holds no photos" if isinstance(source, Path) else "no photos were given"
-        raise PhotoError(f"{place}; expected JPEG, PNG or WebP pictures of the subject, 3 to 5 do best.")
+        raise PhotoError(f"{nothing}; expected JPEG, PNG or WebP pictures of the subject, 3 to 5 do best.")
     if len(paths) > MOST_PHOTOS:
         raise PhotoError(f"{len(paths)} photos are too many; expected at most {MOST_PHOTOS}, 3 to 5 do best.")
-    return tuple(_load_photo(path, masks) for path in paths)
+    return tuple(_load_photo(path, None if masks is None else Path(masks)) for path in paths)
 
 
 def _load_photo(path: Path, masks: Path | None) -> Photo:

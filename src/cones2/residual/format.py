@@ -16,6 +16,7 @@ from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
 
+from cones2.checking import first_problem
 from cones2.errors import ResidualError
 
 TENSORS = ("text_encoder", "text_encoder_2")
@@ -132,7 +133,7 @@ def check_header(content: bytes) -> Metadata:
         ResidualError: anything is not exactly as `pack` writes it.
     """
     if not 8 <= len(content) <= MAX_FILE_BYTES:
-        raise ResidualError(f"it has {len(content)} bytes or more, expected 8 to {MAX_FILE_BYTES}.")
+        raise ResidualError(f"it has {len(content)} bytes, expected 8 to {MAX_FILE_BYTES}.")
     length = struct.unpack("<Q", content[:8])[0]
     if not 2 <= length <= min(MAX_HEADER_BYTES, len(content) - 8):
         raise ResidualError(f"its header claims {length} bytes, expected 2 to {MAX_HEADER_BYTES}, all in the file.")
@@ -159,9 +160,8 @@ def _validate(raw: Any) -> _Header1 | _Header2:
     try:
         return (_Header2 if _has_two_parts(raw) else _Header1).model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "header"
-        raise ResidualError(f"{place[:100]!r}: {first['msg']}.") from error
+        problem = first_problem(error)
+        raise ResidualError(f"{problem.place or 'header'!r}: {problem.message}.") from error
 
 
 def _has_two_parts(raw: Any) -> bool:

@@ -17,7 +17,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from cones2.errors import Cones2Warning, ResidualError, ResidualMismatchError, SettingsError
-from cones2.files import write_atomically
+from cones2.files import read_bounded, write_atomically
 from cones2.residual.format import MAX_FILE_BYTES, MAX_TOKENS, TENSORS, EncoderFields, check_header, pack
 
 _PROBE_TOLERANCE = 0.05  # half-precision copies of an encoder stay below 0.02, another encoder is near 1
@@ -130,28 +130,22 @@ class Residual:
             tool_version=self.tool_version,
         )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the file, all of it or nothing.
 
         Raises:
             OutputError: it can't be written there.
         """
-        write_atomically(path, self.to_bytes())
+        write_atomically(Path(path), self.to_bytes())
 
     @classmethod
-    def load(cls, path: Path) -> "Residual":
+    def load(cls, path: Path | str) -> "Residual":
         """Read a file that may come from anyone.
 
         Raises:
             ResidualError: it can't be read, or is not exactly a residual file of a known version.
         """
-        if path.exists() and not path.is_file():
-            raise ResidualError(f"can't read the residual {path}: it is not a file.")
-        try:
-            with path.open("rb") as file:
-                content = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise ResidualError(f"can't read the residual {path}: {error.strerror or error}.") from error
+        content = read_bounded(Path(path), limit=MAX_FILE_BYTES, error=ResidualError)
         return cls.from_bytes(content, origin=str(path))
 
     @classmethod
