@@ -1,6 +1,6 @@
 """Measure mini: `python recipes/mini/evaluate.py STAGE`.
 
-The stages are judge, plain, layout, identity, follow, sweep, ablations and ways.
+The stages are judge, plain, layout, identity, follow, guidance, sweep, ablations and ways.
 Each stage writes `results/STAGE.json`; `card` prints them as the model card's tables. Seeds are fixed; pictures are 20
 steps of DPM++.
 """
@@ -20,6 +20,7 @@ from cones2.subjects import Subject
 from evaluate_judge import evaluate_judge
 from evaluation_cases import SEED, Case, Known, any_known, colour_case, holds, relation_case, scene_case
 from examples import example_subjects, example_world
+from guidance import evaluate_guidance
 from judge import Judge
 from judge_data import judge_world
 from layouts import draw_with_layout, evaluate_ablations, evaluate_sweep
@@ -167,6 +168,7 @@ STAGES = {
     "layout": evaluate_layout,
     "identity": evaluate_identity,
     "follow": evaluate_follow,
+    "guidance": evaluate_guidance,
     "sweep": evaluate_sweep,
     "ablations": evaluate_ablations,
     "ways": evaluate_ways,

@@ -9,6 +9,7 @@ STAGES = {
     "layout": "With layout: each object in its right box, by how many there are",
     "identity": "Learned subjects, with layout: identity among 15 look-alikes, by how many there are",
     "follow": "The rest of the prompt, followed with residual and without",
+    "guidance": "Guidance",
     "sweep": "Strength of the layout",
     "ablations": "The layout's parts: in its right box, and pictures that show all",
     "ways": "Ways of learning, on half of the example subjects",

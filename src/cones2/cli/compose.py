@@ -104,7 +104,7 @@ def compose(
     guidance_rescale: Annotated[
         float | None,
         typer.Option(
-            help="Against over-saturated pictures: 0 is off, 0.7 usual.",
+            help="Against over-saturated colours: 0 is off, 0.7 usual.",
             metavar="X",
             show_default="0.0",
             rich_help_panel=MORE,

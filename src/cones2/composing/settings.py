@@ -24,7 +24,7 @@ class ComposeSettings:
         steps: of the scheduler.
         guidance_scale: classifier-free guidance; without effect, and without its cost, up to 1.
         guidance_rescale: how far to bring a guided prediction back to the spread of the prompt's own (arXiv:2305.08891,
-            Eq. 15 and 16): 0 not at all, 1 wholly. Where pictures come out over-saturated, their source says 0.7.
+            Eq. 15 and 16), against over-saturated colours: 0 not at all, 1 wholly. Their source says 0.7.
         layout_scale: multiplies the layout's strength; 0 turns it off.
         guided_steps: how many steps, from the first, the layout takes part in; None is all.
         layout_effect: `both`, or one alone, for ablations: `strengthen` subjects in their regions, or `weaken` others.
