@@ -4,7 +4,7 @@
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from composing_pairs import composing_pairs
@@ -25,18 +25,19 @@ def main() -> None:
     backbone = open_model(options.model, device=options.device, dtype=options.dtype)
     about = machine(backbone)
     count, steps = (3, 4) if options.quick else (options.pairs, 50)
-    timings = list(_measure_all(backbone, count=count, steps=steps))
+    pairs = [pair for pair in _pairs(backbone, steps=steps) if options.only in f"{pair.what}; {pair.against}"]
+    timings = list(_measure_all(pairs, count=count))
     about = {**about, "composing": f"{steps} steps, guidance scale 7.5, from prompt to picture"}
     print(as_markdown(timings, about))
-    if not options.quick:
+    if not (options.quick or options.only):
         make_folder(options.out)
         name = f"{backbone.name}-{backbone.device.type}"
         write_atomically(options.out / f"{name}.json", as_json(timings, about).encode())
         write_atomically(options.out / f"{name}.md", as_markdown(timings, about).encode())
 
 
-def _measure_all(backbone: Backbone, *, count: int, steps: int) -> Iterator[Timing]:
-    for pair in _pairs(backbone, steps=steps):
+def _measure_all(pairs: Sequence[Pair], *, count: int) -> Iterator[Timing]:
+    for pair in pairs:
         print(f"{count} pairs: {pair.what}; {pair.against}", flush=True)
         yield measure(pair, count)
 
@@ -51,6 +52,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model", default="mini", help=MODELS)
     parser.add_argument("--pairs", type=int, default=15, help="how often each pair is timed; an interval needs 6")
     parser.add_argument("--quick", action="store_true", help="3 pairs, pictures of 4 steps; writes nothing")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only pairs of this name; writes nothing")
     parser.add_argument("--device", help="cuda, mps or cpu; the best there is")
     parser.add_argument("--dtype", help="the UNet's; what suits the device")
     parser.add_argument("--out", type=Path, default=_HERE / "results", help="where the table and its JSON go")

@@ -12,10 +12,9 @@ from taught import Taught, flat, taught_subjects
 
 NAMES = ("rex", "mimi", "bobo", "kiki", "momo", "pako", "lulu", "turbo")
 COUNTS = (1, 2, 3)
-MINI, DIRECT = RECIPES["mini"], RECIPES["direct"]
+DIRECT = RECIPES["direct"]
 WAYS: Mapping[str, Recipe] = {
-    "mini": MINI,
-    "mini, 150 steps of 8": dataclasses.replace(MINI, steps=150, batch_size=8),
+    "mini": RECIPES["mini"],
     "direct": DIRECT,
     "direct, 300 steps": dataclasses.replace(DIRECT, steps=300),
     "direct, 50 steps of 8": dataclasses.replace(DIRECT, steps=50, batch_size=8),
