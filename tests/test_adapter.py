@@ -405,6 +405,10 @@ def test_a_refiner_is_refused(xl: Backbone) -> None:
     components["tokenizer"] = xl.tokenizer
     refiner = diffusers.StableDiffusionXLImg2ImgPipeline(**components, add_watermarker=False)
     refused(BackboneError, "StableDiffusionXLImg2ImgPipeline has no text_encoder, .* but no refiner", refiner)
+    half = diffusers.StableDiffusionXLPipeline(
+        **{**pipeline_of(xl).components, "text_encoder_2": None}, add_watermarker=False
+    )
+    refused(BackboneError, "StableDiffusionXLPipeline has no text_encoder_2, .* but no refiner", half)
 
 
 def test_a_text_encoder_without_its_weights_is_refused(own: Backbone) -> None:

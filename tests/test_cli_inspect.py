@@ -72,6 +72,8 @@ def test_a_picture(tmp_path: Path) -> None:
         "seed": 3,
         "layout": {"regions": {}},
     }
+    write_picture(path, Image.new("RGB", (8, 8)), told | {"kind": "residual", "file": "/elsewhere"})
+    assert json.loads(run("inspect", path, "--json").stdout) == told  # what it says of itself counts for nothing
     table = run("inspect", path).stdout
     assert "a {rex}" in table
     assert "layout.regions" in table

@@ -121,6 +121,8 @@ def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(
     assert not out.exists()
     assert "50 steps are taken already, and steps is 2. Resume with more" in refused(*command, "--resume")
     assert "seed is 1, but it began with 0" in refused(*command, "--steps", 100, "--seed", 1, "--resume")
+    assert f"a learning that was stopped waits in {checkpoints}: add --resume" in refused(*command)
+    assert list(checkpoints.glob("*.json"))
     shutil.rmtree(checkpoints)
     run(*command, "--resume")
     assert files_in(out.parent) == {"rex.safetensors"}

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from cones2.backbones import SCHEDULERS, Backbone, make_scheduler, open_backbone
+from cones2.composing.guiding import guide
 from cones2.composing.loop import compose
 from cones2.composing.records import picture_record
 from cones2.composing.sampler import ComposeStep
@@ -108,6 +109,41 @@ def test_settings_mean_what_they_mean_in_diffusers(tiny: Backbone, changes: dict
     expected = diffusers_pictures(tiny, settings, "a cat")
     assert all(map(same, pictures, expected))
     assert pictures[0].size == (settings.width, settings.height)
+
+
+# Guidance
+
+
+def test_half_of_guidance_s_parallel_part_by_hand() -> None:
+    # ᾱ = 0.36: the pictures of v = (0, 1), (1, 0) for latents (1, 1) are (0.6, -0.2) and (-0.2, 0.6); their difference
+    # (0.8, -0.8) lies along (0.6, -0.2) by 0.64 / 0.4, so its parallel part is (0.96, -0.32), the rest (-0.16, -0.48)
+    latents, prompt, nothing = (torch.tensor(pair).reshape(1, 2, 1, 1) for pair in ([1.0, 1.0], [0.0, 1.0], [1.0, 0.0]))
+    settings = ComposeSettings(guidance_scale=3.0, guidance_parallel=0.5)
+    guided = guide(nothing, prompt, latents=latents, alpha_bar=0.36, is_velocity=True, settings=settings)
+    picture = torch.tensor([0.6 + 2 * (-0.16 + 0.48), -0.2 + 2 * (-0.48 - 0.16)])
+    torch.testing.assert_close(0.6 * latents.flatten() - 0.8 * guided.flatten(), picture)
+
+
+@pytest.mark.parametrize("is_velocity", [True, False])
+def test_all_of_the_parallel_part_is_classifier_free_guidance(is_velocity: bool) -> None:
+    latents, prompt, nothing = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole, nearly = (ComposeSettings(guidance_parallel=share) for share in (1.0, 1 - 1e-9))
+    options: dict[str, Any] = {"latents": latents, "alpha_bar": 0.3, "is_velocity": is_velocity}
+    expected = nothing + 7.5 * (prompt - nothing)
+    assert guide(nothing, prompt, settings=whole, **options).equal(expected)
+    torch.testing.assert_close(guide(nothing, prompt, settings=nearly, **options), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_only_mini_s_subjects_lose_the_parallel_part_unasked(tiny: Backbone) -> None:
+    cfg, plain = small(guidance_parallel=1.0), {"rex": Subject("cat"), "cup": Subject("teapot")}
+    placed: dict[str, Any] = {"subjects": plain, "layout": LAYOUT}
+    guided = last(tiny, **placed, settings=cfg).latents
+    assert last(tiny, **placed).latents.equal(guided)
+    mini = dataclasses.replace(tiny, name="mini")
+    chosen = last(mini, **placed).latents
+    assert chosen.equal(last(mini, **placed, settings=small(guidance_parallel=0.0)).latents)
+    assert not chosen.equal(guided)
+    assert last(mini, "a cat").latents.equal(last(mini, "a cat", settings=cfg).latents)
 
 
 def test_untaught_subjects_and_an_empty_layout_change_nothing(tiny: Backbone) -> None:
@@ -433,6 +469,7 @@ def test_schedulers_must_be_known(tiny: Backbone) -> None:
         ({"seeds": (1, -1)}, "seed -1 can't be used: expected 0 to"),
         ({"steps": 0}, "steps 0 can't be used: expected 1 to 1000"),
         ({"guidance_scale": float("nan")}, "guidance scale nan can't be used: expected 0 to 1000"),
+        ({"guidance_parallel": -0.1}, "guidance parallel -0.1 can't be used: expected 0 to 1"),
         ({"guidance_rescale": 1.5}, "guidance rescale 1.5 can't be used: expected 0 to 1"),
         (
             {"guidance_scale": 1.0, "negative_prompt": "fog"},

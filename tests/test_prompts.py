@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cones2.backbones import Backbone
 from cones2.errors import Cones2Warning, PromptError
-from cones2.prompts import Mention, ParsedPrompt, Tokenizer, parse_prompt, token_span, tokenize_prompt
+from cones2.prompts import LONGEST_PROMPT, Mention, ParsedPrompt, Tokenizer, parse_prompt, token_span, tokenize_prompt
 
 WORDS = {"rex": "dog", "ted": "teddy bear", "cup": "mug"}
 
@@ -37,6 +37,12 @@ def test_a_subject_may_be_mentioned_twice() -> None:
 
 def test_a_prompt_without_subjects_is_itself() -> None:
     assert parse_prompt("a dog-sized cat's 2 balls", {}) == ParsedPrompt("a dog-sized cat's 2 balls", ())
+
+
+def test_a_prompt_has_an_end() -> None:
+    assert parse_prompt("a" * LONGEST_PROMPT, {}).text == "a" * LONGEST_PROMPT
+    with pytest.raises(PromptError, match="the prompt has 10,001 characters; expected at most 10,000"):
+        parse_prompt("{rex} " * 1666 + "     ", {"rex": "dog"})
 
 
 def test_punctuation_may_touch() -> None:

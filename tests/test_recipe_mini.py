@@ -230,7 +230,7 @@ def test_phrases_have_the_class_words_article():
 
 def test_a_case_names_each_subject_once_and_gives_it_a_box():
     rng = np.random.default_rng(5)
-    case = scene_case(rng, any_known(rng, 3), (0, 1), [(1.0, 1.0)] * len(CLASSES))
+    case = scene_case(rng, any_known(rng, 3), (0, 1), in_boxes=True)
     parsed = parse_prompt(case.prompt, {name: subject.class_word for name, subject in case.subjects.items()})
     assert [mention_.name for mention_ in parsed.mentions] == list(case.layout.names)
     assert [CLASSES[wanted.class_index].word for wanted in case.wanted] == [

@@ -310,6 +310,7 @@ def test_a_weight_multiplies_its_subjects_gain_alone() -> None:
     ("settings", "message"),
     [
         ({"z": 101}, "z 101 can't be used: expected -100 to 100"),
+        ({"z": 10**400}, r"z 1000\d*\.\.\.\d*000 can't be used: expected -100 to 100"),
         ({"weight": -0.5}, "weight -0.5 can't be used: expected 0 to 100"),
         ({"weight": float("nan")}, "weight nan can't be used"),
         ({"feather": 0.6}, "feather 0.6 can't be used: expected 0 to 0.5"),

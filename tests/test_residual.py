@@ -278,6 +278,8 @@ HOSTILE = {
     "17 tokens": meta("tokens", json.dumps(["a"] * 17)),
     "tokens are no list": meta("tokens", '"ab"'),
     "tokens are numbers": meta("tokens", "[1, 2]"),
+    "tokens are half a character": meta("tokens", "\ud800"),
+    "a token is half a character": meta("tokens", '["a", "\\ud800"]'),
     "tokens not packed": meta("tokens", ["a", "b"]),
     "another width": encoder(width=6),
     "width is a string": encoder(width="5"),

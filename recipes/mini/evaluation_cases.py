@@ -41,10 +41,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Known:
-    """Somebody that a case can be about: a class, perhaps a residual and a reference of its looks."""
+    """Somebody that a case can be about: a class, perhaps a residual and a reference of its looks.
+
+    Attributes:
+        subject: what is asked for.
+        wanted: what should be seen.
+        shape: width and height, the longer 1, of the box that someone would draw for it.
+    """
 
     subject: Subject
     wanted: Wanted
+    shape: tuple[float, float] = (1.0, 1.0)
 
 
 def class_shapes(atlas: SpriteAtlas) -> list[tuple[float, float]]:
@@ -78,26 +85,29 @@ def _apart(boxes: np.ndarray) -> bool:
     )
 
 
-def any_known(rng: np.random.Generator, count: int) -> list[Known]:
-    """Untaught classes, all different."""
+def any_known(
+    rng: np.random.Generator, count: int, shapes: Sequence[tuple[float, float]] = ((1.0, 1.0),) * len(CLASSES)
+) -> list[Known]:
+    """Untaught classes, all different, of these shapes by class."""
     kinds = rng.choice(len(CLASSES), count, replace=False).tolist()
-    return [Known(Subject(CLASSES[kind].word), Wanted(kind)) for kind in kinds]
+    return [Known(Subject(CLASSES[kind].word), Wanted(kind), shapes[kind]) for kind in kinds]
 
 
 def scene_case(
     rng: np.random.Generator,
     known: Sequence[Known],
     seeds: tuple[int, ...],
-    shapes: Sequence[tuple[float, float]] | None = None,
+    *,
+    in_boxes: bool = False,
 ) -> Case:
-    """Everybody in one scene; with `shapes` of the classes, also a layout."""
+    """Everybody in one scene, by words alone or `in_boxes`."""
     scene = str(rng.choice([*SCENES, ""]))
     names = NAMES[: len(known)]
     phrases = [mention(one.wanted.class_index, name) for one, name in zip(known, names, strict=True)]
     prompt = f"{join(phrases)} {SCENES.get(scene, '')}".strip()
     wanted, layout = tuple(one.wanted for one in known), None
-    if shapes is not None:
-        boxes = draw_boxes(rng, [shapes[one.class_index] for one in wanted])
+    if in_boxes:
+        boxes = draw_boxes(rng, [one.shape for one in known])
         layout = Layout.from_numbers({name: [box] for name, box in zip(names, boxes, strict=True)})
         wanted = tuple(Wanted(one.class_index, box, one.identity) for one, box in zip(wanted, boxes, strict=True))
     subjects = {name: one.subject for name, one in zip(names, known, strict=True)}

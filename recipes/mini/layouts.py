@@ -30,7 +30,7 @@ ABLATIONS = {
 def draw_with_layout(studio: Studio, count: int, settings: ComposeSettings = SETTINGS) -> list[Seen]:
     """Scenes of untaught words, each with a random box."""
     rng, shapes = np.random.default_rng([SEED, 2, count]), class_shapes(studio.atlas)
-    cases = [scene_case(rng, any_known(rng, count), seeds, shapes) for seeds in studio.seeds()]
+    cases = [scene_case(rng, any_known(rng, count, shapes), seeds, in_boxes=True) for seeds in studio.seeds()]
     return list(studio.draw(cases, settings))
 
 

@@ -9,11 +9,13 @@ import torch
 
 from cones2.residual.residual import Residual
 from cones2.subjects import Subject
-from evaluation_cases import Case, Known, class_shapes, scene_case
+from evaluation_cases import Case, Known, scene_case
 from examples import FOLDER, ExampleSubject
+from judge_data import visible_box
 from lookalikes import Describe, LineUp, draw_lookalikes, draw_pool, histograms, line_up
 from metrics import Wanted, at_place, is_nearest
 from studio import Seen, Studio
+from world import Instance, Placed, Scene, World
 
 SEED = 9100
 
@@ -28,11 +30,11 @@ class Taught:
     baselines: Sequence[LineUp]
 
     def draw_cases(self, studio: Studio, count: int) -> tuple[list[list[int]], list[Case]]:
-        """For each picture who is in it, and the cases, each with a layout."""
-        rng, shapes, who, cases = np.random.default_rng([SEED, 1, count]), class_shapes(studio.atlas), [], []
+        """For each picture who is in it, and the cases, each with a layout of boxes with the subjects' proportions."""
+        rng, who, cases = np.random.default_rng([SEED, 1, count]), [], []
         for seeds in studio.seeds():
             chosen = rng.choice(len(self.known), count, replace=False).tolist()
-            cases.append(scene_case(rng, [self.known[index] for index in chosen], seeds, shapes))
+            cases.append(scene_case(rng, [self.known[index] for index in chosen], seeds, in_boxes=True))
             who += [chosen] * len(seeds)
         return who, cases
 
@@ -75,8 +77,17 @@ def taught_subjects(
         embedded.append(line_up(studio.world, example.instance, others, rng, studio.judge.embed))
         baselines.append(line_up(studio.world, example.instance, others, rng, histograms))
         wanted = Wanted(example.class_index, None, embedded[-1].own)
-        known.append(Known(Subject(example.class_word, residual), wanted))
+        known.append(Known(Subject(example.class_word, residual), wanted, drawn_shape(studio.world, example.instance)))
     return Taught(chosen, known, embedded, baselines)
+
+
+def drawn_shape(world: World, instance: Instance) -> tuple[float, float]:
+    """Width and height of an individual as drawn upright, the longer 1."""
+    left, top, right, bottom = visible_box(
+        world.render([Scene("", 0, (Placed(instance, 0.5, 0.5, 0.9),))], 128).masks[0, 0]
+    )
+    longer = max(right - left, bottom - top)
+    return (right - left) / longer, (bottom - top) / longer
 
 
 def _identified(one: Seen, wanted: Wanted, line: LineUp, describe: Describe) -> bool:

@@ -230,6 +230,7 @@ def main() -> None:
     parser.add_argument("--forced", type=float, default=0.5, help="share denoised under a layout of the true boxes")
     parser.add_argument("--draws", type=int, default=4, help="noises for each caption")
     parser.add_argument("--centre", type=float, default=0.45, help="where most timesteps are drawn, in 0..1")
+    parser.add_argument("--bfloat16", action="store_true", help="multiply in bfloat16, where the processor can")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--pool", type=int, default=6000)
     parser.add_argument("--fresh", type=float, default=0.25, help="new scenes a step, as a share of the batch")
@@ -270,7 +271,8 @@ def main() -> None:
             (step + 1) / 200, 0.03 + 0.97 * 0.5 * (1 + np.cos(np.pi * elapsed / limit))
         )
         optimizer.param_groups[0]["lr"] = rate
-        loss, parts = objective.loss(mini, compiled, pool.batch(arguments.batch))
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.bfloat16):
+            loss, parts = objective.loss(mini, compiled, pool.batch(arguments.batch))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(mini.parameters(), 1.0)

@@ -16,8 +16,8 @@ DIRECT = RECIPES["direct"]
 WAYS: Mapping[str, Recipe] = {
     "mini": RECIPES["mini"],
     "direct": DIRECT,
-    "direct, 300 steps": dataclasses.replace(DIRECT, steps=300),
-    "direct, 50 steps of 8": dataclasses.replace(DIRECT, steps=50, batch_size=8),
+    "direct, 100 steps": dataclasses.replace(DIRECT, steps=100),
+    "direct, 150 steps of 8": dataclasses.replace(DIRECT, steps=150, batch_size=8),
 }
 STRENGTHS = (0.5, 0.75)
 

@@ -127,7 +127,8 @@ def _check_pipeline(pipeline: Any) -> None:
             f"{type(pipeline.scheduler).__name__} has no alphas_cumprod, which tell how noisy a step is: set another"
             " scheduler, such as DDIMScheduler or DPMSolverMultistepScheduler."
         )
-    for part in ("tokenizer", "text_encoder"):  # Stable Diffusion XL's refiner has the second ones alone
+    seconds = [part for part in ("tokenizer_2", "text_encoder_2") if hasattr(pipeline, part)]
+    for part in ("tokenizer", "text_encoder", *seconds):  # Stable Diffusion XL's refiner has the second ones alone
         if getattr(pipeline, part, None) is None:
             raise BackboneError(f"{kind} has no {part}, which embeds the prompt: expected {_KNOWN}, but no refiner.")
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pydantic
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
 class Problem(NamedTuple):
@@ -26,3 +27,8 @@ def first_problem(error: pydantic.ValidationError) -> Problem:
 def is_name(text: str) -> bool:
     """Whether a text can name a subject: up to 64 letters, digits and underscores, no digit first."""
     return _NAME.fullmatch(text) is not None
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text could be the id of a repository of the Hub, `owner/name`."""
+    return _HUB_ID.fullmatch(text) is not None

@@ -11,6 +11,11 @@ from pathlib import Path
 from cones2.errors import Cones2Error, OutputError
 
 
+def expanded(path: Path | str) -> Path:
+    """Put the user's home in place of `~`; `~nobody`, at which pathlib's own way fails, stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def read_bounded(path: Path, *, limit: int, error: type[Cones2Error]) -> bytes:
     """Return the bytes of `path`, a regular file of at most `limit` bytes.
 

@@ -1,6 +1,7 @@
 """Subjects on the Hugging Face Hub: a repository with a residual, its model card and, if you like, a sample picture."""
 
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
+from cones2.checking import is_hub_id
 from cones2.errors import Cones2Error, HubError, PictureError, SettingsError
 from cones2.files import make_folder, read_bounded, write_atomically
 from cones2.library import check_name
@@ -22,7 +24,6 @@ RESIDUAL_FILE = "residual.safetensors"
 SAMPLE_FILE = "sample.png"
 CARD_FILE = "README.md"
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _TAGS = ("cones2", "text-to-image", "stable-diffusion", "personalization", "multi-subject")
 
@@ -60,8 +61,14 @@ class Publication:
             raise PictureError(f"{self.sample} is not a picture of subjects: expected one that 'cones2 compose' wrote.")
 
     def card(self, repo_id: str) -> ModelCard:
-        """Give the model card for a repository: what it is, what it fits, and how to use it."""
-        base_model = self.base_model or _hub_id(self.residual.encoder.name)
+        """Give the model card for a repository: what it is, what it fits, and how to use it.
+
+        Raises:
+            HubError: the repository's name does not look like one.
+        """
+        _check_repo_id(repo_id)
+        learned_on = self.residual.encoder.name
+        base_model = self.base_model or (learned_on if is_hub_id(learned_on) else None)
         extra: dict[str, Any] = {"base_model_relation": "adapter"} if base_model else {}
         if self.sample:
             extra["widget"] = [{"text": self._sample_text(), "output": {"url": SAMPLE_FILE}}]
@@ -80,11 +87,13 @@ class Publication:
         """Write what the repository will hold.
 
         Raises:
+            HubError: the repository's name does not look like one.
             OutputError: the folder can't be written.
         """
+        card = self.card(repo_id)
         make_folder(folder)
         self.residual.save(folder / RESIDUAL_FILE)
-        write_atomically(folder / CARD_FILE, str(self.card(repo_id)).encode())
+        write_atomically(folder / CARD_FILE, str(card).encode())
         if self.sample is not None:
             content = read_bounded(self.sample, limit=LARGEST_PICTURE, error=PictureError)
             write_atomically(folder / SAMPLE_FILE, content)
@@ -95,7 +104,7 @@ class Publication:
     def _text(self, repo_id: str, base_model: str | None) -> str:
         residual, name = self.residual, self.name
         model = base_model or residual.encoder.name
-        asked = "" if model == "mini" else f" --model {_plain(model)}"
+        asked = "" if model == "mini" else f" --model {shlex.quote(_plain(model))}"
         how = "\n".join(f"| {_plain(key)} | {_plain(str(value))} |" for key, value in sorted(residual.recipe.items()))
         sample = f"![A picture of it]({SAMPLE_FILE})\n\n*{_plain(self._sample_text())}*\n\n" if self.sample else ""
         return f"""# {name}, a {_plain(residual.class_word)}
@@ -170,7 +179,7 @@ def name_for(repo_id: str) -> str:
 
 
 def _check_repo_id(repo_id: str) -> None:
-    if not _REPO_ID.fullmatch(repo_id):
+    if not is_hub_id(repo_id):
         raise HubError(f"{repo_id[:100]!r} is no repository of the Hub: expected OWNER/NAME.")
 
 
@@ -191,10 +200,6 @@ def _asking(repo_id: str) -> Iterator[None]:
         raise HubError(
             f"the Hub did not take or give {repo_id}: {lines[0].rstrip('.')}. Check the network and your login."
         ) from error
-
-
-def _hub_id(name: str) -> str | None:
-    return name if _REPO_ID.fullmatch(name) else None
 
 
 def _slug(text: str) -> str:

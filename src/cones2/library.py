@@ -11,7 +11,7 @@ import platformdirs
 
 from cones2.checking import is_name
 from cones2.errors import Cones2Error, LibraryError
-from cones2.files import held, make_folder
+from cones2.files import expanded, held, make_folder
 from cones2.residual.residual import Residual
 
 FOLDER_VARIABLE = "CONES2_LIBRARY"
@@ -58,10 +58,10 @@ class Library:
     folder: Path
 
     @classmethod
-    def open(cls, folder: Path | None = None) -> "Library":
+    def open(cls, folder: Path | str | None = None) -> "Library":
         """Give the library in `folder`, else in $CONES2_LIBRARY, else in the user's data folder."""
         named = folder or os.environ.get(FOLDER_VARIABLE)
-        return cls(Path(named).expanduser() if named else platformdirs.user_data_path("cones2") / "subjects")
+        return cls(expanded(named) if named else platformdirs.user_data_path("cones2") / "subjects")
 
     def entries(self) -> Iterator[Entry]:
         """Read all files, sorted by name; a broken one says why.
@@ -134,6 +134,7 @@ class Library:
 
         Raises:
             LibraryError: the name is not one, or none of the library's, or its file can't be deleted.
+            OutputError: the folder can't be written.
         """
         path = self.path_of(name)
         if not path.parent.is_dir():

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from cones2.errors import Cones2Warning, PromptError
 
+LONGEST_PROMPT = 10_000
+"""Characters of a prompt, which may be a stranger's; no model reads a tenth of them."""
+
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _JOINS_WORDS = "-'\u2019\u2010\u2011"
 _WEIGHT = re.compile(
@@ -106,8 +109,10 @@ def parse_prompt(template: str, class_words: Mapping[str, str], *, require_all: 
 
     Raises:
         PromptError: a brace is unmatched, a name is empty, unknown or not mentioned, text touches a placeholder, or
-            something is weighed.
+            something is weighed; or the prompt is longer than LONGEST_PROMPT.
     """
+    if len(template) > LONGEST_PROMPT:
+        raise PromptError(f"the prompt has {len(template):,} characters; expected at most {LONGEST_PROMPT:,}.")
     check_no_weights(template)
     text, mentions, position = "", [], 0
     for match in _PLACEHOLDER.finditer(template):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cones2.authors.colours import Colour, absence, parse_colour, read_masks
 from cones2.authors.tensor import AuthorsFile, read_authors_file
+from cones2.checking import first_problem
 from cones2.errors import Cones2Warning, SettingsError
 from cones2.files import read_bounded
 from cones2.layout.masks import Mask
@@ -73,7 +74,7 @@ class OfficialConfig:
     weight_negative: float
 
     @classmethod
-    def load(cls, path: Path) -> "OfficialConfig":
+    def load(cls, path: Path | str) -> "OfficialConfig":
         """Read a config, its layout picture and its residuals, all of which may come from anyone.
 
         Paths in it are relative to its own folder, or else to the working folder. Like the authors' script it draws
@@ -85,6 +86,7 @@ class OfficialConfig:
             LayoutError: a colour makes no sense, or the picture can't be used.
             ResidualError: a residual is not the tensor that the authors' script saves.
         """
+        path = Path(path)
         entry = _read_entry(path)
         colours = {parse_colour(text): place for text, place in entry.color_context.items()}
         picture = _find(entry.layout, path)
@@ -111,11 +113,10 @@ def _read_entry(path: Path) -> _Entry:
     try:
         entries = TypeAdapter(list[_Entry]).validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])[:100]
-        at = f" at {place!r}" if place else ""
+        problem = first_problem(error)
+        at = f" at {problem.place!r}" if problem.place else ""
         raise SettingsError(
-            f"{path} is no config of the authors' script{at}: {first['msg']}. Expected their"
+            f"{path} is no config of the authors' script{at}: {problem.message}. Expected their"
             " guidance_config_example.json with values of your own."
         ) from error
     if not entries:

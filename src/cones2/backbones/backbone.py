@@ -116,6 +116,11 @@ class Backbone:
         """Name of the recipe that suits this model when the user names none."""
         return "direct" if self.name == "mini" else "paper"
 
+    @property
+    def guidance_parallel(self) -> float:
+        """What share of guidance's part along a picture of subjects suits this model, when the user names none."""
+        return 0.0 if self.name == "mini" else 1.0
+
     @cached_property
     def encoder_id(self) -> EncoderId:
         """The text encoders' fingerprint: what a residual fits. Computed once, when first asked for."""

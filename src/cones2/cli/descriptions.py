@@ -25,7 +25,7 @@ def describe(file: Path) -> dict[str, Any]:
     """
     content = read_bounded(file, limit=LARGEST_PICTURE, error=PictureError)
     if content.startswith(_PNG):
-        return {"file": str(file), "kind": "picture", **read_record(file)}
+        return {**read_record(file), "file": str(file), "kind": "picture"}
     return {"file": str(file), "kind": "residual", **_describe_residual(Residual.from_bytes(content, origin=str(file)))}
 
 

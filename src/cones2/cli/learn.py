@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cones2.checking import is_name
 from cones2.cli.console import print_json, say
 from cones2.cli.options import MORE, Device, Dtype, Json, Model, ModelConfig, SaveMemory
 from cones2.cli.progress import waiting
@@ -97,7 +98,7 @@ def learn(
 
 
 def _next_command(residual: Path, model: str, model_config: str | None) -> str:
-    name = residual.stem if residual.stem.isidentifier() else "it"
+    name = residual.stem if is_name(residual.stem) else "it"
     command = ["cones2", "compose", f"a {{{name}}} on the beach", "--subject", f"{name}={residual}"]
     command += ["--model", model] if model != "mini" else []
     command += ["--model-config", model_config] if model_config is not None else []

@@ -1,6 +1,5 @@
 """What `cones2 learn` does: check the order, learn under a bar, write the residual."""
 
-import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from cones2.cli.outputs import check_file
 from cones2.cli.watching import Looks
 from cones2.errors import CaptionError, Cones2Warning, LearningError
 from cones2.files import make_folder
+from cones2.learning.checkpoints import remove_checkpoints
 from cones2.learning.loop import displacement, held_out_captions, learn
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.photos import Photo, PhotoReport, load_photos, photo_report
@@ -74,7 +74,7 @@ class Lesson:
         captions = self.captions or captions_for(self.class_word, count=recipe.caption_count, lexicon=backbone.lexicon)
         judged = self._judge(backbone)
         make_folder(self.out.parent)
-        with _checkpoints_beside(self.out) as folder:
+        with _checkpoints_beside(self.out, resume=resume) as folder:
             steps = learn(
                 backbone,
                 self.photos,
@@ -139,9 +139,17 @@ class Lesson:
 
 
 @contextmanager
-def _checkpoints_beside(out: Path) -> Iterator[Path]:
-    """Give the hidden folder of checkpoints; remove it after success, or where none was made."""
+def _checkpoints_beside(out: Path, *, resume: bool) -> Iterator[Path]:
+    """Give the hidden folder of checkpoints; remove it after success, or where none was made.
+
+    Raises:
+        LearningError: it holds some already, and they are not to be resumed from.
+    """
     folder = out.parent / f".{out.stem}.learning"
+    if not resume and any(folder.glob("step-*.json")):
+        raise LearningError(
+            f"a learning that was stopped waits in {folder}: add --resume to go on from it, or delete that folder."
+        )
     try:
         yield folder
     except LearningError:  # the last good state is kept, and the folder may be another learner's
@@ -150,6 +158,6 @@ def _checkpoints_beside(out: Path) -> Iterator[Path]:
         if any(folder.glob("step-*.json")):
             error.add_note("The last checkpoint is kept: run the same command with --resume to go on from it.")
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_checkpoints(folder)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_checkpoints(folder)

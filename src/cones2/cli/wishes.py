@@ -42,7 +42,7 @@ class Wish:
         made = None if source is None else PictureRecord.load(source)
         if made and prompt is not None:
             made = made.naming(frozenset(name for name in made.subjects if f"{{{name}}}" in prompt))
-        return cls(prompt or (made.prompt if made else ""), made, Library.open(library))
+        return cls(made.prompt if made and prompt is None else prompt or "", made, Library.open(library))
 
     def subjects(
         self, learned: Sequence[str], plain: Sequence[str], *, strengths: Sequence[str]

@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 
 import pydantic
 
+from cones2.checking import first_problem
 from cones2.composing.settings import ComposeSettings
 from cones2.errors import SettingsError
 from cones2.residual.residual import Residual
@@ -94,8 +95,8 @@ def parse_values(name: str, texts: Sequence[str]) -> tuple[Any, ...]:
     try:
         values = tuple(kind.validate_python(text) for text in texts)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise SettingsError(f"{name} can't be {first['input']!r}: {first['msg']}.") from error
+        problem = first_problem(error)
+        raise SettingsError(f"{name} can't be {problem.got}: {problem.message}.") from error
     return tuple((level,) for level in values) if name == "layout_levels" else values
 
 

@@ -5,6 +5,7 @@ embedding, a layout the cross-attention, and each costs next to nothing.
 """
 
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cones2.arranging.relations import warn_of_contradictions
@@ -59,6 +60,8 @@ def compose(
         if subject.residual is not None:
             subject.residual.check_fits(backbone.encoder_id, force=settings.force)
     check_negatives(subjects, layout, guidance_scale=settings.guidance_scale)
+    if settings.guidance_parallel is None and (layout or any(subject.residual for subject in subjects.values())):
+        settings = replace(settings, guidance_parallel=backbone.guidance_parallel)
     scheduler = _start_scheduler(backbone, settings)
     shape = latent_shape(backbone, settings)
     negative = tokenize_negative(backbone, settings)

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 
 from cones2.backbones import Backbone
+from cones2.checking import first_problem
 from cones2.composing.settings import ComposeSettings
 from cones2.errors import Cones2Error, PictureError
 from cones2.layout.regions import Layout
@@ -136,7 +137,7 @@ class PictureRecord:
     versions: Mapping[_Library, str]
 
     @classmethod
-    def load(cls, path: Path) -> "PictureRecord":
+    def load(cls, path: Path | str) -> "PictureRecord":
         """Read the record of a picture that may come from anyone.
 
         Raises:
@@ -211,10 +212,10 @@ def _parse(kind: type[Parsed], value: Mapping[str, object], *, place: str = "") 
     try:
         return pydantic.TypeAdapter(kind).validate_json(json.dumps(value))
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in (place, *first["loc"]) if part != "")[:100]
+        problem = first_problem(error)
+        where = ".".join(part for part in (place, problem.place) if part)[:100]
         raise PictureError(
-            f"its record is wrong at {where!r}: {first['msg']}; expected what this version of cones2 writes."
+            f"its record is wrong at {where!r}: {problem.message}; expected what this version of cones2 writes."
         ) from error
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
 from cones2.backbones import Backbone
+from cones2.composing.guiding import guide
 from cones2.composing.official import EulerSampler, Latents
 from cones2.composing.settings import ComposeSettings
 from cones2.errors import SettingsError
@@ -156,13 +156,12 @@ class Sampler:
         copies = len(self._embeddings) // len(latents)
         rows = torch.cat([latents] * copies)
         predictions = self._backbone.predict(rows, timestep, self._embeddings, self._added).chunk(copies)
-        prediction = predictions[0]
-        if copies == 2:
-            unconditional, conditional = predictions
-            prediction = unconditional + self._settings.guidance_scale * (conditional - unconditional)
-            if self._settings.guidance_rescale > 0:
-                rescaled: Tensor = rescale_noise_cfg(  # type: ignore[no-untyped-call]
-                    prediction, conditional, self._settings.guidance_rescale
-                )
-                return rescaled
-        return prediction
+        if copies == 1:
+            return predictions[0]
+        return guide(
+            *predictions,
+            latents=latents,
+            alpha_bar=float(self._scheduler.alphas_cumprod[round(float(timestep))]),
+            is_velocity=self._backbone.prediction_type == "v_prediction",
+            settings=self._settings,
+        )

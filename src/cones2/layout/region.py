@@ -1,6 +1,5 @@
 """A region: the place of one subject, any number of shapes, with its height in the pile, weight and softness."""
 
-import math
 import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -107,5 +106,5 @@ def check_name(name: str) -> None:
 
 
 def _check_range(what: str, value: float | int, lowest: float | int, highest: float | int) -> None:
-    if not (math.isfinite(value) and lowest <= value <= highest):
-        raise LayoutError(f"{what} {value} can't be used: expected {lowest:g} to {highest:g}.")
+    if not lowest <= value <= highest:  # NaN is in no range
+        raise LayoutError(f"{what} {reprlib.repr(value)} can't be used: expected {lowest:g} to {highest:g}.")

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from cones2.errors import LearningError
+from cones2.errors import LearningError, OutputError
 from cones2.files import held, make_folder, write_atomically
 
 _FORMAT = 1
@@ -104,6 +105,12 @@ class Checkpoints:
                     f"can't resume from {self.folder}: {name} is {value}, but it began with {before.get(name)}."
                     " Resume with what it began with, or begin again without resuming."
                 )
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove a learning's folder, unless it is not there or another learner is at work in it."""
+    with contextlib.suppress(BlockingIOError, OutputError), held(folder / "lock", wait=False):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _delete(paths: Iterable[Path]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import pydantic
 from pydantic import Field
 
+from cones2.checking import first_problem
 from cones2.errors import Cones2Error, SettingsError
 from cones2.files import read_bounded
 from cones2.learning.recipe import Recipe, find_recipe
@@ -47,21 +48,21 @@ class Assignment:
         check_name(self.name)
 
 
-def read_manifest(path: Path) -> tuple[Assignment, ...]:
+def read_manifest(path: Path | str) -> tuple[Assignment, ...]:
     """Read a manifest; its paths are relative to its own folder.
 
     Raises:
         SettingsError: it can't be read, has no subjects, an unknown key, or a value that can't be used.
     """
+    path = Path(path)
     content = read_bounded(path, limit=LARGEST_MANIFEST, error=SettingsError)
     try:
         fields = _Manifest.model_validate(tomllib.loads(content.decode()))
         assignments = tuple(_assign(name, fields, path.parent) for name in fields.subjects)
         _check_cases(assignments)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])[:100]
-        raise SettingsError(f"{path} is wrong at {place!r}: {first['msg']}. Expected {_EXAMPLE}.") from error
+        problem = first_problem(error)
+        raise SettingsError(f"{path} is wrong at {problem.place!r}: {problem.message}. Expected {_EXAMPLE}.") from error
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path} is no TOML: {error}. Expected {_EXAMPLE}.") from error
     except Cones2Error as error:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -13,6 +12,7 @@ from typing import Literal
 from cones2.backbones import Backbone
 from cones2.captions.corpus import captions_for, check_class_word, read_captions
 from cones2.errors import Cones2Error, ResidualError, SettingsError
+from cones2.learning.checkpoints import remove_checkpoints
 from cones2.learning.lesson import hash_of, how_learned, model_settings
 from cones2.learning.loop import LearnStep, learn
 from cones2.learning.manifest import Assignment
@@ -133,6 +133,7 @@ def _learn(backbone: Backbone, assignment: Assignment, library: Library, *, save
     with closing(steps):
         for step in steps:
             if step.step == step.steps:
+                steps.close()  # which gives its checkpoints free
                 library.add(assignment.name, step.residual, replace=True)
                 _remove_checkpoints(library.folder, assignment.name)
             yield step
@@ -195,7 +196,7 @@ def _load_sound(path: Path) -> Residual | None:
 def _remove_checkpoints(folder: Path, name: str) -> None:
     """Remove those of a finished subject, older lessons' too."""
     for checkpoints in folder.glob(f".{name}-*.learning"):
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        remove_checkpoints(checkpoints)
 
 
 def _explain(error: Exception) -> str:

@@ -152,7 +152,7 @@ def _unpack(raw: Any) -> Any:
     metadata = {key.removeprefix(_PREFIX): value for key, value in raw["__metadata__"].items()}
     for key in _JSON_KEYS:
         if isinstance(metadata.get(key), str):
-            metadata[key] = _from_json(metadata[key].encode())
+            metadata[key] = _from_json(metadata[key])
     return {**raw, "__metadata__": metadata}
 
 
@@ -183,7 +183,7 @@ def _check_data(header: _Header1 | _Header2, data_bytes: int) -> None:
         raise ResidualError(f"it holds {data_bytes} bytes of numbers, its header says {start}.")
 
 
-def _from_json(text: bytes) -> Any:
+def _from_json(text: bytes | str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
