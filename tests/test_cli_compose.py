@@ -276,7 +276,7 @@ def test_a_layout_that_contradicts_the_prompt_is_told(rex: Path, small_folder: P
     ("option", "message"),
     [
         ("--place cup=nowhere", "'nowhere' says no place: expected words of left, right"),
-        ("--place rex=left", "--place and another region both place 'rex': leave one out"),
+        ("--place rex=left", "--place and another option both place 'rex': leave one out"),
         ("--place ball=left", "a region is for 'ball', which is no --subject or --plain"),
         ("--layout-effect strong", "unknown layout effect 'strong'"),
         ("--guided-steps -1", "guided steps -1 can't be used"),
@@ -322,11 +322,15 @@ def test_nothing_to_save(rex: Path) -> None:
     assert "--save-layout has nothing to save" in compose_refused(rex, "--save-layout", rex.parent / "layout.json")
 
 
-def test_a_box_and_a_layout_file_for_one_subject(rex: Path, tmp_path: Path) -> None:
-    layout = tmp_path / "beach.json"
-    Layout.from_numbers({"rex": [(0.0, 0.0, 1.0, 1.0)]}).save(layout)
-    error = compose_refused(rex, "--box", "rex=0,0,0.5,1", "--layout", layout)
-    assert "both place 'rex': leave one out" in error
+def test_options_move_what_a_layout_file_places(tmp_path: Path) -> None:
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    before.write_text(
+        '{"version": 2, "regions": {"rex": {"shapes": [[0, 0, 1, 1]], "z": 3}, "hat": {"shapes": [[0, 0, 0.5, 0.5]]}}}'
+    )
+    run("layout", before, "--box", "rex=0.5,0,1,1", "--place", "hat=right", "--out", after)
+    moved = Layout.load(after).regions
+    assert moved["rex"] == Region((Box(0.5, 0.0, 1.0, 1.0),), z=3)
+    assert moved["hat"].bounds.xmin >= 0.5
 
 
 def test_residuals_that_are_damaged(rex: Path) -> None:

@@ -1,6 +1,7 @@
 """`cones2 inspect` and `cones2 layout`."""
 
 import dataclasses
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -152,6 +153,15 @@ def test_a_layout_that_contradicts_its_prompt_is_told(tmp_path: Path) -> None:
     assert "warning: the prompt has 'rex' to the left of 'cup', but its region is to the right" in told
 
 
+def test_a_photo_of_a_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "beach.jpg")
+    assert "is a JPEG, which loses how it was made: expected the PNG" in refused("inspect", tmp_path / "beach.jpg")
+
+
+def test_the_version() -> None:
+    assert run("--version").stdout == f"cones2 {importlib.metadata.version('cones2')}\n"
+
+
 def test_layouts_are_made_from_a_count(tmp_path: Path) -> None:
     run("layout", "--count", 3, "--out", tmp_path / "three.json", "--width", 900, "--height", 300)
     layout = Layout.load(tmp_path / "three.json")
@@ -162,6 +172,7 @@ def test_layouts_are_made_from_a_count(tmp_path: Path) -> None:
 def test_layouts_that_cannot_be_made(tmp_path: Path) -> None:
     out = tmp_path / "made.json"
     assert "nothing to lay out: give a layout's file, --auto, --count, or a place" in refused("layout", "--out", out)
+    assert "'a rex' names nobody to place: put names in braces" in refused("layout", "--auto", "a rex", "--out", out)
     assert "leave one out" in refused("layout", "--auto", "a {rex}", "--count", 2, "--out", out)
     assert "whom the prompt does not mention" in refused("layout", "--auto", "a", "--place", "rex=left", "--out", out)
     out.write_text("dear diary")

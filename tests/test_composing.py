@@ -111,6 +111,16 @@ def test_settings_mean_what_they_mean_in_diffusers(tiny: Backbone, changes: dict
     assert pictures[0].size == (settings.width, settings.height)
 
 
+# Words
+
+
+def test_words_outside_a_small_model_s_lexicon_are_told(tiny: Backbone) -> None:
+    knowing = dataclasses.replace(tiny, lexicon=frozenset({"a", "cat", "on", "the", "beach"}))
+    with pytest.warns(Cones2Warning, match="^tiny.* does not know 'beech', 'ufo': expect nothing of that"):
+        last(knowing, "a cat on the beech, 2 UFO")
+    last(knowing, "A cat, on the beach!")  # warnings are errors
+
+
 # Guidance
 
 

@@ -143,7 +143,10 @@ def _check_placeholder(match: re.Match[str], template: str, class_words: Mapping
         raise PromptError(f"empty placeholder {{}} at character {match.start()}: write a subject's name in it.")
     if name not in class_words:
         known = ", ".join(class_words) or "none"
-        raise PromptError(f"no subject is called {name!r}, as the prompt has it; the subjects are: {known}.")
+        raise PromptError(
+            f"no subject is called {name!r}, as the prompt has it; the subjects are: {known}. Give it (--subject,"
+            " or --plain for an untaught word), or write the word itself."
+        )
     before, after = template[: match.start()][-1:], template[match.end() :][:1]
     for neighbour in (before, after):
         if neighbour and (_joins(neighbour) or neighbour in "{}"):

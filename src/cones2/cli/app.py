@@ -1,8 +1,9 @@
 """The commands, and what holds for all of them: one-line errors, exit codes, quiet libraries."""
 
+import importlib.metadata
 import io
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -42,6 +43,22 @@ app.command("import")(import_.import_)
 app.add_typer(subjects.app)
 app.command()(hub.push)
 app.command()(hub.pull)
+
+
+def _tell_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"cones2 {importlib.metadata.version('cones2')}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[  # noqa: ARG001 - its callback does it all
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from cones2.residual.residual import Residual
 
 _DEEPEST = 4
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+_JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -26,6 +27,8 @@ def describe(file: Path) -> dict[str, Any]:
     content = read_bounded(file, limit=LARGEST_PICTURE, error=PictureError)
     if content.startswith(_PNG):
         return {**read_record(file), "file": str(file), "kind": "picture"}
+    if content.startswith(_JPEG):
+        raise PictureError(f"{file} is a JPEG, which loses how it was made: expected the PNG that cones2 wrote.")
     return {"file": str(file), "kind": "residual", **_describe_residual(Residual.from_bytes(content, origin=str(file)))}
 
 

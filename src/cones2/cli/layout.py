@@ -58,6 +58,8 @@ def layout(
         auto = " ".join(f"{{subject{number}}}" for number in range(1, count + 1))
     texts = (box or (), polygon or (), mask or (), z or (), feather or (), region_weight or (), place or ())
     made = Places(*texts, file=file).read(auto, aspect=width / height)
+    if made is None and auto is not None:
+        raise SettingsError(f"{auto[:100]!r} names nobody to place: put names in braces, as in 'a {{rex}}'.")
     if made is None and file is None:
         raise SettingsError("nothing to lay out: give a layout's file, --auto, --count, or a place.")
     if auto is not None:

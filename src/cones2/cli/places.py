@@ -51,14 +51,16 @@ class Places:
         Args:
             automatic: a prompt whose other subjects are placed too; None places no others.
             aspect: the picture's width by its height, for places that several share; nothing is checked by it.
-            recorded: a picture's layout; what is given replaces its regions of the same names.
+            recorded: a picture's layout. The file's regions replace those of the same names, options both; a shape
+                leaves z, feather and weight of the file's region as they are.
 
         Raises:
             SettingsError: a text can't be read, or a number is for no region.
-            LayoutError: a shape makes no sense, a file is no layout or mask, or file and options both place a subject.
+            LayoutError: a shape makes no sense, a file is no layout or mask, or two options place a subject.
         """
         places = self._places(self._drawn)
-        kept = {name: region for name, region in recorded.regions.items() if name not in places} if recorded else {}
+        before = {**(recorded.regions if recorded else {}), **self._loaded}
+        kept = {name: region for name, region in before.items() if name not in places}
         given = Layout({**kept, **self._drawn})
         if automatic is not None:
             regions = dict(auto_layout(automatic, places=places, given=given, aspect=aspect).regions)
@@ -70,21 +72,26 @@ class Places:
     def _places(self, regions: Mapping[str, Region]) -> dict[str, str]:
         places = unique("--place", self.words, example="rex=left")
         for name in places.keys() & regions.keys():
-            raise LayoutError(f"--place and another region both place {name!r}: leave one out.")
+            raise LayoutError(f"--place and another option both place {name!r}: leave one out.")
         for name in places:
             check_name(name)
         return places
 
     @cached_property
     def _drawn(self) -> dict[str, Region]:
-        """The regions of shapes and of the file, read once."""
+        """The regions of shapes, read once."""
         shapes: dict[str, list[Shape]] = {}
         for name, shape in self._shapes():
             shapes.setdefault(name, []).append(shape)
-        loaded = Layout.load(self.file).regions if self.file is not None else {}
-        for name in shapes.keys() & loaded.keys():
-            raise LayoutError(f"options and {self.file} both place {name!r}: leave one out.")
-        return {**loaded, **{name: Region(tuple(found)) for name, found in shapes.items()}}
+        return {
+            name: replace(self._loaded[name], shapes=tuple(found)) if name in self._loaded else Region(tuple(found))
+            for name, found in shapes.items()
+        }
+
+    @cached_property
+    def _loaded(self) -> Mapping[str, Region]:
+        """The file's regions, read once."""
+        return Layout.load(self.file).regions if self.file is not None else {}
 
     def _shapes(self) -> Iterator[tuple[str, Shape]]:
         for name, text in pairs("--box", self.boxes, example="rex=0.05,0.25,0.5,0.95"):

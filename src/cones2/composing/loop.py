@@ -4,6 +4,8 @@ The loop is diffusers' own, bit for bit, when there is neither residual nor layo
 embedding, a layout the cross-attention, and each costs next to nothing.
 """
 
+import re
+import warnings
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +16,7 @@ from cones2.composing.conditions import add_both, embed_both, embed_plain, token
 from cones2.composing.sampler import ComposeStep, Sampler
 from cones2.composing.settings import ComposeSettings
 from cones2.composing.sizes import latent_shape
-from cones2.errors import SettingsError
+from cones2.errors import Cones2Warning, SettingsError
 from cones2.guidance.layout_guidance import LayoutGuidance
 from cones2.guidance.leakage import AttentionMeter
 from cones2.layout.regions import Layout
@@ -33,7 +35,7 @@ def compose(
 ) -> Generator[ComposeStep, None, None]:
     """Draw pictures of subjects, step by step; the last step holds them.
 
-    Everything is checked before the first step. Closing the generator cancels; the UNet is edited from the first step
+    Everything is checked before the first step, and a `Cones2Warning` tells of words that `mini` never learned. Closing the generator cancels; the UNet is edited from the first step
     to the last guided one, or to the last where a subject has `during` or `negative` or attention is measured, or until
     the generator is closed.
 
@@ -55,6 +57,7 @@ def compose(
     subjects, settings = subjects or {}, settings or ComposeSettings()
     parsed = parse_prompt(prompt, {name: subject.class_word for name, subject in subjects.items()})
     warn_of_contradictions(parsed, layout)
+    _warn_of_unknown_words(backbone, parsed.text)
     tokenized = tokenize_prompt(parsed, backbone.tokenizer)
     for subject in subjects.values():
         if subject.residual is not None:
@@ -81,6 +84,17 @@ def compose(
         settings=settings,
     )
     return sampler.run(shape)
+
+
+def _warn_of_unknown_words(backbone: Backbone, text: str) -> None:
+    """Say which words a model with a lexicon, hence of a small world, can't draw."""
+    if backbone.lexicon is None:
+        return
+    words = dict.fromkeys(re.findall(r"[^\W\d_]+", text.lower()))
+    unknown = [repr(word) for word in words if word not in backbone.lexicon]
+    if unknown:
+        told = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
+        warnings.warn(f"{backbone.name} does not know {told}: expect nothing of that.", Cones2Warning, stacklevel=3)
 
 
 def _guide(
