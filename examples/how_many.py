@@ -32,7 +32,7 @@ def draw(
     subjects = {name: taught.get(name) or cones2.Subject(name) for name in boxes}
     regions = {name: cones2.Region((cones2.Box(*box),), z=0 if name in examples else 1) for name, box in boxes.items()}
     layout = cones2.Layout(regions)
-    settings = cones2.ComposeSettings(seeds=SEEDS)
+    settings = cones2.ComposeSettings(seeds=SEEDS, guidance_scale=4.0)
     steps = cones2.compose(backbone, prompt, subjects=subjects, layout=layout, settings=settings)
     return (cones2.draw_layout(layout, width=256, height=256), *cones2.finish(steps).pictures)
 

@@ -16,6 +16,8 @@ from judge import PICTURE, Sighting
 from metrics import Box
 
 SETTINGS = ComposeSettings(steps=20, scheduler="dpm++")
+TAUGHT_SETTINGS = replace(SETTINGS, guidance_scale=4.0)
+"""For mini's subjects: at this scale they are known best, and keep to their boxes best (`evaluate.py guidance`)."""
 
 
 def draw_case(backbone: Backbone, case: Case, settings: ComposeSettings = SETTINGS) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 
 from cones2.backbones import open_backbone
 from cones2.subjects import Subject
+from drawing import TAUGHT_SETTINGS
 from evaluate_judge import evaluate_judge
 from evaluation_cases import SEED, Case, Known, any_known, colour_case, holds, relation_case, scene_case
 from examples import example_subjects, example_world
@@ -73,7 +74,7 @@ def evaluate_identity(studio: Studio) -> dict[str, Rate]:
     taught = taught_subjects(studio, example_subjects(example_world()))
     for count in COUNTS:
         who, cases = taught.draw_cases(studio, count)
-        seen = list(studio.draw(cases))
+        seen = list(studio.draw(cases, TAUGHT_SETTINGS))
         hits = taught.identify(seen, who, taught.line_ups, studio.judge.embed)
         simple = taught.identify(seen, who, taught.baselines, histograms)
         boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
@@ -84,7 +85,9 @@ def evaluate_identity(studio: Studio) -> dict[str, Rate]:
         rates[f"{count}, in its right box"] = rate(flat(boxes))
         failures += _failures(seen, [all(row) for row in hits])
         if count == 1:
-            bare = list(studio.draw([replace(case, subjects=_without_residuals(case)) for case in cases]))
+            bare = list(
+                studio.draw([replace(case, subjects=_without_residuals(case)) for case in cases], TAUGHT_SETTINGS)
+            )
             hits = taught.identify(bare, who, taught.line_ups, studio.judge.embed)
             rates["1, without residual"] = rate(flat(hits), CHANCE)
     save_failures("identity", failures)
@@ -106,7 +109,7 @@ def evaluate_follow(studio: Studio) -> dict[str, Rate]:
     ):
         for label in ("with", "without"):
             these = cases if label == "with" else [replace(case, subjects=_without_residuals(case)) for case in cases]
-            outcomes = [follows(studio.judge, one) for one in studio.draw(these)]
+            outcomes = [follows(studio.judge, one) for one in studio.draw(these, TAUGHT_SETTINGS)]
             rates[f"{what}, {label} residual"] = rate(outcomes, chance)
     return rates
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from cones2.learning.recipe import RECIPES, Recipe
+from drawing import TAUGHT_SETTINGS
 from examples import WORK, example_subjects, example_world, learn_residuals
 from lookalikes import CHANCE
 from metrics import Rate, in_right_boxes, rate
@@ -50,7 +51,7 @@ def measure(studio: Studio, taught: Taught, label: str, strength: float = 1.0) -
             )
             for case in cases
         ]
-        seen = list(studio.draw(weaker))
+        seen = list(studio.draw(weaker, TAUGHT_SETTINGS))
         hits = taught.identify(seen, who, taught.line_ups, studio.judge.embed)
         boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
         rates[f"{label}: identity of {count}"] = rate(flat(hits), CHANCE)

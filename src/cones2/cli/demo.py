@@ -31,7 +31,7 @@ def demo(
         from cones2.learning.recipe import find_recipe
 
         check_folder(out)
-        settings = ComposeSettings(seeds=(0, 1, 2, 3), steps=steps)
+        settings = ComposeSettings(seeds=(0, 1, 2, 3), steps=steps, guidance_scale=4.0)  # suits mini
         backbone = open_backbone(model, device="cpu")
     recipe = find_recipe("direct")
     recipe = replace(recipe, steps=learn_steps or recipe.steps)
