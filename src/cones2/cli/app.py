@@ -54,7 +54,7 @@ def _tell_version(asked: bool) -> bool:
 
 @app.callback()
 def _options(
-    version: Annotated[  # noqa: ARG001 - its callback does it all
+    version: Annotated[
         bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version and exit.")
     ] = False,
 ) -> None:

@@ -35,9 +35,9 @@ def compose(
 ) -> Generator[ComposeStep, None, None]:
     """Draw pictures of subjects, step by step; the last step holds them.
 
-    Everything is checked before the first step, and a `Cones2Warning` tells of words that `mini` never learned. Closing the generator cancels; the UNet is edited from the first step
-    to the last guided one, or to the last where a subject has `during` or `negative` or attention is measured, or until
-    the generator is closed.
+    Everything is checked before the first step, and a `Cones2Warning` tells of words that `mini` never learned. Closing
+    the generator cancels; the UNet is edited from the first step to the last guided one, or to the last where a subject
+    has `during` or `negative` or attention is measured, or until the generator is closed.
 
     Args:
         backbone: the model; the residuals' own.
