@@ -113,6 +113,11 @@ def test_a_new_prompt_leaves_out_the_subjects_that_it_does_not_name(picture: Pat
     )
 
 
+def test_an_empty_prompt_is_one(picture: Path, small_folder: Path) -> None:
+    made = again(picture, small_folder, "")
+    assert (made["prompt"], made["subjects"]) == ("", {})
+
+
 def test_automatic_places_leave_the_pictures_own(picture: Path, small_folder: Path) -> None:
     both = again(picture, small_folder, "--auto-layout")
     assert both["layout"] == read_record(picture)["layout"]

@@ -153,7 +153,8 @@ def test_only_mini_s_subjects_lose_the_parallel_part_unasked(tiny: Backbone) -> 
     chosen = last(mini, **placed).latents
     assert chosen.equal(last(mini, **placed, settings=small(guidance_parallel=0.0)).latents)
     assert not chosen.equal(guided)
-    assert last(mini, "a cat").latents.equal(last(mini, "a cat", settings=cfg).latents)
+    for nobody in ({}, {"layout": Layout({})}):
+        assert last(mini, "a cat", **nobody).latents.equal(last(mini, "a cat", settings=cfg).latents)
 
 
 def test_untaught_subjects_and_an_empty_layout_change_nothing(tiny: Backbone) -> None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 
 from cones2.errors import LearningError, OutputError
-from cones2.learning.checkpoints import Checkpoints
+from cones2.learning.checkpoints import Checkpoints, remove_checkpoints
 
 SETTINGS = {"steps": 10, "learning_rate": 1e-4, "class word": "dog"}
 
@@ -112,3 +112,15 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     with pytest.raises(OutputError, match=r"can't write in .*: Is a directory. Choose another folder"):
         Checkpoints(tmp_path, SETTINGS).held().__enter__()
+
+
+def test_only_a_folder_that_nobody_works_in_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / ".rex.learning"
+    checkpoints = Checkpoints(folder, SETTINGS)
+    with checkpoints.held():
+        remove_checkpoints(folder)
+        checkpoints.save(1, {"parameter.0": torch.zeros(1)})
+    assert list(folder.glob("step-*.json"))
+    remove_checkpoints(folder)
+    remove_checkpoints(folder)  # nor does it mind that there is none
+    assert not folder.exists()

@@ -1,8 +1,9 @@
 """Which way of learning suits mini: by how well, and where, its residuals draw the subject, alone and with others."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from cones2.composing.settings import ComposeSettings
 from cones2.learning.recipe import RECIPES, Recipe
 from drawing import TAUGHT_SETTINGS
 from examples import WORK, example_subjects, example_world, learn_residuals
@@ -37,10 +38,18 @@ def evaluate_ways(studio: Studio) -> dict[str, Rate]:
     return rates
 
 
-def measure(studio: Studio, taught: Taught, label: str, strength: float = 1.0) -> dict[str, Rate]:
+def measure(
+    studio: Studio,
+    taught: Taught,
+    label: str,
+    strength: float = 1.0,
+    *,
+    settings: ComposeSettings = TAUGHT_SETTINGS,
+    counts: Sequence[int] = COUNTS,
+) -> dict[str, Rate]:
     """Identity among look-alikes and the share in the right box, by how many subjects there are."""
     rates = {}
-    for count in COUNTS:
+    for count in counts:
         who, cases = taught.draw_cases(studio, count)
         weaker = [
             dataclasses.replace(
@@ -51,7 +60,7 @@ def measure(studio: Studio, taught: Taught, label: str, strength: float = 1.0) -
             )
             for case in cases
         ]
-        seen = list(studio.draw(weaker, TAUGHT_SETTINGS))
+        seen = list(studio.draw(weaker, settings))
         hits = taught.identify(seen, who, taught.line_ups, studio.judge.embed)
         boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
         rates[f"{label}: identity of {count}"] = rate(flat(hits), CHANCE)

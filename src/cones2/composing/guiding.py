@@ -23,7 +23,7 @@ def guide(
     """Go `guidance_scale` times as far from the negative prompt's prediction as the prompt's own is.
 
     With `guidance_parallel` below 1 only that share of what lies along the prompt's own picture is added: that part
-    brings no content, but over-saturated colours (arXiv:2410.02416, Eq. 6-8, without its momentum and threshold).
+    brings no content, but over-saturated colours (arXiv:2410.02416, without its momentum and threshold).
     Then `guidance_rescale` (arXiv:2305.08891, Eq. 15 and 16).
 
     Args:

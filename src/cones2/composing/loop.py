@@ -63,7 +63,8 @@ def compose(
         if subject.residual is not None:
             subject.residual.check_fits(backbone.encoder_id, force=settings.force)
     check_negatives(subjects, layout, guidance_scale=settings.guidance_scale)
-    if settings.guidance_parallel is None and (layout or any(subject.residual for subject in subjects.values())):
+    draws_subjects = bool(layout and layout.names) or any(subject.residual for subject in subjects.values())
+    if settings.guidance_parallel is None and draws_subjects:
         settings = replace(settings, guidance_parallel=backbone.guidance_parallel)
     scheduler = _start_scheduler(backbone, settings)
     shape = latent_shape(backbone, settings)
