@@ -1,5 +1,7 @@
 """Composing with a layout, against plain diffusers and against an equivalent of the authors' loop."""
 
+from dataclasses import replace
+
 import torch
 
 from authors_composing import Drawing, draw
@@ -14,8 +16,8 @@ LAYOUT = Layout.from_numbers({"rex": [(0.05, 0.25, 0.5, 0.95)], "tom": [(0.55, 0
 def composing_pairs(backbone: Backbone, *, steps: int) -> list[Pair]:
     """From prompt to picture, one at a time, at the model's own size."""
     subjects = {"rex": _subject(backbone, "dog"), "tom": _subject(backbone, "cat")}
-    settings = ComposeSettings(steps=steps)
-    like_authors = ComposeSettings(steps=steps, scheduler="euler", preset="official-layout")
+    settings = ComposeSettings(steps=steps, guidance_parallel=1.0)  # as all that it is compared with
+    like_authors = replace(settings, scheduler="euler", preset="official-layout")
 
     def ours(settings: ComposeSettings, *, measure_attention: bool = False) -> object:
         options = {"subjects": subjects, "layout": LAYOUT, "measure_attention": measure_attention}

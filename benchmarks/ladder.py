@@ -98,9 +98,8 @@ def rungs(backbone: Backbone, photos: Sequence[Photo], recipe: Recipe, *, compil
     yield Rung(f"a batch of {AT_A_TIME} in half the steps", lesson(backbone, batch_size=AT_A_TIME), TunedEncoder)
     backbone = dataclasses.replace(backbone, unet=copy.deepcopy(backbone.unet).to(memory_format=torch.channels_last))
     yield Rung("UNet in channels_last", lesson(backbone, batch_size=AT_A_TIME), TunedEncoder)
-    if backbone.device.type == "cuda":
-        backbone = dataclasses.replace(backbone, unet=backbone.unet.to(torch.bfloat16))
-        yield Rung("UNet in bfloat16", lesson(backbone, batch_size=AT_A_TIME), TunedEncoder)
+    backbone = dataclasses.replace(backbone, unet=copy.deepcopy(backbone.unet).to(torch.bfloat16))
+    yield Rung("UNet in bfloat16", lesson(backbone, batch_size=AT_A_TIME), TunedEncoder)
     if compiled:
         backbone = dataclasses.replace(backbone, unet=torch.compile(backbone.unet))
         yield Rung("UNet compiled", lesson(backbone, batch_size=AT_A_TIME), TunedEncoder)

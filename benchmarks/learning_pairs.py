@@ -12,7 +12,7 @@ from pairs import Pair
 CLASS_WORD = "dog"
 
 
-def learning_pairs(backbone: Backbone, photos: Sequence[Photo], recipe: Recipe) -> list[Pair]:
+def learning_pairs(backbone: Backbone, photos: Sequence[Photo], recipe: Recipe, *, name: str) -> list[Pair]:
     """Steps of a recipe, and of the same recipe one photo at a time."""
     recipe = replace(recipe, steps=10**6)  # more than any run takes
     single = replace(recipe, batch_size=1)
@@ -26,9 +26,9 @@ def learning_pairs(backbone: Backbone, photos: Sequence[Photo], recipe: Recipe) 
     ours, one_of_ours = _steps(backbone, photos, recipe), _steps(backbone, photos, single)
     alone = _unet_alone(backbone, size)
     return [
-        Pair(f"a learning step of {size}", "the UNet's forward and backward alone", ours, alone, aim=1.3),
-        Pair(f"a learning step of {size}", f"{size} {step}", ours, their_steps, aim=2.5, speed=True),
-        Pair("a learning step of 1", f"1 {step}", one_of_ours, theirs.step, aim=None, speed=True),
+        Pair(f"a step of {name}, {size} photos", "the UNet's forward and backward alone", ours, alone, aim=1.3),
+        Pair(f"a step of {name}, {size} photos", f"{size} {step}", ours, their_steps, aim=2.5, speed=True),
+        Pair(f"a step of {name}, 1 photo", f"1 {step}", one_of_ours, theirs.step, aim=None, speed=True),
     ]
 
 

@@ -15,8 +15,9 @@ from cones2.backbones import Backbone, open_backbone
 from cones2.captions.corpus import captions_for, photo_caption
 from cones2.examples import EXAMPLES
 from cones2.learning.data import encode_captions
+from cones2.learning.displacement import displacement, held_out_captions
 from cones2.learning.lesson import Lesson, denoising_loss, random_numbers
-from cones2.learning.loop import displacement, held_out_captions, learn
+from cones2.learning.loop import learn
 from cones2.learning.recipe import RECIPES, Recipe
 from cones2.photos import Photo
 from cones2.residual.residual import Residual
@@ -61,7 +62,7 @@ def compare(backbone: Backbone, photos: Sequence[Photo], class_word: str, recipe
         seconds = time.monotonic() - began
         moved = displacement(backbone, last.tuned, unseen, class_word=class_word)
         norm = float(last.residual.vector.norm())
-        yield f"| {name} | {seconds:.0f} | {losses(last.residual)} | {norm:.1f} | {moved:.4f} |"
+        yield f"| {name} | {seconds:.0f} | {losses(last.residual)} | {norm:.1f} | {moved.relative:.4f} |"
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ def main() -> None:
         "rex": cones2.Subject("dog", rex),
         "momo": cones2.Subject("mug", EXAMPLES["momo"].residual),
     }
-    settings = cones2.ComposeSettings(seeds=(0, 1, 2, 3))
+    settings = cones2.ComposeSettings(seeds=(0, 1, 2, 3), guidance_scale=4.0)  # suits mini; the default is 7.5
     order = {"subjects": subjects, "layout": LAYOUT, "settings": settings}
     pictures = cones2.finish(cones2.compose(backbone, PROMPT, **order)).pictures
     for seed, picture in zip(settings.seeds, pictures, strict=True):

@@ -154,6 +154,18 @@ def test_it_draws_what_compose_draws(tiny: Backbone, guidance_scale: float) -> N
     assert np.array_equal((found * 255).round().astype("uint8"), np.stack([np.asarray(each) for each in ours]))
 
 
+@pytest.mark.parametrize("acting", [{"layout_effect": "weaken"}, {"layout_levels": (0,)}, {"layout_scale": 0.5}])
+def test_a_layout_acts_as_in_compose(tiny: Backbone, acting: dict[str, Any]) -> None:
+    subjects = subjects_for(tiny)
+    settings = cones2.ComposeSettings(steps=3, height=64, width=64, **acting)
+    steps = cones2.compose(tiny, PROMPT, subjects=subjects, layout=LAYOUT, settings=settings)
+    pipeline = pipeline_of(tiny)
+    pipeline.scheduler = make_scheduler("ddim", tiny.scheduler)
+    found = adapted(pipeline, SIZE, subjects=subjects, layout=LAYOUT, **acting)
+    assert np.array_equal((found * 255).round().astype("uint8")[0], np.asarray(cones2.finish(steps).pictures[0]))
+    assert np.abs(found - adapted(pipeline, SIZE, subjects=subjects, layout=LAYOUT)).max() > 1e-3
+
+
 @pytest.fixture(scope="module")
 def xl(tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     return open_backbone(str(make_family("sdxl", tiny.tokenizer, tmp_path_factory.mktemp("models"))), device="cpu")

@@ -235,10 +235,16 @@ def test_missing_mini(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         open_backbone("mini")
 
 
-def test_mini_is_named_and_learned_on_directly(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
-    monkeypatch.setattr(opening, "MINI", tiny_folder)
-    backbone = open_backbone("mini")
-    assert (backbone.name, backbone.learn_preset) == ("mini", "direct")
+def test_mini_is_known_by_its_words_not_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "mini"))
+    namesake = open_backbone(folder)
+    assert (namesake.name, namesake.learn_preset, namesake.guidance_parallel) == ("mini", "paper", 1.0)
+    (folder / "lexicon.txt").write_text("a dog")
+    monkeypatch.setattr(opening, "MINI", folder)
+    for mini in (open_backbone("mini"), open_backbone(folder)):
+        assert (mini.name, mini.learn_preset, mini.guidance_parallel) == ("mini", "direct", 0.0)
 
 
 @pytest.mark.parametrize("model", ["./nowhere", "nowhere", "/no/such/folder", "a/b/c", "~nobody/model"])

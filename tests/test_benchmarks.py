@@ -174,7 +174,8 @@ def test_calls_take_turns_after_one_each_that_is_not_counted() -> None:
 
 def test_every_pair_runs_and_the_table_has_a_row_for_each(small: Backbone) -> None:
     recipe = Recipe(batch_size=2, caption_count=8)
-    all_pairs = composing_pairs.composing_pairs(small, steps=1) + learning_pairs.learning_pairs(small, PHOTOS, recipe)
+    learning = learning_pairs.learning_pairs(small, PHOTOS, recipe, name="mini")
+    all_pairs = composing_pairs.composing_pairs(small, steps=1) + learning
     measured = [pairs.measure(pair, 1) for pair in all_pairs]
     about = report.machine(small)
     table = report.as_markdown(measured, about)
@@ -218,7 +219,7 @@ def test_every_rung_learns_and_is_timed_with_the_one_below(small: Backbone) -> N
     steps = list(ladder.rungs(small, PHOTOS, recipe, compiled=False))
     timings = list(ladder.climb(steps, 1))
     assert [timing.pair.what for timing in timings] == [rung.name for rung in steps[1:]]
-    assert [rung.lesson.recipe.batch_size for rung in steps] == [4, 4, 4, 8, 8, 8]
+    assert [rung.lesson.recipe.batch_size for rung in steps] == [4, 4, 4, 8, 8, 8, 8]
 
 
 def test_texts_read_one_by_one_give_the_gradient_of_one_pass(small: Backbone) -> None:

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cones2.backbones.opening import MINI
 from cones2.captions.corpus import captions_for, check_class_word, find_class_word, photo_caption, read_captions
 from cones2.captions.english import indefinite_article, is_plural, takes_article
 from cones2.captions.frames import FRAMES, SLOTS
 from cones2.errors import CaptionError
+from cones2.examples import EXAMPLES
 
 CLASS_WORDS = ["dog", "owl", "sunglasses", "scissors", "teddy bear", "hour glass", "unicorn", "jeans", "hat", "red car"]
 
@@ -53,6 +55,14 @@ def test_a_thousand_varied_captions(class_word: str, lexicon: frozenset[str] | N
     positions = Counter(len(caption[:start].split()) for caption, (start, _) in zip(captions, spans, strict=True))
     assert sum(count >= 10 for count in positions.values()) >= 8
     assert max(positions.values()) <= 250
+
+
+@pytest.mark.parametrize("class_word", sorted({example.class_word for example in EXAMPLES.values()}))
+def test_captions_for_mini_are_in_words_that_it_knows(class_word: str) -> None:
+    lexicon = frozenset((MINI / "lexicon.txt").read_text().split())
+    captions = captions_for(class_word, lexicon=lexicon)
+    assert len(set(captions)) == 1000
+    assert {word for caption in captions for word in re.findall(r"[a-z]+", caption.lower())} <= lexicon
 
 
 @pytest.mark.parametrize("lexicon", [None, SMALL_LEXICON], ids=["any words", "small lexicon"])

@@ -333,6 +333,17 @@ def test_options_move_what_a_layout_file_places(tmp_path: Path) -> None:
     assert moved["hat"].bounds.xmin >= 0.5
 
 
+def test_a_home_folder_inside_an_option(
+    rex: Path, residual: Residual, small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(rex.parent))
+    Image.new("L", (8, 8), 255).save(rex.parent / "all.png")
+    out = tmp_path / "one.png"
+    places = ("--subject", f"rex=~/{rex.name}", "--mask", "rex=~/all.png")
+    run("compose", "a {rex}", *places, "--model", small_folder, "--steps", 1, "--out", out)
+    assert read_record(out)["subjects"]["rex"]["residual"] == residual.sha256
+
+
 def test_residuals_that_are_damaged(rex: Path) -> None:
     sound = rex.read_bytes()
     for content in (sound[:-5], sound[:-4] + b"\xff\xff\xff\xff", b"\xff" * 8 + sound[8:], b""):
@@ -346,11 +357,16 @@ def test_places_that_cannot_be_written(rex: Path) -> None:
     command = compose(rex, rex.parent / "none")
     (rex.parent / "photo.png").write_bytes(b"dear")
     assert "Not a directory. Choose another --out" in refused(*command, "--out", rex / "pictures")
-    assert "No such file or directory. Choose another --out" in refused(*command, "--out", "/proc/nowhere/pictures")
     assert "pictures are written as PNG" in refused(*command, "--out", "picture.jpg")
     assert "is one file, --count 2 makes more" in refused(*command, "--out", "picture.png", "--count", 2)
     assert "cones2 did not write it" in refused(*command, "--out", rex.parent / "photo.png")
     assert (rex.parent / "photo.png").read_bytes() == b"dear"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder where not even root can write is Linux's own")
+def test_a_folder_that_cannot_be_made(rex: Path) -> None:
+    command = compose(rex, rex.parent / "none", "--out", "/proc/nowhere/pictures")
+    assert "No such file or directory. Choose another --out" in refused(*command)
 
 
 def test_latents_of_all_pictures_are_kept_only_if_asked_for(small_folder: Path, tmp_path: Path) -> None:

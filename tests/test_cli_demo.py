@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from command import files_in, refused
+from command import files_in, refused, run
 from cones2.backbones import Backbone, open_backbone
 from cones2.cli.exhibition import SHEET, SHOW, exhibit
 from cones2.composing.settings import ComposeSettings
@@ -54,6 +54,17 @@ def test_it_learns_draws_and_hangs_everything(small: Backbone, tmp_path: Path) -
     assert composed["layout"] == plain["layout"]
     assert free["layout"] is None
     assert all(subject["residual"] is None for subject in dict(plain["subjects"]).values())  # type: ignore[call-overload]
+
+
+def test_the_command_itself(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    told = run("demo", "--out", out, "--learn-steps", 2, "--steps", 2).stdout
+    assert str(out / SHEET) in told.replace("\n", "")
+    assert {f"{kind}-seed{seed}.png" for kind in KINDS for seed in range(4)} <= files_in(out)
+    shipped = [EXAMPLES[name].residual.sha256 for name in SHOW.ready]
+    assert [Residual.load(out / f"{name}.safetensors").sha256 for name in SHOW.ready] == shipped
+    settings = read_record(out / "composed-seed0.png")["settings"]
+    assert (settings["guidance_scale"], settings["guidance_parallel"]) == (4.0, 0.0)  # type: ignore[index,call-overload]
 
 
 def test_what_it_shows_is_shipped() -> None:

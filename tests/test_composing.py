@@ -129,7 +129,7 @@ def test_half_of_guidance_s_parallel_part_by_hand() -> None:
     # (0.8, -0.8) lies along (0.6, -0.2) by 0.64 / 0.4, so its parallel part is (0.96, -0.32), the rest (-0.16, -0.48)
     latents, prompt, nothing = (torch.tensor(pair).reshape(1, 2, 1, 1) for pair in ([1.0, 1.0], [0.0, 1.0], [1.0, 0.0]))
     settings = ComposeSettings(guidance_scale=3.0, guidance_parallel=0.5)
-    guided = guide(nothing, prompt, latents=latents, alpha_bar=0.36, is_velocity=True, settings=settings)
+    guided = guide(nothing, prompt, latents=latents, alpha_bar=torch.tensor(0.36), is_velocity=True, settings=settings)
     picture = torch.tensor([0.6 + 2 * (-0.16 + 0.48), -0.2 + 2 * (-0.48 - 0.16)])
     torch.testing.assert_close(0.6 * latents.flatten() - 0.8 * guided.flatten(), picture)
 
@@ -138,7 +138,7 @@ def test_half_of_guidance_s_parallel_part_by_hand() -> None:
 def test_all_of_the_parallel_part_is_classifier_free_guidance(is_velocity: bool) -> None:
     latents, prompt, nothing = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     whole, nearly = (ComposeSettings(guidance_parallel=share) for share in (1.0, 1 - 1e-9))
-    options: dict[str, Any] = {"latents": latents, "alpha_bar": 0.3, "is_velocity": is_velocity}
+    options: dict[str, Any] = {"latents": latents, "alpha_bar": torch.tensor(0.3), "is_velocity": is_velocity}
     expected = nothing + 7.5 * (prompt - nothing)
     assert guide(nothing, prompt, settings=whole, **options).equal(expected)
     torch.testing.assert_close(guide(nothing, prompt, settings=nearly, **options), expected, rtol=1e-4, atol=1e-4)
@@ -149,12 +149,27 @@ def test_only_mini_s_subjects_lose_the_parallel_part_unasked(tiny: Backbone) -> 
     placed: dict[str, Any] = {"subjects": plain, "layout": LAYOUT}
     guided = last(tiny, **placed, settings=cfg).latents
     assert last(tiny, **placed).latents.equal(guided)
-    mini = dataclasses.replace(tiny, name="mini")
+    mini = dataclasses.replace(tiny, lexicon=frozenset(("a", "cat", "and", "teapot", "on", "the", "beach")))
     chosen = last(mini, **placed).latents
     assert chosen.equal(last(mini, **placed, settings=small(guidance_parallel=0.0)).latents)
     assert not chosen.equal(guided)
+    taught = {"rex": Subject("cat", residual_for(tiny))}
+    assert not last(mini, "a {rex}", subjects=taught).latents.equal(last(tiny, "a {rex}", subjects=taught).latents)
     for nobody in ({}, {"layout": Layout({})}):
         assert last(mini, "a cat", **nobody).latents.equal(last(mini, "a cat", settings=cfg).latents)
+    for nothing in (Subject("cat", residual_for(tiny), strength=0.0), Subject("cat", residual_for(tiny, size=0.0))):
+        subjects = {"rex": nothing}
+        assert last(mini, "a {rex}", subjects=subjects).latents.equal(last(mini, "a cat", settings=cfg).latents)
+    off = {"layout": LAYOUT, "settings": small(layout_scale=0.0)}
+    torch.testing.assert_close(last(mini, subjects=plain, **off).latents, last(tiny, subjects=plain, **off).latents)
+
+
+def test_the_record_says_what_was_left_to_the_model(tiny: Backbone) -> None:
+    mini = dataclasses.replace(tiny, lexicon=frozenset(("a", "cat")))
+    subjects = {"rex": Subject("cat", residual_for(tiny))}
+    told = picture_record(mini, "a {rex}", 0, subjects=subjects, settings=small())["settings"]
+    assert told["guidance_parallel"] == 0.0
+    assert picture_record(mini, "a cat", 0, settings=small())["settings"]["guidance_parallel"] is None
 
 
 def test_untaught_subjects_and_an_empty_layout_change_nothing(tiny: Backbone) -> None:
@@ -403,7 +418,7 @@ def test_a_negative_prompt_is_read_without_its_backslashes(tiny: Backbone) -> No
 
 
 def test_a_long_negative_prompt_is_cut_with_a_warning(tiny: Backbone) -> None:
-    with pytest.warns(Cones2Warning, match="tokens are not read"):
+    with pytest.warns(Cones2Warning, match="the negative prompt has 92 tokens .* are not read"):
         compose(tiny, "a cat", settings=small(negative_prompt="a " * 90))
 
 

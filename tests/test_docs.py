@@ -4,10 +4,12 @@ On tiny models in place of `mini` and the others, with few steps and captions, r
 example photos, and a small Hub of this machine: the text is not changed.
 """
 
+import argparse
 import importlib
 import re
 import runpy
 import shlex
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -41,7 +43,9 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#\s]+)\)")
 _NAME = re.compile(r"`(cones2(?:\.\w+)+)`")
 _COMMAND = re.compile(r"`cones2 ([^`]*)`|^ Example: cones2 (.*?)\n\n", re.MULTILINE | re.DOTALL)
-_SCRIPT = re.compile(r"\bpython ((?:benchmarks|examples|recipes)/[\w/]+\.py)")
+_SCRIPT = re.compile(r"\bpython ((?:benchmarks|examples|recipes)/[\w/]+\.py[^`\n&]*)")
+_GUIDES = [ROOT / "benchmarks" / "README.md", ROOT / "recipes" / "mini" / "README.md"]
+_STAND_FOR = {"N": "1", "STAGE": "plain"}
 
 NOT_RUN = ("git clone ", "python3 -m venv ", ".venv/bin/pip ", "make ")
 """What a `sh` block may hold: it fetches or installs, or is this suite."""
@@ -213,10 +217,35 @@ def test_a_command_or_option_that_is_not_there_is_seen() -> None:
         check_command(["compose", "dog", "--sketch", "x.png"], "page")
 
 
-def test_scripts_are_there() -> None:
-    for page in PAGES:
-        for script in _SCRIPT.findall(page.read_text(encoding="utf-8")):
-            assert (ROOT / script).is_file(), f"{page.name}: {script}"
+def named_scripts() -> list[str]:
+    """The command lines of scripts that are named anywhere, each once."""
+    found = (_SCRIPT.findall(page.read_text(encoding="utf-8")) for page in (*PAGES, *_GUIDES))
+    return sorted({shlex.join(shlex.split(line, comments=True)) for lines in found for line in lines})
+
+
+class Parsed(Exception):  # noqa: N818
+    """A script has read its command line."""
+
+
+@pytest.mark.parametrize("line", [line for line in named_scripts() if not line.startswith("examples/")])
+def test_a_script_takes_the_options_that_it_is_shown_with(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = argparse.ArgumentParser.parse_args
+
+    def read_only(parser: argparse.ArgumentParser) -> None:
+        read(parser)
+        raise Parsed
+
+    script, *words = shlex.split(line)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", read_only)
+    monkeypatch.setattr(sys, "argv", [script, *(_STAND_FOR.get(word, word) for word in words)])
+    monkeypatch.syspath_prepend((ROOT / script).parent)
+    with pytest.raises(SystemExit if "--help" in words else Parsed):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def test_examples_are_there() -> None:
+    for line in named_scripts():
+        assert (ROOT / line.split()[0]).is_file(), line
 
 
 def test_make_targets_are_there() -> None:

@@ -30,6 +30,7 @@ from cones2.residual.residual import Residual
 from cones2.steps import finish
 from cones2.subjects import Subject, embed_prompt
 from families import FAMILIES
+from little_hub import keep_in_cache
 
 RECIPE = Recipe(steps=2, batch_size=2, learning_rate=1e-3, captions_per_step=2, caption_count=8)
 PHOTO = Photo(Path("ted.png"), "a" * 64, Image.radial_gradient("L").convert("RGB"))
@@ -87,6 +88,18 @@ def test_nothing_added_is_diffusers_own_picture(
     expected = diffusers_pictures(opened[family], folders[family], settings, "a cat on the beach")
     for mine, theirs in zip(pictures, expected, strict=True):
         assert np.array_equal(np.asarray(mine), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_hub_id_opens_what_its_folder_does(
+    folders: dict[str, Path], opened: dict[str, Backbone], family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_in_cache(folders[family], f"someone/{family}", tmp_path, monkeypatch)
+    backbone = open_backbone(f"someone/{family}", device="cpu")
+    assert backbone.name == f"someone/{family}"
+    assert backbone.encoder_id.fits(opened[family].encoder_id)
+    one, other = (finish(compose(each, "a cat", settings=SETTINGS)).latents for each in (backbone, opened[family]))
+    assert torch.equal(one, other)
 
 
 def test_an_empty_negative_prompt_is_what_the_models_index_says(xl: Backbone, folders: dict[str, Path]) -> None:

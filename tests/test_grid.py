@@ -81,6 +81,8 @@ def test_grids_that_make_no_sense(rex: Residual) -> None:
         plan_grid([Axis("seed", (1,)), Axis("seed", (2,))])
     with pytest.raises(SettingsError, match=r"strength.pet varies 'pet', which is no subject; those are: rex"):
         plan_grid([Axis("strength.pet", (1.0,))], subjects={"rex": Subject("cat", rex)})
+    with pytest.raises(SettingsError, match=r"strength.pet varies 'pet', which has no residual: give it one first"):
+        plan_grid([Axis("strength.pet", (1.0,))], subjects={"pet": Subject("cat")})
     with pytest.raises(SettingsError, match="the grid has 1001 pictures: expected at most 1000"):
         plan_grid([Axis("seed", tuple(range(1001)))])
     with pytest.raises(SettingsError, match="steps 0 can't be used"):
@@ -181,6 +183,8 @@ def test_levels_of_the_layout_are_varied(small_folder: Path, tmp_path: Path) -> 
     found = [read_record(out / f"{number:04}-seed0.png")["settings"]["layout_levels"] for number in (0, 1)]  # type: ignore[index,call-overload]
     assert found == [[0], [1]]
     assert "--vary layout_levels says how a layout acts, and there is none: give places" in refused(*command, *levels)
+    steps = ("--vary", "guided-steps=0,1", "--model", small_folder, "--out", out)
+    assert "--vary guided_steps says how a layout acts, and there is none" in refused(*command, *steps)
 
 
 @pytest.mark.usefixtures("library")

@@ -66,6 +66,10 @@ def test_one_that_fails_harms_no_other(small: Backbone, photos: Path, library: L
     assert "No such file" in told[0].problem
     assert "has no letters" in told[2].problem
     assert told[1].loss is not None
+    assert "nearly the same picture" in " ".join(told[1].findings)
+    assert told[1].displacement is not None
+    assert 0 < told[1].displacement < 1
+    assert (told[1].preservation or 0) > 0
     assert [entry.name for entry in library.entries()] == ["luna", "rex"]
     alone = finish(learn(small, load_photos(photos), "dog", recipe=RECIPE)).residual
     assert alone is not None
@@ -219,6 +223,13 @@ def test_a_manifest_by_hand(tmp_path: Path) -> None:
             "luna", Path("/luna"), "cat", Recipe(steps=7), 0, masks=tmp_path / "masks", captions=tmp_path / "dogs.txt"
         ),
     )
+
+
+def test_a_manifest_with_a_byte_order_mark_and_home_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = tmp_path / "subjects.toml"
+    path.write_text('\ufeff[subjects.rex]\nphotos = "~/rex"\nclass_word = "dog"\n', encoding="utf-8")
+    assert read_manifest(path) == (Assignment("rex", tmp_path / "home" / "rex", "dog"),)
 
 
 @pytest.mark.parametrize(

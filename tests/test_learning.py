@@ -14,8 +14,10 @@ from torch.testing import assert_close
 from cones2.backbones import Backbone
 from cones2.captions.corpus import captions_for, find_class_word, photo_caption
 from cones2.errors import CaptionError, LearningError, SettingsError
+from cones2.learning.data import encode_captions
+from cones2.learning.displacement import displacement, held_out_captions
 from cones2.learning.lesson import Lesson, denoising_loss, hash_of, masks_hash, random_numbers
-from cones2.learning.loop import LearnStep, displacement, held_out_captions, learn
+from cones2.learning.loop import LearnStep, learn
 from cones2.learning.recipe import Recipe
 from cones2.learning.study import Study
 from cones2.photos import Photo
@@ -146,7 +148,7 @@ def test_direct_learning_lowers_the_loss_and_moves_no_other_word(small: Backbone
     assert sum(step.subject_loss for step in steps[-3:]) < sum(step.subject_loss for step in steps[:3])
     last = steps[-1]
     assert last.residual.recipe["tune"] == "residual"
-    assert displacement(small, last.tuned, captions_for("dog", count=5), class_word="dog") == 0
+    assert displacement(small, last.tuned, captions_for("dog", count=5), class_word="dog") == (0, 0)
 
 
 def test_a_closed_direct_learner_resumes_to_the_same_bytes(small: Backbone, tmp_path: Path) -> None:
@@ -188,9 +190,9 @@ def test_lambda_keeps_other_words_where_they_are(small: Backbone) -> None:
     def moved(weight: float) -> float:
         recipe = dataclasses.replace(RECIPE, steps=6, preservation_weight=weight)
         tuned = finish(learn(small, PHOTOS, "dog", recipe=recipe)).tuned
-        return displacement(small, tuned, held_out, class_word="dog")
+        return displacement(small, tuned, held_out, class_word="dog").relative
 
-    assert displacement(small, small, held_out, class_word="dog") == 0
+    assert displacement(small, small, held_out, class_word="dog") == (0, 0)
     assert moved(10.0) < 0.5 * moved(0.0)
 
 
@@ -340,6 +342,20 @@ def test_what_is_outside_the_mask_is_not_learned(small: Backbone) -> None:
         abs(loss("white", masked=False) - loss("red", masked=False)),
     )
     assert inside < outside
+
+
+def test_displacement_by_hand(small: Backbone) -> None:
+    captions = captions_for("dog", count=3)
+    tuned = dataclasses.replace(small, text_encoder=copy.deepcopy(small.text_encoder))
+    norm = tuned.text_encoder.final_layer_norm
+    with torch.no_grad():
+        norm.weight.mul_(1.5)
+        norm.bias.mul_(1.5)  # every embedding is half as long again
+    encoded = encode_captions(small, captions, "dog")
+    lengths = small.embed(encoded.input_ids).square().sum(-1).masked_fill(encoded.own, 0).sum(-1)
+    moved = displacement(small, tuned, captions, class_word="dog")
+    assert moved.preservation == pytest.approx(0.25 * float(lengths.mean()), rel=1e-4)
+    assert moved.relative == pytest.approx(0.5, rel=1e-5)
 
 
 def test_held_out_captions_were_not_learned_from() -> None:

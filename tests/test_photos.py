@@ -208,8 +208,8 @@ def test_shapes_that_can_not_be_used(tmp_path: Path, sides: tuple[int, int], mes
 
 
 def test_a_file_too_large(tmp_path: Path) -> None:
-    with pytest.raises(PhotoError, match=r"photo.jpg is too large: expected at most 25,000,000 bytes"):
-        load(tmp_path, b"\xff" * 25_000_001)
+    with pytest.raises(PhotoError, match=r"photo.jpg is too large: expected at most 100,000,000 bytes"):
+        load(tmp_path, b"\xff" * 100_000_001)
 
 
 def test_pipes_and_folders(tmp_path: Path) -> None:

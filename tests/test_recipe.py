@@ -32,6 +32,10 @@ def test_toml_changes_only_what_it_names(tmp_path: Path) -> None:
     assert find_recipe(str(path)) == dataclasses.replace(RECIPES["mini"], steps=7, learning_rate=2e-4)
 
 
+def test_toml_with_a_byte_order_mark(tmp_path: Path) -> None:
+    assert Recipe.from_toml(write(tmp_path, "\ufeffsteps = 7")).steps == 7
+
+
 def test_toml_starts_from_the_paper(tmp_path: Path) -> None:
     assert Recipe.from_toml(write(tmp_path, "steps = 7")) == dataclasses.replace(RECIPES["paper"], steps=7)
 

@@ -1,5 +1,6 @@
 """The pure functions of `recipes/mini`: the world, its sentences, the judge's matching and rates, the cases."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "mini"
 sys.path.insert(0, str(RECIPE))
 
 import identity  # noqa: E402
+from cones2.backbones import open_backbone  # noqa: E402
 from cones2.examples import EXAMPLES  # noqa: E402
 from cones2.prompts import parse_prompt  # noqa: E402
 from cones2.residual.residual import Residual  # noqa: E402
@@ -21,7 +23,7 @@ from judge import WIDTH, Judge, Sighting, crop, overlap  # noqa: E402
 from judge_data import other_palette, other_pattern, other_sprite, other_warp, visible_box  # noqa: E402
 from lookalikes import histograms  # noqa: E402
 from metrics import Rate, Wanted, all_present, at_place, fits, in_right_boxes, is_nearest, match, wilson  # noqa: E402
-from model_card import table  # noqa: E402
+from model_card import START, card, gates_table, table  # noqa: E402
 from sentences import describe  # noqa: E402
 from sprites import PARTS, SpriteAtlas  # noqa: E402
 from train_judge import heat_targets, identity_loss  # noqa: E402
@@ -209,6 +211,21 @@ def test_the_card_shows_share_interval_trials_and_chance():
     assert lines[3].endswith("| 10 |  |")
 
 
+def test_a_gate_that_fails_says_so():
+    gate = {"name": "swap", "figure": 0.5, "least": 0.8, "detail": "few"}
+    passed, failed = gates_table([gate | {"figure": 0.8}, gate]).splitlines()[2:]
+    assert passed == "| swap | 0.80 | 0.8 | passed | few |"
+    assert failed == "| swap | 0.50 | 0.8 | **failed** | few |"
+
+
+def test_the_model_card_is_what_was_measured_on_these_weights():
+    page = (RECIPE.parents[1] / "docs" / "mini.md").read_text(encoding="utf-8")
+    assert page.partition(START)[2].strip() == card(RECIPE / "results").strip()
+    weights = open_backbone("mini", device="cpu").encoder_id.weights[:16]
+    for path in (RECIPE / "results").glob("*.json"):
+        assert json.loads(path.read_text())["model"] == weights, path.name
+
+
 # Cases
 
 
@@ -287,8 +304,6 @@ def test_what_the_judge_sees_is_surest_first_and_over_the_threshold():
 
 
 def test_the_shipped_judge_names_the_example_subjects():
-    import json
-
     from PIL import Image
 
     examples = Path(__file__).parents[1] / "src/cones2/examples"
@@ -320,3 +335,15 @@ def test_learning_from_photos_is_watched_by_the_judge(tmp_path, monkeypatch, cap
     identity.main()
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["step 1", "step 2"]
     assert Residual.load(out).class_word == "dog"
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' own schedulers and NumPy
+def test_learning_ends_where_the_judge_sees_no_gain(tmp_path, monkeypatch, capsys):
+    toml = tmp_path / "idle.toml"
+    toml.write_text('preset = "direct"\nsteps = 8\nbatch_size = 1\nlearning_rate = 1e-30\n')
+    photos = RECIPE.parents[1] / "src/cones2/examples/rex/photos"
+    options = ["--recipe", toml, "--every", "1", "--patience", "2", "--pictures", "1", "--steps", "4"]
+    command = [photos, "--class", "dog", *options, "--out", tmp_path / "rex.safetensors"]
+    monkeypatch.setattr(sys, "argv", ["identity.py", *map(str, command)])
+    identity.main()
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["step 1", "step 2", "step 3"]

@@ -57,12 +57,12 @@ def test_timesteps_are_spread_over_their_density(centre):
     assert near == pytest.approx(0.8 * 0.683 + 0.2 * 0.2, abs=0.01)
 
 
-def test_objects_and_the_cells_around_them_weigh_four_times():
+def test_objects_and_the_cells_around_them_weigh_six_times():
     masks = torch.zeros(1, 2, 5, 5)
     masks[0, 1, 0, 0] = 1.0
     weight = object_weight(masks)
-    assert weight[0, 0, :2, :2].eq(4).all()
-    assert weight.sum() == 25 + 3 * 4
+    assert weight[0, 0, :2, :2].eq(6).all()
+    assert weight.sum() == 25 + 5 * 4
 
 
 @torch.no_grad()

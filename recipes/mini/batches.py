@@ -24,7 +24,7 @@ class Batch:
         boxes: `[batch, objects, height, width]`, share of each cell inside the box around what is visible of it.
         input_ids: `[batch, tokens]`.
         nouns: `[batch, objects, tokens]`, 1 at an object's noun.
-        thumbnails: `[batch, objects, 576]`, zero where the caption has no code for that object.
+        thumbnails: `[batch, objects, 2304]`, zero where the caption has no code for that object.
         coded: `[batch, objects]`, whether it has.
         labels: `[batch, objects, 3]`, class, colour and pattern to be read off a noun told in words; -100 for none.
         ends: `[batch]`, position of the end token.

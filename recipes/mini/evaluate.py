@@ -1,8 +1,8 @@
 """Measure mini: `python recipes/mini/evaluate.py STAGE`.
 
-The stages are judge, plain, layout, identity, follow, guidance, sweep, ablations and ways.
-Each stage writes `results/STAGE.json`; `card` prints them as the model card's tables. Seeds are fixed; pictures are 20
-steps of DPM++.
+The stages are judge, plain, layout, identity, follow, guidance, sweep, ablations, ways and preservation.
+Each stage writes `results/STAGE.json`; `card` writes them into the model card, as its tables. Seeds are fixed; pictures
+are 20 steps of DPM++.
 """
 
 import argparse
@@ -27,7 +27,8 @@ from judge_data import judge_world
 from layouts import draw_with_layout, evaluate_ablations, evaluate_sweep
 from lookalikes import CHANCE, histograms
 from metrics import Rate, all_present, at_place, fits, in_right_boxes, rate
-from model_card import print_card
+from model_card import write_card
+from preservation import evaluate_preservation
 from sprites import SpriteAtlas
 from studio import Seen, Studio, save_pictures
 from taught import flat, taught_subjects
@@ -36,6 +37,7 @@ from ways import evaluate_ways
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path(__file__).parent / "work"
+PAGE = Path(__file__).parents[2] / "docs/mini.md"
 SHOWN_FAILURES = 16
 COUNTS = (1, 2, 3, 4)
 
@@ -175,11 +177,12 @@ STAGES = {
     "sweep": evaluate_sweep,
     "ablations": evaluate_ablations,
     "ways": evaluate_ways,
+    "preservation": evaluate_preservation,
 }
 
 
 def main() -> None:
-    """Run one stage, or print the card."""
+    """Run one stage, or all and write the card, or write the card."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=[*STAGES, "all", "card"])
     parser.add_argument("--pictures", type=int, default=200, help="for each figure")
@@ -187,7 +190,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK)
     arguments = parser.parse_args()
     if arguments.stage == "card":
-        print_card(RESULTS)
+        write_card(RESULTS, PAGE)
         return
     judge = Judge.load()
     atlas = SpriteAtlas.load(arguments.work / "sprites.safetensors")
@@ -198,6 +201,8 @@ def main() -> None:
         rates = STAGES[stage](studio)
         about = {"model": backbone.encoder_id.weights[:16], "pictures": arguments.pictures}
         save_rates(stage, rates, {**about, "seconds": round(time.monotonic() - start)})
+    if arguments.stage == "all":
+        write_card(RESULTS, PAGE)
 
 
 if __name__ == "__main__":

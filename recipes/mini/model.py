@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tokenizer import build_tokenizer
@@ -27,6 +28,33 @@ SCHEDULE = {
 }
 
 
+class Coder(nn.Module):
+    """A thumbnail's code: a linear reading of it at half its size, and what a small network sees in it.
+
+    The network can say "striped" or "wide" wherever the stripes are; a linear reading must spell out every pixel.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(THUMBNAIL**2, WIDTH)
+        self.network = nn.Sequential(
+            nn.Conv2d(4, 32, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(64, 96, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(96 * (THUMBNAIL // 4) ** 2, WIDTH),
+        )
+
+    def forward(self, thumbnails: Tensor) -> Tensor:
+        """Codes `[..., width]` of flattened thumbnails `[..., 4 * size * size]`."""
+        pictures = thumbnails.reshape(-1, 4, THUMBNAIL, THUMBNAIL)
+        codes = self.linear(avg_pool2d(pictures, 2).flatten(1)) + self.network(pictures)
+        return codes.reshape(*thumbnails.shape[:-1], -1)
+
+
 class TrainingHeads(nn.Module):
     """What helps training and is left out of the model.
 
@@ -37,7 +65,7 @@ class TrainingHeads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.code = nn.Linear(4 * THUMBNAIL**2, WIDTH)
+        self.code = Coder()
         self.read = nn.Linear(WIDTH, len(CLASSES) + len(COLOURS) + 1 + len(PATTERNS))
 
 
@@ -117,7 +145,6 @@ def save_model(folder: Path, mini: Mini, vae: AutoencoderKL, *, half: bool) -> N
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, max_shard_size="14MB")
-    save_file(
-        {key: value.to(dtype) for key, value in mini.heads.state_dict().items()}, folder / "training_heads.safetensors"
-    )
+    heads = {key: value.to(dtype).contiguous() for key, value in mini.heads.state_dict().items()}
+    save_file(heads, folder / "training_heads.safetensors")
     (folder / "lexicon.txt").write_text("\n".join(word for word in lexicon() if word.isalpha()) + "\n")

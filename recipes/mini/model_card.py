@@ -1,4 +1,4 @@
-"""The model card's tables, in Markdown, from the results that `evaluate.py` stored."""
+"""The model card's tables, in Markdown, from the results that `gates.py` and `evaluate.py` stored."""
 
 import json
 from pathlib import Path
@@ -13,15 +13,36 @@ STAGES = {
     "sweep": "Strength of the layout",
     "ablations": "The layout's parts: in its right box, and pictures that show all",
     "ways": "Ways of learning, on half of the example subjects",
+    "preservation": "λ: identity of four subjects alone, by the recipe `mini`",
 }
 
 
-def print_card(results: Path) -> None:
-    """Print a table for every stage that has been run."""
+START = "<!-- The tables from here on are written by `python recipes/mini/evaluate.py card`. -->"
+
+
+def write_card(results: Path, page: Path) -> None:
+    """Put the tables into the model card, in place of all that stands after `START`."""
+    written, _, _ = page.read_text(encoding="utf-8").partition(START)
+    page.write_text(written + START + "\n\n" + card(results), encoding="utf-8")
+
+
+def card(results: Path) -> str:
+    """A table of the gates, and one for every stage that has been run."""
+    parts = {"The three gates": gates_table(json.loads((results / "gates.json").read_text())["gates"])}
     for stage, title in STAGES.items():
         path = results / f"{stage}.json"
         if path.exists():
-            print(f"### {title}\n\n{table(json.loads(path.read_text())['rates'])}\n")
+            parts[title] = table(json.loads(path.read_text())["rates"])
+    return "\n\n".join(f"### {title}\n\n{rows}" for title, rows in parts.items()) + "\n"
+
+
+def gates_table(gates: list[dict]) -> str:
+    """What each gate reached, and whether it passed."""
+    lines = ["| gate | reached | at least | | seen |", "| --- | ---: | ---: | --- | --- |"]
+    for gate in gates:
+        passed = "passed" if gate["figure"] >= gate["least"] else "**failed**"
+        lines.append(f"| {gate['name']} | {gate['figure']:.2f} | {gate['least']:g} | {passed} | {gate['detail']} |")
+    return "\n".join(lines)
 
 
 def table(rates: dict[str, dict]) -> str:

@@ -31,7 +31,7 @@ class Caption:
 
 def describe(scene: Scene, rng: np.random.Generator) -> Caption:
     """Write a random caption of a scene."""
-    modes = tuple(int(mode) for mode in rng.choice(3, len(scene.objects), p=[0.15, 0.6, 0.25]))
+    modes = tuple(int(mode) for mode in rng.choice(3, len(scene.objects), p=[0.1, 0.7, 0.2]))
     words: list[str] = []
     nouns: dict[int, tuple[int, ...]] = {}
     where = SCENES.get(scene.scene, "").split()

@@ -3,7 +3,7 @@
 `python recipes/mini/sheet.py recipes/mini/work/mini sheet.png`
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -40,4 +40,8 @@ def main(folder: Path, out: Path, size: int = 128) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *(int(value) for value in sys.argv[3:]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--size", type=int, default=128)
+    main(**vars(parser.parse_args()))

@@ -18,7 +18,7 @@ from vocabulary import CLASSES, COLOURS, PATTERNS, SCENES
 
 MAX_OBJECTS = 4
 SIDES = {1: (0.45, 0.85), 2: (0.4, 0.58), 3: (0.36, 0.48), 4: (0.33, 0.42)}  # of objects, by how many there are
-THUMBNAIL = 12
+THUMBNAIL = 24
 ANIMALS = [number for number, word in enumerate(CLASSES) if word.animal]
 WORN = [number for number, word in enumerate(CLASSES) if word.worn]
 FREE = [number for number in range(len(CLASSES)) if number not in WORN]
@@ -196,8 +196,8 @@ class World:
 
     @torch.no_grad()
     def thumbnails(self, instances: list[Instance]) -> Tensor:
-        """Draw each individual by itself, tiny and upright: `[batch, 4, 12, 12]`, colour over grey and alpha."""
-        colour, alpha = self._draw([Placed(instance, 0.5, 0.5, 0.95) for instance in instances], THUMBNAIL * 4)
+        """Draw each individual by itself, tiny and upright: `[batch, 4, 24, 24]`, colour over grey and alpha."""
+        colour, alpha = self._draw([Placed(instance, 0.5, 0.5, 0.95) for instance in instances], THUMBNAIL * 2)
         picture = torch.cat([colour + 0.5 * (1 - alpha), alpha], dim=1)
         return interpolate(picture, (THUMBNAIL, THUMBNAIL), mode="area")
 

@@ -67,7 +67,8 @@ if TYPE_CHECKING:
     from cones2.layout.region import Region
     from cones2.layout.regions import Layout
     from cones2.layout.shapes import Polygon, Rest
-    from cones2.learning.loop import LearnStep, displacement, held_out_captions, learn
+    from cones2.learning.displacement import Displacement, displacement, held_out_captions
+    from cones2.learning.loop import LearnStep, learn
     from cones2.learning.manifest import Assignment, read_manifest
     from cones2.learning.many import LearnAllStep, Outcome, learn_all
     from cones2.learning.recipe import RECIPES, Recipe, find_recipe
@@ -115,7 +116,8 @@ _NAMES = {
     "layout.shapes": "Polygon Rest",
     "learning.manifest": "Assignment read_manifest",
     "learning.many": "LearnAllStep Outcome learn_all",
-    "learning.loop": "LearnStep displacement held_out_captions learn",
+    "learning.displacement": "Displacement displacement held_out_captions",
+    "learning.loop": "LearnStep learn",
     "photos": "Finding Photo PhotoFacts PhotoReport load_photos photo_report",
     "library": "Library",
     "picture": "Row contact_sheet read_record write_picture",
@@ -147,6 +149,7 @@ __all__ = [
     "ComposeStep",
     "Cones2Error",
     "Cones2Warning",
+    "Displacement",
     "EncoderId",
     "Example",
     "Finding",

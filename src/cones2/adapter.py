@@ -40,6 +40,8 @@ def adapt(
     guidance_scale: float = 7.5,
     num_images_per_prompt: int = 1,
     layout_scale: float = 1.0,
+    layout_effect: str = "both",
+    layout_levels: tuple[int, ...] | None = None,
     preset: str = "paper",
     force: bool = False,
 ) -> Iterator[dict[str, Any]]:
@@ -58,6 +60,8 @@ def adapt(
         guidance_scale: classifier-free guidance; off up to 1.
         num_images_per_prompt: pictures of each call.
         layout_scale: multiplies the layout's strength; 0 turns it off.
+        layout_effect: `both`, `strengthen` or `weaken`, as in `LayoutGuidance`.
+        layout_levels: of the UNet's grids, those that are edited; None is all.
         preset: how the layout acts, a name of `PRESETS`; `official-layout` reads σ by timestep here, not by step.
         force: use residuals of another text encoder of the same width, with a warning.
 
@@ -97,7 +101,13 @@ def adapt(
     tokenized = _tokenize(pipeline, prompt, class_words)
     alphas_cumprod = pipeline.scheduler.alphas_cumprod
     guidance = LayoutGuidance(
-        layout or Layout({}), tokenized.spans, alphas_cumprod, preset=find_preset(preset), layout_scale=layout_scale
+        layout or Layout({}),
+        tokenized.spans,
+        alphas_cumprod,
+        preset=find_preset(preset),
+        layout_scale=layout_scale,
+        layout_effect=layout_effect,
+        layout_levels=layout_levels,
     )
     with torch.no_grad(), _models_put_back(pipeline):
         _check_fits(pipeline, subjects, force=force)

@@ -169,8 +169,13 @@ def _check_no_brace_is_left(template: str) -> None:
         )
 
 
-def tokenize_prompt(prompt: ParsedPrompt, tokenizer: Tokenizer) -> TokenizedPrompt:
+def tokenize_prompt(prompt: ParsedPrompt, tokenizer: Tokenizer, *, what: str = "the prompt") -> TokenizedPrompt:
     """Tokenize for the model's window; text that does not fit is cut with a warning, but never a subject.
+
+    Args:
+        prompt: as parsed.
+        tokenizer: the model's.
+        what: to call it in the warning.
 
     Raises:
         PromptError: a subject would be cut off, or its tokens are not those of its class word alone.
@@ -181,7 +186,7 @@ def tokenize_prompt(prompt: ParsedPrompt, tokenizer: Tokenizer) -> TokenizedProm
         span = _find_span(whole["offset_mapping"], prompt.text, mention.start, mention.end)
         _check_tokens_alone(whole["input_ids"][slice(*span)], mention, prompt, tokenizer)
         spans[mention.name] = (*spans.get(mention.name, ()), span)
-    _check_window(whole["input_ids"], spans, tokenizer.model_max_length)
+    _check_window(whole["input_ids"], spans, tokenizer.model_max_length, what)
     padded = tokenizer(prompt.text, padding="max_length", truncation=True, return_tensors="pt", verbose=False)
     return TokenizedPrompt(prompt.text, padded["input_ids"], spans)
 
@@ -220,10 +225,10 @@ def _check_tokens_alone(ids: Sequence[int], mention: Mention, prompt: ParsedProm
         )
 
 
-def _check_window(ids: Sequence[int], spans: Mapping[str, tuple[Span, ...]], window: int) -> None:
+def _check_window(ids: Sequence[int], spans: Mapping[str, tuple[Span, ...]], window: int, what: str) -> None:
     if len(ids) <= window:
         return
-    sizes = f"the prompt has {len(ids)} tokens with start and end, the model's window holds {window}"
+    sizes = f"{what} has {len(ids)} tokens with start and end, the model's window holds {window}"
     for name, ranges in spans.items():
         if ranges[-1][1] > window - 1:  # the last place is the end token's
             raise PromptError(f"{sizes}: {{{name}}} would be cut off. Shorten the prompt, or name the subject earlier.")

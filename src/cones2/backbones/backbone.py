@@ -40,7 +40,8 @@ class Backbone:
 
     Attributes:
         name: what the user opened: `mini`, a Hub id or a folder's name.
-        lexicon: the words that the model was trained on, lower case; None when it does not say.
+        lexicon: the words that the model was trained on, lower case; None when it does not say. Only a model of a small
+            world says: `mini`, and what is trained on from it.
         text_encoder_2: Stable Diffusion XL's other text encoder; None elsewhere.
         tokenizer_2: its tokenizer, of which only the padding token is used here.
         zeros_for_empty_prompt: whether an empty negative prompt is all zeros rather than an empty text.
@@ -114,12 +115,12 @@ class Backbone:
     @property
     def learn_preset(self) -> str:
         """Name of the recipe that suits this model when the user names none."""
-        return "direct" if self.name == "mini" else "paper"
+        return "paper" if self.lexicon is None else "direct"
 
     @property
     def guidance_parallel(self) -> float:
         """What share of guidance's part along a picture of subjects suits this model, when the user names none."""
-        return 0.0 if self.name == "mini" else 1.0
+        return 1.0 if self.lexicon is None else 0.0
 
     @cached_property
     def encoder_id(self) -> EncoderId:

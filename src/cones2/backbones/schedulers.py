@@ -29,7 +29,8 @@ SCHEDULERS: Mapping[str, str] = MappingProxyType(
         "unipc": "UniPCMultistepScheduler",
     }
 )
-"""diffusers' class by short name: all that draw from text and have the `alphas_cumprod` that a layout needs."""
+"""diffusers' class by short name: all that draw from text, have the `alphas_cumprod` that a layout needs, and take each
+picture's noise from its own generator. `DPMSolverSDEScheduler` does not: a seed would give other pictures each time."""
 
 
 def make_scheduler(name: str, trained: Any) -> Any:

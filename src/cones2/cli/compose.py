@@ -194,8 +194,8 @@ def compose(
             "preset": preset,
             "force": force,
         }
-        texts = (box or (), polygon or (), mask or (), z or (), feather or (), region_weight or (), place or ())
-        places = Places(*texts, file=layout)
+        shapes = {"boxes": box, "polygons": polygon, "masks": mask, "words": place}
+        places = Places.of(**shapes, heights=z, feathers=feather, weights=region_weight, file=layout)
         if official is None:
             wish = Wish.read(prompt, source, library=library)
             lay_out = partial(places.read, wish.prompt if auto_layout else None, recorded=wish.layout)

@@ -39,3 +39,4 @@ def demo(
     for line in exhibit(backbone, out, show=show, recipe=recipe, settings=settings):
         say(line)
     say(f"All of it took {time.monotonic() - began:.0f} s. Look at {out / SHEET}")
+    say(f"The pictures, the layout and the residuals are in {out}, too.")

@@ -77,9 +77,10 @@ def grid(
         from cones2.cli.sheets import Plan, read_axes
         from cones2.cli.wishes import Wish
         from cones2.composing.sizes import picture_aspect
+        from cones2.guidance.presets import recurs
 
-        texts = (box or (), polygon or (), mask or (), z or (), feather or (), region_weight or (), place or ())
-        places = Places(*texts, file=layout)
+        shapes = {"boxes": box, "polygons": polygon, "masks": mask, "words": place}
+        places = Places.of(**shapes, heights=z, feathers=feather, weights=region_weight, file=layout)
         wish = Wish.read(prompt, source, library=library)
         lay_out = partial(places.read, wish.prompt if auto_layout else None, recorded=wish.layout)
         axes = read_axes(vary, wish.library)
@@ -90,7 +91,9 @@ def grid(
             layout=lay_out(),
             settings=wish.settings({}, seed=wish.made.seed if wish.made else None, count=None),
         )
-        acting = ("layout_scale", "layout_effect", "layout_levels")
+        acting = ["layout_scale", "layout_effect", "layout_levels"]
+        if not any(recurs(order.settings.preset) for order in plan.orders):
+            acting.append("guided_steps")  # a sampler that recurs reads them without a layout, too
         check_acting(lay_out(), {f"--vary {axis.name}": axis for axis in axes if axis.name in acting})
         check_folder(out)
     with waiting("opening the model"):

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cones2.cli.console import print_json, print_table
+from cones2.cli.progress import waiting
 
 
 def inspect(
@@ -16,9 +17,10 @@ def inspect(
 
     Example: cones2 inspect rex.safetensors
     """
-    from cones2.cli.descriptions import describe, rows
+    with waiting(f"reading {file.name}"):
+        from cones2.cli.descriptions import describe, rows
 
-    description = describe(file)
+        description = describe(file)
     if as_json:
         print_json(description)
     else:

@@ -15,6 +15,7 @@ from cones2.cli.layout_options import (
     WeightTexts,
     ZTexts,
 )
+from cones2.cli.progress import waiting
 
 
 def layout(
@@ -40,24 +41,26 @@ def layout(
 
     Example: cones2 layout beach.json --out preview.png
     """
-    import json
+    with waiting("starting"):
+        import json
 
-    from cones2.arranging.relations import warn_of_contradictions
-    from cones2.cli.outputs import check_file
-    from cones2.cli.places import Places, write_layout
-    from cones2.errors import SettingsError
-    from cones2.files import make_folder
-    from cones2.layout.drawing import draw_layout
-    from cones2.layout.regions import Layout
-    from cones2.picture import read_record, write_picture
-    from cones2.prompts import parse_prompt, placeholders
+        from cones2.arranging.relations import warn_of_contradictions
+        from cones2.cli.outputs import check_file
+        from cones2.cli.places import Places, write_layout
+        from cones2.errors import SettingsError
+        from cones2.files import make_folder
+        from cones2.layout.drawing import draw_layout
+        from cones2.layout.regions import Layout
+        from cones2.picture import read_record, write_picture
+        from cones2.prompts import parse_prompt, placeholders
 
     if auto is not None and count is not None:
         raise SettingsError("--auto and --count both say whom to place: leave one out.")
     if count is not None:
         auto = " ".join(f"{{subject{number}}}" for number in range(1, count + 1))
-    texts = (box or (), polygon or (), mask or (), z or (), feather or (), region_weight or (), place or ())
-    made = Places(*texts, file=file).read(auto, aspect=width / height)
+    shapes = {"boxes": box, "polygons": polygon, "masks": mask, "words": place}
+    places = Places.of(**shapes, heights=z, feathers=feather, weights=region_weight, file=file)
+    made = places.read(auto, aspect=width / height)
     if made is None and auto is not None:
         raise SettingsError(f"{auto[:100]!r} names nobody to place: put names in braces, as in 'a {{rex}}'.")
     if made is None and file is None:

@@ -13,7 +13,7 @@ PLACES = "Places of subjects, in 0..1 from the picture's top left corner"
 BoxTexts = Annotated[
     list[str] | None,
     typer.Option(
-        "--box", help="A box; shapes of one name unite.", metavar="NAME=XMIN,YMIN,XMAX,YMAX", rich_help_panel=PLACES
+        "--box", help="Where a subject belongs; shapes of one name unite.", metavar="NAME=XMIN,YMIN,XMAX,YMAX"
     ),
 ]
 PolygonTexts = Annotated[
@@ -54,9 +54,7 @@ SaveLayout = Annotated[
     Path | None,
     typer.Option("--save-layout", help="Write the layout to a JSON file.", metavar="FILE", rich_help_panel=PLACES),
 ]
-LayoutFile = Annotated[
-    Path | None, typer.Option("--layout", help="Regions from a JSON file.", metavar="FILE", rich_help_panel=PLACES)
-]
+LayoutFile = Annotated[Path | None, typer.Option("--layout", help="Regions from a JSON file.", metavar="FILE")]
 
 Effect = Annotated[
     str | None,

@@ -93,7 +93,8 @@ def learn(
         if report["steps"] < report["last_step"]:
             say(f"Kept: step {report['steps']} of {report['last_step']}, whose preview is the most like the photos.")
         if report["displacement"] is not None:
-            say(f"Other words moved by {100 * report['displacement']:.1f} % of their length; near 0 is best.")
+            share, value = 100 * report["displacement"], report["preservation"]
+            say(f"Other words moved by {share:.1f} % of their length (Eq. 3: {value:.3g}); near 0 is best.")
         say(f"Place it with: {_next_command(out, model, model_config)}")
 
 

@@ -56,11 +56,12 @@ def learn_all(
                 each.class_word,
                 each.state,
                 "" if each.loss is None else f"{each.loss:.4f}",
+                "" if each.displacement is None else f"{100 * each.displacement:.1f} %",
                 f"{each.seconds:.0f} s",
-                each.problem,
+                each.problem or " ".join(each.findings),
             )
             for each in outcomes
         ]
-        print_rows(str(shelf.folder), ("subject", "class word", "", "loss", "time", ""), rows)
+        print_rows(str(shelf.folder), ("subject", "class word", "", "loss", "others moved", "time", ""), rows)
     if any(outcome.state == "failed" for outcome in outcomes):
         raise typer.Exit(FAILED)

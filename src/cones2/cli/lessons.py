@@ -11,11 +11,13 @@ from typing import Any
 from cones2.backbones import Backbone
 from cones2.captions.corpus import captions_for, check_class_word, read_captions
 from cones2.cli.outputs import check_file
+from cones2.cli.progress import waiting
 from cones2.cli.watching import Looks
-from cones2.errors import CaptionError, Cones2Warning, LearningError
+from cones2.errors import Cones2Warning, LearningError
 from cones2.files import make_folder
 from cones2.learning.checkpoints import remove_checkpoints
-from cones2.learning.loop import displacement, held_out_captions, learn
+from cones2.learning.displacement import Displacement, unseen_displacement
+from cones2.learning.loop import learn
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.photos import Photo, PhotoReport, load_photos, photo_report
 from cones2.residual.residual import Residual
@@ -92,13 +94,16 @@ class Lesson:
         return self._report(last, judged, displacement=moved, seconds=time.monotonic() - began)
 
     def _judge(self, backbone: Backbone) -> PhotoReport:
-        judged = photo_report(self.photos, size=min(backbone.default_size))
+        with waiting("looking at the photos"):
+            judged = photo_report(self.photos, size=min(backbone.default_size))
         judged.check()
         for finding in judged.findings:
             warnings.warn(finding.text, Cones2Warning, stacklevel=2)
         return judged
 
-    def _measure_displacement(self, backbone: Backbone, last: WatchedStep, captions: Sequence[str]) -> float | None:
+    def _measure_displacement(
+        self, backbone: Backbone, last: WatchedStep, captions: Sequence[str]
+    ) -> Displacement | None:
         """Measure how far other words moved.
 
         None where the encoder was tuned further than to the best look, or no captions can be held out, as when the
@@ -106,18 +111,15 @@ class Lesson:
         """
         if last.best is not None and last.best.step < last.step:
             return None
-        try:
-            unseen = held_out_captions(self.class_word, captions, lexicon=backbone.lexicon)
-        except CaptionError:
-            return None
-        return displacement(backbone, last.learned.tuned, unseen, class_word=self.class_word)
+        with waiting("measuring how far other words moved"):
+            return unseen_displacement(backbone, last.learned.tuned, captions, class_word=self.class_word)
 
     def _recipe_for(self, backbone: Backbone) -> Recipe:
         recipe = self.recipe or find_recipe(backbone.learn_preset)
         return recipe if self.steps is None else replace(recipe, steps=self.steps)
 
     def _report(
-        self, last: WatchedStep, judged: PhotoReport, *, displacement: float | None, seconds: float
+        self, last: WatchedStep, judged: PhotoReport, *, displacement: Displacement | None, seconds: float
     ) -> dict[str, Any]:
         residual, best = last.residual, last.best
         return {
@@ -133,7 +135,8 @@ class Lesson:
             "last_step": last.step,
             "loss": last.learned.loss if best is None else best.loss,
             "identity": last.identity if best is None else best.identity,
-            "displacement": displacement,
+            "displacement": displacement and displacement.relative,
+            "preservation": displacement and displacement.preservation,
             "seconds": round(seconds, 3),
         }
 

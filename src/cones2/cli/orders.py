@@ -25,7 +25,7 @@ from cones2.composing.loop import compose
 from cones2.composing.records import RecordedSubject, picture_record
 from cones2.composing.settings import ComposeSettings
 from cones2.errors import LayoutError, SettingsError
-from cones2.files import make_folder
+from cones2.files import expanded, make_folder
 from cones2.guidance.leakage import Leakage
 from cones2.layout.regions import Layout
 from cones2.library import Library
@@ -72,7 +72,7 @@ def read_residual(source: str, library: Library) -> Residual:
         LibraryError: the library has no such subject.
         ResidualError: the file is not a residual.
     """
-    return library.load(source) if is_name(source) else Residual.load(Path(source))
+    return library.load(source) if is_name(source) else Residual.load(expanded(source))
 
 
 class Drawn(NamedTuple):

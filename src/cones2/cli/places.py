@@ -9,14 +9,14 @@ from cones2.arranging.automatic import auto_layout, place_subjects
 from cones2.cli.options import number, pairs, unique, whole_number
 from cones2.cli.outputs import check_file
 from cones2.errors import LayoutError, SettingsError
-from cones2.files import make_folder
+from cones2.files import expanded, make_folder
 from cones2.layout.masks import Mask
 from cones2.layout.region import Region, box_of, check_name, naming
 from cones2.layout.regions import Layout
 from cones2.layout.shapes import Polygon, Shape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Places:
     """Texts of the options that place subjects."""
 
@@ -28,6 +28,11 @@ class Places:
     weights: Sequence[str] = ()
     words: Sequence[str] = ()
     file: Path | None = None
+
+    @classmethod
+    def of(cls, *, file: Path | None, **texts: Sequence[str] | None) -> "Places":
+        """Take options as the command line has them: None where one is not given."""
+        return cls(file=file, **{name: given or () for name, given in texts.items()})
 
     @property
     def given(self) -> dict[str, object]:
@@ -106,7 +111,7 @@ class Places:
                 yield name, Polygon(tuple(zip(numbers[::2], numbers[1::2], strict=True)))
         for name, text in pairs("--mask", self.masks, example="rex=rex.png"):
             with naming(name):
-                yield name, Mask.load(Path(text))
+                yield name, Mask.load(expanded(text))
 
     def _adjust(self, regions: dict[str, Region]) -> None:
         """Set z, feather and weight of regions, wherever they come from."""

@@ -14,7 +14,8 @@ def tokenize_negative(backbone: Backbone, settings: ComposeSettings) -> Int[Tens
     """Give the negative prompt's tokens; None without classifier-free guidance."""
     if settings.guidance_scale <= 1:
         return None
-    return tokenize_prompt(ParsedPrompt(plain_text(settings.negative_prompt), ()), backbone.tokenizer).input_ids
+    negative = ParsedPrompt(plain_text(settings.negative_prompt), ())
+    return tokenize_prompt(negative, backbone.tokenizer, what="the negative prompt").input_ids
 
 
 def embed_both(

@@ -74,7 +74,8 @@ def plan_grid(
     Without an axis of seeds, all cells have the settings' first seed.
 
     Raises:
-        SettingsError: an axis comes twice or changes no subject, a value is outside its range, or there are too many.
+        SettingsError: an axis comes twice, changes no subject or the strength of a plain word, a value is outside its
+            range, or there are too many.
     """
     _check(axes, subjects or {})
     settings = settings or ComposeSettings()
@@ -110,11 +111,17 @@ def _check(axes: Sequence[Axis], subjects: Mapping[str, Subject]) -> None:
         if axis.subject and axis.subject not in subjects:
             known = ", ".join(subjects) or "none"
             raise SettingsError(f"{axis.name} varies {axis.subject!r}, which is no subject; those are: {known}.")
+        if axis.name.startswith("strength.") and not _is_taught(axis.subject, subjects, names):
+            raise SettingsError(f"{axis.name} varies {axis.subject!r}, which has no residual: give it one first.")
     count = 1
     for axis in axes:
         count *= len(axis.values)
     if count > MOST_CELLS:
         raise SettingsError(f"the grid has {count} pictures: expected at most {MOST_CELLS}.")
+
+
+def _is_taught(subject: str, subjects: Mapping[str, Subject], names: Sequence[str]) -> bool:
+    return subjects[subject].residual is not None or f"subject.{subject}" in names
 
 
 def _combine(cell: Cell, axes: Sequence[Axis], picks: Sequence[int]) -> Cell:

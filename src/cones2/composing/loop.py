@@ -7,12 +7,12 @@ embedding, a layout the cross-attention, and each costs next to nothing.
 import re
 import warnings
 from collections.abc import Generator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from cones2.arranging.relations import warn_of_contradictions
 from cones2.backbones import Backbone, make_scheduler
 from cones2.composing.conditions import add_both, embed_both, embed_plain, tokenize_negative
+from cones2.composing.guiding import settle
 from cones2.composing.sampler import ComposeStep, Sampler
 from cones2.composing.settings import ComposeSettings
 from cones2.composing.sizes import latent_shape
@@ -63,9 +63,7 @@ def compose(
         if subject.residual is not None:
             subject.residual.check_fits(backbone.encoder_id, force=settings.force)
     check_negatives(subjects, layout, guidance_scale=settings.guidance_scale)
-    draws_subjects = bool(layout and layout.names) or any(subject.residual for subject in subjects.values())
-    if settings.guidance_parallel is None and draws_subjects:
-        settings = replace(settings, guidance_parallel=backbone.guidance_parallel)
+    settings = settle(settings, backbone, subjects=subjects, layout=layout)
     scheduler = _start_scheduler(backbone, settings)
     shape = latent_shape(backbone, settings)
     negative = tokenize_negative(backbone, settings)

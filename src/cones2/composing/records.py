@@ -15,6 +15,7 @@ from pydantic import Field
 
 from cones2.backbones import Backbone
 from cones2.checking import first_problem
+from cones2.composing.guiding import settle
 from cones2.composing.settings import ComposeSettings
 from cones2.errors import Cones2Error, PictureError
 from cones2.layout.regions import Layout
@@ -46,7 +47,8 @@ def picture_record(
     settings: ComposeSettings | None = None,
 ) -> dict[str, Any]:
     """Tell how the picture of `seed` was made, as JSON values: all that is needed to draw it again."""
-    subjects, settings = subjects or {}, settings or ComposeSettings()
+    subjects = subjects or {}
+    settings = settle(settings or ComposeSettings(), backbone, subjects=subjects, layout=layout)
     parsed = parse_prompt(prompt, {name: subject.class_word for name, subject in subjects.items()})
     return {
         "prompt": prompt,

@@ -161,7 +161,7 @@ class Sampler:
         return guide(
             *predictions,
             latents=latents,
-            alpha_bar=float(self._scheduler.alphas_cumprod[round(float(timestep))]),
+            alpha_bar=self._scheduler.alphas_cumprod.to(timestep.device)[timestep.round().long()],
             is_velocity=self._backbone.prediction_type == "v_prediction",
             settings=self._settings,
         )

@@ -95,9 +95,10 @@ class LayoutEdit:
         floor = floor_of(query.dtype)  # and as far above 0: an infinite mask would give NaN, either way
         edit = torch.addcmul(mask.floor, eta[:, None, None], mask.gain).clamp_(floor, -floor)
         bias = query.new_zeros(len(query), 1, query.shape[2], key.shape[2])
-        bias[..., tokens:] = mask.extra
-        bias[self._rows, 0, :, :tokens] = edit.to(query.dtype)
-        bias[self._rows, 0, :, tokens:] = floor
+        bias[self._rows, 0, :, :tokens] = edit
+        if self._text.extra_tokens:
+            bias[..., tokens:] = mask.extra
+            bias[self._rows, 0, :, tokens:] = floor
         return bias
 
     def _mask(self, pixels: int, tokens: int, like: Tensor) -> _StaticMask:

@@ -3,29 +3,22 @@
 `arXiv:2305.19327, Sec. 3.2`: L = L_sub + λ·L_reg (Eq. 4), then Δ (Eq. 5). UNet and autoencoder stay as they are.
 """
 
-import math
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-
 from cones2.backbones import Backbone
 from cones2.captions.corpus import captions_for, check_class_word
-from cones2.errors import CaptionError, LearningError, SettingsError
+from cones2.errors import LearningError, SettingsError
 from cones2.learning.checkpoints import Checkpoints
-from cones2.learning.data import encode_captions, warn_if_strange
+from cones2.learning.data import warn_if_strange
 from cones2.learning.lesson import Lesson
 from cones2.learning.memory import idle_parts_offloaded, recomputed_activations
-from cones2.learning.objective import preservation_loss
 from cones2.learning.recipe import Recipe
 from cones2.learning.study import LearnStep, Study
-from cones2.learning.ways import CHUNK
 from cones2.photos import Photo
 
-__all__ = ["LearnStep", "displacement", "held_out_captions", "learn"]
-
-_HELD_OUT_SEED = 1
+__all__ = ["LearnStep", "learn"]
 
 
 def learn(
@@ -82,35 +75,6 @@ def learn(
         checkpoints = Checkpoints(checkpoint, study.lesson.settings())
         stack.enter_context(checkpoints.held())
         yield from _keep(checkpoints, study, every=checkpoint_every, resume=resume)
-
-
-def displacement(backbone: Backbone, tuned: Backbone, captions: Sequence[str], *, class_word: str) -> float:
-    """How far a tuned encoder moved the words it should leave: root of Eq. 3 over captions, relative to their length.
-
-    The criterion for λ, on captions that were not learned from: near 0, all but the class word stays put.
-    """
-    encoded = encode_captions(backbone, captions, class_word)
-    moved, length = 0.0, 0.0
-    for input_ids, own in zip(torch.split(encoded.input_ids, CHUNK), torch.split(encoded.own, CHUNK), strict=True):
-        original = backbone.embed(input_ids)
-        moved += len(own) * float(preservation_loss(tuned.embed(input_ids), original, own))
-        length += len(own) * float(preservation_loss(torch.zeros_like(original), original, own))
-    return math.sqrt(moved / length)
-
-
-def held_out_captions(
-    class_word: str, learned: Sequence[str], *, count: int = 50, lexicon: Collection[str] | None = None
-) -> tuple[str, ...]:
-    """Give up to `count` captions for `displacement` that are not among those that were learned from.
-
-    Raises:
-        CaptionError: none can be made, as when the lexicon is small.
-    """
-    known = set(learned)
-    made = captions_for(class_word, count=4 * count, seed=_HELD_OUT_SEED, lexicon=lexicon)
-    if not (unseen := tuple(caption for caption in made if caption not in known)[:count]):
-        raise CaptionError(f"every caption for {class_word!r} was learned from: learn from fewer, to hold some out.")
-    return unseen
 
 
 def _keep(checkpoints: Checkpoints, study: Study, *, every: int, resume: bool) -> Iterator[LearnStep]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from cones2.checking import first_problem
 from cones2.errors import Cones2Error, SettingsError
-from cones2.files import read_bounded
+from cones2.files import expanded, read_bounded
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.library import check_name
 
@@ -57,7 +57,7 @@ def read_manifest(path: Path | str) -> tuple[Assignment, ...]:
     path = Path(path)
     content = read_bounded(path, limit=LARGEST_MANIFEST, error=SettingsError)
     try:
-        fields = _Manifest.model_validate(tomllib.loads(content.decode()))
+        fields = _Manifest.model_validate(tomllib.loads(content.decode("utf-8-sig")))
         assignments = tuple(_assign(name, fields, path.parent) for name in fields.subjects)
         _check_cases(assignments)
     except pydantic.ValidationError as error:
@@ -93,15 +93,15 @@ def _assign(name: str, manifest: _Manifest, folder: Path) -> Assignment:
     subject = manifest.subjects[name]
     recipe = subject.recipe or manifest.recipe
     if recipe is not None and recipe.endswith(".toml"):
-        recipe = str(folder / recipe)
+        recipe = str(folder / expanded(recipe))
     return Assignment(
         name,
-        folder / subject.photos,
+        folder / expanded(subject.photos),
         subject.class_word,
         recipe=None if recipe is None else find_recipe(recipe),
         seed=manifest.seed if subject.seed is None else subject.seed,
-        masks=None if subject.masks is None else folder / subject.masks,
-        captions=None if subject.captions is None else folder / subject.captions,
+        masks=None if subject.masks is None else folder / expanded(subject.masks),
+        captions=None if subject.captions is None else folder / expanded(subject.captions),
     )
 
 

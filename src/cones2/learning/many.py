@@ -13,6 +13,7 @@ from cones2.backbones import Backbone
 from cones2.captions.corpus import captions_for, check_class_word, read_captions
 from cones2.errors import Cones2Error, ResidualError, SettingsError
 from cones2.learning.checkpoints import remove_checkpoints
+from cones2.learning.displacement import unseen_displacement
 from cones2.learning.lesson import hash_of, how_learned, model_settings
 from cones2.learning.loop import LearnStep, learn
 from cones2.learning.manifest import Assignment
@@ -32,6 +33,10 @@ class Outcome:
         state: `learned` now, `finished` before, or `failed`.
         seconds: spent on it now.
         loss: of the last step, where it was learned now.
+        findings: what is doubtful about its photos, where it was learned now.
+        displacement: how far other words moved, as a share of their length, where it was learned now and captions
+            could be held out.
+        preservation: the same as Eq. 3 has it.
         problem: why it failed; empty where it did not.
     """
 
@@ -40,6 +45,9 @@ class Outcome:
     state: Literal["learned", "finished", "failed"]
     seconds: float
     loss: float | None = None
+    findings: tuple[str, ...] = ()
+    displacement: float | None = None
+    preservation: float | None = None
     problem: str = ""
 
 
@@ -100,8 +108,8 @@ def _steps(
         began = time.monotonic()
         outcome = Outcome(assignment.name, assignment.class_word, "finished", 0.0)
         try:
-            for learning in _learn(backbone, assignment, library, save_memory=save_memory):
-                outcome = replace(outcome, state="learned", loss=learning.loss)
+            for learning, told in _learn(backbone, assignment, library, save_memory=save_memory):
+                outcome = told
                 yield replace(at, learning=learning)
                 del learning  # and with it the optimiser, before the next subject begins
         except Exception as error:  # of any kind: the other subjects must not suffer
@@ -110,14 +118,19 @@ def _steps(
         yield replace(at, outcomes=outcomes)
 
 
-def _learn(backbone: Backbone, assignment: Assignment, library: Library, *, save_memory: bool) -> Iterator[LearnStep]:
+def _learn(
+    backbone: Backbone, assignment: Assignment, library: Library, *, save_memory: bool
+) -> Iterator[tuple[LearnStep, Outcome]]:
     """Take the steps of one subject, and keep what was learned; take none where it is finished."""
     library.check_case(assignment.name)
     lesson = _Lesson.read(assignment, backbone)
     residual = _load_sound(library.path_of(assignment.name))
     if residual is not None and lesson.was_learned_by(residual, backbone):
         return
-    photo_report(lesson.photos, size=min(backbone.default_size)).check()
+    report = photo_report(lesson.photos, size=min(backbone.default_size))
+    report.check()
+    findings = tuple(finding.text for finding in report.findings)
+    outcome = Outcome(assignment.name, assignment.class_word, "learned", 0.0, findings=findings)
     folder = library.folder / f".{assignment.name}-{lesson.digest(backbone)}.learning"
     steps = learn(
         backbone,
@@ -132,11 +145,18 @@ def _learn(backbone: Backbone, assignment: Assignment, library: Library, *, save
     )
     with closing(steps):
         for step in steps:
+            outcome = replace(outcome, loss=step.loss)
             if step.step == step.steps:
                 steps.close()  # which gives its checkpoints free
                 library.add(assignment.name, step.residual, replace=True)
                 _remove_checkpoints(library.folder, assignment.name)
-            yield step
+                outcome = _with_displacement(outcome, backbone, step, lesson)
+            yield step, outcome
+
+
+def _with_displacement(outcome: Outcome, backbone: Backbone, last: LearnStep, lesson: "_Lesson") -> Outcome:
+    moved = unseen_displacement(backbone, last.tuned, lesson.captions, class_word=lesson.class_word)
+    return outcome if moved is None else replace(outcome, displacement=moved.relative, preservation=moved.preservation)
 
 
 @dataclass(frozen=True)

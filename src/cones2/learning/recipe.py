@@ -60,7 +60,7 @@ class Recipe:
         """
         content = read_bounded(path, limit=LARGEST_RECIPE, error=SettingsError)
         try:
-            settings = tomllib.loads(content.decode())
+            settings = tomllib.loads(content.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             expected = "Expected a TOML file with lines like `steps = 300`."
             raise SettingsError(f"can't read the recipe {path}: {' '.join(str(error).split())}. {expected}") from error

@@ -16,7 +16,7 @@ from cones2.files import read_bounded
 from cones2.images import opened_image
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-LARGEST_FILE = 25_000_000
+LARGEST_FILE = 100_000_000
 LARGEST_PROFILE = 4_000_000
 SMALLEST_SIDE = 16
 LONGEST_SHAPE = 8

@@ -1,0 +1,65 @@
+"""λ of Eq. 4 on mini: how much of the subject that a tuned encoder draws its residual alone keeps.
+
+Too small a λ hides the subject in other words, from which no residual is taken; too large a one learns nothing.
+"""
+
+from dataclasses import replace
+
+from cones2.captions.corpus import captions_for
+from cones2.learning.displacement import unseen_displacement
+from cones2.learning.loop import learn
+from cones2.learning.recipe import RECIPES
+from cones2.learning.study import LearnStep
+from cones2.photos import load_photos
+from cones2.residual.residual import Residual
+from cones2.steps import finish
+from cones2.subjects import Subject
+from drawing import TAUGHT_SETTINGS
+from examples import FOLDER, ExampleSubject, example_subjects, example_world
+from lookalikes import CHANCE
+from metrics import Rate, rate
+from studio import Studio
+from taught import Taught, flat, taught_subjects
+
+NAMES = ("rex", "mimi", "bobo", "momo")
+RECIPE = RECIPES["mini"]
+WEIGHTS = (0.0, RECIPE.preservation_weight, 10 * RECIPE.preservation_weight)
+
+
+def evaluate_preservation(studio: Studio) -> dict[str, Rate]:
+    """Identity of four subjects by their residual alone and by the tuned encoder itself, at three λ."""
+    examples, rates = example_subjects(example_world()), {}
+    each = replace(studio, pictures=max(studio.pictures // len(NAMES), 1))
+    ones = {name: taught_subjects(each, examples, names={name}) for name in NAMES}
+    for weight in WEIGHTS:
+        alone, tuned, moved = [], [], []
+        for one in ones.values():
+            (example,) = one.examples
+            last = _learn(studio, example, weight)
+            alone += _hits(each, one, last.residual)
+            tuned += _hits(replace(each, backbone=last.tuned), one, None)
+            moved.append(_displacement(studio, example, last))
+        label = f"λ {weight:g}, other words moved by {100 * sum(moved) / len(moved):.1f} %"
+        rates[f"{label}: the residual alone"] = rate(alone, CHANCE)
+        rates[f"{label}: the tuned encoder"] = rate(tuned, CHANCE)
+    return rates
+
+
+def _learn(studio: Studio, example: ExampleSubject, weight: float) -> LearnStep:
+    photos, recipe = load_photos(FOLDER / example.name / "photos"), replace(RECIPE, preservation_weight=weight)
+    return finish(learn(studio.backbone, photos, example.class_word, recipe=recipe))
+
+
+def _hits(studio: Studio, one: Taught, residual: Residual | None) -> list[bool]:
+    who, cases = one.draw_cases(studio, 1)
+    cases = [
+        replace(case, subjects={name: Subject(each.class_word, residual) for name, each in case.subjects.items()})
+        for case in cases
+    ]
+    return flat(one.identify(list(studio.draw(cases, TAUGHT_SETTINGS)), who, one.line_ups, studio.judge.embed))
+
+
+def _displacement(studio: Studio, example: ExampleSubject, last: LearnStep) -> float:
+    learned = captions_for(example.class_word, count=RECIPE.caption_count, lexicon=studio.backbone.lexicon)
+    moved = unseen_displacement(studio.backbone, last.tuned, learned, class_word=example.class_word)
+    return 0.0 if moved is None else moved.relative
