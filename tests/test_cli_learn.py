@@ -17,12 +17,14 @@ import pytest
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
+import cones2.examples
 from command import files_in, refused, run
 from cones2.backbones import Backbone
 from cones2.residual.residual import Residual
 from first_layout import save_single_file
 from sample_photos import save_photos
 
+REX = Path(cones2.examples.__file__).parent / "rex" / "photos"
 RECIPE = "steps = 2\nlearning_rate = 1e-3\ncaption_count = 4\ncaptions_per_step = 2\n"
 
 
@@ -213,9 +215,23 @@ def test_previews_curves_and_an_early_end(photos: Path, recipe: Path, small_fold
     assert told[1:-1] == [kept_step]
 
 
-def test_orders_to_look_that_make_no_sense(photos: Path, tmp_path: Path) -> None:
+def test_on_the_embedded_model_the_judge_says_when_to_end(tmp_path: Path) -> None:
+    idle, out = tmp_path / "idle.toml", tmp_path / "rex.safetensors"
+    idle.write_text('preset = "direct"\nsteps = 8\nbatch_size = 1\nlearning_rate = 1e-30\n')
+    command = ("learn", REX, "--class", "dog", "--recipe", idle, "--out", out, "--preview", 1, "--patience", 2)
+    report = json.loads(run(*command, "--json").stdout)
+    assert (report["steps"], report["last_step"]) == (1, 3)  # nothing is learned, so nothing rises
+    assert 0 < report["identity"] < 1
+    assert Residual.load(out).recipe["taken"] == 1
+
+
+def test_orders_to_look_that_make_no_sense(photos: Path, recipe: Path, small_folder: Path, tmp_path: Path) -> None:
     assert "--clip measures pictures, and there are none" in learn_refused(photos, tmp_path, "--clip", tmp_path)
-    assert "--patience needs a measure of identity" in learn_refused(photos, tmp_path, "--preview", 1, "--patience", 1)
+    assert "--patience counts previews, and there are none" in learn_refused(photos, tmp_path, "--patience", 1)
+    options = ("--recipe", recipe, "--out", tmp_path / "rex.safetensors", "--preview", 1, "--patience", 1)
+    told = refused("learn", photos, "--class", "dog", "--model", small_folder, *options)
+    assert "--patience needs a measure of identity, and here there is none: give --clip DIR." in told
+    assert not (tmp_path / "rex.safetensors").exists()
 
 
 # What is refused, before the model is opened

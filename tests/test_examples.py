@@ -1,8 +1,6 @@
 """The embedded model and the example subjects: it is a plain diffusers model, and they are what their photos teach."""
 
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,11 +19,7 @@ from cones2.learning.recipe import find_recipe
 from cones2.residual.residual import Residual
 from cones2.steps import finish
 from cones2.subjects import Subject
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "mini"))
-
-from identity import judge_identity
-from judge import Judge
+from cones2.watching.judge import judged_likeness, open_judge
 
 # diffusers' own schedulers hand tensors to NumPy in a way that NumPy deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -58,7 +52,7 @@ def test_a_subject_learned_again_is_itself(mini: Backbone) -> None:
     assert cosine_similarity(again.vector, EXAMPLES["fido"].residual.vector).item() < 0.9
     assert (again.photos, again.recipe) == (shipped.photos, shipped.recipe)
 
-    measure = judge_identity(Judge.load(), rex.photos)
+    measure = judged_likeness(rex.photos, open_judge())
     as_learned, as_shipped, as_any_dog = (likeness(mini, residual, measure) for residual in (again, shipped, None))
     assert as_learned > as_shipped - 0.05
     assert min(as_learned, as_shipped) > as_any_dog + 0.1

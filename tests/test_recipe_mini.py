@@ -12,14 +12,13 @@ import torch
 RECIPE = Path(__file__).parents[1] / "recipes" / "mini"
 sys.path.insert(0, str(RECIPE))
 
-import identity  # noqa: E402
+
 from cones2.backbones import open_backbone  # noqa: E402
-from cones2.examples import EXAMPLES  # noqa: E402
 from cones2.prompts import parse_prompt  # noqa: E402
-from cones2.residual.residual import Residual  # noqa: E402
+from cones2.watching.judge import Judge, Sighting, overlap  # noqa: E402
+from cones2.watching.judge_layers import WIDTH  # noqa: E402
 from evaluation_cases import any_known, draw_boxes, holds, join, mention, scene_case  # noqa: E402
-from identity import judge_identity  # noqa: E402
-from judge import WIDTH, Judge, Sighting, crop, overlap  # noqa: E402
+from judge import WORLD, load_judge, save_judge  # noqa: E402
 from judge_data import other_palette, other_pattern, other_sprite, other_warp, visible_box  # noqa: E402
 from lookalikes import histograms  # noqa: E402
 from metrics import Rate, Wanted, all_present, at_place, fits, in_right_boxes, is_nearest, match, wilson  # noqa: E402
@@ -115,12 +114,6 @@ def test_colour_histograms_tell_colours_and_nothing_else():
 
 
 # Boxes and matching
-
-
-def test_overlap_by_hand():
-    assert overlap((0, 0, 0.5, 1), (0.25, 0, 0.75, 1)) == pytest.approx(1 / 3)
-    assert overlap(LEFT, LEFT) == 1
-    assert overlap(LEFT, RIGHT) == 0
 
 
 def test_visible_box_by_hand():
@@ -259,14 +252,6 @@ def test_a_case_names_each_subject_once_and_gives_it_a_box():
 # The judge
 
 
-def test_a_crop_is_the_square_around_a_box():
-    picture = torch.zeros(1, 3, 128, 128)
-    picture[:, :, 32:96, 32:96] = 1
-    cut = crop(picture, torch.tensor([(0.25, 0.25, 0.75, 0.75)]), torch.tensor([0]))
-    assert cut[0, :, 8:48, 8:48].min() > 0.999  # the box itself
-    assert cut[0, :, :3].max() < 0.5  # its margin
-
-
 def test_an_identity_is_told_by_its_other_drawing():
     identities = torch.tensor([0, 1, 0, 1, -5])
     right = torch.eye(WIDTH)[[0, 1, 0, 1, 2]]
@@ -286,64 +271,15 @@ def test_heat_is_1_at_the_centres_cell_and_only_for_the_class():
 
 def test_the_judge_comes_back_from_its_file_within_half_precision(tmp_path):
     torch.manual_seed(0)
-    judge = Judge(threshold=0.4).eval()
-    judge.save(tmp_path)
-    loaded, images = Judge.load(tmp_path), torch.rand(2, 3, 128, 128)
+    judge = Judge(WORLD, threshold=0.4).eval()
+    save_judge(judge, tmp_path)
+    loaded, images = load_judge(tmp_path), torch.rand(2, 3, 128, 128)
     assert loaded.threshold == 0.4
     with torch.no_grad():
         assert torch.allclose(loaded.detector(images).heat, judge.detector(images).heat, atol=0.05)
 
 
-def test_what_the_judge_sees_is_surest_first_and_over_the_threshold():
-    torch.manual_seed(0)
-    judge = Judge(threshold=0.0).eval()
-    (seen,) = judge.look(torch.rand(1, 3, 128, 128))
-    assert seen
-    assert [one.score for one in seen] == sorted((one.score for one in seen), reverse=True)
-    assert Judge(threshold=1.0).eval().look(torch.rand(2, 3, 128, 128)) == [[], []]
-
-
-def test_the_shipped_judge_names_the_example_subjects():
-    from PIL import Image
-
-    examples = Path(__file__).parents[1] / "src/cones2/examples"
-    index = json.loads((examples / "subjects.json").read_text())
-    words, judge = [word.word for word in CLASSES], Judge.load()
-    right = []
-    for name, about in index.items():
-        picture = np.asarray(Image.open(examples / name / "photos/4.png"))
-        (seen,) = judge.look(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 255)
-        right.append([words[one.class_index] for one in seen] == [about["class_word"]])
-    assert sum(right) >= 0.8 * len(right)
-
-
-def test_the_judge_finds_a_subject_most_like_its_own_photos():
-    rex, fido = (EXAMPLES[name].photos for name in ("rex", "fido"))
-    measure = judge_identity(Judge.load(), rex[:3])
-    own, other = ([photo.image for photo in photos[3:]] for photos in (rex, fido))
-    assert measure(own) > measure(other)
-    assert measure([EXAMPLES["rex"].photos[0].image.point(lambda _: 128)]) == 0
-
-
-@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' own schedulers and NumPy
-def test_learning_from_photos_is_watched_by_the_judge(tmp_path, monkeypatch, capsys):
-    out, toml = tmp_path / "rex.safetensors", tmp_path / "short.toml"
-    toml.write_text('preset = "direct"\nsteps = 2\nbatch_size = 1\n')
-    photos = RECIPE.parents[1] / "src/cones2/examples/rex/photos"
-    options = ["--recipe", toml, "--every", "1", "--pictures", "1", "--steps", "2", "--out", out]
-    monkeypatch.setattr(sys, "argv", ["identity.py", *map(str, [photos, "--class", "dog", *options])])
-    identity.main()
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["step 1", "step 2"]
-    assert Residual.load(out).class_word == "dog"
-
-
-@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' own schedulers and NumPy
-def test_learning_ends_where_the_judge_sees_no_gain(tmp_path, monkeypatch, capsys):
-    toml = tmp_path / "idle.toml"
-    toml.write_text('preset = "direct"\nsteps = 8\nbatch_size = 1\nlearning_rate = 1e-30\n')
-    photos = RECIPE.parents[1] / "src/cones2/examples/rex/photos"
-    options = ["--recipe", toml, "--every", "1", "--patience", "2", "--pictures", "1", "--steps", "4"]
-    command = [photos, "--class", "dog", *options, "--out", tmp_path / "rex.safetensors"]
-    monkeypatch.setattr(sys, "argv", ["identity.py", *map(str, command)])
-    identity.main()
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["step 1", "step 2", "step 3"]
+def test_a_judge_of_another_world_is_refused(tmp_path):
+    save_judge(Judge(replace(WORLD, classes=("dog", "gnu"))), tmp_path)
+    with pytest.raises(SystemExit, match="trained for another world"):
+        load_judge(tmp_path)

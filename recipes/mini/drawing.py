@@ -11,8 +11,9 @@ from torch import Tensor
 from cones2.backbones import Backbone
 from cones2.composing.loop import compose
 from cones2.composing.settings import ComposeSettings
+from cones2.watching.judge import Sighting
+from cones2.watching.judge_layers import PICTURE
 from evaluation_cases import Case
-from judge import PICTURE, Sighting
 from metrics import Box
 
 SETTINGS = ComposeSettings(steps=20, scheduler="dpm++")

@@ -17,12 +17,13 @@ import torch
 
 from cones2.backbones import open_backbone
 from cones2.subjects import Subject
+from cones2.watching.judge import Judge
 from drawing import TAUGHT_SETTINGS
 from evaluate_judge import evaluate_judge
 from evaluation_cases import SEED, Case, Known, any_known, colour_case, holds, relation_case, scene_case
 from examples import example_subjects, example_world
 from guidance import evaluate_guidance
-from judge import Judge
+from judge import load_judge
 from judge_data import judge_world
 from layouts import draw_with_layout, evaluate_ablations, evaluate_sweep
 from lookalikes import CHANCE, histograms
@@ -192,7 +193,7 @@ def main() -> None:
     if arguments.stage == "card":
         write_card(RESULTS, PAGE)
         return
-    judge = Judge.load()
+    judge = load_judge()
     atlas = SpriteAtlas.load(arguments.work / "sprites.safetensors")
     world, backbone = judge_world(atlas), open_backbone(arguments.model)
     studio = Studio(backbone, judge, world, atlas, arguments.pictures)

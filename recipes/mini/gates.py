@@ -21,9 +21,11 @@ from cones2.layout.regions import Layout
 from cones2.prompts import parse_prompt, tokenize_prompt
 from cones2.residual.residual import Residual
 from cones2.subjects import Subject
+from cones2.watching.judge import Judge, Sighting
+from cones2.watching.judge_layers import PICTURE
 from drawing import SETTINGS, make_sheet, to_picture, to_tensor
 from evaluation_cases import NAMES, mention
-from judge import PICTURE, Judge, Sighting
+from judge import load_judge
 from judge_data import judge_world, visible_box
 from metrics import Wanted, at_place, fits, rate
 from sprites import SpriteAtlas
@@ -251,7 +253,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")
     parser.add_argument("--sheets", type=Path, help="a folder for what was drawn")
     arguments = parser.parse_args()
-    backbone, judge = open_backbone(arguments.model), Judge.load()
+    backbone, judge = open_backbone(arguments.model), load_judge()
     world = judge_world(SpriteAtlas.load(arguments.work / "sprites.safetensors"), backgrounds_per_scene=8)
     setup = Setup(backbone, judge, world, arguments.pictures, arguments.size, arguments.layout_scale)
     gates = {"oracle": oracle_gate, "attention": attention_gate, "swap": swap_gate}

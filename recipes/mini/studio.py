@@ -8,9 +8,9 @@ from torch import Tensor
 
 from cones2.backbones import Backbone
 from cones2.composing.settings import ComposeSettings
+from cones2.watching.judge import Judge, Sighting
 from drawing import SETTINGS, draw_case, make_sheet, to_picture
 from evaluation_cases import Case
-from judge import Judge, Sighting
 from sprites import SpriteAtlas
 from world import World
 

@@ -11,7 +11,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from judge import GRID, WEIGHTS, Detections, Judge, crop
+from cones2.watching.judge import JUDGE_WEIGHTS, Judge, crop
+from cones2.watching.judge_layers import GRID, Detections
+from judge import WORLD, load_judge, save_judge
 from judge_data import Block, augment, draw_block, judge_world
 from sprites import SpriteAtlas
 from vocabulary import CLASSES
@@ -80,12 +82,12 @@ def training_loss(judge: Judge, block: Block) -> tuple[Tensor, dict[str, float]]
     targets = heat_targets(block)
     with torch.autocast(images.device.type, torch.bfloat16):
         detections = judge.detector(images)
-        embeddings, kinds, colours = judge.embedder(crop(images, jitter(block.boxes), block.rows))
+        identities, kinds, colours = judge.embedder(crop(images, jitter(block.boxes), block.rows))
     parts = {
         "heat": heat_loss(detections.heat.float(), targets),
         "box": box_loss(detections, block, targets),
         "scene": cross_entropy(detections.scene.float(), block.scenes),
-        "identity": identity_loss(embeddings.float(), block.identities),
+        "identity": identity_loss(identities.float(), block.identities),
         "class": cross_entropy(kinds.float(), block.kinds),
         "colour": cross_entropy(colours.float(), block.colours, reduction="sum") / len(colours),
     }
@@ -113,7 +115,7 @@ def main() -> None:
     """Train for a stretch of time; the weights are saved every two minutes and at the end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=Path, default=JUDGE_WEIGHTS)
     parser.add_argument("--resume", action="store_true", help="start from the weights in --out")
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)
@@ -123,7 +125,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     rng = np.random.default_rng(arguments.seed)
     world = judge_world(SpriteAtlas.load(arguments.work / "sprites.safetensors"))
-    judge = Judge.load(arguments.out).requires_grad_(True) if arguments.resume else Judge()
+    judge = load_judge(arguments.out).requires_grad_(True) if arguments.resume else Judge(WORLD)
     judge = judge.train().to(memory_format=torch.channels_last)
     optimizer = make_optimizer(judge)
     start, limit, saved = time.monotonic(), 60 * arguments.minutes, time.monotonic()
@@ -148,9 +150,9 @@ def main() -> None:
             )
         if time.monotonic() - saved > 120:
             saved = time.monotonic()
-            judge.save(arguments.out)
+            save_judge(judge, arguments.out)
             vae = load_vae(arguments.work / "vae")  # it may have got better, or be there by now
-    judge.save(arguments.out)
+    save_judge(judge, arguments.out)
     print(f"{step} steps, autoencoded pictures: {vae is not None}", flush=True)
 
 

@@ -119,7 +119,7 @@ class World:
 
         `close` draws few and large ones, as for small pictures.
         """
-        count = count or int(rng.choice([1, 2, 3, 4], p=[0.5, 0.4, 0.1, 0] if close else [0.3, 0.32, 0.22, 0.16]))
+        count = count or int(rng.choice([1, 2, 3, 4], p=[0.5, 0.4, 0.1, 0] if close else [0.38, 0.3, 0.18, 0.14]))
         name = str(rng.choice(self.scene_names, p=[0.14] * 6 + [0.16]))
         background = int(rng.integers(self.backgrounds.shape[1]))
         if count >= 2 and not close and rng.random() < 0.22:

@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from cones2.residual.residual import EncoderId, Residual
     from cones2.steps import finish
     from cones2.subjects import Subject, embed_prompt
+    from cones2.watching.judge import Judge, judged_likeness, open_judge
     from cones2.watching.logs import FolderLog, TensorBoardLog, WandbLog, logged
     from cones2.watching.similarity import similarity_to
     from cones2.watching.watch import Watch, WatchedStep, watch
@@ -127,6 +128,7 @@ _NAMES = {
     "steps": "finish",
     "subjects": "Subject embed_prompt",
     "watching.watch": "Watch WatchedStep watch",
+    "watching.judge": "Judge judged_likeness open_judge",
     "watching.logs": "FolderLog TensorBoardLog WandbLog logged",
     "watching.similarity": "similarity_to",
     "backbones.image_encoder": "ImageEncoder open_image_encoder",
@@ -156,6 +158,7 @@ __all__ = [
     "FolderLog",
     "HubError",
     "ImageEncoder",
+    "Judge",
     "Layout",
     "LayoutError",
     "LayoutGuidance",
@@ -207,6 +210,7 @@ __all__ = [
     "finish",
     "held_out_captions",
     "import_residual",
+    "judged_likeness",
     "learn",
     "learn_all",
     "load_photos",
@@ -214,6 +218,7 @@ __all__ = [
     "make_scheduler",
     "open_backbone",
     "open_image_encoder",
+    "open_judge",
     "order_official",
     "parse_prompt",
     "photo_report",

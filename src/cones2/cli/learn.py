@@ -47,7 +47,9 @@ def learn(
     clip: Annotated[
         Path | None,
         typer.Option(
-            help="Measure the previews by the CLIP model in this folder.", metavar="DIR", rich_help_panel=MORE
+            help="Measure the previews by the CLIP model in this folder; mini's are, by its judge.",
+            metavar="DIR",
+            rich_help_panel=MORE,
         ),
     ] = None,
     patience: Annotated[

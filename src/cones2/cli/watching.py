@@ -1,18 +1,20 @@
 """What `cones2 learn` shows on the way: pictures, curves, an identity measure, and an early end."""
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cones2.backbones import Backbone
 from cones2.backbones.image_encoder import open_image_encoder
 from cones2.cli.progress import follow
-from cones2.errors import SettingsError
+from cones2.errors import PhotoError, SettingsError
 from cones2.learning.loop import LearnStep
 from cones2.photos import Photo
+from cones2.watching.judge import judged_likeness, open_judge
 from cones2.watching.logs import FolderLog, Log, TensorBoardLog, WandbLog, logged
 from cones2.watching.similarity import similarity_to
-from cones2.watching.watch import Watch, WatchedStep, watch
+from cones2.watching.watch import Identity, Watch, WatchedStep, watch
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Looks:
 
     Attributes:
         preview: steps between two pictures.
-        clip: the folder of a CLIP model that measures them.
+        clip: the folder of a CLIP model that measures them; without it, the embedded model's judge measures its own.
         patience: looks without a rise before learning ends.
         tensorboard: a folder for TensorBoard's events.
         wandb: a project of Weights & Biases.
@@ -40,8 +42,8 @@ class Looks:
         Watch(every=self.preview)
         if self.clip is not None and self.preview is None:
             raise SettingsError("--clip measures pictures, and there are none: give --preview N.")
-        if self.patience is not None and self.clip is None:
-            raise SettingsError("--patience needs a measure of identity: give --clip DIR.")
+        if self.patience is not None and self.preview is None:
+            raise SettingsError("--patience counts previews, and there are none: give --preview N.")
 
     def follow(
         self,
@@ -52,11 +54,25 @@ class Looks:
         out: Path,
         checkpoint: Path,
     ) -> WatchedStep:
-        """Follow learning, with its checkpoints in this folder, under a bar to its end, and show what is ordered."""
-        identity = similarity_to(photos, open_image_encoder(self.clip)) if self.clip else None
-        plan = Watch(every=self.preview, identity=identity, patience=self.patience)
+        """Follow learning, with its checkpoints in this folder, under a bar to its end, and show what is ordered.
+
+        Raises:
+            SettingsError: there is patience, and nothing that measures identity.
+        """
+        plan = Watch(every=self.preview, identity=self._identity(backbone, photos), patience=self.patience)
         watched = logged(watch(steps, backbone, plan=plan, checkpoint=checkpoint), self._logs(out))
         return follow(watched, f"learning {out.stem}", tell=_told)
+
+    def _identity(self, backbone: Backbone, photos: Sequence[Photo]) -> Identity | None:
+        """Give what measures the previews: the CLIP model if there is one, for the embedded model its judge."""
+        if self.clip is not None:
+            return similarity_to(photos, open_image_encoder(self.clip))
+        if self.preview is not None and backbone.lexicon is not None:
+            with suppress(PhotoError):  # of nothing that the judge knows
+                return judged_likeness(photos, open_judge())
+        if self.patience is not None:
+            raise SettingsError("--patience needs a measure of identity, and here there is none: give --clip DIR.")
+        return None
 
     def _logs(self, out: Path) -> Iterator[Log]:
         if self.preview is not None:

@@ -1,7 +1,7 @@
 """The edit of a UNet's cross-attention, and the `with` block that installs and removes it.
 
 The only file that knows attention processors. An edit is an additive mask of one fused attention call per layer, so
-scores are never built. Self-attention is left alone.
+attention weights are never built. Self-attention is left alone.
 """
 
 import itertools

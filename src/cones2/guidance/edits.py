@@ -3,6 +3,7 @@
 Each learns of a UNet call by a hook before the call, and the layers then ask it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,14 +23,21 @@ Key = Float[Tensor, "batch heads tokens dim"]
 Bias = Float[Tensor, "batch 1 pixels tokens"]
 
 
-def score_std(query: Query, key: Key) -> Float[Tensor, "batch"]:
-    """Return std over heads, pixels and tokens of each sample's scores `QKᵀ/√d`, without building them.
+_FEW_SCORES = 2**16
+"""Of a sample: up to here, building them takes less time than the closed form, which is a dozen small operations."""
 
-    The sum of squared scores is `Σ tr(QᵀQ·KᵀK)` over heads, their sum is `Σ (Σq)·(Σk)`: d x d numbers at most. Unbiased
-    like `torch.std`, which the authors' code uses (arXiv:2305.19327 says nothing of std).
+
+def score_std(query: Query, key: Key) -> Float[Tensor, "batch"]:
+    """Return std over heads, pixels and tokens of each sample's scores `QKᵀ/√d`, without building many of them.
+
+    Beyond a few, in closed form: the sum of squared scores is `Σ tr(QᵀQ·KᵀK)` over heads, their sum is `Σ (Σq)·(Σk)`,
+    d x d numbers at most. Unbiased like `torch.std`, which the authors' code uses (arXiv:2305.19327 says nothing of
+    std).
     """
     _, heads, pixels, dim = query.shape
     count = heads * pixels * key.shape[2]
+    if count <= _FEW_SCORES:
+        return (query.float() @ key.float().mT).flatten(1).std(1) / math.sqrt(dim)
     query, key = _widened(query), _widened(key)
     squares = ((query.mT @ query) * (key.mT @ key)).sum((1, 2, 3))
     total = (query.sum(2) * key.sum(2)).sum((1, 2))

@@ -1,0 +1,187 @@
+"""The judge of the embedded model's pictures: who is in them, where, and how like a known individual.
+
+A small detector and a small identity embedder, trained on renders of their own (`recipes/mini/train_judge.py`); nothing
+of it is ever used to train the model that it judges.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from jaxtyping import Float, Int
+from PIL.Image import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import grid_sample, max_pool2d, normalize
+
+from cones2.errors import PhotoError
+from cones2.photos import Photo, crop_square
+from cones2.watching.judge_layers import CROP, PICTURE, Detector, Embedder
+from cones2.watching.watch import Identity
+
+Box = tuple[float, float, float, float]
+"""xmin, ymin, xmax, ymax in 0..1."""
+
+JUDGE_WEIGHTS = Path(__file__).parent / "judge_weights"
+_MARGIN = 1.2  # side of a crop, in longer sides of the box
+
+
+@dataclass(frozen=True)
+class JudgeWorld:
+    """What the judge tells apart.
+
+    Attributes:
+        classes: class words.
+        worn: those of them that share an animal's place.
+        colours: words of an object's main colour.
+        scenes: names of scenes; a plain wall is none of them.
+    """
+
+    classes: tuple[str, ...]
+    worn: tuple[str, ...]
+    colours: tuple[str, ...]
+    scenes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Sighting:
+    """One object that the judge found.
+
+    Attributes:
+        class_index: index into the world's classes.
+        score: how sure the judge is that there is one, 0..1.
+        box: where.
+        embedding: of length 1; individuals are compared by its dot product.
+    """
+
+    class_index: int
+    score: float
+    box: Box
+    embedding: Float[Tensor, "64"]
+
+
+class Judge(nn.Module):
+    """Detector and embedder; `threshold` is the score from which on an object counts as there."""
+
+    def __init__(self, world: JudgeWorld, threshold: float = 0.3) -> None:
+        super().__init__()
+        self.world, self.threshold = world, threshold
+        self.detector = Detector(len(world.classes), len(world.scenes) + 1)
+        self.embedder = Embedder(len(world.classes), len(world.colours))
+
+    @torch.no_grad()
+    def look(self, images: Float[Tensor, "batch 3 128 128"]) -> list[list[Sighting]]:
+        """Find the objects of each picture in 0..1, surest first."""
+        detections = self.detector(images)
+        found = [
+            self._peaks(heat, boxes) for heat, boxes in zip(detections.heat.sigmoid(), detections.boxes, strict=True)
+        ]
+        rows = torch.tensor([row for row, peaks in enumerate(found) for _ in peaks], dtype=torch.long)
+        if not len(rows):
+            return [[] for _ in found]
+        boxes = torch.tensor([box for peaks in found for _, _, box in peaks])
+        embeddings = iter(self.embed(images, boxes, rows))
+        return [[Sighting(kind, score, box, next(embeddings)) for kind, score, box in peaks] for peaks in found]
+
+    @torch.no_grad()
+    def embed(
+        self, images: Float[Tensor, "batch 3 128 128"], boxes: Float[Tensor, "boxes 4"], rows: Int[Tensor, "boxes"]
+    ) -> Float[Tensor, "boxes 64"]:
+        """Embed what is in `boxes` of the pictures `rows`."""
+        embedded: Tensor = self.embedder(crop(images, boxes, rows)).identity
+        return embedded
+
+    @torch.no_grad()
+    def colours(
+        self, images: Float[Tensor, "batch 3 128 128"], boxes: Float[Tensor, "boxes 4"], rows: Int[Tensor, "boxes"]
+    ) -> list[str]:
+        """Give the surest colour word for what is in `boxes` of the pictures `rows`."""
+        logits = self.embedder(crop(images, boxes, rows)).colour[:, : len(self.world.colours)]
+        return [self.world.colours[index] for index in logits.argmax(1).tolist()]
+
+    @torch.no_grad()
+    def scenes(self, images: Float[Tensor, "batch 3 128 128"]) -> list[str]:
+        """Name each picture's scene; "" is a plain wall."""
+        names = (*self.world.scenes, "")
+        return [names[index] for index in self.detector(images).scene.argmax(1).tolist()]
+
+    def _peaks(
+        self, heat: Float[Tensor, "classes 16 16"], boxes: Float[Tensor, "2 4 16 16"]
+    ) -> list[tuple[int, float, Box]]:
+        """Find local maxima over the threshold, surest first; of two that share a box only the surer stays."""
+        peaks = (heat == max_pool2d(heat[None], 3, 1, 1)[0]) & (heat > self.threshold)
+        found: list[tuple[int, float, Box]] = []
+        for kind, y, x in sorted(peaks.nonzero().tolist(), key=lambda place: -float(heat[tuple(place)])):
+            is_worn = self.world.classes[kind] in self.world.worn
+            xmin, ymin, xmax, ymax = boxes[int(is_worn), :, y, x].clamp(0, 1).tolist()
+            box = (xmin, ymin, xmax, ymax)
+            if all(overlap(box, kept) < (0.4 if kind == other else 0.6) for other, _, kept in found):
+                found.append((kind, float(heat[kind, y, x]), box))
+        return found
+
+
+def open_judge(folder: Path = JUDGE_WEIGHTS) -> Judge:
+    """Open the judge of the embedded model, or one that its recipe trained into another folder."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    world = JudgeWorld(**{name: tuple(config[name]) for name in ("classes", "worn", "colours", "scenes")})
+    judge = Judge(world, config["threshold"])
+    weights = load_file(folder / "judge.safetensors")
+    judge.load_state_dict({name: w.float() if w.is_floating_point() else w for name, w in weights.items()})
+    judge.eval().requires_grad_(False)
+    return judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def judged_likeness(photos: Sequence[Photo], judge: Judge) -> Identity:
+    """Give a measure of pictures: how like the photos' subject what the judge sees in them is, -1 to 1.
+
+    Individuals are compared by the dot product of their embeddings, each picture's best against the photos' mean; a
+    picture where the judge sees nothing counts 0.
+
+    Raises:
+        PhotoError: the judge sees nothing in the photos.
+    """
+    seen = [sightings[0].embedding for sightings in judge.look(_stack([photo.image for photo in photos])) if sightings]
+    if not seen:
+        known = ", ".join(judge.world.classes)
+        raise PhotoError(f"the judge of pictures sees nothing in these photos that it knows: expected one of {known}.")
+    wanted = normalize(torch.stack(seen).mean(dim=0), dim=0)
+
+    def measure(pictures: Sequence[Image]) -> float:
+        likes = [
+            max((float(sighting.embedding @ wanted) for sighting in sightings), default=0.0)
+            for sightings in judge.look(_stack(pictures))
+        ]
+        return sum(likes) / len(likes)
+
+    return measure
+
+
+def crop(
+    images: Float[Tensor, "batch 3 height width"], boxes: Float[Tensor, "boxes 4"], rows: Int[Tensor, "boxes"]
+) -> Float[Tensor, "boxes 3 56 56"]:
+    """Cut squares around boxes of the pictures `rows`, with a margin."""
+    x0, y0, x1, y1 = boxes.unbind(1)
+    half = torch.maximum(x1 - x0, y1 - y0).clamp(min=0.05) * _MARGIN / 2
+    steps = (torch.arange(CROP) + 0.5) * 2 / CROP - 1
+    x = ((x0 + x1) / 2)[:, None] + half[:, None] * steps
+    y = ((y0 + y1) / 2)[:, None] + half[:, None] * steps
+    grid = torch.stack([x[:, None, :].expand(-1, CROP, CROP), y[:, :, None].expand(-1, CROP, CROP)], -1)
+    return grid_sample(images[rows], grid * 2 - 1, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return width * height / (areas - width * height)
+
+
+def _stack(pictures: Sequence[Image]) -> Float[Tensor, "batch 3 128 128"]:
+    pixels = numpy.stack([numpy.asarray(crop_square(picture, PICTURE), dtype=numpy.float32) for picture in pictures])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
