@@ -249,6 +249,7 @@ def test_files_that_are_no_config(content: bytes, message: str, tmp_path: Path) 
         ({"color_context": {}}, "at '0.color_context'"),
         ({"color_context": {"0,0": ["cat", 2.5]}}, "'0,0' is no colour: expected red, green and blue in 0..255"),
         ({"color_context": {"0,0,256": ["cat", 2.5]}}, "'0,0,256' is no colour"),
+        ({"color_context": {"0,1,2": ["cat", 1], "0,1,2,9": ["mug", 1]}}, "color_context has one colour twice"),
         ({"color_context": {"0,128,255": ["cat", 0]}}, "at '0.color_context.0,128,255.1'"),
         ({"layout": "missing.png"}, r"can't read .*missing.png"),
         ({"layout": "."}, "can't read"),

@@ -412,6 +412,18 @@ def test_a_repository_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None
         open_backbone("someone/nothing")
 
 
+def test_a_network_that_fails_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ReadError(Exception):  # as of the client's transport, which is of no kind that it promises
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        raise ReadError("connection reset")
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    with pytest.raises(BackboneError, match=r"can't get someone/else from the Hub: .*connection reset.* the network"):
+        open_backbone("someone/else")
+
+
 @pytest.fixture
 def hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path) -> Path:
     """The Hub's cache on this machine, as its client lays it out, with the model someone/tiny in it."""

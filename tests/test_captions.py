@@ -45,7 +45,10 @@ def frame_uses(captions: tuple[str, ...], class_word: str) -> Counter[str]:
     return Counter(frame for frame, pattern in patterns.items() for caption in captions if pattern.fullmatch(caption))
 
 
-@pytest.mark.parametrize("lexicon", [None, SMALL_LEXICON], ids=["any words", "small lexicon"])
+MINI_LEXICON = frozenset((MINI / "lexicon.txt").read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize("lexicon", [None, SMALL_LEXICON, MINI_LEXICON], ids=["any words", "small lexicon", "mini's"])
 @pytest.mark.parametrize("class_word", CLASS_WORDS)
 def test_a_thousand_varied_captions(class_word: str, lexicon: frozenset[str] | None) -> None:
     captions = captions_for(class_word, lexicon=lexicon)

@@ -74,8 +74,8 @@ def test_the_same_file_bit_for_bit(picture: Path, small_folder: Path, tmp_path: 
 def test_the_same_but_for_what_is_given(picture: Path, small_folder: Path) -> None:
     first = read_record(picture)
     settings: dict[str, Any] = dict(first["settings"])  # type: ignore[call-overload]
-    made = again(picture, small_folder, "--steps", 3, "--guidance-scale", 7.5, "--negative", "rain")
-    assert made["settings"] == {**settings, "steps": 3, "negative_prompt": "rain"}
+    made = again(picture, small_folder, "--steps", 3, "--guidance-scale", 5, "--negative", "rain")
+    assert made["settings"] == {**settings, "steps": 3, "guidance_scale": 5.0, "negative_prompt": "rain"}
     assert {**made, "settings": settings} == first
     made = again(picture, small_folder, "--strength", "rex=2", "--box", "cup=0,0,1,1")
     assert made["subjects"] == {
@@ -84,6 +84,14 @@ def test_the_same_but_for_what_is_given(picture: Path, small_folder: Path) -> No
     }
     assert made["layout"]["regions"] == {"rex": [[0, 0, 0.5, 1]], "cup": [[0, 0, 1, 1]]}
     assert (again(picture, small_folder, "--seed", 9)["batch"], made["batch"]) == ([9], [5, 6, 7])
+
+
+def test_seeds_that_are_asked_for_are_drawn_also_where_they_are_the_pictures_own(
+    picture: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "all"
+    run("compose", "--from", picture, "--model", small_folder, "--seed", 5, "--count", 3, "--out", out)
+    assert sorted(path.name for path in out.iterdir()) == ["0000-seed5.png", "0001-seed6.png", "0002-seed7.png"]
 
 
 def test_the_pictures_own_regions_can_be_adjusted(picture: Path, small_folder: Path) -> None:

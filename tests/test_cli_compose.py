@@ -5,6 +5,7 @@ import resource
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,6 +105,37 @@ def test_json_is_one_object(small_folder: Path, tmp_path: Path) -> None:
     assert (report["prompt"], report["text"]) == ("a {ball}", "a ball")
     assert report["pictures"] == [{"path": str(out), "record": read_record(out)}]
     assert report["seconds"] > 0
+
+
+def test_every_option_acts(small_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "one.png"
+    options: dict[str, object] = {
+        "steps": 3,
+        "guidance_scale": 5.5,
+        "guidance_rescale": 0.25,
+        "guidance_parallel": 0.5,
+        "layout_scale": 0.75,
+        "layout_effect": "weaken",
+        "layout_levels": [1],
+        "guided_steps": 2,
+        "height": 64,
+        "width": 72,
+        "negative_prompt": "fog",
+        "scheduler": "euler",
+        "preset": "official-layout",
+    }
+    named = {"negative_prompt": "negative", "layout_levels": "layout-levels"}
+    given = [
+        part
+        for name, value in options.items()
+        for part in (f"--{named.get(name, name).replace('_', '-')}", 1 if name == "layout_levels" else value)
+    ]
+    placed = ("--plain", "ball", "--box", "ball=0,0,0.5,1", "--dtype", "bfloat16", "--device", "cpu")
+    run("compose", "a {ball}", *placed, "--model", small_folder, *given, "--out", out)
+    made: Any = read_record(out)
+    assert {name: made["settings"][name] for name in options} == options
+    assert (made["dtype"], made["device"]) == ("bfloat16", "cpu")
+    assert Image.open(out).size == (72, 64)
 
 
 def test_attention_is_told_and_drawn(rex: Path, small_folder: Path, tmp_path: Path) -> None:

@@ -78,3 +78,9 @@ def test_what_it_shows_is_shipped() -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "Not a directory. Choose another --out" in refused("demo", "--out", tmp_path / "file" / "demo")
+
+
+def test_files_that_are_not_the_demos_stay(tmp_path: Path) -> None:
+    (tmp_path / "layout.json").write_text('{"my": "own"}')
+    assert "layout.json is there, and cones2 did not write it" in refused("demo", "--out", tmp_path)
+    assert files_in(tmp_path) == {"layout.json"}

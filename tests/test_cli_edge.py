@@ -95,6 +95,7 @@ def test_no_command_shows_the_help() -> None:
         (LayoutError("a box\nof two lines \x1b[2J"), 1, r"error: a box of two lines \x1b[2J"),
         (KeyboardInterrupt(), 130, "error: interrupted."),
         (OSError(errno.EIO, "Input/output error", "rex.png"), 1, "error: Input/output error: rex.png. Check the path."),
+        (OSError(errno.ENOLCK, "No locks available"), 1, "error: No locks available. Check the disk."),
         (MemoryError(), 1, "error: out of memory: draw smaller or fewer pictures at once"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to"), 1, "error: out of memory: draw smaller"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), 1, "error: out of memory: draw smaller"),

@@ -113,9 +113,9 @@ def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(
         # A shell's background jobs ignore Ctrl-C, and so would a learner that this test starts from one.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while not list(checkpoints.glob("*.json")):
+    while not (checkpoints / "lock").exists():  # long before a checkpoint is due
         assert learner.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.01)
     learner.send_signal(signal.SIGINT)
     stdout, stderr = learner.communicate()
     assert (learner.returncode, stdout) == (130, "")
@@ -124,7 +124,11 @@ def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(
     )
     assert files_in(out.parent) >= {".rex.learning"}
     assert not out.exists()
-    assert "50 steps are taken already, and steps is 2. Resume with more" in refused(*command, "--resume")
+    (newest,) = checkpoints.glob("*.json")
+    taken = json.loads(newest.read_text())["step"]
+    assert 1 <= taken < 50
+    few = ("--steps", taken, "--resume")
+    assert f"{taken} steps are taken already, and steps is {taken}. Resume with more" in refused(*command, *few)
     assert "seed is 1, but it began with 0" in refused(*command, "--steps", 100, "--seed", 1, "--resume")
     assert f"a learning that was stopped waits in {checkpoints}: add --resume" in refused(*command)
     assert list(checkpoints.glob("*.json"))
@@ -139,7 +143,9 @@ def test_a_loss_that_is_not_a_number(photos: Path, small_folder: Path, tmp_path:
     error = refused("learn", photos, "--class", "dog", "--out", out, "--model", small_folder, "--recipe", recipe)
     assert "learning diverged" in error
     assert "no residual was written" in error
-    assert not out.exists()
+    assert {path.split("/")[0] for path in files_in(out.parent)} == {".rex.learning"}  # the last good state
+    shutil.rmtree(out.parent)
+    recipe.write_text(RECIPE.replace("1e-3", "1e38"))
 
 
 def test_a_word_that_the_model_does_not_know(photos: Path, recipe: Path, tiny_copy: Path, tmp_path: Path) -> None:
@@ -223,6 +229,15 @@ def test_on_the_embedded_model_the_judge_says_when_to_end(tmp_path: Path) -> Non
     assert (report["steps"], report["last_step"]) == (1, 3)  # nothing is learned, so nothing rises
     assert 0 < report["identity"] < 1
     assert Residual.load(out).recipe["taken"] == 1
+
+
+def test_photos_in_which_the_judge_sees_nothing(photos: Path, tmp_path: Path) -> None:
+    idle, out = tmp_path / "idle.toml", tmp_path / "rex.safetensors"
+    idle.write_text('preset = "direct"\nsteps = 1\nbatch_size = 1\n')
+    command = ("learn", photos, "--class", "dog", "--recipe", idle, "--out", out, "--preview", 1)
+    assert "the judge of pictures sees a 'dog' in 0 of 3 photos" in refused(*command, "--patience", 1)
+    assert files_in(tmp_path) & {"rex.safetensors", ".rex.learning"} == set()
+    assert json.loads(run(*command, "--json").stdout)["identity"] is None
 
 
 def test_orders_to_look_that_make_no_sense(photos: Path, recipe: Path, small_folder: Path, tmp_path: Path) -> None:

@@ -79,6 +79,18 @@ def residual_for(backbone: Backbone, class_word: str) -> Residual:
     return Residual(class_word, vector, tokens, backbone.encoder_id, {}, (), "0")
 
 
+def take_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learn and draw quickly."""
+    few = {name: replace(recipe, steps=2, caption_count=8) for name, recipe in RECIPES.items()}
+    monkeypatch.setattr("cones2.learning.recipe.RECIPES", few)
+    start = composing._start_scheduler
+
+    def start_with_few_steps(backbone: Backbone, settings: ComposeSettings) -> Any:
+        return start(backbone, replace(settings, steps=min(settings.steps, 2)))
+
+    monkeypatch.setattr(composing, "_start_scheduler", start_with_few_steps)
+
+
 @pytest.fixture
 def workplace(small_folder: Path, tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like the repository's root, where `mini` is the tiny model, and everything takes few steps."""
@@ -93,14 +105,7 @@ def workplace(small_folder: Path, tiny: Backbone, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Example, "residual", property(lambda self: residual_for(tiny, self.class_word)))
     monkeypatch.setattr(opening, "MINI", small_folder)
-    quick = {name: replace(recipe, steps=2, caption_count=8) for name, recipe in RECIPES.items()}
-    monkeypatch.setattr("cones2.learning.recipe.RECIPES", quick)
-    start = composing._start_scheduler
-
-    def start_with_few_steps(backbone: Backbone, settings: ComposeSettings) -> Any:
-        return start(backbone, replace(settings, steps=min(settings.steps, 2)))
-
-    monkeypatch.setattr(composing, "_start_scheduler", start_with_few_steps)
+    take_few_steps(monkeypatch)
     return tmp_path
 
 
@@ -145,6 +150,21 @@ def models(
 @pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' own schedulers and NumPy
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_shows_runs(page: Path) -> None:
+    run_what_is_shown(page)
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' own schedulers and NumPy
+def test_the_readme_runs_on_mini_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    monkeypatch.chdir(tmp_path)
+    take_few_steps(monkeypatch)
+    run_what_is_shown(ROOT / "README.md")
+    assert Image.open("beach.png").size == (128, 128)
+    assert len(list(Path("pictures").glob("*.png"))) == 4
+
+
+def run_what_is_shown(page: Path) -> None:
+    """Run a page's blocks, one after the other."""
     names: dict[str, Any] = {}
     for block in blocks(page):
         if block.language == "python":

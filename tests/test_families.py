@@ -53,6 +53,22 @@ def residual_of(step: LearnStep) -> Residual:
     return step.residual
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_residual_learned_directly_goes_into_a_file_and_a_picture(
+    opened: dict[str, Backbone], family: str, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(RECIPE, tune="residual", averaged=True)
+    residual = residual_of(finish(learn(opened[family], [PHOTO], "teddy bear", recipe=recipe)))
+    residual.save(tmp_path / "ted.safetensors")
+    loaded = Residual.load(tmp_path / "ted.safetensors")
+    assert loaded.to_bytes() == residual.to_bytes()
+    with_it, without = (
+        finish(compose(opened[family], "a {ted}", subjects={"ted": Subject("teddy bear", one)}, settings=SETTINGS))
+        for one in (loaded, None)
+    )
+    assert not torch.equal(with_it.latents, without.latents)
+
+
 # Parity
 
 

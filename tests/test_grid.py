@@ -209,4 +209,13 @@ def test_what_is_refused_before_the_model_is_opened(tmp_path: Path) -> None:
     assert "seed -1 can't be used" in refused(*command, "--vary", "seed=0,-1")
     assert "strength.rex can't be 'high'" in refused(*command, "--vary", "strength.rex=high")
     assert "--vary 'seed' can't be read" in refused(*command, "--vary", "seed")
+    assert "unknown or unsupported scheduler 'eulr'" in refused(*command, "--vary", "scheduler=ddim,eulr")
+    told = refused(*command[:-1], tmp_path / "grid.png", "--vary", "seed=0,1")
+    assert "grid.png is one file, and there are more to write: give a folder." in told
     assert not out.exists()
+
+
+def test_a_cell_that_does_not_suit_the_model_is_told_before_any_is_drawn(small_folder: Path, tmp_path: Path) -> None:
+    command = ("grid", "a {rex}", "--plain", "rex=cat", "--model", small_folder, "--out", tmp_path / "out")
+    assert "width 67 does not suit" in refused(*command, "--vary", "width=64,67")
+    assert not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 
 from command import files_in, refused, run
-from cones2.errors import HubError, LibraryError, PictureError, ResidualError, SettingsError
+from cones2.errors import HubError, LibraryError, OutputError, PictureError, ResidualError, SettingsError
 from cones2.hub import Publication, name_for, pull, push
 from cones2.library import Library
 from cones2.picture import write_picture
@@ -194,3 +194,13 @@ def test_a_draft_touches_no_hub(sample: Path, tmp_path: Path, monkeypatch: pytes
     told = run("push", "ted.safetensors", "ann/my-bear", "--license", "mit", "--sample", sample, "--draft", "draft")
     assert told.stdout == "my_bear: draft\n"
     assert files_in(tmp_path / "draft") == {"README.md", "residual.safetensors", "sample.png"}
+
+
+def test_a_draft_replaces_a_draft_and_nothing_else(tmp_path: Path) -> None:
+    publication = Publication("ted", RESIDUAL, "mit")
+    for _ in range(2):
+        publication.write(tmp_path / "draft", "ann/ted")
+    (tmp_path / "README.md").write_text("# my own project")
+    with pytest.raises(OutputError, match=r"README.md is there, and cones2 did not write it"):
+        publication.write(tmp_path, "ann/ted")
+    assert files_in(tmp_path) == {"README.md", "draft", "draft/README.md", "draft/residual.safetensors"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cones2 import EXAMPLES, Photo, PhotoError, judged_likeness, open_judge
+from cones2 import EXAMPLES, BackboneError, Photo, PhotoError, judged_likeness, open_judge
 from cones2.watching.judge import Judge, JudgeWorld, crop, overlap
 
 WORLD = JudgeWorld(classes=("dog", "hat"), worn=("hat",), colours=("red",), scenes=("beach",))
@@ -46,7 +46,7 @@ def test_the_shipped_one_names_the_example_subjects() -> None:
 
 def test_a_subject_is_most_like_its_own_photos() -> None:
     rex, fido = (EXAMPLES[name].photos for name in ("rex", "fido"))
-    measure = judged_likeness(rex[:3], open_judge())
+    measure = judged_likeness(rex[:3], "dog", open_judge())
     own, other = ([photo.image for photo in photos[3:]] for photos in (rex, fido))
     assert measure(own) > measure(other)
     assert measure([rex[0].image.point(lambda _: 128)]) == 0  # a picture of nothing
@@ -54,5 +54,28 @@ def test_a_subject_is_most_like_its_own_photos() -> None:
 
 def test_photos_of_nothing_that_it_knows() -> None:
     grey = Photo(Path("grey.png"), "0" * 64, EXAMPLES["rex"].photos[0].image.point(lambda _: 128))
-    with pytest.raises(PhotoError, match=r"sees nothing in these photos that it knows: expected one of dog, cat, .*"):
-        judged_likeness([grey], open_judge())
+    with pytest.raises(PhotoError, match=r"sees a 'dog' in 0 of 1 photos: expected most of them, and one of dog, cat"):
+        judged_likeness([grey], "dog", open_judge())
+
+
+def test_what_is_beside_the_subject_does_not_count() -> None:
+    """A picture of a mug is nothing like a dog, whatever the mug is like."""
+    rex, momo = EXAMPLES["rex"].photos, EXAMPLES["momo"].photos
+    assert judged_likeness(rex, "dog", open_judge())([photo.image for photo in momo]) == 0
+    with pytest.raises(PhotoError, match="sees a 'mug' in 0 of 5 photos"):
+        judged_likeness(rex, "mug", open_judge())
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_pictures_of_any_mode(mode: str) -> None:
+    rex = EXAMPLES["rex"].photos
+    measure = judged_likeness(rex, "dog", open_judge())
+    assert -1 <= measure([photo.image.convert(mode) for photo in rex]) <= 1
+
+
+def test_a_folder_that_holds_no_judge(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"can't open .* as a judge: FileNotFoundError. Install cones2 again"):
+        open_judge(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BackboneError, match="as a judge: KeyError"):
+        open_judge(tmp_path)

@@ -36,6 +36,14 @@ def test_the_class_words_own_tokens_spell_it(tiny: Backbone) -> None:
         assert len(ids[own]) == encoded.class_tokens
 
 
+def test_a_class_word_of_more_tokens_than_a_residual_can_have(tiny: Backbone) -> None:
+    word = "very " * 16 + "big dog"
+    with pytest.raises(
+        CaptionError, match=r"is \d\d tokens long for tiny, expected at most 16. Take a shorter class word"
+    ):
+        encode_captions(tiny, [f"a {word}"], word)
+
+
 def test_a_caption_without_the_class_word(tiny: Backbone) -> None:
     with pytest.raises(CaptionError, match="mentions 'dog' 0 times"):
         encode_captions(tiny, ["a dog", "a cat"], "dog")

@@ -291,6 +291,7 @@ HOSTILE = {
     "infinite probe": meta("encoder", json.dumps(ENCODER.fields()).replace("3.0", "1e999")),
     "an extra field of the encoder": encoder(url="http://example.com"),
     "a recipe that is a list": meta("recipe", "[]"),
+    "a recipe with infinity": meta("recipe", '{"rate": 1e999}'),
     "a photo that is no hash": meta("photos", '["rex.jpg"]'),
     "no tool version": edited(lambda _, metadata: metadata.pop("cones2.tool_version")),
     "unknown metadata": edited(lambda _, metadata: metadata.update(format="pt")),

@@ -181,6 +181,14 @@ def test_interrupted_at_a_look_that_nothing_counts_it_keeps_the_step(small: Back
     assert (tmp_path / "step-00000002.json").exists()
 
 
+def test_looks_of_another_measure_are_not_compared(small: Backbone, tmp_path: Path) -> None:
+    next(patient(small, tmp_path, 0.9))
+    steps = learn(small, [PHOTO], "dog", recipe=dataclasses.replace(RECIPE, steps=9), checkpoint=tmp_path, resume=True)
+    plan = Watch(every=1, settings=QUICK, identity=len, patience=2)
+    with pytest.raises(LearningError, match=r"were measured or drawn in another way: resume with the options"):
+        next(watch(steps, small, plan=plan, checkpoint=tmp_path))
+
+
 def test_begun_again_it_forgets_all_looks(small: Backbone, tmp_path: Path) -> None:
     next(patient(small, tmp_path, 0.9))
     *_, last = patient(small, tmp_path, *IDENTITIES, resume=False)
@@ -296,7 +304,7 @@ def test_wandb_is_told_by_its_public_interface(
         told.append((project, config, dir))
         return run
 
-    stand_in = types.SimpleNamespace(init=init, Image=lambda picture: ("image", picture.size))
+    stand_in = types.SimpleNamespace(init=init, Error=OSError, Image=lambda picture: ("image", picture.size))
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
     watched(small, WandbLog("pets", settings={"residual": "rex"}, folder=tmp_path), identity=scripted(0.25, 0.5))
     assert told[0] == ("pets", {"residual": "rex"}, tmp_path)
@@ -305,6 +313,16 @@ def test_wandb_is_told_by_its_public_interface(
     assert told[2][1]["identity"] == 0.25
     assert told[2][1]["pictures"] == [("image", (64, 64))] * 2
     assert told[5] == "finished"
+
+
+def test_wandb_that_can_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise OSError("api_key not configured")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Error=OSError))
+    message = r"can't begin a run of 'pets': api_key not configured. Run `wandb login`, or set WANDB_MODE=offline."
+    with pytest.raises(SettingsError, match=message):
+        WandbLog("pets", settings={})
 
 
 @pytest.mark.parametrize(("module", "extra"), [("torch.utils.tensorboard", "tensorboard"), ("wandb", "wandb")])

@@ -30,6 +30,7 @@ from lookalikes import CHANCE, histograms
 from metrics import Rate, all_present, at_place, fits, in_right_boxes, rate
 from model_card import write_card
 from preservation import evaluate_preservation
+from shipped import measured_hash
 from sprites import SpriteAtlas
 from studio import Seen, Studio, save_pictures
 from taught import flat, taught_subjects
@@ -93,6 +94,7 @@ def evaluate_identity(studio: Studio) -> dict[str, Rate]:
             )
             hits = taught.identify(bare, who, taught.line_ups, studio.judge.embed)
             rates["1, without residual"] = rate(flat(hits), CHANCE)
+            rates["1, renders of the subjects themselves"] = rate(taught.known_in_renders(studio), CHANCE)
     save_failures("identity", failures)
     return rates
 
@@ -195,12 +197,12 @@ def main() -> None:
         return
     judge = load_judge()
     atlas = SpriteAtlas.load(arguments.work / "sprites.safetensors")
-    world, backbone = judge_world(atlas), open_backbone(arguments.model)
+    world, backbone = judge_world(atlas), open_backbone(arguments.model, device="cpu")
     studio = Studio(backbone, judge, world, atlas, arguments.pictures)
     for stage in STAGES if arguments.stage == "all" else [arguments.stage]:
         start = time.monotonic()
         rates = STAGES[stage](studio)
-        about = {"model": backbone.encoder_id.weights[:16], "pictures": arguments.pictures}
+        about = {"model": measured_hash(arguments.model), "pictures": arguments.pictures}
         save_rates(stage, rates, {**about, "seconds": round(time.monotonic() - start)})
     if arguments.stage == "all":
         write_card(RESULTS, PAGE)

@@ -5,6 +5,7 @@ from them. Each subject is the first individual that a fixed seed draws and that
 """
 
 import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Collection
@@ -135,14 +136,13 @@ def draw_photos(world: World, folder: Path) -> None:
 def learn_residuals(
     backbone: Backbone, recipe: Recipe, folder: Path, *, names: Collection[str] = (), again: bool = False
 ) -> None:
-    """Learn subjects (all, or `names`) from their shipped photos into `folder`; skip what these weights taught there.
+    """Learn subjects (all, or `names`) from their shipped photos into `folder`; skip what was so learned there.
 
     `again` skips nothing.
     """
     for name, about in json.loads((FOLDER / "subjects.json").read_text()).items():
         path = folder / name / f"{name}.safetensors"
-        taught = path.exists() and Residual.load(path).encoder == backbone.encoder_id
-        if (names and name not in names) or (taught and not again):
+        if (names and name not in names) or (not again and _is_taught(path, backbone, recipe)):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
@@ -150,6 +150,13 @@ def learn_residuals(
         last.residual.save(path)
         seconds, length = time.monotonic() - start, float(last.residual.vector.norm())
         print(f"{path}: {seconds:.0f} s, length {length:.1f}, L_sub {last.subject_loss:.3f}", flush=True)
+
+
+def _is_taught(path: Path, backbone: Backbone, recipe: Recipe) -> bool:
+    if not path.exists():
+        return False
+    residual = Residual.load(path)
+    return residual.encoder == backbone.encoder_id and residual.recipe.items() >= dataclasses.asdict(recipe).items()
 
 
 def main() -> None:

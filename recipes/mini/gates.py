@@ -28,6 +28,7 @@ from evaluation_cases import NAMES, mention
 from judge import load_judge
 from judge_data import judge_world, visible_box
 from metrics import Wanted, at_place, fits, rate
+from shipped import measured_hash
 from sprites import SpriteAtlas
 from train import record_attention
 from vocabulary import CLASSES
@@ -253,7 +254,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")
     parser.add_argument("--sheets", type=Path, help="a folder for what was drawn")
     arguments = parser.parse_args()
-    backbone, judge = open_backbone(arguments.model), load_judge()
+    backbone, judge = open_backbone(arguments.model, device="cpu"), load_judge()
     world = judge_world(SpriteAtlas.load(arguments.work / "sprites.safetensors"), backgrounds_per_scene=8)
     setup = Setup(backbone, judge, world, arguments.pictures, arguments.size, arguments.layout_scale)
     gates = {"oracle": oracle_gate, "attention": attention_gate, "swap": swap_gate}
@@ -270,7 +271,7 @@ def main() -> None:
             ]
             make_sheet(pictures, 8).save(arguments.sheets / f"{name}.png")
     if not arguments.gates:
-        about = {"model": backbone.encoder_id.weights[:16], "pictures": arguments.pictures, "gates": told}
+        about = {"model": measured_hash(arguments.model), "pictures": arguments.pictures, "gates": told}
         (Path(__file__).parent / "results/gates.json").write_text(json.dumps(about, indent=2) + "\n")
 
 

@@ -70,22 +70,21 @@ def references(
     world: World, instances: Sequence[Instance], rng: np.random.Generator, describe: Describe, views: int = VIEWS
 ) -> list[Tensor]:
     """The mean description of a few renders of each individual, of length 1."""
-    found = []
-    for instance in instances:
-        scenes = [
-            Scene(
-                str(rng.choice(world.scene_names)),
-                int(rng.integers(world.backgrounds.shape[1])),
-                (pose(instance, rng),),
-            )
-            for _ in range(views)
-        ]
-        found.append(normalize(describe_alone(world, scenes, describe).mean(0), dim=0))
-    return found
+    return [normalize(describe_alone(world, instance, rng, describe, views).mean(0), dim=0) for instance in instances]
 
 
-def describe_alone(world: World, scenes: Sequence[Scene], describe: Describe) -> Tensor:
-    """Descriptions of the only object of each scene, cut out by its true box."""
-    rendered = world.render(list(scenes), 128)
+def describe_alone(
+    world: World, instance: Instance, rng: np.random.Generator, describe: Describe, views: int
+) -> Tensor:
+    """Descriptions of an individual in a few scenes of its own, cut out by its true box."""
+    scenes = [
+        Scene(
+            str(rng.choice(world.scene_names)),
+            int(rng.integers(world.backgrounds.shape[1])),
+            (pose(instance, rng),),
+        )
+        for _ in range(views)
+    ]
+    rendered = world.render(scenes, 128)
     boxes = torch.tensor([visible_box(mask) for mask in rendered.masks[:, 0]])
     return describe(rendered.images, boxes, torch.arange(len(scenes)))

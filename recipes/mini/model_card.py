@@ -27,12 +27,12 @@ def write_card(results: Path, page: Path) -> None:
 
 
 def card(results: Path) -> str:
-    """A table of the gates, and one for every stage that has been run."""
-    parts = {"The three gates": gates_table(json.loads((results / "gates.json").read_text())["gates"])}
-    for stage, title in STAGES.items():
-        path = results / f"{stage}.json"
-        if path.exists():
-            parts[title] = table(json.loads(path.read_text())["rates"])
+    """A table for every stage that has been run: the judge's own first, then the gates, then all others."""
+    measured = {title: results / f"{stage}.json" for stage, title in STAGES.items()}
+    parts = {title: table(json.loads(path.read_text())["rates"]) for title, path in measured.items() if path.exists()}
+    gates = {"The three gates": gates_table(json.loads((results / "gates.json").read_text())["gates"])}
+    judge = {title: rows for title, rows in parts.items() if title == STAGES["judge"]}
+    parts = judge | gates | parts
     return "\n\n".join(f"### {title}\n\n{rows}" for title, rows in parts.items()) + "\n"
 
 

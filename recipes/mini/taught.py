@@ -12,7 +12,7 @@ from cones2.subjects import Subject
 from evaluation_cases import Case, Known, scene_case
 from examples import FOLDER, ExampleSubject
 from judge_data import visible_box
-from lookalikes import Describe, LineUp, draw_lookalikes, draw_pool, histograms, line_up
+from lookalikes import Describe, LineUp, describe_alone, draw_lookalikes, draw_pool, histograms, line_up
 from metrics import Wanted, at_place, is_nearest
 from studio import Seen, Studio
 from world import Instance, Placed, Scene, World
@@ -50,6 +50,14 @@ class Taught:
             ]
             for one, row in zip(seen, who, strict=True)
         ]
+
+    def known_in_renders(self, studio: Studio, views: int = 12) -> list[bool]:
+        """Whether renders of each subject itself are known among its look-alikes: what no drawing of it can surpass."""
+        rng, hits = np.random.default_rng([SEED, 3]), []
+        for example, line in zip(self.examples, self.line_ups, strict=True):
+            vectors = describe_alone(studio.world, example.instance, rng, studio.judge.embed, views)
+            hits += [is_nearest(vector, line.own, line.others) for vector in vectors]
+        return hits
 
     def of_tier(self, hits: Sequence[Sequence[bool]], who: Sequence[Sequence[int]], *, unseen: bool) -> list[bool]:
         """The hits of subjects in a style that mini saw, or never saw."""

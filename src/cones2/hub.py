@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from cones2.checking import is_hub_id
-from cones2.errors import Cones2Error, HubError, PictureError, SettingsError
+from cones2.errors import Cones2Error, HubError, OutputError, PictureError, SettingsError
 from cones2.files import make_folder, read_bounded, write_atomically
 from cones2.library import check_name
 from cones2.picture import LARGEST_PICTURE, read_record
@@ -88,12 +88,14 @@ class Publication:
 
         Raises:
             HubError: the repository's name does not look like one.
-            OutputError: the folder can't be written.
+            OutputError: the folder can't be written, or has a README.md of something else.
         """
-        card = self.card(repo_id)
+        card, path = self.card(repo_id), folder / CARD_FILE
         make_folder(folder)
+        if path.exists() and "library_name: cones2" not in path.read_text(encoding="utf-8", errors="replace"):
+            raise OutputError(f"{path} is there, and cones2 did not write it. Give the draft a folder of its own.")
         self.residual.save(folder / RESIDUAL_FILE)
-        write_atomically(folder / CARD_FILE, str(card).encode())
+        write_atomically(path, str(card).encode())
         if self.sample is not None:
             content = read_bounded(self.sample, limit=LARGEST_PICTURE, error=PictureError)
             write_atomically(folder / SAMPLE_FILE, content)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from cones2.authors.colours import Colour, absence, parse_colour, read_masks
 from cones2.authors.tensor import AuthorsFile, read_authors_file
 from cones2.checking import first_problem
-from cones2.errors import Cones2Warning, SettingsError
+from cones2.errors import Cones2Warning, LayoutError, SettingsError
 from cones2.files import read_bounded
 from cones2.layout.masks import Mask
 
@@ -89,6 +89,8 @@ class OfficialConfig:
         path = Path(path)
         entry = _read_entry(path)
         colours = {parse_colour(text): place for text, place in entry.color_context.items()}
+        if len(colours) < len(entry.color_context):
+            raise LayoutError(f"{path}: color_context has one colour twice. Give each place a colour of its own.")
         picture = _find(entry.layout, path)
         masks: Mapping[Colour, Mask] = read_masks(picture, colours)
         for colour, (word, _) in colours.items():

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from cones2.backbones.folders import PARTS
 from cones2.backbones.libraries import first_line
@@ -26,7 +26,7 @@ def download(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=_FILES, ignore_patterns=_FILES_NOT_NEEDED))
     except RepositoryNotFoundError as error:
         raise BackboneError(f"the Hub has no model {model}, or it is private: check the name.{_hint(model)}") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # the client raises its own errors, its transport's and the system's
         raise BackboneError(
             f"can't get {model} from the Hub: {first_line(error)}"
             f" Check the network, or give a local diffusers folder.{_hint(model)}"

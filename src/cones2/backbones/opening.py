@@ -59,7 +59,9 @@ def _choose_device(name: str | None) -> torch.device:
     if torch.cuda.is_available():
         available.insert(0, "cuda")
     chosen = name or available[0]
-    if not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", chosen) or chosen.split(":")[0] not in available:
+    kind, _, index = chosen.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not re.fullmatch(r"[a-z]+(:\d{1,4})?", chosen) or kind not in available or int(index or 0) >= count:
         raise SettingsError(f"no device {chosen!r} on this machine; expected one of {', '.join(available)}.")
     return torch.device(chosen)
 

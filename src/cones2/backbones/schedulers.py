@@ -33,6 +33,18 @@ SCHEDULERS: Mapping[str, str] = MappingProxyType(
 picture's noise from its own generator. `DPMSolverSDEScheduler` does not: a seed would give other pictures each time."""
 
 
+def check_scheduler(name: str) -> str:
+    """Give diffusers' class for a name, short or the class's own.
+
+    Raises:
+        SettingsError: the name is unknown, or of a class that can't be used.
+    """
+    class_name = SCHEDULERS.get(name, name)
+    if class_name not in SCHEDULERS.values():
+        raise SettingsError(f"unknown or unsupported scheduler {name!r}; expected one of {', '.join(SCHEDULERS)}.")
+    return class_name
+
+
 def make_scheduler(name: str, trained: Any) -> Any:
     """Make the scheduler `name` (short, or diffusers' class name) for a model whose own scheduler is `trained`.
 
@@ -42,9 +54,7 @@ def make_scheduler(name: str, trained: Any) -> Any:
     Raises:
         SettingsError: the name is unknown, of a class without `alphas_cumprod`, or needs a missing package.
     """
-    class_name = SCHEDULERS.get(name, name)
-    if class_name not in SCHEDULERS.values():
-        raise SettingsError(f"unknown or unsupported scheduler {name!r}; expected one of {', '.join(SCHEDULERS)}.")
+    class_name = check_scheduler(name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' own, about NumPy: nothing the user can do

@@ -204,6 +204,7 @@ def compose(
                 with_details(subjects, during=during or (), negatives=subject_negative or ()),
                 lay_out(),
                 wish.settings(values, seed=seed, count=count),
+                again=seed is None and count is None,
             )
             order = replace(order, measure_attention=attention)
             acting: dict[str, object] = {

@@ -26,11 +26,18 @@ def demo(
 
         from cones2.backbones import open_backbone
         from cones2.cli.exhibition import SHEET, SHOW, exhibit
-        from cones2.cli.outputs import check_folder
+        from cones2.cli.outputs import check_file, check_folder
         from cones2.composing.settings import ComposeSettings
+        from cones2.layout.regions import Layout
         from cones2.learning.recipe import find_recipe
+        from cones2.picture import read_record
+        from cones2.residual.residual import Residual
 
         check_folder(out)
+        check_file(out / SHEET, suffix=".png", read=read_record)
+        check_file(out / "layout.json", suffix=".json", read=Layout.load)
+        for name in SHOW.names:
+            check_file(out / f"{name}.safetensors", suffix=".safetensors", read=Residual.load)
         settings = ComposeSettings(seeds=(0, 1, 2, 3), steps=steps, guidance_scale=4.0)  # suits mini
         backbone = open_backbone(model, device="cpu")
     recipe = find_recipe("direct")

@@ -23,7 +23,8 @@ def told_in_one_line() -> Iterator[None]:
     except BrokenPipeError:
         raise  # whoever reads stdout has enough; Typer ends quietly
     except OSError as error:
-        _end(f"{error.strerror or error}: {error.filename}. Check the path.", FAILED, error)
+        place = ". Check the disk." if error.filename is None else f": {error.filename}. Check the path."
+        _end(f"{error.strerror or error}{place}", FAILED, error)
     except KeyboardInterrupt as error:
         _end("interrupted.", INTERRUPTED, error)
     except (MemoryError, RuntimeError) as error:

@@ -72,7 +72,7 @@ def grid(
     --vary seed=0,1,2,3 --vary strength.rex=0,0.5,1 --vary preset=paper,official
     """
     with waiting("starting"):
-        from cones2.cli.outputs import check_folder
+        from cones2.cli.outputs import check_pictures_folder
         from cones2.cli.places import Places, check_acting
         from cones2.cli.sheets import Plan, read_axes
         from cones2.cli.wishes import Wish
@@ -95,7 +95,7 @@ def grid(
         if not any(recurs(order.settings.preset) for order in plan.orders):
             acting.append("guided_steps")  # a sampler that recurs reads them without a layout, too
         check_acting(lay_out(), {f"--vary {axis.name}": axis for axis in axes if axis.name in acting})
-        check_folder(out)
+        check_pictures_folder(out)
     with waiting("opening the model"):
         backbone = wish.open_backbone(model, device=device, dtype=dtype, model_config=model_config)
         plan = plan.placed(lay_out(aspect=picture_aspect(backbone, plan.orders[0].settings)))

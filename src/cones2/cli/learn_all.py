@@ -46,7 +46,7 @@ def learn_all(
         )
 
     steps = learn_all(backbone, assignments, shelf, save_memory=save_memory)
-    outcomes = follow(steps, "learning", tell=tell).outcomes
+    outcomes = follow(steps, "learning", tell=tell, whole_steps=True).outcomes
     if as_json:
         print_json({"library": str(shelf.folder), "subjects": [asdict(outcome) for outcome in outcomes]})
     else:

@@ -88,7 +88,9 @@ class Lesson:
                 resume=resume,
                 save_memory=save_memory,
             )
-            last = (looks or Looks()).follow(steps, backbone, self.photos, out=self.out, checkpoint=folder)
+            last = (looks or Looks()).follow(
+                steps, backbone, self.photos, class_word=self.class_word, out=self.out, checkpoint=folder
+            )
             last.residual.save(self.out)
         moved = self._measure_displacement(backbone, last, captions)
         return self._report(last, judged, displacement=moved, seconds=time.monotonic() - began)
@@ -109,7 +111,8 @@ class Lesson:
         None where the encoder was tuned further than to the best look, or no captions can be held out, as when the
         lexicon is small.
         """
-        if last.best is not None and last.best.step < last.step:
+        is_tuned = last.learned.tuned is not backbone
+        if is_tuned and last.best is not None and last.best.step < last.step:
             return None
         with waiting("measuring how far other words moved"):
             return unseen_displacement(backbone, last.learned.tuned, captions, class_word=self.class_word)
@@ -155,12 +158,10 @@ def _checkpoints_beside(out: Path, *, resume: bool) -> Iterator[Path]:
         )
     try:
         yield folder
-    except LearningError:  # the last good state is kept, and the folder may be another learner's
-        raise
     except BaseException as error:
-        if any(folder.glob("step-*.json")):
+        if not any(folder.glob("step-*.json")):
+            remove_checkpoints(folder)  # unless it is another learner's
+        elif not isinstance(error, LearningError):
             error.add_note("The last checkpoint is kept: run the same command with --resume to go on from it.")
-        else:
-            remove_checkpoints(folder)
         raise
     remove_checkpoints(folder)

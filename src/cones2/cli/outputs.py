@@ -82,6 +82,17 @@ def beside(path: Path, what: str) -> Path:
     return path.with_name(f"{path.stem}-{what}.png")
 
 
+def check_pictures_folder(folder: Path) -> None:
+    """Check that `folder` can hold pictures, and is not meant for one.
+
+    Raises:
+        OutputError: it can't, or has the name of a picture.
+    """
+    if folder.suffix.lower() in {".png", *_OTHER_PICTURES} and not folder.is_dir():
+        raise OutputError(f"--out {folder} is one file, and there are more to write: give a folder.")
+    check_folder(folder)
+
+
 def check_folder(folder: Path) -> None:
     """Check that files can be made in `folder`, or in the nearest folder above it that is there; leave nothing.
 

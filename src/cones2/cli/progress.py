@@ -1,7 +1,8 @@
 """Bars on everything that takes a while; they go to stderr and leave nothing behind."""
 
+import signal
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Protocol, TypeVar, runtime_checkable
 
 from rich.progress import (
@@ -37,10 +38,20 @@ def waiting(what: str) -> Iterator[None]:
         yield
 
 
-def follow(steps: Generator[StepT, None, None], what: str, *, tell: Callable[[StepT], str] = lambda _: "") -> StepT:
+def follow(
+    steps: Generator[StepT, None, None],
+    what: str,
+    *,
+    tell: Callable[[StepT], str] = lambda _: "",
+    whole_steps: bool = False,
+) -> StepT:
     """Run a generator of steps to its end under a bar: step, what `tell` says, time left. Give the last step.
 
-    It is closed whatever happens, so that it can put things back, or keep a checkpoint.
+    It is closed whatever happens, so that it can put things back, or keep a checkpoint. With `whole_steps`, Ctrl-C
+    waits for the end of a step, so that this one is kept, too; a second Ctrl-C does not wait.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C.
     """
     columns = (
         _text("what"),
@@ -50,11 +61,31 @@ def follow(steps: Generator[StepT, None, None], what: str, *, tell: Callable[[St
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    with closing(steps), _bar(*columns) as bar:
+    with closing(steps), _bar(*columns) as bar, _interrupt_held() if whole_steps else nullcontext(bool) as interrupted:
         task = bar.add_task("", total=None, what=printable(what), told="")
         for step in steps:
             bar.update(task, completed=step.step, total=step.steps, told=tell(step))
+            if interrupted():
+                raise KeyboardInterrupt
     return step
+
+
+@contextmanager
+def _interrupt_held() -> Iterator[Callable[[], bool]]:
+    """Hold the first Ctrl-C back, and give what tells whether it came; the second one interrupts."""
+    came = False
+
+    def note(*_: object) -> None:
+        nonlocal came
+        if came:
+            raise KeyboardInterrupt
+        came = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _bar(*columns: ProgressColumn) -> Progress:

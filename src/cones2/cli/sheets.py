@@ -12,6 +12,7 @@ from cones2.cli.orders import Drawn, Order, read_residual
 from cones2.cli.outputs import Output
 from cones2.composing.grid import Axis, Cell, parse_values, plan_grid
 from cones2.composing.settings import ComposeSettings
+from cones2.composing.sizes import latent_shape
 from cones2.layout.regions import Layout
 from cones2.library import Library
 from cones2.picture import Row, contact_sheet, write_picture
@@ -76,7 +77,13 @@ class Plan:
         return len(self.orders)
 
     def carry_out(self, backbone: Backbone, out: Path, *, cell: int) -> dict[str, Any]:
-        """Draw the cells, write each as soon as it is drawn, then the sheet; report as JSON values."""
+        """Draw the cells, write each as soon as it is drawn, then the sheet; report as JSON values.
+
+        Raises:
+            SettingsError: the size of one does not suit the model; told before any is drawn.
+        """
+        for order in self.orders:
+            latent_shape(backbone, order.settings)
         began, output, written, drawn = time.monotonic(), Output(out), [], []
         for number, order in enumerate(self.orders, start=1):
             picture = self._draw(backbone, order, number)

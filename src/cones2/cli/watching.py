@@ -1,7 +1,7 @@
 """What `cones2 learn` shows on the way: pictures, curves, an identity measure, and an early end."""
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,7 @@ class Looks:
         backbone: Backbone,
         photos: Sequence[Photo],
         *,
+        class_word: str,
         out: Path,
         checkpoint: Path,
     ) -> WatchedStep:
@@ -58,18 +59,20 @@ class Looks:
 
         Raises:
             SettingsError: there is patience, and nothing that measures identity.
+            PhotoError: there is patience, and the judge does not see the subject in the photos.
+            BackboneError: the CLIP model can't be opened.
         """
-        plan = Watch(every=self.preview, identity=self._identity(backbone, photos), patience=self.patience)
+        plan = Watch(every=self.preview, identity=self._identity(backbone, photos, class_word), patience=self.patience)
         watched = logged(watch(steps, backbone, plan=plan, checkpoint=checkpoint), self._logs(out))
-        return follow(watched, f"learning {out.stem}", tell=_told)
+        return follow(watched, f"learning {out.stem}", tell=_told, whole_steps=True)
 
-    def _identity(self, backbone: Backbone, photos: Sequence[Photo]) -> Identity | None:
+    def _identity(self, backbone: Backbone, photos: Sequence[Photo], class_word: str) -> Identity | None:
         """Give what measures the previews: the CLIP model if there is one, for the embedded model its judge."""
         if self.clip is not None:
             return similarity_to(photos, open_image_encoder(self.clip))
         if self.preview is not None and backbone.lexicon is not None:
-            with suppress(PhotoError):  # of nothing that the judge knows
-                return judged_likeness(photos, open_judge())
+            with suppress(PhotoError) if self.patience is None else nullcontext():
+                return judged_likeness(photos, class_word, open_judge())
         if self.patience is not None:
             raise SettingsError("--patience needs a measure of identity, and here there is none: give --clip DIR.")
         return None

@@ -69,14 +69,16 @@ class Wish:
             given["seeds"] = tuple(range(first, first + (count or 1)))
         return replace(self.made.settings if self.made else ComposeSettings(), **given)
 
-    def order(self, subjects: Mapping[str, Subject], layout: Layout | None, settings: ComposeSettings) -> Order:
-        """Give the order; of the picture's own batch its own picture is kept.
+    def order(
+        self, subjects: Mapping[str, Subject], layout: Layout | None, settings: ComposeSettings, *, again: bool
+    ) -> Order:
+        """Give the order; drawn `again`, in the picture's own batch, the picture itself is kept of that.
 
         Raises:
             PromptError: prompt and subjects do not match.
             LayoutError: a region is for no subject.
         """
-        if self.made is None or settings.seeds != self.made.settings.seeds:
+        if self.made is None or not again:
             return Order(self.prompt, subjects, layout, settings)
         return Order(self.prompt, subjects, layout, settings, keep=self.made.seed, threads=self.made.threads)
 

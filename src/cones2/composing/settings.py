@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import pydantic
 
+from cones2.backbones.schedulers import check_scheduler
 from cones2.errors import SettingsError
 from cones2.guidance.layout_guidance import check_effect, check_levels
 from cones2.guidance.presets import GuidancePreset, OfficialPreset, find_preset, recurs
@@ -92,6 +93,8 @@ class ComposeSettings:
         if self.guided_steps is not None:
             _check_range("guided steps", self.guided_steps, 0, 1000)
         _check_range("weight_negative", self.weight_negative, -1e30, 0)
+        if self.scheduler is not None:
+            check_scheduler(self.scheduler)
         if recurs(self.preset) and self.sampler != _OFFICIAL_SAMPLER:
             raise SettingsError(
                 f"preset {self.preset!r} has a sampler of its own, {_OFFICIAL_SAMPLER}; got scheduler"

@@ -87,7 +87,7 @@ def unedited_cross_attention(unet: UNet2DConditionModel) -> Iterator[None]:
                 " first."
             )
 
-    hook = unet.register_forward_pre_hook(check)
+    hook = unet.register_forward_pre_hook(check, prepend=True)  # before the hooks of a layout that is at work
     try:
         yield
     finally:

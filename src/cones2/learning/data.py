@@ -16,6 +16,7 @@ from cones2.captions.corpus import find_class_word
 from cones2.errors import CaptionError, Cones2Warning, PhotoError
 from cones2.photos import Photo, View, crop_square, views
 from cones2.prompts import token_span
+from cones2.residual.format import MAX_TOKENS
 
 _POOR_PSNR = 22.0  # decibels; below it, fine structure is lost
 
@@ -40,10 +41,15 @@ def encode_captions(backbone: Backbone, captions: Sequence[str], class_word: str
 
     Raises:
         CaptionError: a caption lacks the class word, is too long for the backbone, or splits the class word's tokens
-            otherwise than the others.
+            otherwise than the others; or these are more than a residual can have.
     """
     spans = [token_span(backbone.tokenizer, caption, *find_class_word(caption, class_word)) for caption in captions]
     class_tokens = spans[0][1] - spans[0][0]
+    if class_tokens > MAX_TOKENS:
+        raise CaptionError(
+            f"{class_word!r} is {class_tokens} tokens long for {backbone.name}, expected at most {MAX_TOKENS}. Take a"
+            " shorter class word."
+        )
     own = torch.zeros(len(captions), backbone.window, dtype=torch.bool)
     for row, (caption, (start, stop)) in enumerate(zip(captions, spans, strict=True)):
         _check_span(caption, stop, stop - start == class_tokens, backbone.window)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cones2.backbones import Backbone
 from cones2.captions.corpus import photo_caption
+from cones2.guidance.attention import unedited_cross_attention
 from cones2.learning.data import EncodedCaptions, EncodedViews, encode_captions, encode_views
 from cones2.learning.objective import add_noise, subject_loss
 from cones2.learning.recipe import Recipe
@@ -122,7 +123,11 @@ def _sampled_hash(part: torch.nn.Module) -> str:
 
 
 def denoising_loss(lesson: Lesson, prompt: Float[Tensor, "1 tokens dim"], draw: torch.Generator) -> Float[Tensor, ""]:
-    """Eq. 2 on a batch of photos, each with a latent, noise and a timestep of its own."""
+    """Eq. 2 on a batch of photos, each with a latent, noise and a timestep of its own.
+
+    Raises:
+        BackboneError: a picture is being drawn with a layout on the same backbone, and is not finished.
+    """
     backbone, views = lesson.backbone, lesson.views
     rows = torch.randint(len(views.mean), (lesson.recipe.batch_size,), generator=draw)
     mean, std = views.mean[rows], views.std[rows]
@@ -133,7 +138,8 @@ def denoising_loss(lesson: Lesson, prompt: Float[Tensor, "1 tokens dim"], draw: 
     noised = add_noise(latents, noise, alphas_cumprod[timesteps], backbone.prediction_type)
     inputs = noised.latents.to(backbone.device), timesteps.to(backbone.device)
     added = {name: values.expand(len(rows), -1) for name, values in lesson.added.items()}
-    prediction = backbone.predict(*inputs, prompt.expand(len(rows), -1, -1), added)
+    with unedited_cross_attention(backbone.unet):
+        prediction = backbone.predict(*inputs, prompt.expand(len(rows), -1, -1), added)
     weights = None if views.weights is None else views.weights[rows].to(backbone.device)
     return subject_loss(prediction, noised.target.to(backbone.device), weights)
 

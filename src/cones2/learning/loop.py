@@ -56,6 +56,9 @@ def learn(
 
     Raises:
         CaptionError: the class word or a caption can't be used.
+        BackboneError: a picture that is drawn with a layout on the same backbone is not finished.
+        PhotoError: a square view shows nothing of what a photo's mask marks.
+        PromptError: a caption can't be split into tokens.
         LearningError: there are no photos, the folder is in use or began with other settings, or a loss is not finite.
         OutputError: a checkpoint can't be written.
         SettingsError: `checkpoint_every` is not at least 1.
@@ -87,14 +90,19 @@ def _keep(checkpoints: Checkpoints, study: Study, *, every: int, resume: bool) -
         study.restore(tensors)
     else:
         checkpoints.delete()
-    for step in study.steps(after):
-        closing = True
-        try:
-            yield step
-            closing = False
-        finally:
-            if step.step < step.steps and (study.kept_on_close if closing else step.step % every == 0):
-                checkpoints.save(step.step, study.state())
+    try:
+        for step in study.steps(after):
+            closing = True
+            try:
+                yield step
+                closing = False
+            finally:
+                if step.step < step.steps and (study.kept_on_close if closing else step.step % every == 0):
+                    checkpoints.save(step.step, study.state())
+    except LearningError:  # of the step that was not taken: the one before it is the last good one
+        if after < study.taken < steps:
+            checkpoints.save(study.taken, study.state())
+        raise
 
 
 def _check(photos: Sequence[Photo], checkpoint_every: int) -> None:

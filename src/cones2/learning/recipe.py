@@ -14,6 +14,7 @@ from cones2.errors import SettingsError
 from cones2.files import read_bounded
 
 LARGEST_RECIPE = 2**20
+_AVERAGED = "true or false, and false unless tune is residual"
 
 Tune = Literal["all", "layers", "residual"]
 
@@ -33,6 +34,7 @@ class Recipe:
         views_per_photo: the whole photo, and this many less one closer crops of it. Each is encoded once.
         tune: which of the text encoder's parameters are tuned: `all`, those of its transformer `layers`, or none, the
             `residual` itself being learned at the encoder's output (Table A1).
+        averaged: with `tune = "residual"`: Δ is the average of what the steps came to, newer ones weighing more.
 
     Raises:
         SettingsError: a value outside its range.
@@ -47,6 +49,7 @@ class Recipe:
     caption_count: int = 1000
     views_per_photo: int = 1
     tune: Tune = "all"
+    averaged: bool = False
 
     def __post_init__(self) -> None:
         _check_values(dataclasses.asdict(self))
@@ -111,6 +114,8 @@ def _check_values(settings: Mapping[str, object]) -> None:
         value = settings[name]
         _check(name, value, _is_number(value) and 0 <= value <= sys.float_info.max, "a number of at least 0")
     _check("tune", settings["tune"], settings["tune"] in get_args(Tune), "all, layers or residual")
+    averaged, alone = settings["averaged"], settings["tune"] == "residual"
+    _check("averaged", averaged, averaged is False or (averaged is True and alone), _AVERAGED)
 
 
 def _check(name: str, value: object, valid: bool, expected: str) -> None:
@@ -134,6 +139,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "mini": _MINI,
         # The other way of the paper's Table A1, for any backbone. The paper says nothing of its settings: these are
         # ours, chosen on mini (docs/learning.md) and untried on others.
-        "direct": dataclasses.replace(_MINI, learning_rate=1e-2, tune="residual"),
+        "direct": dataclasses.replace(_MINI, learning_rate=1e-2, tune="residual", averaged=True),
     }
 )

@@ -122,8 +122,9 @@ class Study:
         return _make_residual(self.lesson, vector, taken=self.taken)
 
     def state(self) -> dict[str, Tensor]:
-        """Copy what a step changes: parameters and the optimiser's moments, by name."""
+        """Give what a step changes, not copied: parameters, their averages and the optimiser's moments, by name."""
         tensors = {f"parameter.{index}": parameter.detach() for index, parameter in enumerate(self.parameters)}
+        tensors |= {f"average.{index}": average for index, average in enumerate(self.way.averages)}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{name}.{index}": moment for name, moment in moments.items()}
         return tensors
@@ -135,6 +136,8 @@ class Study:
             name, index = key.split(".")
             if name == "parameter":
                 self.parameters[int(index)].data.copy_(tensor)
+            elif name == "average":
+                self.way.averages[int(index)].copy_(tensor)
             else:
                 moments.setdefault(int(index), {})[name] = tensor
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
@@ -148,6 +151,7 @@ class Study:
         if not math.isfinite(total + size):
             raise self._diverged(f"loss {total}, gradient {size} at step {step} of {self.lesson.recipe.steps}")
         self.optimizer.step()
+        self.way.settle(step)
         return total, first, second
 
     def _gradients(self, loss: Float[Tensor, ""]) -> list[Float32[Tensor, "..."]]:

@@ -13,6 +13,9 @@ from cones2.learning.objective import mean_shift, preservation_loss
 CHUNK = 50
 """Captions that are embedded at once."""
 
+_DECAY = 3.0
+"""η of polynomial-decay averaging (arXiv:1212.1824): half of the weight is on the last sixth of the steps."""
+
 
 class TunedEncoder:
     """The text encoder, or both, tuned by Eq. 4; Δ is its mean shift at the class word (arXiv:2305.19327, Sec. 3.2).
@@ -30,6 +33,7 @@ class TunedEncoder:
             text_encoder=copy.deepcopy(backbone.text_encoder),
             text_encoder_2=copy.deepcopy(backbone.text_encoder_2),
         )
+        self.averages: list[Tensor] = []
         self.parameters = [
             parameter.requires_grad_()
             for encoder in self.tuned.text_encoders
@@ -44,6 +48,9 @@ class TunedEncoder:
         embeddings = self.tuned.read(torch.cat([self.lesson.prompt.input_ids, captions.input_ids[rows]]))
         preservation = preservation_loss(embeddings[1:], self.originals[rows], captions.own[rows])
         return denoising_loss(self.lesson, embeddings[:1], draw), preservation
+
+    def settle(self, step: int) -> None:
+        """Do nothing: what the last step left is what is learned."""
 
     def vector(self) -> Float[Tensor, "tokens dim"]:
         """Eq. 5 over all captions."""
@@ -60,6 +67,9 @@ class DirectResidual:
 
     "Token embedding" in arXiv:2305.19327, Table A1 and App. C, where it does worse in other contexts than the photos'.
     No other word moves, so L_reg is 0. It begins at the class word itself, Δ = 0.
+
+    Where the recipe says `averaged`, Δ is the average of what the steps came to, newer ones weighing more
+    (polynomial-decay averaging, arXiv:1212.1824): the last step alone carries the noise of its photos and timesteps.
     """
 
     def __init__(self, lesson: Lesson) -> None:
@@ -69,6 +79,7 @@ class DirectResidual:
         self.span = torch.where(lesson.prompt.own[0])[0]
         self.residual = torch.zeros_like(self.prompt[0, self.span], dtype=torch.float32, requires_grad=True)
         self.parameters = [self.residual]
+        self.averages = [torch.zeros_like(self.residual, requires_grad=False)]
 
     def losses(self, draw: torch.Generator) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """L_sub, and nothing for L_reg."""
@@ -76,13 +87,22 @@ class DirectResidual:
         loss = denoising_loss(self.lesson, embeddings, draw)
         return loss, torch.zeros_like(loss)
 
+    def settle(self, step: int) -> None:
+        """Take what a step, counted from 1, came to into the average; alone where the recipe asks for none."""
+        share = (1 + _DECAY) / (step + _DECAY) if self.lesson.recipe.averaged else 1.0
+        self.averages[0].lerp_(self.residual.detach(), share)
+
     def vector(self) -> Float[Tensor, "tokens dim"]:
         """Δ."""
-        return self.residual.detach().cpu().clone()
+        return self.averages[0].cpu().clone()
 
 
 Way = TunedEncoder | DirectResidual
-"""What is learned (`parameters`), what a step of it costs (`losses`), and the residual that it comes to (`vector`)."""
+"""A way to learn.
+
+What is tuned (`parameters`) by what (`losses`), what is kept of each step (`settle`, `averages`), and the residual that
+it comes to (`vector`).
+"""
 
 
 def choose_way(lesson: Lesson) -> Way:

@@ -158,7 +158,7 @@ class Residual:
         try:
             meta = check_header(content)
             tensors = safetensors.torch.load(content)
-            return cls(
+            residual = cls(
                 class_word=meta.class_word,
                 vector=torch.cat([tensors[name] for name in TENSORS if name in tensors], dim=-1),
                 tokens=tuple(meta.tokens),
@@ -167,6 +167,8 @@ class Residual:
                 photos=tuple(meta.photos),
                 tool_version=meta.tool_version,
             )
+            _ = residual.sha256  # what was read can be written: no infinity in the recipe, nothing too long
+            return residual
         except (ResidualError, safetensors.SafetensorError) as error:
             raise ResidualError(
                 f"{origin} is no sound residual file: {error} Get or learn it again with 'cones2 learn'."

@@ -13,16 +13,17 @@ import numpy
 import torch
 from jaxtyping import Float, Int
 from PIL.Image import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, max_pool2d, normalize
 
-from cones2.errors import PhotoError
+from cones2.errors import BackboneError, PhotoError
 from cones2.photos import Photo, crop_square
 from cones2.watching.judge_layers import CROP, PICTURE, Detector, Embedder
 from cones2.watching.watch import Identity
 
-Box = tuple[float, float, float, float]
+Corners = tuple[float, float, float, float]
 """xmin, ymin, xmax, ymax in 0..1."""
 
 JUDGE_WEIGHTS = Path(__file__).parent / "judge_weights"
@@ -59,7 +60,7 @@ class Sighting:
 
     class_index: int
     score: float
-    box: Box
+    box: Corners
     embedding: Float[Tensor, "64"]
 
 
@@ -79,10 +80,12 @@ class Judge(nn.Module):
         found = [
             self._peaks(heat, boxes) for heat, boxes in zip(detections.heat.sigmoid(), detections.boxes, strict=True)
         ]
-        rows = torch.tensor([row for row, peaks in enumerate(found) for _ in peaks], dtype=torch.long)
+        rows = torch.tensor(
+            [row for row, peaks in enumerate(found) for _ in peaks], dtype=torch.long, device=images.device
+        )
         if not len(rows):
             return [[] for _ in found]
-        boxes = torch.tensor([box for peaks in found for _, _, box in peaks])
+        boxes = torch.tensor([box for peaks in found for _, _, box in peaks], device=images.device)
         embeddings = iter(self.embed(images, boxes, rows))
         return [[Sighting(kind, score, box, next(embeddings)) for kind, score, box in peaks] for peaks in found]
 
@@ -110,10 +113,10 @@ class Judge(nn.Module):
 
     def _peaks(
         self, heat: Float[Tensor, "classes 16 16"], boxes: Float[Tensor, "2 4 16 16"]
-    ) -> list[tuple[int, float, Box]]:
+    ) -> list[tuple[int, float, Corners]]:
         """Find local maxima over the threshold, surest first; of two that share a box only the surer stays."""
         peaks = (heat == max_pool2d(heat[None], 3, 1, 1)[0]) & (heat > self.threshold)
-        found: list[tuple[int, float, Box]] = []
+        found: list[tuple[int, float, Corners]] = []
         for kind, y, x in sorted(peaks.nonzero().tolist(), key=lambda place: -float(heat[tuple(place)])):
             is_worn = self.world.classes[kind] in self.world.worn
             xmin, ymin, xmax, ymax = boxes[int(is_worn), :, y, x].clamp(0, 1).tolist()
@@ -124,39 +127,58 @@ class Judge(nn.Module):
 
 
 def open_judge(folder: Path = JUDGE_WEIGHTS) -> Judge:
-    """Open the judge of the embedded model, or one that its recipe trained into another folder."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    world = JudgeWorld(**{name: tuple(config[name]) for name in ("classes", "worn", "colours", "scenes")})
-    judge = Judge(world, config["threshold"])
-    weights = load_file(folder / "judge.safetensors")
-    judge.load_state_dict({name: w.float() if w.is_floating_point() else w for name, w in weights.items()})
+    """Open the judge of the embedded model, or one that its recipe trained into another folder.
+
+    Raises:
+        BackboneError: it is no judge's folder, or is damaged.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        world = JudgeWorld(**{name: tuple(config[name]) for name in ("classes", "worn", "colours", "scenes")})
+        judge = Judge(world, config["threshold"])
+        weights = load_file(folder / "judge.safetensors")
+        judge.load_state_dict({name: w.float() if w.is_floating_point() else w for name, w in weights.items()})
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise BackboneError(
+            f"can't open {folder} as a judge: {type(error).__name__}. Install cones2 again, with its weights, or give a"
+            " folder that recipes/mini/train_judge.py wrote."
+        ) from error
     judge.eval().requires_grad_(False)
     return judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def judged_likeness(photos: Sequence[Photo], judge: Judge) -> Identity:
-    """Give a measure of pictures: how like the photos' subject what the judge sees in them is, -1 to 1.
+def judged_likeness(photos: Sequence[Photo], class_word: str, judge: Judge) -> Identity:
+    """Give a measure of pictures: how like the photos' subject what the judge sees of its class in them is, -1 to 1.
 
     Individuals are compared by the dot product of their embeddings, each picture's best against the photos' mean; a
-    picture where the judge sees nothing counts 0.
+    picture where the judge sees none of the class counts 0.
 
     Raises:
-        PhotoError: the judge sees nothing in the photos.
+        PhotoError: the judge does not know the class, or does not see it in most of the photos.
     """
-    seen = [sightings[0].embedding for sightings in judge.look(_stack([photo.image for photo in photos])) if sightings]
-    if not seen:
+    shown = [each for each in _of_class(judge, [photo.image for photo in photos], class_word) if each]
+    if 2 * len(shown) <= len(photos):
         known = ", ".join(judge.world.classes)
-        raise PhotoError(f"the judge of pictures sees nothing in these photos that it knows: expected one of {known}.")
-    wanted = normalize(torch.stack(seen).mean(dim=0), dim=0)
+        raise PhotoError(
+            f"the judge of pictures sees a {class_word!r} in {len(shown)} of {len(photos)} photos: expected most of"
+            f" them, and one of {known}."
+        )
+    wanted = normalize(torch.stack([embeddings[0] for embeddings in shown]).mean(dim=0), dim=0)
 
     def measure(pictures: Sequence[Image]) -> float:
-        likes = [
-            max((float(sighting.embedding @ wanted) for sighting in sightings), default=0.0)
-            for sightings in judge.look(_stack(pictures))
-        ]
+        seen = _of_class(judge, pictures, class_word)
+        likes = [max((float(embedding @ wanted) for embedding in each), default=0.0) for each in seen]
         return sum(likes) / len(likes)
 
     return measure
+
+
+def _of_class(judge: Judge, pictures: Sequence[Image], class_word: str) -> list[list[Float[Tensor, "64"]]]:
+    """Give the embeddings of what is of a class in each picture, the surest first."""
+    return [
+        [one.embedding for one in sightings if judge.world.classes[one.class_index] == class_word]
+        for sightings in judge.look(_stack(pictures))
+    ]
 
 
 def crop(
@@ -165,14 +187,14 @@ def crop(
     """Cut squares around boxes of the pictures `rows`, with a margin."""
     x0, y0, x1, y1 = boxes.unbind(1)
     half = torch.maximum(x1 - x0, y1 - y0).clamp(min=0.05) * _MARGIN / 2
-    steps = (torch.arange(CROP) + 0.5) * 2 / CROP - 1
+    steps = (torch.arange(CROP, device=images.device) + 0.5) * 2 / CROP - 1
     x = ((x0 + x1) / 2)[:, None] + half[:, None] * steps
     y = ((y0 + y1) / 2)[:, None] + half[:, None] * steps
     grid = torch.stack([x[:, None, :].expand(-1, CROP, CROP), y[:, :, None].expand(-1, CROP, CROP)], -1)
     return grid_sample(images[rows], grid * 2 - 1, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def overlap(one: Box, other: Box) -> float:
+def overlap(one: Corners, other: Corners) -> float:
     """Intersection over union of two boxes."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
@@ -183,5 +205,6 @@ def overlap(one: Box, other: Box) -> float:
 
 
 def _stack(pictures: Sequence[Image]) -> Float[Tensor, "batch 3 128 128"]:
-    pixels = numpy.stack([numpy.asarray(crop_square(picture, PICTURE), dtype=numpy.float32) for picture in pictures])
+    squares = [crop_square(picture.convert("RGB"), PICTURE) for picture in pictures]
+    pixels = numpy.stack([numpy.asarray(square, dtype=numpy.float32) for square in squares])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255

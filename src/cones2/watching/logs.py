@@ -136,12 +136,16 @@ class WandbLog:
     """Curves and pictures as a run of Weights & Biases; `WANDB_MODE=offline` keeps it on this machine.
 
     Raises:
-        SettingsError: wandb is not installed.
+        SettingsError: wandb is not installed, or can't begin a run.
     """
 
     def __init__(self, project: str, *, settings: Mapping[str, object], folder: Path | None = None) -> None:
         self._wandb = _import_extra("wandb", "wandb")
-        self._run: Any = self._wandb.init(project=project, config=dict(settings), dir=folder)
+        try:
+            self._run: Any = self._wandb.init(project=project, config=dict(settings), dir=folder)
+        except self._wandb.Error as error:
+            advice = "Run `wandb login`, or set WANDB_MODE=offline"
+            raise SettingsError(f"Weights & Biases can't begin a run of {project!r}: {error}. {advice}.") from error
 
     def take(self, step: WatchedStep) -> None:
         """Note a step."""

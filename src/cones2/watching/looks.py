@@ -41,35 +41,41 @@ def best_look(looks: Sequence[Look]) -> Look | None:
     return max(looks, key=lambda look: look.identity, default=None)
 
 
-def save_look(folder: Path, look: Look) -> None:
-    """Keep a look.
+def save_look(folder: Path, look: Look, *, how: str) -> None:
+    """Keep a look, and `how` it was taken.
 
     Raises:
         OutputError: it can't be written.
     """
     residual = base64.b64encode(look.residual.to_bytes()).decode()
-    fields = {"identity": look.identity, "loss": look.loss, "residual": residual}
+    fields = {"identity": look.identity, "loss": look.loss, "how": how, "residual": residual}
     write_atomically(folder / f"look-{look.step:08d}.json", json.dumps(fields).encode())
 
 
-def load_looks(folder: Path, *, until: int) -> list[Look]:
+def load_looks(folder: Path, *, until: int, how: str) -> list[Look]:
     """Give the looks up to step `until`, in order, and delete the later ones: learning comes to those steps again.
 
     Raises:
-        LearningError: one is damaged.
+        LearningError: one is damaged, or was taken in another way than `how`, so that it can't be compared with.
     """
     found = {int(name[1]): path for path in folder.glob("look-*") if (name := _NAME.fullmatch(path.name))}
     for step, path in found.items():
         if step > until:
             path.unlink()
-    return [_load(found[step], step) for step in sorted(found) if step <= until]
+    return [_load(found[step], step, how) for step in sorted(found) if step <= until]
 
 
-def _load(path: Path, step: int) -> Look:
+def _load(path: Path, step: int, how: str) -> Look:
     try:
         fields = json.loads(read_bounded(path, limit=_LARGEST, error=LearningError))
         residual = Residual.from_bytes(base64.b64decode(fields["residual"]))
-        return Look(step, float(fields["identity"]), float(fields["loss"]), residual)
+        look, taken = Look(step, float(fields["identity"]), float(fields["loss"]), residual), str(fields["how"])
     except (Cones2Error, ValueError, KeyError, TypeError, RecursionError) as error:
         advice = "Delete it, and the count of looks begins without it; or begin again without resuming"
         raise LearningError(f"{path} is damaged, expected a look at learning. {advice}.") from error
+    if taken != how:
+        raise LearningError(
+            f"the looks in {path.parent} were measured or drawn in another way: resume with the options that learning"
+            " began with, or begin again without resuming."
+        )
+    return look

@@ -4,6 +4,7 @@
 far, as composing will, and draws none of learning's random numbers: the residual is that of a learning not watched.
 """
 
+import hashlib
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -57,6 +58,12 @@ class Watch:
                 raise SettingsError(f"{name} is {value}: expected at least 1.")
         if self.patience is not None and (self.every is None or self.identity is None):
             raise SettingsError("patience needs pictures to look at and a measure of identity: give both, or neither.")
+
+    @property
+    def how(self) -> str:
+        """A hash of what is drawn and of what measures it: looks of another one can't be compared."""
+        measure = getattr(self.identity, "__qualname__", type(self.identity).__qualname__)
+        return hashlib.sha256(repr((self.prompt, self.settings, measure)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +130,7 @@ def watch(
             if identity is not None and plan.patience is not None:
                 looks.append(Look(step.step, identity, step.loss, step.residual))
                 if checkpoint is not None:
-                    save_look(checkpoint, looks[-1])
+                    save_look(checkpoint, looks[-1], how=plan.how)
             stopped = step.step < step.steps and _rises_no_more(looks, plan.patience)
             step.keep_on_close(not stopped)
             yield WatchedStep(step, pictures, identity, stopped, best_look(looks))
@@ -133,7 +140,7 @@ def watch(
 
 def _looks_before(step: LearnStep, plan: Watch, checkpoint: Path | None) -> list[Look]:
     """Take up the looks at steps before this one, the first that is taken now, where patience counts them."""
-    looks = [] if checkpoint is None else load_looks(checkpoint, until=step.step - 1)
+    looks = [] if checkpoint is None else load_looks(checkpoint, until=step.step - 1, how=plan.how)
     return [] if plan.patience is None else looks
 
 
