@@ -135,7 +135,8 @@ def test_every_option_acts(small_folder: Path, tmp_path: Path) -> None:
     made: Any = read_record(out)
     assert {name: made["settings"][name] for name in options} == options
     assert (made["dtype"], made["device"]) == ("bfloat16", "cpu")
-    assert Image.open(out).size == (72, 64)
+    with Image.open(out) as picture:
+        assert picture.size == (72, 64)
 
 
 def test_attention_is_told_and_drawn(rex: Path, small_folder: Path, tmp_path: Path) -> None:

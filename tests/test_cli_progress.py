@@ -1,6 +1,8 @@
 """The bar itself, on a terminal."""
 
 import io
+import os
+import signal
 from collections.abc import Generator
 from dataclasses import dataclass
 
@@ -52,3 +54,32 @@ def test_it_is_closed_after_an_error(terminal: io.StringIO) -> None:
     with pytest.raises(ZeroDivisionError):
         progress.follow(failing(), "learning")
     assert terminal.getvalue().endswith("\x1b[2K")  # the line is wiped
+
+
+def interrupting(done: list[str], *, times: int) -> Generator[Step, None, None]:
+    """Three steps; in the first, Ctrl-C is pressed."""
+    try:
+        for number in (1, 2, 3):
+            for _ in range(times if number == 1 else 0):
+                os.kill(os.getpid(), signal.SIGINT)
+            done.append(f"step {number}")
+            yield Step(number, 3, 0.5)
+    finally:
+        done.append("closed")
+
+
+def test_an_interrupt_waits_for_the_end_of_a_step() -> None:
+    done: list[str] = []
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        progress.follow(interrupting(done, times=1), "learning", whole_steps=True)
+    assert done == ["step 1", "closed"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("times", "whole_steps"), [(2, True), (1, False)])
+def test_an_interrupt_that_does_not_wait(times: int, whole_steps: bool) -> None:
+    done: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        progress.follow(interrupting(done, times=times), "learning", whole_steps=whole_steps)
+    assert done == ["closed"]

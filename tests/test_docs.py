@@ -159,7 +159,8 @@ def test_the_readme_runs_on_mini_itself(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     take_few_steps(monkeypatch)
     run_what_is_shown(ROOT / "README.md")
-    assert Image.open("beach.png").size == (128, 128)
+    with Image.open("beach.png") as picture:
+        assert picture.size == (128, 128)
     assert len(list(Path("pictures").glob("*.png"))) == 4
 
 

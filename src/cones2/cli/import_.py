@@ -37,7 +37,7 @@ def import_(
         read_authors_file(file)  # what is wrong with it is told before the model is opened
     with waiting(f"opening {model}"):
         backbone = open_backbone(model, device="cpu", model_config=model_config)
-    residual = import_residual(backbone, file, class_word)
+        residual = import_residual(backbone, file, class_word)
     make_folder(out.parent)
     residual.save(out)
     if as_json:

@@ -17,7 +17,7 @@ from cones2.backbones import Backbone
 from cones2.checking import is_name
 from cones2.cli.options import number, unique
 from cones2.cli.outputs import Output, beside
-from cones2.cli.progress import follow
+from cones2.cli.progress import follow, waiting
 from cones2.composing.again import recall, threads
 from cones2.composing.heat import draw_attention
 from cones2.composing.latents import write_latents
@@ -138,8 +138,9 @@ class Order:
             "layout": self.layout,
             "settings": replace(self.settings, seeds=seeds),
         }
-        what = what or _seeds_told(seeds)
-        last = follow(compose(backbone, self.prompt, **options, measure_attention=self.measure_attention), what)
+        with waiting("reading the prompt"):  # and, the first time, the text encoders' weights, to know what fits them
+            steps = compose(backbone, self.prompt, **options, measure_attention=self.measure_attention)
+        last = follow(steps, what or _seeds_told(seeds))
         attention = last.attention or [()] * len(seeds)
         for seed, picture, latents, readings in zip(seeds, last.pictures, last.latents, attention, strict=True):
             yield Drawn(seed, picture, latents, picture_record(backbone, self.prompt, seed, **options), readings)

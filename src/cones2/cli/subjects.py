@@ -7,6 +7,7 @@ import typer
 
 from cones2.cli.console import print_json, print_rows, print_table, say
 from cones2.cli.options import Json, Library
+from cones2.cli.progress import waiting
 
 Name = Annotated[str, typer.Argument(help="Of the subject.", metavar="NAME")]
 
@@ -23,7 +24,8 @@ def list_subjects(library: Library = None, as_json: Json = False) -> None:
 
     Example: cones2 subjects list
     """
-    from cones2.library import Library
+    with waiting("starting"):
+        from cones2.library import Library
 
     shelf = Library.open(library)
     entries = list(shelf.entries())
@@ -53,8 +55,9 @@ def add(
 
     Example: cones2 subjects add rex rex.safetensors
     """
-    from cones2.library import Library
-    from cones2.residual.residual import Residual
+    with waiting("starting"):
+        from cones2.library import Library
+        from cones2.residual.residual import Residual
 
     say(f"{Library.open(library).add(name, Residual.load(file), replace=replace)}: added.")
 
@@ -65,7 +68,8 @@ def remove(name: Name, library: Library = None) -> None:
 
     Example: cones2 subjects remove rex
     """
-    from cones2.library import Library
+    with waiting("starting"):
+        from cones2.library import Library
 
     shelf = Library.open(library)
     shelf.remove(name)
@@ -78,8 +82,9 @@ def show(name: Name, library: Library = None, as_json: Json = False) -> None:
 
     Example: cones2 subjects show rex
     """
-    from cones2.cli.descriptions import describe, rows
-    from cones2.library import Library
+    with waiting("starting"):
+        from cones2.cli.descriptions import describe, rows
+        from cones2.library import Library
 
     shelf = Library.open(library)
     shelf.load(name)
