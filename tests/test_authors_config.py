@@ -19,6 +19,7 @@ from cones2.errors import Cones2Error, Cones2Warning, LayoutError, PromptError, 
 from cones2.guidance.layout_guidance import LayoutGuidance
 from cones2.guidance.presets import PRESETS
 from cones2.layout.regions import Layout
+from cones2.library import FOLDER_VARIABLE
 from cones2.picture import read_record
 
 # diffusers' own schedulers hand tensors to NumPy in a way that NumPy deprecates
@@ -353,3 +354,17 @@ def test_latents_of_any_picture(small_folder: Path, tmp_path: Path) -> None:
     with safe_open(latents, "pt") as file:
         assert file.get_tensor("latents").shape == (1, 4, 8, 8)
     assert "does not end in .safetensors" in refused(*command, "--latents", tmp_path / "a.txt")
+
+
+def test_a_picture_of_a_config_is_drawn_again_with_its_residuals_imported(
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "library"))
+    how = ("--model", small_folder, "--steps", 2, "--seed", 3, "--width", 96, "--height", 96)
+    run("compose", "--official", CONFIG, *how, "--out", tmp_path / "first.png")
+    for word in ("cat", "teapot"):
+        out = tmp_path / f"{word}.safetensors"
+        run("import", GOLDEN / f"sampler_{word}.pt", "--class", word, "--model", small_folder, "--out", out)
+        run("subjects", "add", word, out)
+    run("compose", "--from", tmp_path / "first.png", "--model", small_folder, "--out", tmp_path / "second.png")
+    assert (tmp_path / "second.png").read_bytes() == (tmp_path / "first.png").read_bytes()

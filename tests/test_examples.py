@@ -19,7 +19,7 @@ from cones2.learning.recipe import find_recipe
 from cones2.residual.residual import Residual
 from cones2.steps import finish
 from cones2.subjects import Subject
-from cones2.watching.judge import judged_likeness, open_judge
+from cones2.watching.judge import JUDGE_WEIGHTS, judged_likeness, open_judge
 
 # diffusers' own schedulers hand tensors to NumPy in a way that NumPy deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -40,6 +40,14 @@ def test_mini_is_a_plain_diffusers_pipeline(mini: Backbone) -> None:
     picture = pipeline("a dog on the beach", num_inference_steps=4, generator=generator).images[0]
     ours = finish(compose(mini, "a dog on the beach", settings=ComposeSettings(steps=4))).pictures[0]
     assert np.array_equal(np.asarray(picture), np.asarray(ours))
+
+
+def test_the_models_weights_are_small() -> None:
+    """At most 40 MB with the judge's, and no file too large for a repository."""
+    sizes = [path.stat().st_size for folder in (MINI, JUDGE_WEIGHTS) for path in folder.rglob("*.safetensors")]
+    assert len(sizes) >= 4
+    assert max(sizes) < 15e6
+    assert sum(sizes) <= 40e6
 
 
 def test_a_subject_learned_again_is_itself(mini: Backbone) -> None:

@@ -80,18 +80,20 @@ def learn(
     """
     with waiting("starting"):
         from cones2.backbones import open_backbone
-        from cones2.cli.lessons import Lesson
+        from cones2.cli.learn_order import LearnOrder
         from cones2.cli.watching import Looks
 
         looks = Looks(preview, clip, patience, tensorboard, wandb)
-        lesson = Lesson.check(photos, class_word, out=out, recipe=recipe, steps=steps, captions=captions, masks=masks)
+        order = LearnOrder.check(
+            photos, class_word, out=out, recipe=recipe, steps=steps, captions=captions, masks=masks
+        )
     with waiting(f"opening {model}"):
         backbone = open_backbone(model, device=device, dtype=dtype, model_config=model_config)
-    report = lesson.give(backbone, seed=seed, resume=resume, save_memory=save_memory, looks=looks)
+    report = order.give(backbone, seed=seed, resume=resume, save_memory=save_memory, looks=looks)
     if as_json:
         print_json(report)
     else:
-        say(f"{out}: {class_word!r} learned from {len(lesson.photos)} photos in {report['seconds']:.0f} s.")
+        say(f"{out}: {class_word!r} learned from {len(order.photos)} photos in {report['seconds']:.0f} s.")
         if report["steps"] < report["last_step"]:
             say(f"Kept: step {report['steps']} of {report['last_step']}, whose preview is the most like the photos.")
         if report["displacement"] is not None:

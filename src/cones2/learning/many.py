@@ -14,10 +14,10 @@ from cones2.captions.corpus import captions_for, check_class_word, read_captions
 from cones2.errors import Cones2Error, ResidualError, SettingsError
 from cones2.learning.checkpoints import remove_checkpoints
 from cones2.learning.displacement import unseen_displacement
-from cones2.learning.lesson import hash_of, how_learned, model_settings
 from cones2.learning.loop import LearnStep, learn
 from cones2.learning.manifest import Assignment
 from cones2.learning.recipe import Recipe, find_recipe
+from cones2.learning.lesson import hash_of, how_learned, model_settings
 from cones2.library import Library
 from cones2.photos import Photo, load_photos, photo_report
 from cones2.residual.residual import Residual
@@ -123,22 +123,22 @@ def _learn(
 ) -> Iterator[tuple[LearnStep, Outcome]]:
     """Take the steps of one subject, and keep what was learned; take none where it is finished."""
     library.check_case(assignment.name)
-    lesson = _Lesson.read(assignment, backbone)
+    sources = _Sources.read(assignment, backbone)
     residual = _load_sound(library.path_of(assignment.name))
-    if residual is not None and lesson.was_learned_by(residual, backbone):
+    if residual is not None and sources.was_learned_by(residual, backbone):
         return
-    report = photo_report(lesson.photos, size=min(backbone.default_size))
+    report = photo_report(sources.photos, size=min(backbone.default_size))
     report.check()
     findings = tuple(finding.text for finding in report.findings)
     outcome = Outcome(assignment.name, assignment.class_word, "learned", 0.0, findings=findings)
-    folder = library.folder / f".{assignment.name}-{lesson.digest(backbone)}.learning"
+    folder = library.folder / f".{assignment.name}-{sources.digest(backbone)}.learning"
     steps = learn(
         backbone,
-        lesson.photos,
-        lesson.class_word,
-        recipe=lesson.recipe,
-        seed=lesson.seed,
-        captions=lesson.captions,
+        sources.photos,
+        sources.class_word,
+        recipe=sources.recipe,
+        seed=sources.seed,
+        captions=sources.captions,
         checkpoint=folder,
         resume=True,
         save_memory=save_memory,
@@ -150,17 +150,17 @@ def _learn(
                 steps.close()  # which gives its checkpoints free
                 library.add(assignment.name, step.residual, replace=True)
                 _remove_checkpoints(library.folder, assignment.name)
-                outcome = _with_displacement(outcome, backbone, step, lesson)
+                outcome = _with_displacement(outcome, backbone, step, sources)
             yield step, outcome
 
 
-def _with_displacement(outcome: Outcome, backbone: Backbone, last: LearnStep, lesson: "_Lesson") -> Outcome:
-    moved = unseen_displacement(backbone, last.tuned, lesson.captions, class_word=lesson.class_word)
+def _with_displacement(outcome: Outcome, backbone: Backbone, last: LearnStep, sources: "_Sources") -> Outcome:
+    moved = unseen_displacement(backbone, last.tuned, sources.captions, class_word=sources.class_word)
     return outcome if moved is None else replace(outcome, displacement=moved.relative, preservation=moved.preservation)
 
 
 @dataclass(frozen=True)
-class _Lesson:
+class _Sources:
     """All that a residual depends on, but the backbone."""
 
     photos: tuple[Photo, ...]
@@ -170,7 +170,7 @@ class _Lesson:
     seed: int
 
     @classmethod
-    def read(cls, assignment: Assignment, backbone: Backbone) -> "_Lesson":
+    def read(cls, assignment: Assignment, backbone: Backbone) -> "_Sources":
         """Read photos and captions."""
         class_word = check_class_word(assignment.class_word)
         recipe = assignment.recipe or find_recipe(backbone.learn_preset)
@@ -183,7 +183,7 @@ class _Lesson:
         return cls(photos, class_word, tuple(captions), recipe, assignment.seed)
 
     def was_learned_by(self, residual: Residual, backbone: Backbone) -> bool:
-        """Tell whether a residual is what this lesson would give."""
+        """Tell whether a residual is what they would give."""
         how = self._how_learned()
         return (
             residual.class_word == self.class_word
@@ -198,7 +198,7 @@ class _Lesson:
         return how_learned(self.recipe, self.seed, taken=taken, captions=captions, photos=self.photos)
 
     def digest(self, backbone: Backbone) -> str:
-        """Name this lesson: another photo, recipe or model begins in another folder, and resumes from no other's."""
+        """Name them: another photo, recipe or model begins in another folder, and resumes from no other's."""
         photos = [photo.sha256 for photo in self.photos]
         how = self._how_learned()
         parts = [photos, self.class_word, how, model_settings(backbone)]

@@ -25,7 +25,7 @@ from cones2.watching.watch import WatchedStep
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LearnOrder:
     """An order to learn, checked as far as it can be without a model."""
 
     photos: tuple[Photo, ...]
@@ -46,7 +46,7 @@ class Lesson:
         steps: int | None = None,
         captions: Path | None = None,
         masks: Path | None = None,
-    ) -> "Lesson":
+    ) -> "LearnOrder":
         """Read all that the order names.
 
         Raises:
