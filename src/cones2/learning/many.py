@@ -14,10 +14,10 @@ from cones2.captions.corpus import captions_for, check_class_word, read_captions
 from cones2.errors import Cones2Error, ResidualError, SettingsError
 from cones2.learning.checkpoints import remove_checkpoints
 from cones2.learning.displacement import unseen_displacement
+from cones2.learning.lesson import hash_of, how_learned, model_settings
 from cones2.learning.loop import LearnStep, learn
 from cones2.learning.manifest import Assignment
 from cones2.learning.recipe import Recipe, find_recipe
-from cones2.learning.lesson import hash_of, how_learned, model_settings
 from cones2.library import Library
 from cones2.photos import Photo, load_photos, photo_report
 from cones2.residual.residual import Residual
