@@ -151,7 +151,7 @@ class Study:
         if not math.isfinite(total + size):
             raise self._diverged(f"loss {total}, gradient {size} at step {step} of {self.lesson.recipe.steps}")
         self.optimizer.step()
-        self.way.settle(step)
+        self.way.gather(step)
         return total, first, second
 
     def _gradients(self, loss: Float[Tensor, ""]) -> list[Float32[Tensor, "..."]]:

@@ -49,7 +49,7 @@ class TunedEncoder:
         preservation = preservation_loss(embeddings[1:], self.originals[rows], captions.own[rows])
         return denoising_loss(self.lesson, embeddings[:1], draw), preservation
 
-    def settle(self, step: int) -> None:
+    def gather(self, step: int) -> None:
         """Do nothing: what the last step left is what is learned."""
 
     def vector(self) -> Float[Tensor, "tokens dim"]:
@@ -87,7 +87,7 @@ class DirectResidual:
         loss = denoising_loss(self.lesson, embeddings, draw)
         return loss, torch.zeros_like(loss)
 
-    def settle(self, step: int) -> None:
+    def gather(self, step: int) -> None:
         """Take what a step, counted from 1, came to into the average; alone where the recipe asks for none."""
         share = (1 + _DECAY) / (step + _DECAY) if self.lesson.recipe.averaged else 1.0
         self.averages[0].lerp_(self.residual.detach(), share)
@@ -100,7 +100,7 @@ class DirectResidual:
 Way = TunedEncoder | DirectResidual
 """A way to learn.
 
-What is tuned (`parameters`) by what (`losses`), what is kept of each step (`settle`, `averages`), and the residual that
+What is tuned (`parameters`) by what (`losses`), what is kept of each step (`gather`, `averages`), and the residual that
 it comes to (`vector`).
 """
 
