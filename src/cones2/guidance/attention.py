@@ -77,8 +77,8 @@ def unedited_cross_attention(unet: UNet2DConditionModel) -> Iterator[None]:
     Raises:
         BackboneError: within the block, the UNet is called while a layout edits it: two pictures are drawn by turns.
     """
-    names = (name for name in unet.attn_processors if _is_cross(name))
-    layers = [unet.get_submodule(name.removesuffix(".processor")) for name in itertools.islice(names, 1)]
+    cross = (layer for name, layer in unet.named_modules() if _is_cross(f"{name}.processor"))
+    layers = list(itertools.islice(cross, 1))  # all are edited, or none; `attn_processors` would look for all
 
     def check(*_: object) -> None:
         if any(isinstance(layer.processor, CrossAttention) for layer in layers):
