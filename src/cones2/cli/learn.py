@@ -19,7 +19,7 @@ def learn(
     class_word: Annotated[str, typer.Option("--class", help="What it is, in a word or two.", metavar="WORD")],
     out: Annotated[Path, typer.Option(help="The residual to write: NAME.safetensors.", metavar="FILE")],
     model: Model = "mini",
-    steps: Annotated[int | None, typer.Option(help="How many; default: the recipe's.", min=1, metavar="N")] = None,
+    steps: Annotated[int | None, typer.Option(help="How many; default: the recipe's.", metavar="N")] = None,
     seed: Annotated[int, typer.Option(help="For all that is drawn by chance.", metavar="N")] = 0,
     recipe: Annotated[
         str | None,
