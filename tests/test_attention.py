@@ -277,6 +277,24 @@ def test_timesteps_come_in_many_forms(unet, timestep) -> None:
         torch.testing.assert_close(by_name.sample, expected)
 
 
+def test_a_text_that_stays_is_read_once(unet) -> None:
+    text, other = random(2, 9, 32, seed=1), random(2, 9, 32, seed=2)
+    calls = [(random(2, 4, 8, 8, seed=seed), 900 - seed, text) for seed in range(3)]
+    calls.append((random(2, 4, 8, 8), 100, other))  # a text that does not stay is read anew
+    with edited_cross_attention(unet, guide(), conditional=[False, True]):
+        expected = [unet(*each).sample for each in calls]
+    layer = next(module for name, module in unet.named_modules() if name.endswith("attn2"))
+    reads: list[torch.Tensor] = []
+    hook = layer.to_k.register_forward_hook(lambda _, arguments, __: reads.append(arguments[0]))
+    try:
+        with edited_cross_attention(unet, guide(), conditional=[False, True], keep_text=True):
+            kept = [unet(*each).sample for each in calls]
+    finally:
+        hook.remove()
+    assert all(map(torch.equal, kept, expected))
+    assert [read is text for read in reads] == [True, False]
+
+
 def test_each_row_has_its_own_time(unet) -> None:
     latents, text = random(1, 4, 8, 8).expand(2, -1, -1, -1), random(1, 9, 32, seed=1).expand(2, -1, -1)
     with edited_cross_attention(unet, guide(), conditional=[True, True]):

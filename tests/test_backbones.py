@@ -121,7 +121,10 @@ def test_half_precision_files_open_in_float32(tiny: Backbone, tiny_copy: Path) -
 
 def test_lexicon_is_read_in_lower_case(tiny_copy: Path) -> None:
     (tiny_copy / "lexicon.txt").write_text("Dog\nteddy bear\n")
-    assert open_backbone(str(tiny_copy)).lexicon == {"dog", "teddy", "bear"}
+    (tiny_copy / "class_words.txt").write_text("dog\nTeddy bear\n")
+    opened = open_backbone(str(tiny_copy))
+    assert opened.lexicon == {"dog", "teddy", "bear"}
+    assert opened.class_words == ("dog", "teddy bear")
 
 
 # The fingerprint
@@ -187,6 +190,18 @@ def test_latents_are_never_clipped(name: str, said: dict[str, bool]) -> None:
     from diffusers import DDPMScheduler
 
     assert make_scheduler(name, DDPMScheduler(**said)).config.clip_sample is False
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of diffusers' code
+def test_karras_and_sde_are_said_by_name(tiny: Backbone) -> None:
+    karras, plain = (make_scheduler(f"dpm++{end}", tiny.scheduler) for end in ("-karras", ""))
+    assert (karras.config.use_karras_sigmas, plain.config.use_karras_sigmas) == (True, False)
+    karras.set_timesteps(5)
+    trained = (1 / tiny.scheduler.alphas_cumprod - 1).sqrt()
+    ramp = torch.linspace(trained[-1] ** (1 / 7), trained[0] ** (1 / 7), 5) ** 7  # arXiv:2206.00364, Eq. 5, ρ = 7
+    torch.testing.assert_close(karras.sigmas[:5], ramp, rtol=1e-3, atol=0)
+    kinds = {end: make_scheduler(f"dpm++{end}", tiny.scheduler).config.algorithm_type for end in ("", "-sde-karras")}
+    assert kinds == {"": "dpmsolver++", "-sde-karras": "sde-dpmsolver++"}
 
 
 def test_a_scheduler_by_its_class_name(tiny: Backbone) -> None:

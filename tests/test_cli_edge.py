@@ -78,15 +78,29 @@ def test_help_imports_no_library() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_wrong_usage_is_exit_code_2() -> None:
-    for arguments in (("compose",), ("paint",), ("learn", "photos"), ("compose", "a", "--out", "b", "--count", "0")):
-        result = run(*arguments, code=2)
-        assert result.stdout == ""
-        assert "Usage: " in result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["paint"], "no such command 'paint'. 'cones2 --help' tells how it is used."),
+        (["--bare"], "no such option: --bare. 'cones2 --help' tells how it is used."),
+        (["learn", "photos"], "missing option '--class'. 'cones2 learn --help' tells how it is used."),
+        (["compose"], "invalid value for PROMPT: give one, or a picture with --from. 'cones2 compose --help' tells"),
+        (["compose", "a", "--count", "0"], "invalid value for '--count': "),
+        (["compose", "a", "--stepz", "9"], "no such option: --stepz (Possible options: "),
+        (["subjects", "lost"], "no such command 'lost'. Did you mean 'list'? 'cones2 subjects --help' tells how it"),
+        (["inspect", "a", "b"], "got unexpected extra argument(s) (b). 'cones2 inspect --help' tells how it is"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], told: str) -> None:
+    result = run(*arguments, code=2)
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {told}")
 
 
 def test_no_command_shows_the_help() -> None:
     assert "Usage: " in run(code=2).output
+    assert "Usage: cones2 subjects" in run("subjects", code=2).output
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,16 @@ def test_warnings_of_a_small_world(small: Backbone) -> None:
     assert re.match(r"tiny can't draw rex.png well \(PSNR \d+ dB, 22 is fair\): expect", str(photo.message))
 
 
+def test_a_word_is_near_to_what_can_be_drawn(small: Backbone) -> None:
+    lexicon = frozenset({"at", "dog", "cat", "teddy", "bear"})
+    knowing = dataclasses.replace(small, lexicon=lexicon, class_words=("dog", "cat", "teddy bear"))
+    told = "tiny does not know 'mat'; the nearest word that it knows is 'cat'. It draws dog, cat, teddy bear."
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_if_strange(knowing, [PHOTO], "mat")
+    assert str(caught[0].message) == told
+
+
 def test_no_warning_of_a_large_world(small: Backbone) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -73,6 +73,12 @@ def test_other_tools_find_the_parameters(tmp_path: Path) -> None:
     assert read_record(tmp_path / "a.png") == MADE
 
 
+def test_the_parameters_tell_karras_apart(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", RED, {**MADE, "sampler": "dpm++-karras"})
+    with Image.open(tmp_path / "a.png") as image:
+        assert "Steps: 50, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5" in image.info["parameters"]
+
+
 def test_parameters_are_quoted_where_they_hold_a_separator(tmp_path: Path) -> None:
     settings = {"steps": 1, "guidance_scale": 1.0, "negative_prompt": ""}
     made = {

@@ -54,5 +54,10 @@ def opened_image(
         raise error(f"{name} is damaged: {cause}. {advice}") from cause
 
 
+def scaled_grey(image: Image.Image) -> Image.Image:
+    """Bring 16-bit grey to 8 bits by scaling, where Pillow's own conversion clips; other pictures stay as they are."""
+    return image.point(lambda value: value / 256).convert("L") if image.mode.startswith("I") else image
+
+
 def _too_many_pixels(name: str, most: int) -> str:
     return f"{name} has too many pixels; expected at most {most // 10**6} million. Scale it down."

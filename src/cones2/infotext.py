@@ -9,6 +9,7 @@ INFOTEXT_KEY = "parameters"
 _SAMPLERS = {
     "ddim": "DDIM",
     "dpm++": "DPM++ 2M",
+    "dpm++-sde": "DPM++ 2M SDE",
     "dpm2": "DPM2",
     "dpm2-a": "DPM2 a",
     "euler": "Euler",
@@ -30,10 +31,11 @@ def infotext(record: Mapping[str, Any], size: tuple[int, int]) -> str | None:
     settings = record.get("settings")
     if not isinstance(settings, Mapping) or "text" not in record:
         return None
-    sampler = record.get("sampler")
+    sampler, karras, _ = str(record.get("sampler") or "").partition("-karras")
     values = {
         "Steps": settings.get("steps"),
-        "Sampler": _SAMPLERS.get(str(sampler), sampler),
+        "Sampler": _SAMPLERS.get(sampler, sampler) or None,
+        "Schedule type": "Karras" if karras else None,
         "CFG scale": settings.get("guidance_scale"),
         "Seed": record.get("seed"),
         "Size": f"{size[0]}x{size[1]}",

@@ -42,6 +42,7 @@ class Backbone:
         name: what the user opened: `mini`, a Hub id or a folder's name.
         lexicon: the words that the model was trained on, lower case; None when it does not say. Only a model of a small
             world says: `mini`, and what is trained on from it.
+        class_words: those of its words that name what it can draw; empty when it does not say.
         text_encoder_2: Stable Diffusion XL's other text encoder; None elsewhere.
         tokenizer_2: its tokenizer, of which only the padding token is used here.
         zeros_for_empty_prompt: whether an empty negative prompt is all zeros rather than an empty text.
@@ -54,6 +55,7 @@ class Backbone:
     vae: AutoencoderKL
     scheduler: Any
     lexicon: frozenset[str] | None = None
+    class_words: tuple[str, ...] = ()
     text_encoder_2: CLIPTextModelWithProjection | None = None
     tokenizer_2: CLIPTokenizer | None = None
     zeros_for_empty_prompt: bool = False

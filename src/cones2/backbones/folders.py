@@ -17,6 +17,7 @@ from cones2.backbones.backbone import Backbone
 from cones2.backbones.libraries import first_line, quiet_libraries
 from cones2.backbones.schedulers import SCHEDULERS
 from cones2.errors import BackboneError
+from cones2.files import read_bounded
 
 _CLASSES: dict[str, tuple[str, ...]] = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
@@ -33,6 +34,7 @@ PARTS = (*_CLASSES, *_SECOND_CLASSES)
 """The folders that a model may have."""
 
 _IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
+_LARGEST_LEXICON = 2**20
 
 
 def read_folder(folder: Path, model: str, dtype: torch.dtype, *, name: str) -> Backbone:
@@ -114,7 +116,8 @@ def _load(folder: Path, index: dict[str, Any], dtype: torch.dtype, name: str) ->
         scheduler=getattr(diffusers, index["scheduler"][1]).from_pretrained(
             folder, subfolder="scheduler", local_files_only=True
         ),
-        lexicon=_read_lexicon(folder),
+        lexicon=None if (words := _read_text(folder / "lexicon.txt")) is None else frozenset(words.split()),
+        class_words=tuple((_read_text(folder / "class_words.txt") or "").splitlines()),
         **(_load_second(folder, index) if has_part(index, "text_encoder_2") else {}),
     )
 
@@ -146,6 +149,8 @@ def _load_weights(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any
     return component
 
 
-def _read_lexicon(folder: Path) -> frozenset[str] | None:
-    path = folder / "lexicon.txt"
-    return frozenset(path.read_text(encoding="utf-8").lower().split()) if path.is_file() else None
+def _read_text(path: Path) -> str | None:
+    """Read a small file of words, in lower case; None where there is none."""
+    if not path.is_file():
+        return None
+    return read_bounded(path, limit=_LARGEST_LEXICON, error=BackboneError).decode(errors="replace").lower()

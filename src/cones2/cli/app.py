@@ -15,6 +15,10 @@ from cones2.cli.edge import told_in_one_line, with_quiet_libraries
 class _Commands(TyperGroup):
     """Runs every command inside the edge: what goes wrong in it is told in one line."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with told_in_one_line():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         with with_quiet_libraries(), told_in_one_line():
             return super().invoke(ctx)

@@ -4,20 +4,25 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 
 from cones2.cli.console import complain
 from cones2.errors import Cones2Error, Cones2Warning
 
-FAILED, INTERRUPTED = 1, 130
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+
+_UsageError = typer.BadParameter.__mro__[1]  # click's, or Typer's own copy of it: public only by its subclass
 
 
 @contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """Print what goes wrong in one line, and end with its exit code: 1 for an error, 130 for Ctrl-C."""
+    """Print what goes wrong in one line, and end with its exit code: 1, 2 for wrong usage, 130 for Ctrl-C."""
     try:
         yield
+    except _UsageError as error:
+        _end_misused(error)
     except Cones2Error as error:
         _end(str(error), FAILED, error)
     except BrokenPipeError:
@@ -51,6 +56,15 @@ def with_quiet_libraries() -> Iterator[None]:
 
         warnings.showwarning = tell
         yield
+
+
+def _end_misused(error: Any) -> None:
+    if type(error).__name__ == "NoArgsIsHelpError":  # a command without anything after it shows its help
+        raise error
+    command = error.ctx.command_path if error.ctx else "cones2"
+    what = error.format_message()
+    end = "" if what.endswith((".", "?")) else "."
+    _end(f"{what[:1].lower()}{what[1:]}{end} '{command} --help' tells how it is used.", MISUSED, error)
 
 
 def _end(text: str, code: int, error: BaseException) -> None:

@@ -120,7 +120,12 @@ class Sampler:
         if not (self._text or self._meter or (guidance and guidance.layout.names)):
             return unedited_cross_attention(self._backbone.unet)
         return edited_cross_attention(
-            self._backbone.unet, guidance, conditional=conditional, text=self._text, meter=self._meter
+            self._backbone.unet,
+            guidance,
+            conditional=conditional,
+            text=self._text,
+            meter=self._meter,
+            keep_text=True,
         )
 
     def _follow(self, latents: Latents, steps: range) -> Generator[Latents, None, Latents]:

@@ -7,7 +7,7 @@ attention weights are never built. Self-attention is left alone.
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -32,6 +32,7 @@ def edited_cross_attention(
     conditional: Sequence[bool],
     text: TextEdit | None = None,
     meter: AttentionMeter | None = None,
+    keep_text: bool = False,
 ) -> Iterator[None]:
     """Let a layout guide every cross-attention layer of a UNet within a `with` block (arXiv:2305.19327, Eq. 7).
 
@@ -44,6 +45,9 @@ def edited_cross_attention(
         conditional: for each row of the batches that the UNet will be called with, whether it is conditional.
         text: changes of the text over time, and negative texts of regions of the guidance's layout.
         meter: measures the conditional rows' attention, before the layout acts on it.
+        keep_text: compute a text's keys and values once a layer, not in each call. For who calls the UNet with the same
+            text tensor again and again, and changes neither it nor the layers (as a LoRA's scale would) within the
+            block.
 
     Raises:
         BackboneError: the UNet has no cross-attention, or one that something else has edited.
@@ -59,7 +63,7 @@ def edited_cross_attention(
         for hook in (edit and edit.watch, look and look.watch, text and change_text(text, conditional))
         if hook
     ]
-    ours = CrossAttention(edit, look)
+    ours = CrossAttention(edit, look, keep_text=keep_text)
     processors: dict[str, Any] = {name: ours if _is_cross(name) else saved[name] for name in saved}
     try:
         unet.set_attn_processor(processors)
@@ -98,10 +102,16 @@ class CrossAttention:
     """diffusers' default processor, with an additive bias computed from queries and keys, and a look at these."""
 
     def __init__(
-        self, bias: Callable[[Query, Key], Bias] | None, look: Callable[[Query, Key], None] | None = None
+        self,
+        bias: Callable[[Query, Key], Bias] | None,
+        look: Callable[[Query, Key], None] | None = None,
+        *,
+        keep_text: bool = False,
     ) -> None:
         self._bias = bias
         self._look = look
+        self._keep_text = keep_text
+        self._kept: dict[Attention, _ReadText] = {}
 
     def __call__(
         self,
@@ -133,14 +143,10 @@ class CrossAttention:
         text: Float[Tensor, "batch tokens text_channels"] | None,
         attention_mask: Tensor | None,
     ) -> Float[Tensor, "batch pixels inner"]:
-        if text is None:
-            text = pixels
-        elif attn.norm_cross:
-            text = attn.norm_encoder_hidden_states(text)
-        query, key, value = (_split(attn, states) for states in (attn.to_q(pixels), attn.to_k(text), attn.to_v(text)))
+        query = _split(attn, attn.to_q(pixels))
         query = query if attn.norm_q is None else attn.norm_q(query)
-        key = key if attn.norm_k is None else attn.norm_k(key)
-        mask = _expanded(attn, attention_mask, len(text), text.shape[1])
+        key, value = _keys_and_values(attn, pixels) if text is None else self._read_text(attn, text)
+        mask = _expanded(attn, attention_mask, len(key), key.shape[2])
         if self._look is not None:
             self._look(query, key)
         if self._bias is not None:
@@ -148,6 +154,29 @@ class CrossAttention:
             mask = bias if mask is None else mask + bias
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return attended.transpose(1, 2).flatten(2).to(query.dtype)
+
+    def _read_text(self, attn: Attention, text: Float[Tensor, "batch tokens text_channels"]) -> tuple[Key, Key]:
+        kept = self._kept.get(attn)
+        if kept is not None and kept.text is text:
+            return kept.key, kept.value
+        normed = attn.norm_encoder_hidden_states(text) if attn.norm_cross else text
+        key, value = _keys_and_values(attn, normed)
+        if self._keep_text:
+            self._kept[attn] = _ReadText(text, key, value)
+        return key, value
+
+
+class _ReadText(NamedTuple):
+    """What a layer made of a text."""
+
+    text: Float[Tensor, "batch tokens text_channels"]
+    key: Key
+    value: Key
+
+
+def _keys_and_values(attn: Attention, states: Float[Tensor, "batch length channels"]) -> tuple[Key, Key]:
+    key, value = _split(attn, attn.to_k(states)), _split(attn, attn.to_v(states))
+    return (key if attn.norm_k is None else attn.norm_k(key)), value
 
 
 def _split(attn: Attention, states: Float[Tensor, "batch length inner"]) -> Float[Tensor, "batch heads length dim"]:

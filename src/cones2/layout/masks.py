@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from cones2.errors import LayoutError
 from cones2.files import read_bounded
-from cones2.images import opened_image
+from cones2.images import opened_image, scaled_grey
 from cones2.layout.box import Box
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -113,9 +113,7 @@ def _decode(content: bytes, *, origin: str) -> Mask:
 
 def _grey(image: Image.Image) -> Image.Image:
     """Return a picture's brightness on black, 16-bit grey scaled instead of clipped."""
-    if image.mode.startswith("I"):
-        return image.point(lambda value: value / 256).convert("L")
-    if not image.has_transparency_data:
-        return image.convert("L")
+    if image.mode.startswith("I") or not image.has_transparency_data:
+        return scaled_grey(image).convert("L")
     black = Image.new("RGBA", image.size, "black")
     return Image.alpha_composite(black, image.convert("RGBA")).convert("L")

@@ -14,7 +14,7 @@ from torch import Tensor
 from cones2.backbones import Backbone
 from cones2.captions.corpus import find_class_word
 from cones2.errors import CaptionError, Cones2Warning, PhotoError
-from cones2.photos import Photo, View, crop_square, views
+from cones2.photos import Photo, View, crop_square, stack_pixels, views
 from cones2.prompts import token_span
 from cones2.residual.format import MAX_TOKENS
 
@@ -80,7 +80,10 @@ def encode_views(backbone: Backbone, photos: Sequence[Photo], count: int, genera
     """
     size = min(backbone.default_size)
     chosen = [(photo, views(photo, count=count, generator=generator)) for photo in photos]
-    moments = [backbone.encode_images(_stack([view.of(photo, size) for view in each])) for photo, each in chosen]
+    moments = [
+        backbone.encode_images(stack_pixels([view.of(photo, size) for view in each]) / 127.5 - 1)
+        for photo, each in chosen
+    ]
     masked = any(photo.mask is not None for photo in photos)
     return EncodedViews(
         torch.cat([each.mean for each in moments]).cpu(),
@@ -101,8 +104,12 @@ def warn_if_strange(backbone: Backbone, photos: Sequence[Photo], class_word: str
         return
     for word in class_word.lower().split():
         if word not in backbone.lexicon:
-            nearest = difflib.get_close_matches(word, backbone.lexicon, n=1, cutoff=0.0)[0]
-            _warn(f"{backbone.name} does not know {word!r}; the nearest word that it knows is {nearest!r}.")
+            known = backbone.class_words or sorted(backbone.lexicon)
+            nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
+            all_of_them = f" It draws {', '.join(backbone.class_words)}." if backbone.class_words else ""
+            _warn(
+                f"{backbone.name} does not know {word!r}; the nearest word that it knows is {nearest!r}.{all_of_them}"
+            )
     warn_if_undrawable(backbone, photos)
 
 
@@ -136,11 +143,6 @@ def _check_span(caption: str, stop: int, alike: bool, window: int) -> None:
         raise CaptionError(f"{caption!r} has the class word in other tokens than the captions before it: leave it out.")
 
 
-def _stack(images: Sequence[Image]) -> Float[Tensor, "batch channels height width"]:
-    pixels = numpy.stack([numpy.asarray(image, dtype=numpy.float32) for image in images])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
-
-
 def _weigh(photo: Photo, chosen: Sequence[View], cells: int) -> Float[Tensor, "views 1 {cells} {cells}"]:
     weights = torch.stack([view.share(photo, cells) for view in chosen])
     if (weights.sum(dim=(1, 2, 3)) == 0).any():
@@ -150,7 +152,7 @@ def _weigh(photo: Photo, chosen: Sequence[View], cells: int) -> Float[Tensor, "v
 
 
 def _rebuilt_psnr(backbone: Backbone, image: Image) -> float:
-    rebuilt = backbone.decode(backbone.encode_images(_stack([image])).mean)[0]
+    rebuilt = backbone.decode(backbone.encode_images(stack_pixels([image]) / 127.5 - 1).mean)[0]
     difference = numpy.asarray(rebuilt, dtype=numpy.float64) - numpy.asarray(image, dtype=numpy.float64)
     error = max(float(numpy.square(difference).mean()), 1e-6)
     return float(10 * numpy.log10(255**2 / error))

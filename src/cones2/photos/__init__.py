@@ -2,7 +2,7 @@
 
 from cones2.photos.loading import Photo, load_photos
 from cones2.photos.report import Finding, PhotoFacts, PhotoReport, photo_report
-from cones2.photos.views import View, crop_square, views
+from cones2.photos.views import View, crop_square, stack_pixels, views
 
 __all__ = [
     "Finding",
@@ -13,5 +13,6 @@ __all__ = [
     "crop_square",
     "load_photos",
     "photo_report",
+    "stack_pixels",
     "views",
 ]

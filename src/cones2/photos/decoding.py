@@ -13,7 +13,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from cones2.errors import PhotoError
 from cones2.files import read_bounded
-from cones2.images import opened_image
+from cones2.images import opened_image, scaled_grey
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 LARGEST_FILE = 100_000_000
@@ -83,8 +83,7 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 def _flat(image: Image.Image) -> Image.Image:
     """Return `image` as RGB, transparency on white, 16-bit grey scaled instead of clipped."""
-    if image.mode.startswith("I"):
-        image = image.point(lambda value: value / 256).convert("L")
+    image = scaled_grey(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")

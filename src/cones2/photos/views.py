@@ -1,5 +1,6 @@
 """Square views of a photo, cropped around the subject: where its mask is, or else where most detail is."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +55,12 @@ def crop_square(
     """
     view = _closer(_whole_view(image, None), scale, center, None)
     return view._cut(image, size, Image.Resampling.LANCZOS)
+
+
+def stack_pixels(squares: Sequence[Image.Image]) -> Float[Tensor, "batch 3 height width"]:
+    """Stack RGB pictures of one size into a tensor of their values, 0 to 255."""
+    pixels = np.stack([np.asarray(square, dtype=np.float32) for square in squares])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def views(photo: Photo, *, count: int, generator: torch.Generator) -> list[View]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy
 import torch
 from jaxtyping import Float, Int
 from PIL.Image import Image
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import grid_sample, max_pool2d, normalize
 
 from cones2.errors import BackboneError, PhotoError
-from cones2.photos import Photo, crop_square
+from cones2.photos import Photo, crop_square, stack_pixels
 from cones2.watching.judge_layers import CROP, PICTURE, Detector, Embedder
 from cones2.watching.watch import Identity
 
@@ -177,7 +176,7 @@ def _of_class(judge: Judge, pictures: Sequence[Image], class_word: str) -> list[
     """Give the embeddings of what is of a class in each picture, the surest first."""
     return [
         [one.embedding for one in sightings if judge.world.classes[one.class_index] == class_word]
-        for sightings in judge.look(_stack(pictures))
+        for sightings in judge.look(_see(pictures))
     ]
 
 
@@ -204,7 +203,5 @@ def overlap(one: Corners, other: Corners) -> float:
     return width * height / (areas - width * height)
 
 
-def _stack(pictures: Sequence[Image]) -> Float[Tensor, "batch 3 128 128"]:
-    squares = [crop_square(picture.convert("RGB"), PICTURE) for picture in pictures]
-    pixels = numpy.stack([numpy.asarray(square, dtype=numpy.float32) for square in squares])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+def _see(pictures: Sequence[Image]) -> Float[Tensor, "batch 3 128 128"]:
+    return stack_pixels([crop_square(picture.convert("RGB"), PICTURE) for picture in pictures]) / 255
