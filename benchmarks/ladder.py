@@ -91,7 +91,7 @@ def rungs(backbone: Backbone, photos: Sequence[Photo], recipe: Recipe, *, compil
         changed = dataclasses.replace(recipe, **changes)  # type: ignore[arg-type]
         return Lesson.prepare(backbone, photos, CLASS_WORD, captions=captions, recipe=changed, seed=0)
 
-    plain = lesson(backbone)
+    plain = lesson(backbone, batch_size=AT_A_TIME // 2)
     yield Rung("photos encoded and texts read one by one in each step", plain, EncodedEachStep)
     yield Rung("latents encoded once", plain, SeparateTexts)
     yield Rung("one text pass a step", plain, TunedEncoder)

@@ -28,8 +28,8 @@ def test_presets_are_found_by_name(name: str) -> None:
 
 
 def test_toml_changes_only_what_it_names(tmp_path: Path) -> None:
-    path = write(tmp_path, 'preset = "mini"\nsteps = 7\nlearning_rate = 2e-4\n')
-    assert find_recipe(str(path)) == dataclasses.replace(RECIPES["mini"], steps=7, learning_rate=2e-4)
+    path = write(tmp_path, 'preset = "mini"\nsteps = 7\nlearning_rate = 3e-4\n')
+    assert find_recipe(str(path)) == dataclasses.replace(RECIPES["mini"], steps=7, learning_rate=3e-4)
 
 
 def test_toml_with_a_byte_order_mark(tmp_path: Path) -> None:
