@@ -39,7 +39,6 @@ ORACLES = (("dog", "red", "cat"), ("cat", "blue", "owl"), ("backpack", "green", 
 SWAPS = (("dog", "mug"), ("cat", "ball"), ("owl", "backpack"), ("teddy bear", "car"))
 SWAP_BOXES = ((0.05, 0.3, 0.45, 0.7), (0.55, 0.3, 0.95, 0.7))
 NOISE_TIME = 600
-STABLE_DIFFUSION_ALPHA = 0.161  # ᾱ of its step 600
 MOST_AREA = 0.25  # of an object whose attention is measured; a third of the picture can't hold three times its share
 KINDS = {word.word: number for number, word in enumerate(CLASSES)}
 
@@ -130,16 +129,9 @@ def embed_noun(backbone: Backbone, prompt: str, word: str) -> Tensor:
 
 
 def attention_gate(setup: Setup) -> Gate:
-    """On noised renders, a noun's attention falls into its object's box at least three times its share of the area.
-
-    mini's noise at that step hides far more than Stable Diffusion's does, so the same at that noise is told as well.
-    """
+    """On noised renders, a noun's attention falls into its object's box at least three times its share of the area."""
     share, area = attention_in_boxes(setup, NOISE_TIME)
-    alphas = setup.backbone.scheduler.alphas_cumprod
-    time_of_same_noise = int((alphas - STABLE_DIFFUSION_ALPHA).abs().argmin())
-    clearer, _ = attention_in_boxes(setup, time_of_same_noise)
-    told = f"{share:.2f} of it in {area:.2f} of the area; {clearer / area:.2f} at Stable Diffusion's noise of that step"
-    return Gate("attention", share / area, 3.0, f"{told}, mini's {time_of_same_noise}")
+    return Gate("attention", share / area, 3.0, f"{share:.2f} of it in {area:.2f} of the area")
 
 
 def attention_in_boxes(setup: Setup, timestep: int) -> tuple[float, float]:

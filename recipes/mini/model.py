@@ -17,9 +17,9 @@ WINDOW = 48
 WIDTH = 192
 SCHEDULE = {
     "num_train_timesteps": 1000,
-    "beta_schedule": "linear",
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
     "prediction_type": "v_prediction",
     "clip_sample": False,
     "set_alpha_to_one": True,
@@ -148,3 +148,4 @@ def save_model(folder: Path, mini: Mini, vae: AutoencoderKL, *, half: bool) -> N
     heads = {key: value.to(dtype).contiguous() for key, value in mini.heads.state_dict().items()}
     save_file(heads, folder / "training_heads.safetensors")
     (folder / "lexicon.txt").write_text("\n".join(word for word in lexicon() if word.isalpha()) + "\n")
+    (folder / "class_words.txt").write_text("\n".join(word.word for word in CLASSES) + "\n")
