@@ -13,7 +13,8 @@ from cones2.errors import Cones2Error, Cones2Warning
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # click's, or Typer's own copy of it: public only by its subclass
+# click's, or Typer's own copy of it; only its subclass has a public name.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 @contextmanager
