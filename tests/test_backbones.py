@@ -200,8 +200,8 @@ def test_karras_and_sde_are_said_by_name(tiny: Backbone) -> None:
     trained = (1 / tiny.scheduler.alphas_cumprod - 1).sqrt()
     ramp = torch.linspace(trained[-1] ** (1 / 7), trained[0] ** (1 / 7), 5) ** 7  # arXiv:2206.00364, Eq. 5, ρ = 7
     torch.testing.assert_close(karras.sigmas[:5], ramp, rtol=1e-3, atol=0)
-    kinds = {end: make_scheduler(f"dpm++{end}", tiny.scheduler).config.algorithm_type for end in ("", "-sde-karras")}
-    assert kinds == {"": "dpmsolver++", "-sde-karras": "sde-dpmsolver++"}
+    kinds = {end: make_scheduler(f"dpm++{end}", tiny.scheduler).config.algorithm_type for end in ("", "-2m-sde-karras")}
+    assert kinds == {"": "dpmsolver++", "-2m-sde-karras": "sde-dpmsolver++"}
 
 
 def test_a_scheduler_by_its_class_name(tiny: Backbone) -> None:
@@ -210,7 +210,9 @@ def test_a_scheduler_by_its_class_name(tiny: Backbone) -> None:
 
 @pytest.mark.parametrize("name", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "DiffusionPipeline", "eular"])
 def test_other_schedulers_are_refused_by_name(tiny: Backbone, name: str) -> None:
-    with pytest.raises(SettingsError, match=f"unknown or unsupported scheduler '{name}'; expected one of ddim, ddpm"):
+    with pytest.raises(
+        SettingsError, match=f"unknown or unsupported scheduler '{name}'; expected one of ddim, ddim-parallel, ddpm"
+    ):
         make_scheduler(name, tiny.scheduler)
 
 

@@ -64,6 +64,8 @@ def residual_for(backbone: Backbone, word: str = "cat", *, size: float = 3.0) ->
 def diffusers_pictures(backbone: Backbone, settings: ComposeSettings, prompt: str) -> list[Image.Image]:
     pipeline = backbone.pipeline()
     pipeline.scheduler = make_scheduler(settings.sampler, backbone.scheduler)
+    if hasattr(pipeline.scheduler, "noise_sampler_seed"):  # diffusers' generators do not reach its noise
+        pipeline.scheduler.noise_sampler_seed = list(settings.seeds)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vae.enable_slicing()  # decodes one by one, as here; the autoencoder is the backbone's own
     pictures: list[Image.Image] = pipeline(
@@ -87,6 +89,7 @@ def same(one: Image.Image, other: Image.Image) -> bool:
 # Nothing added is diffusers' own picture, bit for bit
 
 
+@pytest.mark.filterwarnings("ignore:Should have t:UserWarning")  # torchsde's, in diffusers' pipeline
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_draws_diffusers_own_picture(tiny: Backbone, scheduler: str) -> None:
     settings = small(scheduler=scheduler, seeds=(5,), steps=4)
@@ -245,6 +248,18 @@ def test_a_layout_changes_the_picture(tiny: Backbone, preset: str) -> None:
 def test_a_layout_works_with_every_scheduler(tiny: Backbone, scheduler: str) -> None:
     settings = small(scheduler=scheduler, steps=4, preset="official-layout")  # it reads the scheduler's timesteps
     assert last(tiny, subjects=PLAIN, layout=LAYOUT, settings=settings).latents.isfinite().all()
+
+
+def test_noise_of_a_sampler_of_its_own_follows_the_seed(tiny: Backbone) -> None:
+    def draw(*seeds: int) -> torch.Tensor:
+        return last(tiny, "a cat", settings=small(scheduler="dpm++-sde", steps=3, seeds=seeds)).latents
+
+    both = draw(5, 2)
+    assert torch.equal(draw(5, 2), both)
+    for row, seed in enumerate((5, 2)):
+        alone = draw(seed)[0]
+        assert (both[row] - alone).norm() <= 1e-4 * alone.norm()
+    assert not torch.allclose(both[0], both[1], atol=1e-2)
 
 
 def test_a_layout_on_latents_of_odd_sides(tiny: Backbone) -> None:

@@ -9,7 +9,8 @@ INFOTEXT_KEY = "parameters"
 _SAMPLERS = {
     "ddim": "DDIM",
     "dpm++": "DPM++ 2M",
-    "dpm++-sde": "DPM++ 2M SDE",
+    "dpm++-2m-sde": "DPM++ 2M SDE",
+    "dpm++-sde": "DPM++ SDE",
     "dpm2": "DPM2",
     "dpm2-a": "DPM2 a",
     "euler": "Euler",

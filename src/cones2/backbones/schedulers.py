@@ -12,12 +12,16 @@ from cones2.errors import SettingsError
 SCHEDULERS: Mapping[str, str] = MappingProxyType(
     {
         "ddim": "DDIMScheduler",
+        "ddim-parallel": "DDIMParallelScheduler",
         "ddpm": "DDPMScheduler",
+        "ddpm-parallel": "DDPMParallelScheduler",
         "deis": "DEISMultistepScheduler",
         "dpm++": "DPMSolverMultistepScheduler",
+        "dpm++-2m-sde": "DPMSolverMultistepScheduler",
+        "dpm++-2m-sde-karras": "DPMSolverMultistepScheduler",
         "dpm++-karras": "DPMSolverMultistepScheduler",
-        "dpm++-sde": "DPMSolverMultistepScheduler",
-        "dpm++-sde-karras": "DPMSolverMultistepScheduler",
+        "dpm++-sde": "DPMSolverSDEScheduler",
+        "dpm++-sde-karras": "DPMSolverSDEScheduler",
         "dpm++-single": "DPMSolverSinglestepScheduler",
         "dpm2": "KDPM2DiscreteScheduler",
         "dpm2-a": "KDPM2AncestralDiscreteScheduler",
@@ -37,9 +41,9 @@ SCHEDULERS: Mapping[str, str] = MappingProxyType(
         "unipc": "UniPCMultistepScheduler",
     }
 )
-"""diffusers' class by short name: all that draw from text, have the `alphas_cumprod` that a layout needs, and take each
-picture's noise from its own generator. `DPMSolverSDEScheduler` does not: a seed would give other pictures each time.
-Those in `-karras` take the noise levels of arXiv:2206.00364, Eq. 5; `-sde` is DPM++ with noise added in each step.
+"""diffusers' class by short name: all that draw from text and have the `alphas_cumprod` that a layout needs.
+
+Those in `-karras` take the noise levels of arXiv:2206.00364, Eq. 5; `2m-sde` is DPM++ with noise added in each step.
 """
 
 _KARRAS = {"use_karras_sigmas": True}
@@ -74,9 +78,10 @@ def make_scheduler(name: str, trained: Any) -> Any:
             # Apart from the config: of that, diffusers drops what it lists as never set by the model's makers.
             return getattr(diffusers, class_name).from_config(trained.config, clip_sample=False, **_variant(name))
     except ImportError as error:
-        raise SettingsError(f"scheduler {name!r} needs scipy, which is missing: pip install scipy.") from error
+        package = "torchsde" if class_name == "DPMSolverSDEScheduler" else "scipy"
+        raise SettingsError(f"scheduler {name!r} needs {package}, which is missing: pip install {package}.") from error
 
 
 def _variant(name: str) -> dict[str, Any]:
     """Give what a short name says beside the class."""
-    return {**(_KARRAS if name.endswith("-karras") else {}), **(_SDE if "-sde" in name else {})}
+    return {**(_KARRAS if name.endswith("-karras") else {}), **(_SDE if "-2m-sde" in name else {})}

@@ -122,6 +122,8 @@ def _start_scheduler(backbone: Backbone, settings: ComposeSettings) -> Any:
         scheduler.set_timesteps(settings.steps, device=backbone.device)
     except (ValueError, IndexError) as error:
         raise refusal from error
+    if hasattr(scheduler, "noise_sampler_seed"):  # it has generators of its own: one for each picture, as elsewhere
+        scheduler.noise_sampler_seed = list(settings.seeds)
     if scheduler.timesteps.max() >= len(scheduler.alphas_cumprod):  # a time that the model never saw
         raise refusal
     return scheduler

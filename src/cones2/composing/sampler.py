@@ -1,6 +1,7 @@
 """The denoising loop of one call of `compose`."""
 
 import inspect
+import warnings
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
@@ -151,7 +152,11 @@ class Sampler:
 
     def _denoise(self, latents: Latents, timestep: Tensor) -> Latents:
         prediction = self._predict(self._scheduler.scale_model_input(latents, timestep), timestep)
-        stepped = self._scheduler.step(prediction, timestep, latents, **self._step_options, return_dict=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Should have t", UserWarning
+            )  # torchsde's, of times equal but for rounding
+            stepped = self._scheduler.step(prediction, timestep, latents, **self._step_options, return_dict=False)
         advanced: Tensor = stepped[0]
         return advanced
 
