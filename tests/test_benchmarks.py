@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -248,3 +249,21 @@ def test_a_model_made_of_configurations_has_the_shapes_of_the_one_with_weights(
         assert {k: (v.shape, v.dtype) for k, v in mine.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
     assert made.prediction_type == opened.prediction_type
     assert bool(made.unet.conv_in.weight.float().std() > 0)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [  # as the docs show them, but for fewer repeats: there they take minutes
+        "run.py --quick",
+        "two_ways.py --steps 2",
+        "ladder.py --pairs 1 --no-compile",
+        "memory.py",
+        "photo_measures.py src/cones2/examples --inside photos --size 128",
+    ],
+)
+def test_a_benchmark_prints_its_table(command: str) -> None:
+    script, *options = command.split()
+    run = [sys.executable, ROOT / "benchmarks" / script, *options]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sum(line.startswith("| ") for line in done.stdout.splitlines()) >= 4
