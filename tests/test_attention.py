@@ -82,6 +82,14 @@ def test_std_grows_with_the_scores(factor) -> None:
     torch.testing.assert_close(score_std(query * factor, key), score_std(query, key) * factor)
 
 
+def test_std_of_half_precision_is_as_exact_as_the_mask_that_it_scales() -> None:
+    query, key = random(2, 3, 40, 8), random(2, 3, 9, 8, seed=1)
+    expected = score_std(query, key)
+    torch.testing.assert_close(score_std(query.bfloat16(), key.bfloat16()), expected, rtol=2**-7, atol=0)
+    large = score_std(100 * query.half(), 100 * key.half())  # these scores pass float16's largest number
+    torch.testing.assert_close(large, 1e4 * expected, rtol=1e-3, atol=0)
+
+
 # --- the processor against diffusers' own ---
 
 
@@ -293,6 +301,17 @@ def test_a_text_that_stays_is_read_once(unet) -> None:
         hook.remove()
     assert all(map(torch.equal, kept, expected))
     assert [read is text for read in reads] == [True, False]
+
+
+def test_a_gradient_finds_its_way_back_through_all_layers(unet) -> None:
+    latents, text, step = random(2, 4, 8, 8), random(2, 9, 32, seed=1), 1e-2 * random(2, 4, 8, 8, seed=2)
+    with edited_cross_attention(unet, guide(), conditional=[False, True]):
+        for _ in range(2):  # nothing of the first call is left over for the second
+            latents.grad = None
+            with torch.enable_grad():
+                unet(latents.requires_grad_(), 500, text).sample.square().sum().backward()
+        before, after = (unet(latents + sign * step, 500, text).sample.square().sum() for sign in (-1, 1))
+    assert float((latents.grad * step).sum()) == pytest.approx(float(after - before) / 2, rel=0.02)
 
 
 def test_each_row_has_its_own_time(unet) -> None:

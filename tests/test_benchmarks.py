@@ -34,8 +34,8 @@ authors_composing, authors_learning, composing_pairs, learning_pairs, pairs, rep
     importlib.import_module,
     ("authors_composing", "authors_learning", "composing_pairs", "learning_pairs", "pairs", "report"),
 )
-ladder, photo_measures, random_models, two_ways = map(
-    importlib.import_module, ("ladder", "photo_measures", "random_models", "two_ways")
+ladder, operations, photo_measures, random_models, two_ways = map(
+    importlib.import_module, ("ladder", "operations", "photo_measures", "random_models", "two_ways")
 )
 
 # diffusers' own schedulers hand tensors to NumPy in a way that NumPy deprecates
@@ -216,7 +216,7 @@ def test_both_ways_are_compared_on_the_same_noise(small: Backbone) -> None:
 
 
 def test_every_rung_learns_and_is_timed_with_the_one_below(small: Backbone) -> None:
-    recipe = Recipe(batch_size=4, learning_rate=1e-3, captions_per_step=2)
+    recipe = Recipe(batch_size=8, learning_rate=1e-3, captions_per_step=2)
     steps = list(ladder.rungs(small, PHOTOS, recipe, compiled=False))
     timings = list(ladder.climb(steps, 1))
     assert [timing.pair.what for timing in timings] == [rung.name for rung in steps[1:]]
@@ -224,7 +224,7 @@ def test_every_rung_learns_and_is_timed_with_the_one_below(small: Backbone) -> N
 
 
 def test_texts_read_one_by_one_give_the_gradient_of_one_pass(small: Backbone) -> None:
-    recipe = Recipe(batch_size=4, learning_rate=1e-3, captions_per_step=2)
+    recipe = Recipe(batch_size=8, learning_rate=1e-3, captions_per_step=2)
     _, separate, together, *_ = ladder.rungs(small, PHOTOS, recipe, compiled=False)
     gradients = []
     for rung in (separate, together):
@@ -251,6 +251,12 @@ def test_a_model_made_of_configurations_has_the_shapes_of_the_one_with_weights(
     assert bool(made.unet.conv_in.weight.float().std() > 0)
 
 
+@pytest.mark.parametrize("model", ["sd2-base", "sdxl"])
+def test_a_layout_sends_a_gpu_at_most_a_tenth_more_operations(model: str) -> None:
+    plain, edited = operations.count(model)
+    assert plain < edited <= 1.1 * plain
+
+
 @pytest.mark.parametrize(
     "command",
     [  # as the docs show them, but for fewer repeats: there they take minutes
@@ -258,6 +264,7 @@ def test_a_model_made_of_configurations_has_the_shapes_of_the_one_with_weights(
         "two_ways.py --steps 2",
         "ladder.py --pairs 1 --no-compile",
         "memory.py",
+        "operations.py",
         "photo_measures.py src/cones2/examples --inside photos --size 128",
     ],
 )

@@ -417,6 +417,16 @@ def test_half_precision_draws(tiny_folder: Path) -> None:
     assert step.latents.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_layer_reads_a_pictures_text_once(tiny_folder: Path, dtype: str) -> None:
+    backbone = open_backbone(str(tiny_folder), device="cpu", dtype=dtype)
+    reads: list[int] = []
+    layer = next(module for name, module in backbone.unet.named_modules() if name.endswith("attn2.to_k"))
+    layer.register_forward_hook(lambda *_: reads.append(1))
+    last(backbone, subjects=PLAIN, layout=LAYOUT)
+    assert len(reads) == 1
+
+
 # What is refused, before the first step
 
 

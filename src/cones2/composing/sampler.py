@@ -61,7 +61,9 @@ class Sampler:
     ) -> None:
         self._backbone = backbone
         self._scheduler = scheduler
-        self._embeddings = embeddings
+        self._alphas_cumprod = scheduler.alphas_cumprod.to(backbone.device)
+        # in the UNet's dtype once, not in each call: a layer keeps what it made of a text that stays the same tensor
+        self._embeddings = embeddings if text else embeddings.to(backbone.dtype)
         self._added = added
         self._guidance = guidance
         self._text = text
@@ -171,7 +173,7 @@ class Sampler:
         return guide(
             *predictions,
             latents=latents,
-            alpha_bar=self._scheduler.alphas_cumprod.to(timestep.device)[timestep.round().long()],
+            alpha_bar=self._alphas_cumprod[timestep.round().long()],
             is_velocity=self._backbone.prediction_type == "v_prediction",
             settings=self._settings,
         )
