@@ -16,6 +16,7 @@ sys.path.insert(0, str(RECIPE))
 from cones2.prompts import parse_prompt  # noqa: E402
 from cones2.watching.judge import Judge, Sighting, overlap  # noqa: E402
 from cones2.watching.judge_layers import WIDTH  # noqa: E402
+from disc_world import disc_world  # noqa: E402
 from evaluation_cases import any_known, draw_boxes, holds, join, mention, scene_case  # noqa: E402
 from judge import WORLD, load_judge, save_judge  # noqa: E402
 from judge_data import other_palette, other_pattern, other_sprite, other_warp, visible_box  # noqa: E402
@@ -24,9 +25,8 @@ from metrics import Rate, Wanted, all_present, at_place, fits, in_right_boxes, i
 from model_card import START, card, gates_table, table  # noqa: E402
 from sentences import describe  # noqa: E402
 from shipped import measured_hash  # noqa: E402
-from sprites import PARTS, SpriteAtlas  # noqa: E402
 from train_judge import heat_targets, identity_loss  # noqa: E402
-from vocabulary import CLASSES, SCENES, lexicon  # noqa: E402
+from vocabulary import CLASSES, lexicon  # noqa: E402
 from world import World  # noqa: E402
 
 DOG, CAT = 0, 1
@@ -40,16 +40,7 @@ def sighting(class_index=DOG, box=LEFT, embedding=ONE, score=0.9):
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    """Two disc sprites a class and one of the held-out style, on grey."""
-    side = (torch.arange(32) - 15.5) / 16
-    disc = (side[:, None] ** 2 + side**2 < 0.9).float()
-    planes = torch.zeros(3 * len(CLASSES), 2, PARTS + 3, 32, 32)
-    planes[:, :, 0] = disc
-    palette = torch.rand(len(planes), PARTS, 3, generator=torch.Generator().manual_seed(0))
-    classes = torch.arange(len(CLASSES)).repeat_interleave(3)
-    held_out = torch.arange(len(planes)) % 3 == 2
-    atlas = SpriteAtlas(planes, palette, classes, held_out, tuple(map(str, range(len(planes)))))
-    return World(atlas, np.full((len(SCENES) + 1, 2, 3, 32, 32), 128, dtype=np.uint8))
+    return disc_world()
 
 
 # The world and its sentences

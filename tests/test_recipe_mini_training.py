@@ -1,5 +1,6 @@
 """What `recipes/mini` trains with: encoded scenes, timesteps, layouts of the true boxes, recorded attention."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import torch
 RECIPE = Path(__file__).parents[1] / "recipes" / "mini"
 sys.path.insert(0, str(RECIPE))
 
-from batches import Batch, bounding_boxes, patch_components  # noqa: E402
+from batches import Batch, Pool, SceneStream, Speller, bounding_boxes, patch_components  # noqa: E402
 from cones2.backbones import open_backbone  # noqa: E402
+from disc_world import disc_world  # noqa: E402
+from model import WINDOW, Mini, save_model  # noqa: E402
+from tokenizer import build_tokenizer  # noqa: E402
 from train import draw_timesteps, layout_bias, object_weight, record_attention  # noqa: E402
+from vocabulary import CLASSES, lexicon  # noqa: E402
 
 
 def batch_of(boxes: torch.Tensor, nouns: torch.Tensor) -> Batch:
@@ -27,6 +32,72 @@ def test_the_encoder_is_one_convolution():
     found = torch.nn.functional.conv2d(pictures, weight, bias, stride=8)
     assert (found - expected).abs().max() < 0.01 * expected.abs().max()
     assert vae.dtype == torch.float32
+
+
+@pytest.fixture(scope="module")
+def speller() -> Speller:
+    return Speller(build_tokenizer(lexicon(), WINDOW))
+
+
+def stream(speller: Speller, seed: int = 0) -> SceneStream:
+    return SceneStream(disc_world(), speller, slice_size=6, seed=seed, close=False, captions=3)
+
+
+def test_captions_as_tensors_say_what_the_scenes_hold(speller):
+    words = {number: word for word, number in speller.ids.items()}
+    scenes, captions = next(stream(speller).slices(0))
+    for scene, input_ids, nouns, ends in zip(scenes, captions.input_ids, captions.nouns, captions.ends, strict=True):
+        for row, marked, end in zip(input_ids.tolist(), nouns, ends.tolist(), strict=True):
+            assert row[0] == speller.start
+            assert {*row[end:]} == {speller.end}
+            for placed, positions in zip(scene.objects, marked, strict=False):
+                told = " ".join(words[row[position]] for position in positions.nonzero().flatten().tolist())
+                assert told == CLASSES[placed.instance.class_index].word
+            assert not marked[len(scene.objects) :].any()
+
+
+def test_processes_draw_different_scenes_and_a_seed_the_same_ones(speller):
+    found = [[next(slices)[1].input_ids for _ in range(4)] for slices in (stream(speller).slices(2) for _ in range(2))]
+    assert all(map(torch.equal, *found))
+    assert not any(torch.equal(one, other) for i, one in enumerate(found[0]) for other in found[0][:i])
+    assert not torch.equal(next(stream(speller, seed=1).slices(2))[1].input_ids, found[0][0])
+
+
+def test_a_full_pool_replaces_its_oldest_scenes(speller):
+    pool = Pool(disc_world(), open_backbone("mini").vae, speller, size=32, capacity=10)
+    slices = stream(speller).slices(0)
+    drawn = [next(slices) for _ in range(3)]
+    for each in drawn:
+        pool.refill(*each)
+    assert len(pool) == 10
+    assert pool.columns["latents"].shape == (10, 8, 4, 4)
+    expected = torch.cat([captions.input_ids for _, captions in drawn])[-10:]
+    kept = pool.columns["input_ids"]
+    assert all(any(torch.equal(one, other) for other in kept) for one in expected)
+
+
+def test_a_batch_has_captions_of_its_scenes_or_empty_ones(speller):
+    pool = Pool(disc_world(), open_backbone("mini").vae, speller, size=32, capacity=6)
+    scenes, captions = next(stream(speller).slices(0))
+    pool.refill(scenes, captions)
+    batch = pool.batch(20, drop=0.0)
+    for latents, input_ids in zip(batch.latents, batch.input_ids, strict=True):
+        [row] = [row for row in range(6) if torch.equal(pool.columns["latents"][row], latents)]
+        assert any(torch.equal(input_ids, one) for one in captions.input_ids[row])
+    empty = pool.batch(5, drop=1.0)
+    assert {*empty.input_ids[:, 1:].flatten().tolist()} == {speller.end}
+    assert not empty.nouns.any()
+    assert not empty.coded.any()
+    assert empty.labels.eq(-100).all()
+
+
+def test_a_saved_model_opens_and_names_no_folder(tmp_path):
+    vae = open_backbone("mini").vae
+    save_model(tmp_path, Mini(None, 8), vae, half=True)
+    configs = [json.loads(path.read_text()) for path in tmp_path.glob("*/config.json")]
+    assert len(configs) == 3
+    assert not any("_name_or_path" in config for config in configs)
+    open_backbone(str(tmp_path))
 
 
 def test_a_box_goes_from_the_first_visible_cell_to_the_last():

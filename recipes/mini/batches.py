@@ -1,17 +1,19 @@
-"""A pool of encoded scenes, refilled in slices, and training batches drawn from it."""
+"""A pool of encoded scenes with their captions, refilled in slices, and training batches drawn from it."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import CLIPTokenizer
 
 from sentences import CODE, WORDS, describe
 from vocabulary import CLASSES, COLOURS
-from world import MAX_OBJECTS, Scene, World
+from world import MAX_OBJECTS, THUMBNAIL, Scene, World
 
 
 @dataclass
@@ -24,8 +26,8 @@ class Batch:
         boxes: `[batch, objects, height, width]`, share of each cell inside the box around what is visible of it.
         input_ids: `[batch, tokens]`.
         nouns: `[batch, objects, tokens]`, 1 at an object's noun.
-        thumbnails: `[batch, objects, 2304]`, zero where the caption has no code for that object.
-        coded: `[batch, objects]`, whether it has.
+        thumbnails: `[batch, objects, 2304]`; zero where there is no object.
+        coded: `[batch, objects]`, whether the caption has its code.
         labels: `[batch, objects, 3]`, class, colour and pattern to be read off a noun told in words; -100 for none.
         ends: `[batch]`, position of the end token.
     """
@@ -41,75 +43,132 @@ class Batch:
     ends: Tensor
 
 
-class Pool:
-    """Encoded scenes in memory; each step replaces a few of them."""
+@dataclass(frozen=True)
+class Captions:
+    """As many captions of each scene, as a `Batch` has them: `[scenes, captions, ...]`."""
 
-    def __init__(self, world: World, vae: AutoencoderKL, tokenizer: CLIPTokenizer, *, size: int, seed: int) -> None:
-        self.world, self.size = world, size
-        self.components, self.offset = patch_components(vae)
-        self.rng = np.random.default_rng(seed)
-        self.ids = {word: ids[1] for word, ids in ((w, tokenizer(w)["input_ids"]) for w in _words(tokenizer))}
+    input_ids: Tensor
+    nouns: Tensor
+    coded: Tensor
+    labels: Tensor
+    ends: Tensor
+
+
+class Speller:
+    """Writes captions as tensors."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        self.ids = {word: tokenizer(word)["input_ids"][1] for word in _words(tokenizer)}
         self.start, self.end, self.window = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.model_max_length
-        self.scenes: list[Scene] = []
-        self.latents: list[Tensor] = []
-        self.masks: list[Tensor] = []
-        self.boxes: list[Tensor] = []
-        self.thumbnails: list[Tensor] = []
-        self.next = 0
+
+    def empty(self, *shape: int) -> Captions:
+        """Empty captions."""
+        input_ids = torch.full((*shape, self.window), self.end)
+        input_ids[..., 0] = self.start
+        return Captions(
+            input_ids,
+            torch.zeros(*shape, MAX_OBJECTS, self.window),
+            torch.zeros(*shape, MAX_OBJECTS, dtype=torch.bool),
+            torch.full((*shape, MAX_OBJECTS, 3), -100),
+            torch.ones(shape, dtype=torch.long),
+        )
+
+    def captions(self, scenes: list[Scene], count: int, rng: np.random.Generator) -> Captions:
+        """Write `count` random captions of each scene."""
+        found = self.empty(len(scenes), count)
+        for row, scene in enumerate(scenes):
+            for column in range(count):
+                caption = describe(scene, rng)
+                length = 1 + len(caption.words)
+                found.input_ids[row, column, 1:length] = torch.tensor([self.ids[word] for word in caption.words])
+                found.ends[row, column] = length
+                for slot, (noun, mode) in enumerate(zip(caption.nouns, caption.modes, strict=True)):
+                    found.nouns[row, column, slot, [1 + position for position in noun]] = 1
+                    found.coded[row, column, slot] = mode == CODE
+                    if mode == WORDS:
+                        found.labels[row, column, slot] = torch.tensor(_labels(scene, slot))
+        return found
+
+
+class SceneStream(IterableDataset):
+    """Endless slices of random scenes with captions, each worker's of its own random numbers.
+
+    Attributes:
+        slice_size: scenes in a slice.
+        captions: of each scene.
+        close: few and large objects, as for small pictures.
+    """
+
+    def __init__(
+        self, world: World, speller: Speller, *, slice_size: int, seed: int, close: bool, captions: int = 4
+    ) -> None:
+        self.world, self.speller, self.seed = world, speller, seed
+        self.slice_size, self.close, self.captions = slice_size, close, captions
+
+    def __iter__(self) -> Iterator[tuple[list[Scene], Captions]]:
+        """Draw slices."""
+        worker = get_worker_info()
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        while True:
+            scenes = [self.world.scene(rng, close=self.close) for _ in range(self.slice_size)]
+            yield scenes, self.speller.captions(scenes, self.captions, rng)
+
+    def slices(self, workers: int) -> Iterator[tuple[list[Scene], Captions]]:
+        """The same, drawn by as many processes; 0 draws them in this one."""
+        ahead = 4 if workers else None
+        return iter(DataLoader(self, batch_size=None, num_workers=workers, prefetch_factor=ahead))
+
+
+class Pool:
+    """Encoded scenes in the device's memory; each slice replaces the oldest ones once it is full."""
+
+    def __init__(self, world: World, vae: AutoencoderKL, speller: Speller, *, size: int, capacity: int) -> None:
+        self.world, self.size, self.capacity = world, size, capacity
+        self.components, self.offset = patch_components(vae)
+        self.nothing = speller.empty(1)
+        self.columns: dict[str, Tensor] = {}
+        self.put = 0
+
+    def __len__(self) -> int:
+        return min(self.put, self.capacity)
 
     @torch.no_grad()
-    def refill(self, count: int, capacity: int) -> None:
-        """Render and encode `count` new scenes; the oldest make room once there are `capacity`."""
-        scenes = [self.world.scene(self.rng, close=self.size < 128) for _ in range(count)]
+    def refill(self, scenes: list[Scene], captions: Captions) -> None:
+        """Render and encode scenes, and keep them with their captions."""
         rendered = self.world.render(scenes, self.size)
         latents = conv2d(rendered.images * 2 - 1, self.components, self.offset, stride=8)
-        masks = interpolate(rendered.masks, latents.shape[-2:], mode="area")
-        boxes = interpolate(bounding_boxes(rendered.masks), latents.shape[-2:], mode="area")
-        thumbnails = self.world.thumbnails([placed.instance for scene in scenes for placed in scene.objects]).flatten(1)
-        counts = [len(scene.objects) for scene in scenes]
-        for row, part in enumerate(thumbnails.split(counts)):
-            self._put((scenes[row], latents[row], masks[row], boxes[row], part), capacity)
-
-    def _put(self, entry: tuple[Scene, Tensor, Tensor, Tensor, Tensor], capacity: int) -> None:
-        columns = (self.scenes, self.latents, self.masks, self.boxes, self.thumbnails)
-        if len(self.scenes) < capacity:
-            for column, value in zip(columns, entry, strict=True):
-                column.append(value)
-            return
-        for column, value in zip(columns, entry, strict=True):
-            column[self.next % capacity] = value
-        self.next += 1
+        owners = [(row, slot) for row, scene in enumerate(scenes) for slot in range(len(scene.objects))]
+        thumbnails = torch.zeros(len(scenes), MAX_OBJECTS, 4 * THUMBNAIL**2, device=latents.device)
+        instances = [scenes[row].objects[slot].instance for row, slot in owners]
+        thumbnails[tuple(zip(*owners, strict=True))] = self.world.thumbnails(instances).flatten(1)
+        entry = {
+            "latents": latents,
+            "masks": interpolate(rendered.masks, latents.shape[-2:], mode="area"),
+            "boxes": interpolate(bounding_boxes(rendered.masks), latents.shape[-2:], mode="area"),
+            "thumbnails": thumbnails,
+            **{name: value.to(latents.device) for name, value in vars(captions).items()},
+        }
+        rows = (self.put + torch.arange(len(scenes), device=latents.device)) % self.capacity
+        for name, value in entry.items():
+            if name not in self.columns:
+                self.columns[name] = value.new_zeros(self.capacity, *value.shape[1:])
+            self.columns[name][rows] = value
+        self.put += len(scenes)
 
     def batch(self, count: int, *, drop: float = 0.1) -> Batch:
-        """Draw `count` scenes with fresh captions; a share `drop` of them gets the empty caption."""
-        rows = self.rng.integers(len(self.scenes), size=count).tolist()
-        device = self.latents[0].device
-        input_ids = torch.full((count, self.window), self.end, dtype=torch.long)
-        nouns = torch.zeros(count, MAX_OBJECTS, self.window)
-        thumbnails = torch.zeros(count, MAX_OBJECTS, self.thumbnails[0].shape[1], device=device)
-        coded = torch.zeros(count, MAX_OBJECTS, dtype=torch.bool)
-        labels = torch.full((count, MAX_OBJECTS, 3), -100, dtype=torch.long)
-        ends = torch.ones(count, dtype=torch.long)
-        input_ids[:, 0] = self.start
-        for row, source in enumerate(rows):
-            if self.rng.random() < drop:
+        """Draw `count` scenes, each with one of its captions; a share `drop` of them gets the empty caption."""
+        device = self.columns["latents"].device
+        rows = torch.randint(len(self), (count,), device=device)
+        column = torch.randint(self.columns["ends"].shape[1], (count,), device=device)
+        dropped = torch.rand(count, device=device) < drop
+        found = {}
+        for name in (field.name for field in fields(Batch)):
+            if not hasattr(self.nothing, name):
+                found[name] = self.columns[name][rows]
                 continue
-            scene = self.scenes[source]
-            caption = describe(scene, self.rng)
-            input_ids[row, 1 : 1 + len(caption.words)] = torch.tensor([self.ids[word] for word in caption.words])
-            ends[row] = 1 + len(caption.words)
-            for slot, (noun, mode) in enumerate(zip(caption.nouns, caption.modes, strict=True)):
-                nouns[row, slot, [1 + position for position in noun]] = 1
-                if mode == CODE:
-                    coded[row, slot] = True
-                    thumbnails[row, slot] = self.thumbnails[source][slot]
-                elif mode == WORDS:
-                    labels[row, slot] = torch.tensor(_labels(scene, slot))
-        latents = torch.stack([self.latents[source] for source in rows])
-        masks = torch.stack([self.masks[source] for source in rows])
-        boxes = torch.stack([self.boxes[source] for source in rows])
-        moved = [tensor.to(device) for tensor in (input_ids, nouns, thumbnails, coded, labels, ends)]
-        return Batch(latents, masks, boxes, *moved)
+            told, nothing = self.columns[name][rows, column], getattr(self.nothing, name).to(device)
+            found[name] = torch.where(dropped.reshape(-1, *(1,) * (told.ndim - 1)), nothing, told)
+        return Batch(**found)
 
 
 def bounding_boxes(masks: Tensor, visible: float = 0.3) -> Tensor:

@@ -1,5 +1,6 @@
 """mini's text encoder and UNet, the helpers of their training that do not ship, and the folder that does."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -145,6 +146,10 @@ def save_model(folder: Path, mini: Mini, vae: AutoencoderKL, *, half: bool) -> N
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, max_shard_size="14MB")
+    for path in folder.glob("*/config.json"):  # the libraries note which folder a part was read from
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
     heads = {key: value.to(dtype).contiguous() for key, value in mini.heads.state_dict().items()}
     save_file(heads, folder / "training_heads.safetensors")
     (folder / "lexicon.txt").write_text("\n".join(word for word in lexicon() if word.isalpha()) + "\n")

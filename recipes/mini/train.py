@@ -6,6 +6,7 @@ Start again from a folder with `--resume`. Small pictures first (`--size 64`), t
 import argparse
 import itertools
 import time
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate, max_pool2d
 
-from batches import LABEL_SIZES, Batch, Pool
-from model import SCHEDULE, Mini, save_model
+from batches import LABEL_SIZES, Batch, Pool, SceneStream, Speller
+from model import SCHEDULE, WINDOW, Mini, save_model
 from sprites import SpriteAtlas
+from tokenizer import build_tokenizer
+from vocabulary import lexicon
 from world import World
 
 
@@ -195,7 +198,7 @@ class Objective:
     grounding: float
     forced: float
 
-    def loss(self, mini: Mini, denoiser: Denoiser, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, mini: Mini, denoiser: Denoiser, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The v-prediction loss and the two helpers' losses."""
         embeddings, readings = embed_batch(mini, batch)
         read = reading_loss(readings, batch.labels)
@@ -215,7 +218,7 @@ class Objective:
         weight = object_weight(repeated.masks)
         denoising = (weight * (predicted.float() - target).square()).mean() / weight.mean()
         grounded = grounding_loss(maps, repeated, left_free)
-        parts = {"v": denoising.item(), "grounding": grounded.item(), "reading": read.item()}
+        parts = {"v": denoising.detach(), "grounding": grounded.detach(), "reading": read.detach()}
         return denoising + self.grounding * grounded + 0.02 * read, parts
 
 
@@ -223,12 +226,32 @@ def update_average(average: Mini, mini: Mini, step: int, longest: float = 0.998)
     """Exponential moving average whose memory grows with the run."""
     decay = min(longest, (1 + step) / (10 + step))
     with torch.no_grad():
-        for kept, new in zip(average.parameters(), mini.parameters(), strict=True):
-            kept.lerp_(new, 1 - decay)
+        torch._foreach_lerp_(list(average.parameters()), list(mini.parameters()), 1 - decay)
 
 
-def main() -> None:
-    """Train for a stretch of time; the averaged weights are saved every few minutes and at the end."""
+def fill_pool(arguments: argparse.Namespace, vae: AutoencoderKL) -> tuple[Pool, Iterator]:
+    """A pool with enough scenes to begin with, and the slices by which the rest comes and old ones are replaced."""
+    atlas = SpriteAtlas.load(arguments.work / "sprites.safetensors")
+    backgrounds = np.load(arguments.work / "backgrounds.npy")
+    speller = Speller(build_tokenizer(lexicon(), WINDOW))
+    stream = SceneStream(
+        World(atlas, backgrounds),
+        speller,
+        slice_size=max(int(arguments.fresh * arguments.batch), 1),
+        seed=arguments.seed,
+        close=arguments.size < 128,
+    )
+    slices = stream.slices(arguments.workers)  # its processes begin before anything is on a GPU
+    world = World(atlas, backgrounds, arguments.device)
+    vae.to(arguments.device, memory_format=torch.channels_last)
+    pool = Pool(world, vae, speller, size=arguments.size, capacity=arguments.pool)
+    while len(pool) < arguments.pool // 6:
+        pool.refill(*next(slices))
+    return pool, slices
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")
     parser.add_argument("--out", type=Path, help="default: WORK/mini")
@@ -245,26 +268,23 @@ def main() -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--pool", type=int, default=6000)
     parser.add_argument("--fresh", type=float, default=0.25, help="new scenes a step, as a share of the batch")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes; a GPU is faster than one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train for a stretch of time; the averaged weights are saved every few minutes and at the end."""
+    arguments = parse_arguments()
     out = arguments.out or arguments.work / "mini"
     torch.manual_seed(arguments.seed)
     vae = AutoencoderKL.from_pretrained(arguments.work / "vae").float().eval().requires_grad_(False)
-    vae = vae.to(arguments.device, memory_format=torch.channels_last)
-    world = World(
-        SpriteAtlas.load(arguments.work / "sprites.safetensors"),
-        np.load(arguments.work / "backgrounds.npy"),
-        arguments.device,
-    )
+    start, limit = time.monotonic(), 60 * arguments.minutes
+    pool, slices = fill_pool(arguments, vae)
+    print(f"{len(pool)} scenes encoded in {time.monotonic() - start:.0f} s", flush=True)
     mini = Mini(arguments.resume, vae.config.latent_channels).to(arguments.device, memory_format=torch.channels_last)
     average = deepcopy(mini).requires_grad_(False)
-    pool = Pool(world, vae, mini.tokenizer, size=arguments.size, seed=arguments.seed)
-    start, limit = time.monotonic(), 60 * arguments.minutes
-    first = arguments.pool // 6  # enough to begin with; the rest comes slice by slice
-    while len(pool.scenes) < first:
-        pool.refill(32, arguments.pool)
-    print(f"{len(pool.scenes)} scenes encoded in {time.monotonic() - start:.0f} s", flush=True)
     schedule_keys = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
     schedule = DDPMScheduler(**{key: SCHEDULE[key] for key in schedule_keys})
     objective = Objective(schedule, arguments.centre, arguments.draws, arguments.grounding, arguments.forced)
@@ -276,8 +296,8 @@ def main() -> None:
         elapsed = time.monotonic() - start
         if elapsed > limit:
             break
-        fresh = int(arguments.fresh * arguments.batch * (2 if len(pool.scenes) < arguments.pool else 1))
-        pool.refill(max(fresh, 1), arguments.pool)
+        for _ in range(2 if len(pool) < arguments.pool else 1):
+            pool.refill(*next(slices))
         rate = arguments.learning_rate * min(
             (step + 1) / 200, 0.03 + 0.97 * 0.5 * (1 + np.cos(np.pi * elapsed / limit))
         )
@@ -293,7 +313,7 @@ def main() -> None:
             speed = 50 * arguments.batch * arguments.draws / (time.monotonic() - logged)
             logged = time.monotonic()
             print(
-                f"step {step} {elapsed / 60:.1f} min {speed:.0f}/s pool {len(pool.scenes)} "
+                f"step {step} {elapsed / 60:.1f} min {speed:.0f}/s pool {len(pool)} "
                 + " ".join(f"{k} {v:.3f}" for k, v in parts.items()),
                 flush=True,
             )
