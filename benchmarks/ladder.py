@@ -1,8 +1,9 @@
 """What each way of learning faster gains, on top of the ones before it: `python benchmarks/ladder.py`.
 
-Each rung is timed in turns with the rung below it, eight photos at a time. Two rungs change the residual: a larger
-batch in half the steps, and no text encoder tuned. How well a subject is then met is measured on `mini` by its judge
-(`python recipes/mini/evaluate.py ways`). The other rungs give the same residual but for rounding.
+Each rung is timed in turns with the rung below it, eight photos at a time; the UNet is float32 up to the rung that says
+otherwise. Two rungs change the residual: a larger batch in half the steps, and no text encoder tuned. How well a
+subject is then met is measured on `mini` by its judge (`python recipes/mini/evaluate.py ways`). The other rungs give
+the same residual but for rounding.
 """
 
 import argparse
@@ -29,8 +30,7 @@ from random_models import MODELS, open_model
 
 PHOTOS = Path(__file__).parents[1] / "src/cones2/examples/rex/photos"
 CLASS_WORD = "dog"
-AT_A_TIME = 8
-HEAD = "| rung | times faster than the one below | interval | seconds for 8 photos |\n| --- | --- | --- | --- |"
+HEAD = "| rung | times faster than the one below | interval | seconds for {} photos |\n| --- | --- | --- | --- |"
 
 
 class SeparateTexts(TunedEncoder):
@@ -66,15 +66,16 @@ class Rung:
     name: str
     lesson: Lesson
     way: Callable[[Lesson], Way]
+    steps: int = 1
 
     def learner(self) -> Callable[[], None]:
-        """A call learns from eight photos."""
+        """A call learns from as many photos as there are in the largest batch."""
         recipe, way = self.lesson.recipe, self.way(self.lesson)
         optimizer = torch.optim.AdamW(way.parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
         numbers = iter(range(10**9))
 
         def learn() -> None:
-            for _ in range(max(AT_A_TIME // recipe.batch_size, 1)):
+            for _ in range(self.steps):
                 subject, preservation = way.losses(random_numbers(self.lesson.seed, next(numbers)))
                 optimizer.zero_grad()
                 (subject + recipe.preservation_weight * preservation).backward()
@@ -84,26 +85,26 @@ class Rung:
 
 
 def rungs(backbone: Backbone, photos: Sequence[Photo], recipe: Recipe, *, compiled: bool) -> Iterator[Rung]:
-    """From the plainest step upwards."""
+    """From the plainest steps upwards: two of half the recipe's batch, then one of the whole."""
     captions = captions_for(CLASS_WORD, count=64, lexicon=backbone.lexicon)
 
     def lesson(backbone: Backbone, **changes: object) -> Lesson:
         changed = dataclasses.replace(recipe, **changes)  # type: ignore[arg-type]
         return Lesson.prepare(backbone, photos, CLASS_WORD, captions=captions, recipe=changed, seed=0)
 
-    plain = lesson(backbone, batch_size=AT_A_TIME // 2)
-    yield Rung("photos encoded and texts read one by one in each step", plain, EncodedEachStep)
-    yield Rung("latents encoded once", plain, SeparateTexts)
-    yield Rung("one text pass a step", plain, TunedEncoder)
-    yield Rung(f"a batch of {AT_A_TIME} in half the steps", lesson(backbone, batch_size=AT_A_TIME), TunedEncoder)
+    plain = lesson(backbone, batch_size=recipe.batch_size // 2)
+    yield Rung("photos encoded and texts read one by one in each step", plain, EncodedEachStep, steps=2)
+    yield Rung("latents encoded once", plain, SeparateTexts, steps=2)
+    yield Rung("one text pass a step", plain, TunedEncoder, steps=2)
+    yield Rung(f"a batch of {recipe.batch_size} in half the steps", lesson(backbone), TunedEncoder)
     backbone = dataclasses.replace(backbone, unet=copy.deepcopy(backbone.unet).to(memory_format=torch.channels_last))
-    yield Rung("UNet in channels_last", lesson(backbone, batch_size=AT_A_TIME), TunedEncoder)
+    yield Rung("UNet in channels_last", lesson(backbone), TunedEncoder)
     backbone = dataclasses.replace(backbone, unet=copy.deepcopy(backbone.unet).to(torch.bfloat16))
-    yield Rung("UNet in bfloat16", lesson(backbone, batch_size=AT_A_TIME), TunedEncoder)
+    yield Rung("UNet in bfloat16", lesson(backbone), TunedEncoder)
     if compiled:
         backbone = dataclasses.replace(backbone, unet=torch.compile(backbone.unet))
-        yield Rung("UNet compiled", lesson(backbone, batch_size=AT_A_TIME), TunedEncoder)
-    yield Rung("no text encoder tuned", lesson(backbone, batch_size=AT_A_TIME, tune="residual"), choose_way)
+        yield Rung("UNet compiled", lesson(backbone), TunedEncoder)
+    yield Rung("no text encoder tuned", lesson(backbone, tune="residual"), choose_way)
 
 
 def climb(steps: Sequence[Rung], count: int) -> Iterator[Timing]:
@@ -117,12 +118,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="mini", help=MODELS)
     parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--photos", type=int, default=8, help="in the largest batch; an even number")
     parser.add_argument("--device")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
-    backbone = open_model(arguments.model, device=arguments.device)
-    print(HEAD, flush=True)
-    steps = list(rungs(backbone, load_photos(PHOTOS), RECIPES["mini"], compiled=arguments.compile))
+    backbone = open_model(arguments.model, device=arguments.device, dtype="float32")
+    print(HEAD.format(arguments.photos), flush=True)
+    recipe = dataclasses.replace(RECIPES["mini"], batch_size=arguments.photos)
+    steps = list(rungs(backbone, load_photos(PHOTOS), recipe, compiled=arguments.compile))
     for timing in climb(steps, arguments.pairs):
         ratio, seconds = timing.ratio, sorted(timing.ours)[len(timing.ours) // 2]
         cells = (timing.pair.what, f"{ratio.median:.2f}", f"{ratio.low:.2f}-{ratio.high:.2f}", f"{seconds:.3f}")

@@ -24,7 +24,7 @@ def main() -> None:
     options = _parse()
     backbone = open_model(options.model, device=options.device, dtype=options.dtype)
     about = machine(backbone)
-    count, steps = (3, 4) if options.quick else (options.pairs, 50)
+    count, steps = (3, 4) if options.quick else (options.pairs, options.steps)
     pairs = [pair for pair in _pairs(backbone, steps=steps) if options.only in f"{pair.what}; {pair.against}"]
     timings = list(_measure_all(pairs, count=count))
     about = {**about, "composing": f"{steps} steps, guidance scale 7.5, from prompt to picture"}
@@ -53,6 +53,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="mini", help=MODELS)
     parser.add_argument("--pairs", type=int, default=15, help="how often each pair is timed; an interval needs 6")
+    parser.add_argument("--steps", type=int, default=50, help="of a picture")
     parser.add_argument("--quick", action="store_true", help="3 pairs, pictures of 4 steps; writes nothing")
     parser.add_argument("--only", default="", metavar="TEXT", help="only pairs of this name; writes nothing")
     parser.add_argument("--device", help="cuda, mps or cpu; the best there is")
