@@ -264,7 +264,9 @@ def main() -> None:
             make_sheet(pictures, 8).save(arguments.sheets / f"{name}.png")
     if not arguments.gates:
         about = {"model": measured_hash(arguments.model), "pictures": arguments.pictures, "gates": told}
-        (Path(__file__).parent / "results/gates.json").write_text(json.dumps(about, indent=2) + "\n")
+        results = Path(__file__).parent / "results"
+        results.mkdir(exist_ok=True)
+        (results / "gates.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":
