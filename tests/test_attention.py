@@ -314,6 +314,13 @@ def test_a_gradient_finds_its_way_back_through_all_layers(unet) -> None:
     assert float((latents.grad * step).sum()) == pytest.approx(float(after - before) / 2, rel=0.02)
 
 
+def test_calls_with_and_without_inference_mode_may_take_turns(unet) -> None:
+    with edited_cross_attention(unet, guide(), conditional=[False, True]):
+        with torch.inference_mode():
+            first = call(unet)
+        assert torch.equal(call(unet), first)
+
+
 def test_each_row_has_its_own_time(unet) -> None:
     latents, text = random(1, 4, 8, 8).expand(2, -1, -1, -1), random(1, 9, 32, seed=1).expand(2, -1, -1)
     with edited_cross_attention(unet, guide(), conditional=[True, True]):

@@ -65,9 +65,7 @@ class _StaticMask(NamedTuple):
 
     gain: Float[Tensor, "pixels tokens"]
     floor: Float[Tensor, "pixels tokens"]
-    bias: Float[
-        Tensor, "batch 1 pixels aligned"
-    ]  # all rows and tokens, the latter filled up; steps change a part of it
+    bias: Float[Tensor, "batch 1 pixels aligned"]  # of all rows, filled up at its end; each layer changes a part of it
 
 
 class _UNetCall(NamedTuple):
@@ -125,6 +123,7 @@ class LayoutEdit:
             self._masks[place] = self._new_mask(pixels, tokens, like)
         return self._masks[place]
 
+    @torch.inference_mode(False)  # else later calls without it could not change what it made
     def _new_mask(self, pixels: int, tokens: int, like: Tensor) -> _StaticMask:
         grid = _grid(self._call.grids, pixels)
         level = list(self._call.grids).index(pixels)
