@@ -3,7 +3,7 @@
 import io
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -56,6 +56,14 @@ def test_it_is_closed_after_an_error(terminal: io.StringIO) -> None:
     assert terminal.getvalue().endswith("\x1b[2K")  # the line is wiped
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """Ctrl-C as in a terminal, also where these tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupting(done: list[str], *, times: int) -> Generator[Step, None, None]:
     """Three steps; in the first, Ctrl-C is pressed."""
     try:
@@ -68,6 +76,7 @@ def interrupting(done: list[str], *, times: int) -> Generator[Step, None, None]:
         done.append("closed")
 
 
+@pytest.mark.usefixtures("heeded")
 def test_an_interrupt_waits_for_the_end_of_a_step() -> None:
     done: list[str] = []
     before = signal.getsignal(signal.SIGINT)
@@ -77,6 +86,7 @@ def test_an_interrupt_waits_for_the_end_of_a_step() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize(("times", "whole_steps"), [(2, True), (1, False)])
 def test_an_interrupt_that_does_not_wait(times: int, whole_steps: bool) -> None:
     done: list[str] = []
