@@ -8,16 +8,14 @@ import dataclasses
 import itertools
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
 from cones2 import learn
 from cones2.learning.recipe import RECIPES
 from cones2.photos import load_photos
+from ladder import PHOTOS
 from random_models import MODELS, open_model
-
-PHOTOS = Path(__file__).parents[1] / "src/cones2/examples/rex/photos"
 
 
 def measure(model: str, *, save_memory: bool, steps: int = 12) -> dict[str, float]:

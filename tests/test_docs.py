@@ -26,7 +26,6 @@ from cones2.authors.config import OfficialConfig
 from cones2.backbones import Backbone, opening, single_files
 from cones2.cli.app import app
 from cones2.composing import loop as composing
-from cones2.composing.settings import ComposeSettings
 from cones2.examples import EXAMPLES, Example
 from cones2.layout.regions import Layout
 from cones2.learning.manifest import read_manifest
@@ -34,6 +33,7 @@ from cones2.learning.recipe import RECIPES, Recipe
 from cones2.residual.residual import Residual
 from first_layout import save_single_file
 from little_hub import keep_in_cache, little_hub, talk_to
+from shortened import start_with_few_steps
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -83,11 +83,6 @@ def take_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learn and draw quickly."""
     few = {name: replace(recipe, steps=2, caption_count=8) for name, recipe in RECIPES.items()}
     monkeypatch.setattr("cones2.learning.recipe.RECIPES", few)
-    start = composing._start_scheduler
-
-    def start_with_few_steps(backbone: Backbone, settings: ComposeSettings) -> Any:
-        return start(backbone, replace(settings, steps=min(settings.steps, 2)))
-
     monkeypatch.setattr(composing, "_start_scheduler", start_with_few_steps)
 
 
