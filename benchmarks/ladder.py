@@ -99,7 +99,10 @@ def rungs(backbone: Backbone, photos: Sequence[Photo], recipe: Recipe, *, compil
     yield Rung(f"a batch of {recipe.batch_size} in half the steps", lesson(backbone), TunedEncoder)
     backbone = dataclasses.replace(backbone, unet=copy.deepcopy(backbone.unet).to(memory_format=torch.channels_last))
     yield Rung("UNet in channels_last", lesson(backbone), TunedEncoder)
-    backbone = dataclasses.replace(backbone, unet=copy.deepcopy(backbone.unet).to(torch.bfloat16))
+    half = torch.nn.Module.to(
+        copy.deepcopy(backbone.unet), torch.bfloat16
+    )  # diffusers' own `to` would warn, of nothing
+    backbone = dataclasses.replace(backbone, unet=half)
     yield Rung("UNet in bfloat16", lesson(backbone), TunedEncoder)
     if compiled:
         backbone = dataclasses.replace(backbone, unet=torch.compile(backbone.unet))
@@ -107,9 +110,9 @@ def rungs(backbone: Backbone, photos: Sequence[Photo], recipe: Recipe, *, compil
     yield Rung("no text encoder tuned", lesson(backbone, tune="residual"), choose_way)
 
 
-def climb(steps: Sequence[Rung], count: int) -> Iterator[Timing]:
+def climb(steps: Sequence[tuple[Rung, Rung]], count: int) -> Iterator[Timing]:
     """Time each rung in turns with the one below."""
-    for below, above in itertools.pairwise(steps):
+    for below, above in steps:
         yield measure(Pair(above.name, below.name, above.learner(), below.learner(), aim=None, speed=True), count)
 
 
@@ -119,13 +122,15 @@ def main() -> None:
     parser.add_argument("--model", default="mini", help=MODELS)
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--photos", type=int, default=8, help="in the largest batch; an even number")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only rungs of this name")
     parser.add_argument("--device")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     backbone = open_model(arguments.model, device=arguments.device, dtype="float32")
     print(HEAD.format(arguments.photos), flush=True)
     recipe = dataclasses.replace(RECIPES["mini"], batch_size=arguments.photos)
-    steps = list(rungs(backbone, load_photos(PHOTOS), recipe, compiled=arguments.compile))
+    steps = itertools.pairwise(rungs(backbone, load_photos(PHOTOS), recipe, compiled=arguments.compile))
+    steps = [(below, above) for below, above in steps if arguments.only in above.name]
     for timing in climb(steps, arguments.pairs):
         ratio, seconds = timing.ratio, sorted(timing.ours)[len(timing.ours) // 2]
         cells = (timing.pair.what, f"{ratio.median:.2f}", f"{ratio.low:.2f}-{ratio.high:.2f}", f"{seconds:.3f}")

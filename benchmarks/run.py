@@ -38,8 +38,10 @@ def main() -> None:
 
 def _measure_all(pairs: Sequence[Pair], *, count: int) -> Iterator[Timing]:
     for pair in pairs:
-        print(f"{count} pairs: {pair.what}; {pair.against}", flush=True)
-        yield measure(pair, count)
+        print(f"{count} pairs: {pair.what}; {pair.against}", end="", flush=True)
+        timing = measure(pair, count)
+        print(f": {timing.ratio.median:.2f} ({timing.ratio.low:.2f}-{timing.ratio.high:.2f})", flush=True)
+        yield timing
 
 
 def _pairs(backbone: Backbone, *, steps: int) -> list[Pair]:

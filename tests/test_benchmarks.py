@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import importlib
+import itertools
 import json
 import subprocess
 import sys
@@ -218,7 +219,7 @@ def test_both_ways_are_compared_on_the_same_noise(small: Backbone) -> None:
 def test_every_rung_learns_and_is_timed_with_the_one_below(small: Backbone) -> None:
     recipe = Recipe(batch_size=8, learning_rate=1e-3, captions_per_step=2)
     steps = list(ladder.rungs(small, PHOTOS, recipe, compiled=False))
-    timings = list(ladder.climb(steps, 1))
+    timings = list(ladder.climb(list(itertools.pairwise(steps)), 1))
     assert [timing.pair.what for timing in timings] == [rung.name for rung in steps[1:]]
     assert [rung.lesson.recipe.batch_size for rung in steps] == [4, 4, 4, 8, 8, 8, 8]
 
