@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 from collections.abc import Sequence
@@ -83,6 +84,8 @@ def _processor() -> str:
 
 
 def _commit() -> str:
+    if shutil.which("git") is None:
+        return "unknown"
     command = ["git", "describe", "--always", "--dirty"]
     described = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     return described.stdout.strip() or "unknown"
