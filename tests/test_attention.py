@@ -1,4 +1,5 @@
 import copy
+import inspect
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors import safe_open
 
 from cones2.errors import BackboneError, SettingsError
 from cones2.guidance.attention import CrossAttention, edited_cross_attention, unedited_cross_attention
-from cones2.guidance.edits import score_std
+from cones2.guidance.edits import product_std
 from cones2.guidance.layout_guidance import LayoutGuidance
 from cones2.guidance.presets import PRESETS, OfficialPreset
 from cones2.layout.regions import Layout
@@ -60,33 +61,33 @@ def call(unet, batch: int = 2, height: int = 8, width: int = 8, timestep=500) ->
     st.floats(0, 30),
     st.integers(0, 99),
 )
-def test_std_is_that_of_the_scores(batch, heads, dim, pixels, tokens, outlier, seed) -> None:
+def test_std_is_that_of_the_products(batch, heads, dim, pixels, tokens, outlier, seed) -> None:
     query, key = random(batch, heads, pixels, dim, seed=seed), random(batch, heads, tokens, dim, seed=seed + 1)
     key[:, :, 0] += outlier  # as the first token of CLIP's texts is
     query += outlier / 10
-    scores = query.double() @ key.double().mT * dim**-0.5
-    torch.testing.assert_close(score_std(query, key).double(), scores.flatten(1).std(1), rtol=1e-6, atol=1e-9)
+    products = query.double() @ key.double().mT
+    torch.testing.assert_close(product_std(query, key).double(), products.flatten(1).std(1), rtol=1e-6, atol=1e-9)
 
 
 def test_std_worked_by_hand() -> None:
     query, key = torch.tensor([1.0, 3.0]).view(1, 1, 2, 1), torch.tensor([1.0, 2.0]).view(1, 1, 2, 1)
-    # scores 1, 2, 3, 6: mean 3, squared distances 4 + 1 + 0 + 9, over 3
-    assert score_std(query, key).item() == pytest.approx((14 / 3) ** 0.5)
-    assert score_std(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 5, 4)).item() == 0
+    # products 1, 2, 3, 6: mean 3, squared distances 4 + 1 + 0 + 9, over 3
+    assert product_std(query, key).item() == pytest.approx((14 / 3) ** 0.5)
+    assert product_std(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 5, 4)).item() == 0
 
 
 @settings(max_examples=20)
 @given(st.floats(0.01, 100))
-def test_std_grows_with_the_scores(factor) -> None:
+def test_std_grows_with_the_products(factor) -> None:
     query, key = random(1, 2, 7, 3), random(1, 2, 5, 3, seed=1)
-    torch.testing.assert_close(score_std(query * factor, key), score_std(query, key) * factor)
+    torch.testing.assert_close(product_std(query * factor, key), product_std(query, key) * factor)
 
 
 def test_std_of_half_precision_is_as_exact_as_the_mask_that_it_scales() -> None:
     query, key = random(2, 3, 40, 8), random(2, 3, 9, 8, seed=1)
-    expected = score_std(query, key)
-    torch.testing.assert_close(score_std(query.bfloat16(), key.bfloat16()), expected, rtol=2**-7, atol=0)
-    large = score_std(100 * query.half(), 100 * key.half())  # these scores pass float16's largest number
+    expected = product_std(query, key)
+    torch.testing.assert_close(product_std(query.bfloat16(), key.bfloat16()).float(), expected, rtol=2**-7, atol=0)
+    large = product_std(100 * query.half(), 100 * key.half())  # these products pass float16's largest number
     torch.testing.assert_close(large, 1e4 * expected, rtol=1e-3, atol=0)
 
 
@@ -166,9 +167,9 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("sigma", ["0.3", "2.5", "14.6"])
 @pytest.mark.parametrize("source", ["boxes", "colours", "authors"])
 def test_the_official_edit_is_the_authors(golden, golden_layer, side, sigma, source) -> None:
-    gain = golden_gain(golden, side, source)
+    gain = golden_gain(golden, side, source) / 8**0.5  # of 8 numbers a head: M / √d multiplies the std of QKᵀ
     strength = 0.08 * torch.tensor(float(sigma)).square().log1p()
-    edit = CrossAttention(lambda query, key: strength * score_std(query, key)[:, None, None, None] * gain)
+    edit = CrossAttention(lambda query, key: strength * product_std(query, key)[:, None, None, None] * gain)
     found = edit(golden_layer, golden[f"pixels.{side}"], golden["text"])
     assert_near(found, golden[f"edited.{side}.sigma{sigma}"])
 
@@ -373,9 +374,30 @@ def test_the_unet_is_put_back(unet) -> None:
         with edited_cross_attention(unet, guide(), conditional=[False, True]):
             edited = unet.attn_processors
             assert all(isinstance(edited[name], CrossAttention) == name.endswith("attn2.processor") for name in edited)
-            assert all(edited[name] is before[name] for name in edited if "attn1" in name)
+            assert all(isinstance(edited[name], AttnProcessor2_0) for name in edited if "attn1" in name)
         assert_untouched(unet, before)
         assert torch.equal(call(unet), plain)
+
+
+def test_self_attention_computes_what_it_did_and_is_diffusers_own(unet) -> None:
+    own = AttnProcessor2_0()
+    with edited_cross_attention(unet, None, conditional=[False, True]):
+        quick = next(processor for name, processor in unet.attn_processors.items() if "attn1" in name)
+        assert inspect.signature(quick.__call__) == inspect.signature(own.__call__)
+    layer, pixels = attention(), random(3, 35, 16)
+    mask = torch.zeros(3, 1, 35)
+    mask[:, :, 30:] = -1e4
+    for options in ({}, {"attention_mask": mask}):
+        assert torch.equal(quick(layer, pixels, **options), own(layer, pixels, **options))
+
+
+def test_a_processor_that_is_not_diffusers_default_stays_in_self_attention(unet) -> None:
+    before = unet.attn_processors
+    own = AttnProcessor()
+    unet.set_attn_processor({name: own if "attn1" in name else before[name] for name in before})
+    with edited_cross_attention(unet, guide(), conditional=[False, True]):
+        assert all(processor is own for name, processor in unet.attn_processors.items() if "attn1" in name)
+    unet.set_attn_processor(before)
 
 
 def test_the_unet_is_put_back_after_an_error(unet) -> None:

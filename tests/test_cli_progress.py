@@ -87,6 +87,15 @@ def test_an_interrupt_waits_for_the_end_of_a_step() -> None:
 
 
 @pytest.mark.usefixtures("heeded")
+def test_an_interrupt_that_a_background_job_ignores_stays_ignored() -> None:
+    done: list[str] = []
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    progress.follow(interrupting(done, times=2), "learning", whole_steps=True)
+    assert done == ["step 1", "step 2", "step 3", "closed"]
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize(("times", "whole_steps"), [(2, True), (1, False)])
 def test_an_interrupt_that_does_not_wait(times: int, whole_steps: bool) -> None:
     done: list[str] = []

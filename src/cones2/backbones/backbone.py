@@ -194,10 +194,15 @@ class Backbone:
 
     @torch.no_grad()
     def encode_images(self, images: Float[Tensor, "batch 3 rows columns"]) -> LatentMoments:
-        """Give the moments of the latents of images in -1..1; sides are multiples of `vae_factor`."""
-        posterior = self.vae.encode(images.to(_place_of(self.vae), self.vae.dtype)).latent_dist
+        """Give the moments of the latents of images in -1..1, one after the other; sides are multiples of `vae_factor`.
+
+        At 1024 pixels and in float32, the autoencoder takes 2.7 GB for each image that it encodes at once.
+        """
+        rows = images.to(_place_of(self.vae), self.vae.dtype)[:, None]
+        posteriors = [self.vae.encode(row).latent_dist for row in rows]
         scale = self.vae.config["scaling_factor"]
-        return LatentMoments((posterior.mean * scale).to(self.device), (posterior.std * scale).to(self.device))
+        mean, std = (torch.cat([getattr(each, name) for each in posteriors]) * scale for name in ("mean", "std"))
+        return LatentMoments(mean.to(self.device), std.to(self.device))
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "batch channels height width"]) -> list[Image]:

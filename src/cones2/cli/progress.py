@@ -72,7 +72,13 @@ def follow(
 
 @contextmanager
 def _interrupt_held() -> Iterator[Callable[[], bool]]:
-    """Hold the first Ctrl-C back, and give what tells whether it came; the second one interrupts."""
+    """Hold the first Ctrl-C back, and give what tells whether it came; the second one interrupts.
+
+    Where it is ignored, as by a shell's background jobs, it stays so.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield lambda: False
+        return
     came = False
 
     def note(*_: object) -> None:

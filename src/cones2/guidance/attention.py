@@ -1,7 +1,7 @@
 """The edit of a UNet's cross-attention, and the `with` block that installs and removes it.
 
 The only file that knows attention processors. An edit is an additive mask of one fused attention call per layer, so
-attention weights are never built. Self-attention is left alone.
+attention weights are never built. Self-attention computes what it did.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from cones2.guidance.layout_guidance import LayoutGuidance
 from cones2.guidance.leakage import AttentionMeter
 from cones2.guidance.text import TextEdit
 
-_CROSS_ATTENTION = ".attn2.processor"
+_CROSS_ATTENTION = ".attn2"
 
 
 @contextmanager
@@ -55,8 +55,8 @@ def edited_cross_attention(
         SettingsError: no row is conditional, or the UNet lacks a layout level; within the block, a batch has another
             number of rows.
     """
-    saved = dict(unet.attn_processors)
-    _check_processors(saved)
+    saved = {name: (layer, layer.processor) for name, layer in _attention_layers(unet)}
+    _check_processors({name: processor for name, (_, processor) in saved.items() if _is_cross(name)})
     edit = LayoutEdit(unet, guidance, conditional, text) if guidance and guidance.layout.names else None
     look = Look(unet, meter, conditional, text) if meter else None
     hooks = [
@@ -65,14 +65,15 @@ def edited_cross_attention(
         if hook
     ]
     ours = CrossAttention(edit, look, keep_text=keep_text)
-    processors: dict[str, Any] = {name: ours if _is_cross(name) else saved[name] for name in saved}
     try:
-        unet.set_attn_processor(processors)
+        for name, (layer, processor) in saved.items():
+            layer.set_processor(ours if _is_cross(name) else _quick(processor))
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        unet.set_attn_processor(saved)
+        for layer, processor in saved.values():
+            layer.set_processor(processor)
 
 
 @contextmanager
@@ -82,8 +83,8 @@ def unedited_cross_attention(unet: UNet2DConditionModel) -> Iterator[None]:
     Raises:
         BackboneError: within the block, the UNet is called while a layout edits it: two pictures are drawn by turns.
     """
-    cross = (layer for name, layer in unet.named_modules() if _is_cross(f"{name}.processor"))
-    layers = list(itertools.islice(cross, 1))  # all are edited, or none; `attn_processors` would look for all
+    cross = (layer for name, layer in _attention_layers(unet) if _is_cross(name))
+    layers = list(itertools.islice(cross, 1))  # all are edited, or none
 
     def check(*_: object) -> None:
         if any(isinstance(layer.processor, CrossAttention) for layer in layers):
@@ -135,7 +136,7 @@ class CrossAttention:
             projected = projected.mT.reshape(residual.shape)
         if attn.residual_connection:
             projected = projected + residual
-        return projected / attn.rescale_output_factor
+        return projected if attn.rescale_output_factor == 1 else projected / attn.rescale_output_factor
 
     def _attend(
         self,
@@ -167,8 +168,23 @@ class CrossAttention:
         return key, value
 
 
-# diffusers asks for the signature of a layer's processor in every call; a kept one is given in a sixth of the time.
-setattr(CrossAttention.__call__, "__signature__", inspect.signature(CrossAttention.__call__))  # noqa: B010
+class _QuickAttention(AttnProcessor2_0):
+    """diffusers' default processor, for self-attention: it computes the same, and keeps its signature as ours does."""
+
+    def __call__(self, *args: Any, **options: Any) -> Tensor:
+        """Attend."""
+        attended: Tensor = super().__call__(*args, **options)
+        return attended
+
+
+def _keep_signature(ours: type, *, of: type) -> None:
+    """Keep what diffusers asks of a processor in every call of its layer: that takes a sixth of the time."""
+    setattr(ours.__call__, "__signature__", inspect.signature(of.__call__))  # noqa: B010
+
+
+_keep_signature(CrossAttention, of=CrossAttention)
+_keep_signature(_QuickAttention, of=AttnProcessor2_0)
+_QUICK: AttnProcessor2_0 = _QuickAttention()  # type: ignore[no-untyped-call]
 
 
 class _ReadText(NamedTuple):
@@ -197,22 +213,31 @@ def _expanded(attn: Attention, mask: Tensor | None, batch: int, tokens: int) -> 
     return mask.view(batch, attn.heads, -1, mask.shape[-1])
 
 
+def _attention_layers(unet: UNet2DConditionModel) -> Iterator[tuple[str, Any]]:
+    """Find them in one walk; diffusers' own ways to get and set processors walk through all modules six times."""
+    return ((name, module) for name, module in unet.named_modules() if isinstance(module, Attention))
+
+
 def _is_cross(name: str) -> bool:
     return name.endswith(_CROSS_ATTENTION)
 
 
+def _quick(processor: object) -> object:
+    """Return the same processor, or one that does the same at less cost."""
+    return _QUICK if type(processor) is AttnProcessor2_0 else processor
+
+
 def _check_processors(processors: Mapping[str, object]) -> None:
-    cross = {name: processor for name, processor in processors.items() if _is_cross(name)}
-    if not cross:
+    if not processors:
         raise BackboneError(
             "this UNet has no cross-attention layers (`attn2`); expected Stable Diffusion's kind of UNet."
         )
-    for name, processor in cross.items():
+    for name, processor in processors.items():
         if isinstance(processor, CrossAttention):
             raise BackboneError("a layout already edits this UNet's cross-attention. Leave that `with` block first.")
         if type(processor) is not AttnProcessor2_0:
             raise BackboneError(
-                f"{name.removesuffix('.processor')} has the processor {type(processor).__name__}; expected diffusers' "
+                f"{name} has the processor {type(processor).__name__}; expected diffusers' "
                 "AttnProcessor2_0. Unload the adapter that set it (an IP-Adapter by pipeline.unload_ip_adapter()), or"
                 " call unet.set_attn_processor(AttnProcessor2_0())."
             )

@@ -35,23 +35,24 @@ _ALIGNED = 8
 """Numbers: fused attention on a GPU copies a mask whose rows do not begin at multiples of it."""
 
 
-def score_std(query: Query, key: Key) -> Float[Tensor, "batch"]:
-    """Return std over heads, pixels and tokens of each sample's scores `QKᵀ/√d`, built only where that is faster.
+def product_std(query: Query, key: Key) -> Float[Tensor, "batch"]:
+    """Return std over heads, pixels and tokens of each sample's `QKᵀ`, √d times that of its scores.
 
-    Else in closed form: the sum of squared scores is `Σ tr(QᵀQ·KᵀK)` over heads, their sum is `Σ (Σq)·(Σk)`,
-    d x d numbers at most. Unbiased like `torch.std`, which the authors' code uses (arXiv:2305.19327 says nothing of
-    std). Scores of bfloat16 are built in it: what they scale is rounded to it, too.
+    The products are built only where that is faster. Else it has a closed form: the sum of their squares is
+    `Σ tr(QᵀQ·KᵀK)` over heads, their sum is `Σ (Σq)·(Σk)`, d x d numbers at most. Unbiased like `torch.std`, which the
+    authors' code uses (arXiv:2305.19327 says nothing of std). Products of bfloat16 are built in it: what they scale is
+    rounded to it, too.
     """
-    _, heads, pixels, dim = query.shape
+    _, heads, pixels, _ = query.shape
     count = heads * pixels * key.shape[2]
     if count <= (_FEW_SCORES if query.device.type == "cpu" else _MOST_SCORES):
-        if query.dtype == torch.float16:  # before they are divided, scores can be too large for it
+        if query.dtype == torch.float16:  # undivided, they can be too large for it
             query, key = query.float(), key.float()
-        return (query @ key.mT).flatten(1).std(1).float() / math.sqrt(dim)
+        return (query @ key.mT).std((1, 2, 3))
     query, key = _widened(query), _widened(key)
     squares = ((query.mT @ query) * (key.mT @ key)).sum((1, 2, 3))
     total = (query.sum(2) * key.sum(2)).sum((1, 2))
-    variance = (squares - total.square() / count) / ((count - 1) * dim)
+    variance = (squares - total.square() / count) / (count - 1)
     return variance.clamp(min=0).sqrt().float()
 
 
@@ -63,7 +64,7 @@ def _widened(values: Tensor) -> Tensor:
 class _StaticMask(NamedTuple):
     """The part of a layer's bias that all steps share."""
 
-    gain: Float[Tensor, "pixels tokens"]
+    gain: Float[Tensor, "pixels tokens"]  # M / √d: what multiplies the std of QKᵀ
     floor: Float[Tensor, "pixels tokens"]
     bias: Float[Tensor, "batch 1 pixels aligned"]  # of all rows, filled up at its end; each layer changes a part of it
 
@@ -110,15 +111,15 @@ class LayoutEdit:
         tokens = key.shape[2] - self._text.extra_tokens
         mask = self._mask(query.shape[2], tokens, query)
         whole = mask.bias.clone() if torch.is_grad_enabled() else mask.bias  # a gradient's way back needs this layer's
-        bias = whole[..., : key.shape[2]]
-        eta = self._call.strength * score_std(query[self._rows], key[self._rows][:, :, :tokens])
+        seen = key[self._rows] if tokens == key.shape[2] else key[self._rows, :, :tokens]
+        eta = self._call.strength * product_std(query[self._rows], seen)
         floor = floor_of(query.dtype)  # and as far above 0: an infinite mask would give NaN, either way
-        edit = torch.addcmul(mask.floor, eta[:, None, None], mask.gain).clamp_(floor, -floor)
-        bias[self._rows, 0, :, :tokens] = edit
-        return bias
+        edit = torch.addcmul(mask.floor, eta.view(-1, 1, 1, 1), mask.gain)
+        whole[self._rows, :, :, :tokens] = edit.clamp_(floor, -floor)
+        return whole[..., : key.shape[2]]
 
     def _mask(self, pixels: int, tokens: int, like: Tensor) -> _StaticMask:
-        place = self._call.grids.get(pixels), tokens, like.dtype, like.device
+        place = self._call.grids.get(pixels), tokens, like.shape[3], like.dtype, like.device
         if place not in self._masks:
             self._masks[place] = self._new_mask(pixels, tokens, like)
         return self._masks[place]
@@ -133,6 +134,7 @@ class LayoutEdit:
         bias = torch.zeros(self._batch, 1, pixels, -(-length // _ALIGNED) * _ALIGNED)
         bias[..., tokens:length] = hidden * floor
         bias[self._rows, 0, :, tokens:length] = floor
+        gain = gain / math.sqrt(like.shape[3])
         return _StaticMask(gain.to(like.device), (blocked * floor).to(like.device), bias.to(like))
 
 
