@@ -1,8 +1,8 @@
 """Counts the bytes of learning, from a model's configurations alone: no weights, no GPU.
 
 The models are made without numbers, and one step is taken on them with every tensor's size added up while it lives.
-That is an upper bound for a GPU but for what it leaves out: without numbers PyTorch keeps all attention scores, its fused
-kernels keep none. Left out are PyTorch's own working space on a GPU, some 0.5 GB, and gaps between tensors.
+That is an upper bound for a GPU but for what it leaves out: without numbers PyTorch keeps all attention scores, its
+fused kernels keep none. Left out are PyTorch's own working space on a GPU, some 0.5 GB, and gaps between tensors.
 """
 
 import argparse

@@ -491,7 +491,8 @@ def test_the_command(small_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "cat.safetensors"
     command = ("import", GOLDEN / "sampler_cat.pt", "--class", "cat", "--model", small_folder, "--out", out)
     assert run(*command).stdout == f"{out}: 'cat' of {GOLDEN / 'sampler_cat.pt'}, for small.\n"
-    assert '"class_word": "cat"' in run(*command, "--json").stdout
+    assert "is there already" in refused(*command)
+    assert '"class_word": "cat"' in run(*command, "--json", "--replace").stdout
     run("compose", "a {tom}", "--subject", f"tom={out}", "--model", small_folder, "--steps", 1, "--out", tmp_path)
 
 

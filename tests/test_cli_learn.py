@@ -88,7 +88,7 @@ def test_json_is_one_object_and_steps_override_the_recipe(
     captions.write_text("a dog\nthe dog on the beach\n")
     run("learn", photos, "--class", "dog", "--out", out, "--model", small_folder, "--recipe", recipe)
     arguments = ("learn", photos, "--class", "dog", "--out", out, "--model", small_folder, "--recipe", recipe)
-    result = run(*arguments, "--steps", 3, "--captions", captions, "--json")
+    result = run(*arguments, "--replace", "--steps", 3, "--captions", captions, "--json")
     report = json.loads(result.stdout)
     assert report["sha256"] == Residual.load(out).sha256
     assert (report["class_word"], report["backbone"], report["recipe"]["steps"]) == ("dog", "small", 3)
@@ -216,7 +216,7 @@ def test_previews_curves_and_an_early_end(photos: Path, recipe: Path, small_fold
     assert (residual.sha256, residual.recipe["taken"]) == (report["sha256"], report["steps"])
     assert report["steps"] < report["last_step"]
     assert report["displacement"] is None  # the encoder was tuned on
-    told = run(*command, "--steps", 8, *watching).stdout.splitlines()
+    told = run(*command, "--replace", "--steps", 8, *watching).stdout.splitlines()
     kept_step = f"Kept: step {report['steps']} of {report['last_step']}, whose preview is the most like the photos."
     assert told[1:-1] == [kept_step]
 
@@ -321,6 +321,17 @@ def test_places_that_cannot_be_written(photos: Path, recipe: Path, tmp_path: Pat
     assert "does not end in .safetensors" in refused(*command, tmp_path / "rex.pt")
     assert "cones2 did not write it" in refused(*command, tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").read_text() == RECIPE
+
+
+def test_a_residual_that_is_there_is_not_replaced_unasked(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rex.safetensors"
+    example = REX.parent / "rex.safetensors"
+    out.write_bytes(example.read_bytes())
+    command = ("learn", photos, "--class", "dog", "--model", tmp_path / "none", "--out", out)
+    assert f"--out {out} is there already: give another name, or --replace for it" in refused(*command)
+    assert "is there already" in refused(*command, "--resume")
+    assert "is there already" not in refused(*command, "--replace")  # the model is not there
+    assert out.read_bytes() == example.read_bytes()
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder where not even root can write is Linux's own")

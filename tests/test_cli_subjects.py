@@ -61,9 +61,12 @@ def test_two_subjects_are_mixed(rex: Path, residual: Residual, tmp_path: Path) -
     mixed = Residual.load(out)
     assert told == {"residual": str(out), "sha256": mixed.sha256, "class_word": "cat", "weight": 0.25}
     assert torch.allclose(mixed.vector, 0.25 * residual.vector)
-    assert run("mix", rex, "fido", "--out", out).stdout == f"{out}: 'cat', the sum of {rex} and fido.\n"
+    assert "is there already: give another name, or --replace for it" in refused("mix", rex, "fido", "--out", out)
+    assert Residual.load(out).sha256 == mixed.sha256
+    again = ("mix", rex, "fido", "--out", out, "--replace")
+    assert run(*again).stdout == f"{out}: 'cat', the sum of {rex} and fido.\n"
     assert torch.equal(Residual.load(out).vector, -residual.vector)
-    assert "0.75 and 0.25 of" in run("mix", rex, "fido", "--weight", 0.25, "--out", out).stdout
+    assert "0.75 and 0.25 of" in run(*again, "--weight", 0.25).stdout
     Library.open().add("dog", dataclasses.replace(residual, class_word="dog"))
     assert "residuals of 'cat' and 'dog' can't be combined" in refused("mix", rex, "dog", "--out", out)
     assert "weight nan can't be used" in refused("mix", rex, "fido", "--weight", "nan", "--out", out)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cones2.cli.console import print_json, say
-from cones2.cli.options import Json, Library
+from cones2.cli.options import Json, Library, Replace
 from cones2.cli.progress import waiting
 
 RepoId = Annotated[str, typer.Argument(help="The repository.", metavar="OWNER/NAME")]
@@ -60,7 +60,7 @@ def pull(
         str | None, typer.Option(help="Its name in your library; default: the repository's.", metavar="NAME")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit.", metavar="REVISION")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Instead of one that has this name.")] = False,
+    replace: Replace = False,
     library: Library = None,
     as_json: Json = False,
 ) -> None:

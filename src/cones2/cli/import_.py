@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cones2.cli.console import print_json, say
-from cones2.cli.options import Json, ModelConfig
+from cones2.cli.options import Json, ModelConfig, Replace
 from cones2.cli.progress import waiting
 
 
@@ -18,6 +18,7 @@ def import_(
         typer.Option(help="What it was learned on: a diffusers folder, .safetensors file or Hub id.", metavar="MODEL"),
     ],
     out: Annotated[Path, typer.Option(help="The residual to write: NAME.safetensors.", metavar="FILE")],
+    replace: Replace = False,
     model_config: ModelConfig = None,
     as_json: Json = False,
 ) -> None:
@@ -29,11 +30,10 @@ def import_(
         from cones2.authors.residual import import_residual
         from cones2.authors.tensor import read_authors_file
         from cones2.backbones import open_backbone
-        from cones2.cli.outputs import check_file
+        from cones2.cli.outputs import check_residual
         from cones2.files import make_folder
-        from cones2.residual.residual import Residual
 
-        check_file(out, suffix=".safetensors", read=Residual.load)
+        check_residual(out, replace=replace)
         read_authors_file(file)  # what is wrong with it is told before the model is opened
     with waiting(f"opening {model}"):
         backbone = open_backbone(model, device="cpu", model_config=model_config)

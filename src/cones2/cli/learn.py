@@ -8,7 +8,7 @@ import typer
 
 from cones2.checking import is_name
 from cones2.cli.console import print_json, say
-from cones2.cli.options import MORE, Device, Dtype, Json, Model, ModelConfig, SaveMemory
+from cones2.cli.options import MORE, Device, Dtype, Json, Model, ModelConfig, Replace, SaveMemory
 from cones2.cli.progress import waiting
 
 
@@ -28,6 +28,7 @@ def learn(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted learning stopped.")] = False,
+    replace: Replace = False,
     masks: Annotated[
         Path | None,
         typer.Option(
@@ -85,7 +86,14 @@ def learn(
 
         looks = Looks(preview, clip, patience, tensorboard, wandb)
         order = LearnOrder.check(
-            photos, class_word, out=out, recipe=recipe, steps=steps, captions=captions, masks=masks
+            photos,
+            class_word,
+            out=out,
+            recipe=recipe,
+            steps=steps,
+            captions=captions,
+            masks=masks,
+            replace=replace,
         )
     with waiting(f"opening {model}"):
         backbone = open_backbone(model, device=device, dtype=dtype, model_config=model_config)

@@ -10,7 +10,7 @@ from typing import Any
 
 from cones2.backbones import Backbone
 from cones2.captions.corpus import captions_for, check_class_word, read_captions
-from cones2.cli.outputs import check_file
+from cones2.cli.outputs import check_residual
 from cones2.cli.progress import waiting
 from cones2.cli.watching import Looks
 from cones2.errors import Cones2Warning, LearningError
@@ -20,7 +20,6 @@ from cones2.learning.displacement import Displacement, unseen_displacement
 from cones2.learning.loop import learn
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.photos import Photo, PhotoReport, load_photos, photo_report
-from cones2.residual.residual import Residual
 from cones2.watching.watch import WatchedStep
 
 
@@ -46,6 +45,7 @@ class LearnOrder:
         steps: int | None = None,
         captions: Path | None = None,
         masks: Path | None = None,
+        replace: bool = False,
     ) -> "LearnOrder":
         """Read all that the order names.
 
@@ -53,7 +53,7 @@ class LearnOrder:
             Cones2Error: something of it can't be used.
         """
         class_word = check_class_word(class_word)
-        check_file(out, suffix=".safetensors", read=Residual.load)
+        check_residual(out, replace=replace)
         return cls(
             load_photos(photos, masks=masks),
             class_word,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cones2.cli.console import print_json, say
-from cones2.cli.options import Json, Library
+from cones2.cli.options import Json, Library, Replace
 from cones2.cli.progress import waiting
 
 
@@ -18,6 +18,7 @@ def mix(
         float | None,
         typer.Option(help="Of the second: 0 is the first alone, 1 the second.", metavar="X", show_default="their sum"),
     ] = None,
+    replace: Replace = False,
     library: Library = None,
     as_json: Json = False,
 ) -> None:
@@ -27,15 +28,14 @@ def mix(
     """
     with waiting("starting"):
         from cones2.cli.orders import read_residual
-        from cones2.cli.outputs import check_file
+        from cones2.cli.outputs import check_residual
         from cones2.files import make_folder
         from cones2.library import Library
-        from cones2.residual.residual import Residual
 
         shelf = Library.open(library)
         one, other = read_residual(first, shelf), read_residual(second, shelf)
         mixed = one + other if weight is None else one.mix(other, weight)
-        check_file(out, suffix=".safetensors", read=Residual.load)
+        check_residual(out, replace=replace)
     make_folder(out.parent)
     mixed.save(out)
     if as_json:

@@ -13,6 +13,7 @@ from PIL import Image
 from cones2.errors import Cones2Error, OutputError
 from cones2.files import make_folder
 from cones2.picture import read_record, write_picture
+from cones2.residual.residual import Residual
 
 _NUMBERED = re.compile(r"(\d{1,18})-seed")
 _OTHER_PICTURES = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -105,6 +106,17 @@ def check_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise OutputError(f"can't write in {folder}: {error.strerror}. Choose another --out.") from error
+
+
+def check_residual(path: Path, *, replace: bool) -> None:
+    """Check that a residual can be written to `path`; one that is there may be lost only with `replace`.
+
+    Raises:
+        OutputError: it can't, or something is there.
+    """
+    check_file(path, suffix=".safetensors", read=Residual.load)
+    if path.exists() and not replace:
+        raise OutputError(f"--out {path} is there already: give another name, or --replace for it to be replaced.")
 
 
 def check_file(path: Path, *, suffix: str, read: Callable[[Path], object], option: str = "--out") -> None:

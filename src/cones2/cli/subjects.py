@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cones2.cli.console import print_json, print_rows, print_table, say
-from cones2.cli.options import Json, Library
+from cones2.cli.options import Json, Library, Replace
 from cones2.cli.progress import waiting
 
 Name = Annotated[str, typer.Argument(help="Of the subject.", metavar="NAME")]
@@ -48,7 +48,7 @@ def list_subjects(library: Library = None, as_json: Json = False) -> None:
 def add(
     name: Name,
     file: Annotated[Path, typer.Argument(help="Its residual.", metavar="FILE")],
-    replace: Annotated[bool, typer.Option("--replace", help="Instead of one that has this name.")] = False,
+    replace: Replace = False,
     library: Library = None,
 ) -> None:
     """Copy a residual into the library under a name.
