@@ -127,10 +127,12 @@ def main() -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     backbone = open_model(arguments.model, device=arguments.device, dtype="float32")
-    print(HEAD.format(arguments.photos), flush=True)
     recipe = dataclasses.replace(RECIPES["mini"], batch_size=arguments.photos)
     steps = itertools.pairwise(rungs(backbone, load_photos(PHOTOS), recipe, compiled=arguments.compile))
     steps = [(below, above) for below, above in steps if arguments.only in above.name]
+    if not steps:
+        parser.error(f"no rung has {arguments.only!r} in its name")
+    print(HEAD.format(arguments.photos), flush=True)
     for timing in climb(steps, arguments.pairs):
         ratio, seconds = timing.ratio, sorted(timing.ours)[len(timing.ours) // 2]
         cells = (timing.pair.what, f"{ratio.median:.2f}", f"{ratio.low:.2f}-{ratio.high:.2f}", f"{seconds:.3f}")

@@ -26,6 +26,8 @@ def main() -> None:
     about = machine(backbone)
     count, steps = (3, 4) if options.quick else (options.pairs, options.steps)
     pairs = [pair for pair in _pairs(backbone, steps=steps) if options.only in f"{pair.what}; {pair.against}"]
+    if not pairs:
+        raise SystemExit(f"no pair has {options.only!r} in its name")
     timings = list(_measure_all(pairs, count=count))
     about = {**about, "composing": f"{steps} steps, guidance scale 7.5, from prompt to picture"}
     print(as_markdown(timings, about))

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from cones2.errors import BackboneError, SettingsError
 from cones2.guidance.attention import CrossAttention, edited_cross_attention, unedited_cross_attention
-from cones2.guidance.edits import product_std
+from cones2.guidance.edits import LayoutEdit, product_std
 from cones2.guidance.layout_guidance import LayoutGuidance
 from cones2.guidance.presets import PRESETS, OfficialPreset
 from cones2.layout.regions import Layout
@@ -365,6 +365,33 @@ def test_blocked_tokens_get_no_attention(dtype) -> None:
     torch.testing.assert_close(edited.sum(-1), torch.ones(4, 4), rtol=0.02, atol=0)
 
 
+def test_layers_of_one_grid_and_other_widths_have_masks_of_their_own(unet) -> None:
+    guidance = guide()
+    edit = LayoutEdit(unet, guidance, [False, True], None)
+    edit.watch(unet, (random(2, 4, 2, 2), 500), {})
+    strength, gain = guidance.strengths.at(torch.tensor(500.0)), guidance.weights(2, 2, 9).gain
+    for dim in (8, 32, 8):
+        query, key = random(2, 3, 4, dim), random(2, 3, 9, dim, seed=1)
+        scores = query[1] @ key[1].mT / dim**0.5
+        with torch.no_grad():
+            bias = edit(query, key)
+        seen = ~guidance.weights(2, 2, 9).blocked
+        torch.testing.assert_close(bias[1, 0][seen], (strength * scores.std() * gain)[seen])
+        assert not bias[0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_conditional_rows_need_not_be_neighbours_in_half_precision(unet, dtype) -> None:
+    half = copy.deepcopy(unet).to(dtype)
+    with torch.no_grad():
+        with edited_cross_attention(half, guide(), conditional=[True, False, True]):
+            scattered = call(half, batch=3)
+        with edited_cross_attention(half, guide(), conditional=[False, True, True]):
+            neighbours = call(half, batch=3)
+    torch.testing.assert_close(scattered[2], neighbours[2], rtol=0.02, atol=0.02)
+    assert not torch.allclose(scattered[0], neighbours[0], rtol=0.02, atol=0.02)
+
+
 # --- the `with` block ---
 
 
@@ -384,6 +411,8 @@ def test_self_attention_computes_what_it_did_and_is_diffusers_own(unet) -> None:
     with edited_cross_attention(unet, None, conditional=[False, True]):
         quick = next(processor for name, processor in unet.attn_processors.items() if "attn1" in name)
         assert inspect.signature(quick.__call__) == inspect.signature(own.__call__)
+        assert hasattr(type(quick).__call__, "__signature__")
+        assert not hasattr(AttnProcessor2_0.__call__, "__signature__")  # what is diffusers' own stays as it is
     layer, pixels = attention(), random(3, 35, 16)
     mask = torch.zeros(3, 1, 35)
     mask[:, :, 30:] = -1e4

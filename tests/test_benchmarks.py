@@ -298,3 +298,18 @@ def test_a_benchmark_prints_its_table(command: str) -> None:
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sum(line.startswith("| ") for line in done.stdout.splitlines()) >= 4
+
+
+@pytest.mark.parametrize("command", ["run.py --only nothing", "ladder.py --only nothing --no-compile"])
+def test_a_name_that_nothing_has_is_told(command: str) -> None:
+    script, *options = command.split()
+    run = [sys.executable, ROOT / "benchmarks" / script, *options]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode > 0
+    assert "has 'nothing' in its name" in done.stderr
+    assert "| " not in done.stdout
+
+
+def test_a_report_needs_no_git(small: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert report.machine(small)["commit"] == "unknown"

@@ -328,7 +328,7 @@ def test_a_residual_that_is_there_is_not_replaced_unasked(photos: Path, tmp_path
     example = REX.parent / "rex.safetensors"
     out.write_bytes(example.read_bytes())
     command = ("learn", photos, "--class", "dog", "--model", tmp_path / "none", "--out", out)
-    assert f"--out {out} is there already: give another name, or --replace for it" in refused(*command)
+    assert f"--out {out} is there already. Add --replace if it may be lost, or begin with another" in refused(*command)
     assert "is there already" in refused(*command, "--resume")
     assert "is there already" not in refused(*command, "--replace")  # the model is not there
     assert out.read_bytes() == example.read_bytes()

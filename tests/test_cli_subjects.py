@@ -61,7 +61,7 @@ def test_two_subjects_are_mixed(rex: Path, residual: Residual, tmp_path: Path) -
     mixed = Residual.load(out)
     assert told == {"residual": str(out), "sha256": mixed.sha256, "class_word": "cat", "weight": 0.25}
     assert torch.allclose(mixed.vector, 0.25 * residual.vector)
-    assert "is there already: give another name, or --replace for it" in refused("mix", rex, "fido", "--out", out)
+    assert "is there already. Add --replace if it may be lost" in refused("mix", rex, "fido", "--out", out)
     assert Residual.load(out).sha256 == mixed.sha256
     again = ("mix", rex, "fido", "--out", out, "--replace")
     assert run(*again).stdout == f"{out}: 'cat', the sum of {rex} and fido.\n"

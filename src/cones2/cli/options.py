@@ -68,7 +68,7 @@ Library = Annotated[
         rich_help_panel=MORE,
     ),
 ]
-Replace = Annotated[bool, typer.Option("--replace", help="Instead of one that is there already.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace one that is there already.")]
 SaveMemory = Annotated[
     bool,
     typer.Option("--save-memory", help="Learn in less GPU memory, each step a UNet pass longer.", rich_help_panel=MORE),

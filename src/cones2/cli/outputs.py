@@ -116,7 +116,9 @@ def check_residual(path: Path, *, replace: bool) -> None:
     """
     check_file(path, suffix=".safetensors", read=Residual.load)
     if path.exists() and not replace:
-        raise OutputError(f"--out {path} is there already: give another name, or --replace for it to be replaced.")
+        raise OutputError(
+            f"--out {path} is there already. Add --replace if it may be lost, or begin with another --out."
+        )
 
 
 def check_file(path: Path, *, suffix: str, read: Callable[[Path], object], option: str = "--out") -> None:

@@ -114,8 +114,10 @@ class LayoutEdit:
         seen = key[self._rows] if tokens == key.shape[2] else key[self._rows, :, :tokens]
         eta = self._call.strength * product_std(query[self._rows], seen)
         floor = floor_of(query.dtype)  # and as far above 0: an infinite mask would give NaN, either way
-        edit = torch.addcmul(mask.floor, eta.view(-1, 1, 1, 1), mask.gain)
-        whole[self._rows, :, :, :tokens] = edit.clamp_(floor, -floor)
+        edit = torch.addcmul(mask.floor, eta.view(-1, 1, 1, 1), mask.gain).clamp_(floor, -floor)
+        if not isinstance(self._rows, slice):
+            edit = edit.to(whole.dtype)  # into a slice, PyTorch casts by itself
+        whole[self._rows, :, :, :tokens] = edit
         return whole[..., : key.shape[2]]
 
     def _mask(self, pixels: int, tokens: int, like: Tensor) -> _StaticMask:
