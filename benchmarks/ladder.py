@@ -99,9 +99,8 @@ def rungs(backbone: Backbone, photos: Sequence[Photo], recipe: Recipe, *, compil
     yield Rung(f"a batch of {recipe.batch_size} in half the steps", lesson(backbone), TunedEncoder)
     backbone = dataclasses.replace(backbone, unet=copy.deepcopy(backbone.unet).to(memory_format=torch.channels_last))
     yield Rung("UNet in channels_last", lesson(backbone), TunedEncoder)
-    half = torch.nn.Module.to(
-        copy.deepcopy(backbone.unet), torch.bfloat16
-    )  # diffusers' own `to` would warn, of nothing
+    # diffusers' own `to` would warn, of nothing
+    half = torch.nn.Module.to(copy.deepcopy(backbone.unet), torch.bfloat16)
     backbone = dataclasses.replace(backbone, unet=half)
     yield Rung("UNet in bfloat16", lesson(backbone), TunedEncoder)
     if compiled:
