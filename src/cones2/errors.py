@@ -2,22 +2,24 @@
 
 ```
 Cones2Error
-├── SettingsError          a setting outside its range, an unknown recipe, scheduler or device
-├── PhotoError             a photo or photo folder that can't be used
-├── CaptionError           a class word or caption file that can't be used
-├── PromptError            a prompt whose placeholders and subjects do not match, or that is too long
-├── LayoutError            a box, region or layout file that makes no sense
-├── ResidualError          a residual file that is damaged, hostile or of an unknown version
-│   └── ResidualMismatchError   a sound residual that belongs to another text encoder
-├── LibraryError           a name that the library of subjects does not have, or can't have
-├── HubError               a subject that can't be had from the Hub, or brought there
-├── BackboneError          a model that can't be opened or used
-├── LearningError          learning that can't start, go on or resume
-├── PictureError           a picture that holds no record of how it was made
-└── OutputError            something that can't be written
+├── SettingsError          (ValueError) a setting outside its range, an unknown recipe, scheduler or device
+├── PhotoError             (ValueError) a photo or photo folder that can't be used
+├── CaptionError           (ValueError) a class word or caption file that can't be used
+├── PromptError            (ValueError) a prompt whose placeholders and subjects do not match, or that is too long
+├── LayoutError            (ValueError) a box, region or layout file that makes no sense
+├── ResidualError          (ValueError) a residual file that is damaged, hostile or of an unknown version
+│   └── ResidualMismatchError          a sound residual that belongs to another text encoder
+├── LibraryError           (ValueError) a name that the library of subjects does not have, or can't have
+├── HubError               (OSError)    a subject that can't be read from the Hub or written to it
+├── ModelError             (ValueError) a model that can't be opened or used
+├── LearningError          (ValueError) learning that can't start, continue or resume
+├── PictureError           (ValueError) a picture that holds no record of how it was made
+├── OutputError            (OSError)    something that can't be written
+└── Cancelled                           drawing that was cancelled: there is no picture
 ```
 
-A message says what is wrong, what was got, what was expected and what to do next.
+Each error is also the built-in error that fits, so that code which knows nothing of this package can catch it. A
+message says what is wrong, what was given, what was expected and what to do next.
 """
 
 
@@ -25,27 +27,27 @@ class Cones2Error(Exception):
     """Base class: catch this to catch everything that this package raises on purpose."""
 
 
-class SettingsError(Cones2Error):
+class SettingsError(Cones2Error, ValueError):
     """A setting is outside its range or unknown."""
 
 
-class PhotoError(Cones2Error):
+class PhotoError(Cones2Error, ValueError):
     """A photo, or a folder of photos, can't be used."""
 
 
-class CaptionError(Cones2Error):
+class CaptionError(Cones2Error, ValueError):
     """A class word, or a file of captions, can't be used."""
 
 
-class PromptError(Cones2Error):
+class PromptError(Cones2Error, ValueError):
     """A prompt and its subjects do not match, or the prompt does not fit the model's window."""
 
 
-class LayoutError(Cones2Error):
+class LayoutError(Cones2Error, ValueError):
     """A box, a region or a layout file makes no sense."""
 
 
-class ResidualError(Cones2Error):
+class ResidualError(Cones2Error, ValueError):
     """A residual file is damaged, hostile or of an unknown version."""
 
 
@@ -53,29 +55,33 @@ class ResidualMismatchError(ResidualError):
     """A sound residual belongs to another text encoder."""
 
 
-class LibraryError(Cones2Error):
+class LibraryError(Cones2Error, ValueError):
     """The library of subjects does not have a name, or can't have it."""
 
 
-class HubError(Cones2Error):
-    """A subject can't be had from the Hub, or brought there."""
+class HubError(Cones2Error, OSError):
+    """A subject can't be read from the Hub or written to it."""
 
 
-class BackboneError(Cones2Error):
+class ModelError(Cones2Error, ValueError):
     """A model can't be opened, or lacks what the method needs."""
 
 
-class LearningError(Cones2Error):
-    """Learning can't start, go on or resume."""
+class LearningError(Cones2Error, ValueError):
+    """Learning can't start, continue or resume."""
 
 
-class PictureError(Cones2Error):
+class PictureError(Cones2Error, ValueError):
     """A picture can't be read, or holds no record of how it was made."""
 
 
-class OutputError(Cones2Error):
+class OutputError(Cones2Error, OSError):
     """Something can't be written."""
 
 
+class Cancelled(Cones2Error):  # noqa: N818 - it is no fault
+    """Drawing was cancelled, so there is no picture."""
+
+
 class Cones2Warning(UserWarning):
-    """Something the user should know, that does not stop the work."""
+    """Something that the user should know and that does not stop the work."""
