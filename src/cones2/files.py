@@ -1,61 +1,78 @@
 """Reading files within bounds, and writing them so that a reader sees the old content or the new, never a part."""
 
 import contextlib
-import fcntl
+import errno
 import os
 import secrets
 import stat
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from cones2.errors import Cones2Error, OutputError
+import filelock
+
+from cones2.errors import Cones2Error, Cones2Warning, OutputError
+
+_LOCKS_UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 def expanded(path: Path | str) -> Path:
-    """Put the user's home in place of `~`; `~nobody`, at which pathlib's own way fails, stays as it is."""
+    """Return `path` with the user's home in place of `~`; `~nobody`, at which pathlib fails, stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def read_bounded(path: Path, *, limit: int, error: type[Cones2Error]) -> bytes:
     """Return the bytes of `path`, a regular file of at most `limit` bytes.
 
-    Symbolic links are followed; pipes, devices and folders are refused without blocking on them.
+    Symbolic links are followed; pipes, devices and folders are refused without waiting for them.
 
     Raises:
-        Cones2Error: of the type `error`; the file is missing, unreadable, not a regular file or too large.
+        Cones2Error: of the type `error`: the file is missing, unreadable, not a regular file or too large.
     """
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
-            # Asked of the open file, so that nothing can be swapped in between.
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise error(f"can't read {path}: it is a pipe or device, expected a regular file.")
-            content = file.read(limit + 1)
+            # The open file is asked, so that nothing can be swapped in between.
+            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            content = file.read(limit + 1) if is_regular else b""
     except (OSError, ValueError) as cause:  # ValueError: a NUL in the path
         raise error(f"can't read {path}: {_reason(cause)}. Check the path and its permissions.") from cause
+    if not is_regular:
+        raise error(f"can't read {path}: it is a pipe or device, expected a regular file.")
     if len(content) > limit:
         raise error(f"{path} is too large: expected at most {limit:,} bytes.")
     return content
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path`: temporary file beside it, fsync, rename, fsync of the folder.
+    """Write `content` to `path`: into a temporary file beside it, to the disk, and then under its name.
 
     Raises:
-        OutputError: the folder is missing or can't be written, or the disk is full; nothing is left behind.
+        OutputError: the folder is missing or can't be written, or the disk is full; the old content is kept.
     """
     temporary = path.parent / f".{secrets.token_hex(8)}.part"
     try:
-        _write_new(temporary, content)
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
-        _fsync_folder(path.parent)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    except BaseException as error:
+        with contextlib.suppress(OSError, ValueError):  # the error under way says what is wrong
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError | ValueError):  # ValueError: a NUL in the path
+            raise
         raise OutputError(f"can't write {path}: {_reason(error)}. Choose another place, or make room there.") from error
-    finally:
-        _remove(temporary)
+    # The file is there now. Some mounts, and Windows, can't write a folder through to the disk: that loses nothing.
+    with contextlib.suppress(OSError, ValueError):
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder `path` and its parents, if they are not there yet.
+    """Make the folder `path` and its parents, unless they are there already.
 
     Raises:
         OutputError: it can't be made, for instance because a file is in the way.
@@ -63,49 +80,41 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise OutputError(f"can't make the folder {path}: {_reason(error)}. Choose another --out.") from error
+        raise OutputError(f"can't make the folder {path}: {_reason(error)}. Choose another place.") from error
 
 
 @contextlib.contextmanager
-def held(lock: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the file `lock` until the block ends; the lock goes with the process, however that ends.
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock file `path` for a `with` block; the lock ends with the process, however that ends.
+
+    The file and its folder are made where they are missing; the file is never changed, and stays. Where the file
+    system has no locks, the block is entered with a warning.
 
     Raises:
-        BlockingIOError: another process holds it, and `wait` is False.
-        OutputError: it can't be made.
+        BlockingIOError: somebody else holds it, and `wait` is False.
+        OutputError: it can't be made, or something that is not a regular file has its name.
     """
-    try:
-        file = lock.open("w")
-    except (OSError, ValueError) as error:
-        raise OutputError(f"can't write in {lock.parent}: {_reason(error)}. Choose another folder.") from error
-    with file:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    mode = stat.S_IFREG
+    with contextlib.suppress(OSError, ValueError):  # missing, or an error that locking meets as well
+        mode = path.lstat().st_mode
+    if not stat.S_ISREG(mode):
+        raise OutputError(f"{path} is in the way: expected a regular file, or none. Remove it.")
+    lock = filelock.FileLock(path, timeout=-1 if wait else 0, thread_local=False, fallback_to_soft=False)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock)
+        except filelock.Timeout as error:
+            raise BlockingIOError(errno.EAGAIN, "somebody else holds the lock", str(path)) from error
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) not in _LOCKS_UNSUPPORTED:
+                raise OutputError(f"can't lock {path}: {_reason(error)}. Choose another folder.") from error
+            message = f"can't lock {path}: {_reason(error)}. Let nothing else write to {path.parent} at the same time."
+            warnings.warn(message, Cones2Warning, stacklevel=3)
         yield
 
 
-def _write_new(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    # Where even this fails, nothing was made, and the error under way says why.
-    with contextlib.suppress(OSError, ValueError):
-        path.unlink(missing_ok=True)
-
-
 def _open_without_waiting(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NONBLOCK)  # a pipe would wait for a writer
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for a writer; Windows has no such
 
 
 def _reason(error: OSError | ValueError) -> str:
