@@ -10,12 +10,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from cones2.photos import Photo, load_photos
-from cones2.residual.residual import Residual
+from cones2.residual import Residual
 
 _HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Example:
     """An example subject.
 
@@ -29,6 +29,9 @@ class Example:
     class_word: str
     folder: Path
 
+    def __repr__(self) -> str:
+        return f"Example({self.name!r}, {self.class_word!r})"
+
     @property
     def photos(self) -> tuple[Photo, ...]:
         """Its photos, read anew each time."""
@@ -36,7 +39,7 @@ class Example:
 
     @property
     def residual(self) -> Residual:
-        """What `cones2 learn` made of its photos on `mini`.
+        """What was learned from its photos on `mini`, read anew each time.
 
         Raises:
             ResidualError: the file is missing or damaged.

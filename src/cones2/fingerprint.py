@@ -1,0 +1,90 @@
+"""What identifies a text encoder, whatever its dtype, the names of its keys or its file."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
+
+from cones2.errors import ModelError
+from cones2.residual import EncoderId
+
+# Independent of the vocabulary's size, which grows when a textual inversion is loaded.
+_PROBE_IDS = (3, 40, 77, 114, 151, 188, 225, 262)
+_PROBE_NUMBERS = 16
+
+TextEncoder = CLIPTextModel | CLIPTextModelWithProjection | T5EncoderModel
+
+
+def fingerprint(text_encoder: TextEncoder, role: str, name: str, *, hash_weights: bool = True) -> EncoderId:
+    """Return the fingerprint of a text encoder.
+
+    A LoRA that is loaded and not fused is no part of it, and a textual inversion leaves the probe as it is.
+
+    Args:
+        text_encoder: in any dtype, on any device.
+        role: its name among a pipeline's components: `text_encoder`, `text_encoder_2`...
+        name: what the user calls the model.
+        hash_weights: False leaves out the hash of all weights, which takes time; the probe still identifies it.
+
+    Raises:
+        ModelError: it gives NaN or infinity.
+    """
+    with _without_lora(text_encoder):
+        probe = _probe(text_encoder)
+    if not torch.isfinite(probe).all():
+        raise ModelError(f"the {role} of {name} gives NaN or infinity. Open the model in another dtype.")
+    return EncoderId(
+        role=role,
+        name=name,
+        width=text_encoder.config.hidden_size,
+        weights=_hash_weights(text_encoder) if hash_weights else "not read",
+        probe=tuple(float(f"{number:.4g}") for number in probe.tolist()),
+    )
+
+
+def _hash_weights(text_encoder: TextEncoder) -> str:
+    """Return the sha256 of all weights as float32, by canonical name."""
+    digest = hashlib.sha256()
+    weights = {_canonical(key): weight for key, weight in text_encoder.state_dict().items()}
+    if "shared.weight" in weights:
+        weights.pop("encoder.embed_tokens.weight", None)  # T5's own second name of it
+    for key in sorted(weights):
+        if key.endswith("position_ids") or ".lora_" in key:  # the former is a counter that some releases save
+            continue
+        weight = weights[key].to("cpu", torch.float32).contiguous()
+        digest.update(f"{key} {tuple(weight.shape)}\n".encode())
+        digest.update(weight.numpy().data)
+    return digest.hexdigest()
+
+
+def _canonical(key: str) -> str:
+    return key.removeprefix("text_model.").replace(".base_layer.", ".")  # where peft keeps what it wraps
+
+
+@torch.no_grad()
+def _probe(text_encoder: TextEncoder) -> Float[Tensor, "numbers"]:
+    """Return a few numbers of the last state over fixed token ids: enough to identify the encoder in another dtype."""
+    device = "cpu" if text_encoder.device.type == "meta" else text_encoder.device  # offloaded: hooks move the ids
+    input_ids = torch.tensor([_PROBE_IDS], device=device) % text_encoder.config.vocab_size
+    state: Tensor = text_encoder(input_ids).last_hidden_state[0, -1].float().cpu()
+    channels = torch.linspace(0, len(state) - 1, _PROBE_NUMBERS, device="cpu").long()
+    return state[channels]
+
+
+@contextmanager
+def _without_lora(text_encoder: TextEncoder) -> Iterator[None]:
+    """Leave out what peft's layers add, for a `with` block; merged layers stay, since that is part of the weights."""
+    layers: list[Any] = [m for m in text_encoder.modules() if getattr(m, "_disable_adapters", None) is False]
+    active = [layer for layer in layers if not layer.merged]
+    try:
+        for layer in active:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer in active:
+            layer._disable_adapters = False

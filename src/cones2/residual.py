@@ -1,0 +1,372 @@
+"""The residual: what turns a class word's embedding into the user's subject, and its file of a few KB.
+
+The file is safetensors: one float32 tensor of shape [tokens, dim] for each text encoder, named by the encoder's role in
+a diffusers pipeline (`text_encoder`, `text_encoder_2`...), and one metadata key, `cones2`, with sorted JSON. The same
+residual always gives the same bytes. Reading checks the header, within bounds, before any tensor is made, and never
+touches a model.
+"""
+
+import hashlib
+import json
+import math
+import struct
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import safetensors.torch
+import torch
+from jaxtyping import Float32
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from torch import Tensor
+
+from cones2.checking import first_problem
+from cones2.errors import Cones2Warning, ResidualError, ResidualMismatchError, SettingsError
+from cones2.files import read_bounded, write_atomically
+
+VERSION = 3
+MAX_TOKENS = 16
+MAX_FILE_BYTES = 1024 * 1024
+MAX_HEADER_BYTES = 64 * 1024
+
+_PROBE_TOLERANCE = 0.05  # half-precision copies of an encoder stay below 0.02, another encoder is near 1
+
+_Text = Annotated[str, Field(min_length=1, max_length=1000)]
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+# Bounded, so that no product of these numbers overflows and makes every encoder fit.
+_ProbeNumber = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class _Part(_Strict):
+    """What the header says of a text encoder and of what was learned for it."""
+
+    role: Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,63}$")]
+    name: _Text
+    width: int = Field(ge=1, le=16384)
+    weights: _Sha256
+    probe: list[_ProbeNumber] = Field(min_length=1, max_length=64)
+    tokens: list[_Text] = Field(min_length=1, max_length=MAX_TOKENS)
+    span: Literal["class word"]
+
+
+class _Document(_Strict):
+    """What the metadata key `cones2` holds."""
+
+    version: Literal[3]
+    class_word: _Text
+    parts: list[_Part] = Field(min_length=1, max_length=4)
+    recipe: dict[str, JsonValue]
+    photos: list[_Sha256]
+    tool_version: _Text
+
+
+class _TensorEntry(_Strict):
+    dtype: Literal["F32"]
+    shape: list[int] = Field(min_length=2, max_length=2)
+    data_offsets: list[int] = Field(min_length=2, max_length=2)
+
+
+@dataclass(frozen=True)
+class EncoderId:
+    """The fingerprint of one text encoder of a pipeline.
+
+    Attributes:
+        role: its name among the pipeline's components: `text_encoder`, `text_encoder_2`...
+        name: the model that the user opened.
+        width: numbers in the embedding of a token.
+        weights: sha256 of the float32 weights under canonical names.
+        probe: a few numbers that the encoder gives for a fixed input; they identify it in another dtype as well.
+    """
+
+    role: str
+    name: str
+    width: int
+    weights: str
+    probe: tuple[float, ...]
+
+    def fits(self, other: "EncoderId") -> bool:
+        """Return whether both are the same encoder, whatever its dtype, its file or its name."""
+        return self.width == other.width and (self.weights == other.weights or self._probe_agrees(other))
+
+    def _probe_agrees(self, other: "EncoderId") -> bool:
+        if len(self.probe) != len(other.probe):
+            return False
+        scale = min(math.hypot(*self.probe), math.hypot(*other.probe))
+        return math.isfinite(scale) and math.dist(self.probe, other.probe) <= _PROBE_TOLERANCE * scale
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ResidualPart:
+    """What was learned for one text encoder.
+
+    Attributes:
+        encoder: the text encoder that it was learned on.
+        tokens: those of the class word, as the encoder's tokenizer writes them.
+        vector: Δ, one row for each token; float32.
+        span: the rule that says to which tokens of a prompt the rows are added: those of the class word.
+
+    Raises:
+        ResidualError: tokens and vector do not match, or the vector is not finite.
+    """
+
+    encoder: EncoderId
+    tokens: tuple[str, ...]
+    vector: Float32[Tensor, "tokens dim"]
+    span: Literal["class word"] = "class word"
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.tokens) <= MAX_TOKENS:
+            raise ResidualError(f"a residual has 1 to {MAX_TOKENS} tokens, this one has {len(self.tokens)}.")
+        expected = [len(self.tokens), self.encoder.width]
+        if list(self.vector.shape) != expected or self.vector.dtype != torch.float32:
+            raise ResidualError(
+                f"a residual of {expected[0]} tokens and width {expected[1]} needs a float32 vector of shape"
+                f" {expected}, got {str(self.vector.dtype).removeprefix('torch.')} of shape {list(self.vector.shape)}."
+            )
+        if not torch.isfinite(self.vector).all():
+            raise ResidualError(f"the residual for {self.encoder.role} holds NaN or infinity. Learn it again.")
+
+    def __repr__(self) -> str:
+        return f"ResidualPart({self.encoder.role}, {len(self.tokens)} x {self.encoder.width})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Residual:
+    """Δ of one subject: added to the class word's token embeddings, it turns them into the subject's.
+
+    `arXiv:2305.19327, Eq. 5 and 6`.
+
+    Attributes:
+        class_word: the word, or words, for the raw category.
+        parts: what was learned, for each text encoder of the model; each has a role of its own.
+        recipe: the settings that it was learned with; JSON values.
+        photos: sha256 of each photo's file.
+        tool_version: the version of cones2 that learned it.
+
+    Raises:
+        ResidualError: there is no part, or two have one role.
+    """
+
+    class_word: str
+    parts: tuple[ResidualPart, ...]
+    recipe: Mapping[str, object]
+    photos: tuple[str, ...]
+    tool_version: str
+
+    def __post_init__(self) -> None:
+        roles = [part.encoder.role for part in self.parts]
+        if not roles or len(set(roles)) < len(roles):
+            raise ResidualError(f"a residual needs parts of different roles, got {roles}.")
+
+    def __repr__(self) -> str:
+        learned = " + ".join(f"{len(part.tokens)} x {part.encoder.width}" for part in self.parts)
+        return f"Residual({self.class_word!r}, {learned}, learned on {self.parts[0].encoder.name!r})"
+
+    def part(self, role: str) -> ResidualPart:
+        """Return what was learned for the text encoder of this role.
+
+        Raises:
+            ResidualMismatchError: there is no such part.
+        """
+        for part in self.parts:
+            if part.encoder.role == role:
+                return part
+        roles = [part.encoder.role for part in self.parts]
+        raise ResidualMismatchError(f"the residual of {self.class_word!r} has no part for {role!r}, it has {roles}.")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file that `save` writes."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """Return the file's content; the same residual always gives the same bytes.
+
+        Raises:
+            ResidualError: a field is not what a file can hold, such as infinity in the recipe.
+        """
+        parts = [{**asdict(part.encoder), "tokens": part.tokens, "span": part.span} for part in self.parts]
+        document = {
+            "version": VERSION,
+            "class_word": self.class_word,
+            "parts": parts,
+            "recipe": dict(self.recipe),
+            "photos": self.photos,
+            "tool_version": self.tool_version,
+        }
+        try:
+            text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ResidualError(f"a residual's recipe and fingerprint must be finite JSON values: {error}.") from error
+        tensors = {part.encoder.role: part.vector.detach().cpu().contiguous() for part in self.parts}
+        content = bytes(safetensors.torch.save(tensors, metadata={"cones2": text}))
+        _read_header(content)  # what is written can be read
+        return content
+
+    def save(self, path: Path | str) -> None:
+        """Write the file, all of it or nothing.
+
+        Raises:
+            OutputError: it can't be written there.
+            ResidualError: a field is not what a file can hold.
+        """
+        write_atomically(Path(path), self.to_bytes())
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Residual":
+        """Read a file that may come from anyone.
+
+        Raises:
+            ResidualError: it can't be read, or is not exactly a residual file of this version.
+        """
+        content = read_bounded(Path(path), limit=MAX_FILE_BYTES, error=ResidualError)
+        return cls.from_bytes(content, origin=str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, *, origin: str = "bytes") -> "Residual":
+        """Read a file's content; `origin` names it in errors.
+
+        Raises:
+            ResidualError: it is not exactly a residual file of this version.
+        """
+        try:
+            document = _read_header(content)
+            tensors = safetensors.torch.load(content)
+            parts = tuple(_part(entry, tensors[entry.role]) for entry in document.parts)
+            residual = cls(document.class_word, parts, document.recipe, tuple(document.photos), document.tool_version)
+            _ = residual.sha256  # what was read can be written again: no half characters, nothing too long
+        except (ResidualError, safetensors.SafetensorError, UnicodeEncodeError) as error:
+            message = f"{origin} is no sound residual file: {error} Download it or learn it again."
+            raise ResidualError(message) from error
+        return residual
+
+    def mix(self, other: "Residual", weight: float) -> "Residual":
+        """Return the subject between this one and another, `(1 - weight)·Δ + weight·Δ'`.
+
+        0 gives this one, 1 the other; below and beyond, their difference is exaggerated.
+
+        Raises:
+            ResidualMismatchError: they do not have the same class word, tokens and text encoders.
+            SettingsError: the weight is not finite.
+        """
+        if not math.isfinite(weight):
+            raise SettingsError(f"weight {weight} can't be used: expected a number, 0 for the one, 1 for the other.")
+        return self._combined(other, (1 - weight, weight))
+
+    def __add__(self, other: "Residual") -> "Residual":
+        """Return the subject that is both at once, `Δ + Δ'`.
+
+        Raises:
+            ResidualMismatchError: they do not have the same class word, tokens and text encoders.
+        """
+        return self._combined(other, (1.0, 1.0)) if isinstance(other, Residual) else NotImplemented
+
+    def _combined(self, other: "Residual", weights: tuple[float, float]) -> "Residual":
+        """Weigh and add; the recipe says what was combined."""
+        try:
+            other.check_fits([part.encoder for part in self.parts])
+        except ResidualMismatchError as error:
+            raise ResidualMismatchError(f"residuals of two models can't be combined: {error}") from error
+        pairs = [(part, other.part(part.encoder.role)) for part in self.parts]
+        if self.class_word != other.class_word or any(one.tokens != two.tokens for one, two in pairs):
+            raise ResidualMismatchError(
+                f"residuals of {self.class_word!r} and {other.class_word!r} can't be combined: they are added to"
+                " other tokens. Combine residuals of one class word."
+            )
+        combined = [{"residual": one.sha256, "weight": x} for one, x in zip((self, other), weights, strict=True)]
+        return replace(
+            self,
+            parts=tuple(replace(one, vector=weights[0] * one.vector + weights[1] * two.vector) for one, two in pairs),
+            recipe={"combined": combined},
+            photos=tuple(dict.fromkeys(self.photos + other.photos)),
+        )
+
+    def check_fits(self, encoders: Sequence[EncoderId], *, force: bool = False) -> None:
+        """Check that this residual was learned on these text encoders, whatever their dtype or file.
+
+        Args:
+            encoders: the fingerprints of a model's text encoders.
+            force: only warn about other encoders of the same widths; other widths or roles are always an error.
+
+        Raises:
+            ResidualMismatchError: it was learned on other text encoders.
+        """
+        mine = {part.encoder.role: part.encoder for part in self.parts}
+        given = {encoder.role: encoder for encoder in encoders}
+        if mine.keys() == given.keys() and all(mine[role].fits(given[role]) for role in mine):
+            return
+        text = (
+            f"the residual of {self.class_word!r} was learned on {_described(list(mine.values()))}, and this is"
+            f" {_described(encoders)}"
+        )
+        if {role: one.width for role, one in mine.items()} != {role: one.width for role, one in given.items()}:
+            raise ResidualMismatchError(f"{text}: the widths must be equal. Learn the subject on this model.")
+        if not force:
+            raise ResidualMismatchError(
+                f"{text}, another text encoder: the subject would be lost. Use the model that it was learned on, learn"
+                " it on this one, or pass force=True."
+            )
+        message = f"{text}, another text encoder. It is used because force is True; expect another subject."
+        warnings.warn(message, Cones2Warning, stacklevel=2)
+
+
+def _described(encoders: Sequence[EncoderId]) -> str:
+    name = encoders[0].name if encoders else "nothing"
+    return f"{name} (width {'+'.join(str(encoder.width) for encoder in encoders)})"
+
+
+def _part(entry: _Part, vector: Tensor) -> ResidualPart:
+    encoder = EncoderId(entry.role, entry.name, entry.width, entry.weights, tuple(entry.probe))
+    return ResidualPart(encoder, tuple(entry.tokens), vector, entry.span)
+
+
+def _read_header(content: bytes) -> _Document:
+    """Check all of a file but the tensors' numbers and where they lie, and return what its metadata says.
+
+    Raises:
+        ResidualError: it is not as `to_bytes` writes it.
+    """
+    if not 8 <= len(content) <= MAX_FILE_BYTES:
+        raise ResidualError(f"it has {len(content)} bytes, expected 8 to {MAX_FILE_BYTES}.")
+    (length,) = struct.unpack("<Q", content[:8])
+    if not 2 <= length <= min(MAX_HEADER_BYTES, len(content) - 8):
+        raise ResidualError(f"its header claims {length} bytes, expected 2 to {MAX_HEADER_BYTES}, all in the file.")
+    header = _from_json(content[8 : 8 + length])
+    metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or list(metadata) != ["cones2"] or not isinstance(metadata["cones2"], str):
+        raise ResidualError(f"its metadata is not that of version {VERSION}, the one key 'cones2'.")
+    try:
+        document = _Document.model_validate(_from_json(metadata["cones2"]))
+        entries = TypeAdapter(dict[str, _TensorEntry]).validate_python(header)
+    except ValidationError as error:
+        problem = first_problem(error)
+        raise ResidualError(f"{problem.place or 'its header'!r}: {problem.message}.") from error
+    shapes = {part.role: [len(part.tokens), part.width] for part in document.parts}
+    if {name: entry.shape for name, entry in entries.items()} != shapes:
+        raise ResidualError("its tensors do not have the names and shapes that its metadata tells.")
+    return document
+
+
+def _from_json(text: bytes | str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ResidualError(f"its header is not the JSON that it should be: {str(error)[:100]}.") from error
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return result
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}")

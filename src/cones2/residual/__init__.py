@@ -1,1 +1,0 @@
-"""Residuals: what a subject is, and the file that keeps it."""
