@@ -89,8 +89,8 @@ def check_no_weights(text: str) -> None:
     found = _WEIGHT.search(text)
     if found:
         raise PromptError(
-            f"{found[0]!r} looks like a weight, and prompts have none here: use --strength (Subject.strength) for how"
-            " much of a subject, and plain words for the rest."
+            f"{found[0]!r} looks like a weight, and prompts have none here: use a subject's strength for how much of it"
+            " is added, and plain words for the rest."
         )
 
 
@@ -99,17 +99,16 @@ def plain_text(text: str) -> str:
     return _ESCAPED.sub(r"\1", text)
 
 
-def parse_prompt(template: str, class_words: Mapping[str, str], *, require_all: bool = True) -> ParsedPrompt:
+def parse_prompt(template: str, class_words: Mapping[str, str]) -> ParsedPrompt:
     """Replace each `{name}` by its class word and remember where it went.
 
     Args:
         template: the prompt with placeholders.
-        class_words: the class word of every subject, by name.
-        require_all: whether a subject that the prompt does not mention is an error.
+        class_words: the class word of every subject that may be mentioned, by name.
 
     Raises:
-        PromptError: a brace is unmatched, a name is empty, unknown or not mentioned, text touches a placeholder, or
-            something is weighed; or the prompt is longer than LONGEST_PROMPT.
+        PromptError: a brace is unmatched, a name is empty or unknown, text touches a placeholder, or something is
+            weighed; or the prompt is longer than LONGEST_PROMPT.
     """
     if len(template) > LONGEST_PROMPT:
         raise PromptError(f"the prompt has {len(template):,} characters; expected at most {LONGEST_PROMPT:,}.")
@@ -124,11 +123,6 @@ def parse_prompt(template: str, class_words: Mapping[str, str], *, require_all: 
         position = match.end()
     text += plain_text(template[position:])
     _check_no_brace_is_left(template)
-    unused = sorted(class_words.keys() - {mention.name for mention in mentions})
-    if require_all and unused:
-        raise PromptError(
-            f"the prompt does not mention {{{unused[0]}}}: write it where that subject belongs, or drop it."
-        )
     return ParsedPrompt(text, tuple(mentions))
 
 
@@ -144,8 +138,8 @@ def _check_placeholder(match: re.Match[str], template: str, class_words: Mapping
     if name not in class_words:
         known = ", ".join(class_words) or "none"
         raise PromptError(
-            f"no subject is called {name!r}, as the prompt has it; the subjects are: {known}. Give it (--subject,"
-            " or --plain for an untaught word), or write the word itself."
+            f"no subject is called {name!r}, as the prompt has it; the subjects are: {known}. Load it, give its word for an"
+            " untaught one, or write the word itself in place of the braces."
         )
     before, after = template[: match.start()][-1:], template[match.end() :][:1]
     for neighbour in (before, after):
@@ -169,13 +163,13 @@ def _check_no_brace_is_left(template: str) -> None:
         )
 
 
-def tokenize_prompt(prompt: ParsedPrompt, tokenizer: Tokenizer, *, what: str = "the prompt") -> TokenizedPrompt:
+def tokenize_prompt(prompt: ParsedPrompt, tokenizer: Tokenizer, *, window: int | None = None) -> TokenizedPrompt:
     """Tokenize for the model's window; text that does not fit is cut with a warning, but never a subject.
 
     Args:
         prompt: as parsed.
         tokenizer: the model's.
-        what: to call it in the warning.
+        window: the most tokens that the model reads; the tokenizer's own number when None.
 
     Raises:
         PromptError: a subject would be cut off, or its tokens are not those of its class word alone.
@@ -186,8 +180,11 @@ def tokenize_prompt(prompt: ParsedPrompt, tokenizer: Tokenizer, *, what: str = "
         span = _find_span(whole["offset_mapping"], prompt.text, mention.start, mention.end)
         _check_tokens_alone(whole["input_ids"][slice(*span)], mention, prompt, tokenizer)
         spans[mention.name] = (*spans.get(mention.name, ()), span)
-    _check_window(whole["input_ids"], spans, tokenizer.model_max_length, what)
-    padded = tokenizer(prompt.text, padding="max_length", truncation=True, return_tensors="pt", verbose=False)
+    window = min(window or tokenizer.model_max_length, tokenizer.model_max_length)
+    _check_window(whole["input_ids"], spans, window)
+    padded = tokenizer(
+        prompt.text, padding="max_length", truncation=True, max_length=window, return_tensors="pt", verbose=False
+    )
     return TokenizedPrompt(prompt.text, padded["input_ids"], spans)
 
 
@@ -210,7 +207,8 @@ def _find_span(offsets: Sequence[Span], text: str, start: int, end: int) -> Span
     inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > start]
     if not inside:
         raise PromptError(f"the tokenizer sees nothing in {text[start:end]!r}: choose another class word.")
-    if offsets[inside[0]][0] < start or offsets[inside[-1]][1] > end:
+    outside = text[offsets[inside[0]][0] : start] + text[end : offsets[inside[-1]][1]]
+    if outside.strip():  # T5's tokens hold the space before them
         raise PromptError(f"{text[start:end]!r} shares a token with its neighbours in {text!r}: put spaces around it.")
     return inside[0], inside[-1] + 1
 
@@ -225,10 +223,10 @@ def _check_tokens_alone(ids: Sequence[int], mention: Mention, prompt: ParsedProm
         )
 
 
-def _check_window(ids: Sequence[int], spans: Mapping[str, tuple[Span, ...]], window: int, what: str) -> None:
+def _check_window(ids: Sequence[int], spans: Mapping[str, tuple[Span, ...]], window: int) -> None:
     if len(ids) <= window:
         return
-    sizes = f"{what} has {len(ids)} tokens with start and end, the model's window holds {window}"
+    sizes = f"the prompt has {len(ids)} tokens with start and end, the model's window holds {window}"
     for name, ranges in spans.items():
         if ranges[-1][1] > window - 1:  # the last place is the end token's
             raise PromptError(f"{sizes}: {{{name}}} would be cut off. Shorten the prompt, or name the subject earlier.")

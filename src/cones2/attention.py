@@ -1,0 +1,302 @@
+"""The one edit of attention and its two ways in: a processor for UNets, a function mode for joint transformers.
+
+`edited_attention` stands on a denoiser that other threads may use at the same time, so nothing that it installs holds
+the state of a run: layers look the running edit up in a `ContextVar`, and a thread without one gets what it would have
+got. Under `torch.compile` a layer asks through an operator that the compiler does not look into: layouts and prompts
+change without a graph break or a new compilation.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
+
+from cones2.errors import ModelError
+from cones2.families import Arguments, Family
+from cones2.guidance import Bias, Key, Query
+from cones2.shared import Undo, shared_change
+
+
+class Edit(Protocol):
+    """What a run does to a denoiser's calls."""
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """Read the arguments of a call, and return those to make it with."""
+
+    def bias(self, query: Query, key: Key) -> Bias | None:
+        """Return what is added to a layer's scores `QKᵀ/√d`; None adds nothing."""
+
+
+@dataclass(eq=False)
+class _Running:
+    """An edit of the running thread, how many layers asked it in this call, and what layers made of its text."""
+
+    edit: Edit
+    layers: int = 0
+    kept: dict[Any, "_ReadText"] = field(default_factory=dict)
+
+    def bias(self, query: Query, key: Key) -> Bias | None:
+        self.layers += 1
+        return self.edit.bias(query, key)
+
+
+_RUNNING: ContextVar[Mapping[int, _Running]] = ContextVar("cones2's running edits", default=MappingProxyType({}))
+
+
+@contextlib.contextmanager
+def edited_attention(denoiser: Any, family: Family, edit: Edit) -> Iterator[None]:
+    """Let `edit` read and change every call that this thread makes of a denoiser within a `with` block.
+
+    When the last thread leaves, also after an error, the denoiser has its own processors and its own call back.
+
+    Raises:
+        ModelError: the denoiser has no attention to text, something else edits it, or this thread does already; within
+            the block, its layers did not ask the edit, because their attention is computed elsewhere.
+    """
+    key = id(denoiser)
+    if key in _RUNNING.get():
+        raise ModelError("this model is at work with subjects or a layout already: leave that `with` block first.")
+    with shared_change(denoiser, "attention", lambda: _install(denoiser, family)):
+        before = _RUNNING.get()
+        _RUNNING.set(MappingProxyType({**before, key: _Running(edit)}))
+        try:
+            yield
+        finally:  # by value: a block that is left in another context could not be reset by token
+            _RUNNING.set(MappingProxyType({k: v for k, v in _RUNNING.get().items() if k != key}))
+
+
+@contextlib.contextmanager
+def unedited() -> Iterator[None]:
+    """Let this thread call any denoiser as it is within a `with` block, whatever block is around."""
+    before = _RUNNING.get()
+    _RUNNING.set(MappingProxyType({}))
+    try:
+        yield
+    finally:
+        _RUNNING.set(before)
+
+
+def _install(denoiser: Any, family: Family) -> Undo:
+    """Put processors into a UNet's cross-attention, and a wrapper around the denoiser's call."""
+    layers = _cross_layers(denoiser) if family.attention == "cross" else {}
+    if family.attention == "joint":
+        _check_backends(denoiser)
+    expected = len(layers) or family.joint_layers(denoiser)
+    saved = {layer: layer.processor for layer in layers.values()}
+    processor = CrossAttention(id(denoiser))
+    for layer in saved:
+        layer.set_processor(processor)
+    unwrap = _wrap_call(denoiser, expected, is_joint=family.attention == "joint")
+
+    def undo() -> None:
+        unwrap()
+        for layer, own in saved.items():
+            layer.set_processor(own)
+
+    return undo
+
+
+def _wrap_call(denoiser: Any, expected: int, *, is_joint: bool) -> Undo:
+    """Wrap the outermost call, outside of what `torch.compile` made: inside, a later change could be ignored."""
+    name = "forward" if vars(denoiser).get("_compiled_call_impl") is None else "_compiled_call_impl"
+    inner, had_own = getattr(denoiser, name), name in vars(denoiser)
+    key = id(denoiser)
+
+    @functools.wraps(inner)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        running = _RUNNING.get().get(key)
+        if running is None:
+            return inner(*args, **kwargs)
+        args, kwargs = running.edit.begin(args, kwargs)
+        running.layers = 0
+        with _JointAttention(running) if is_joint else contextlib.nullcontext():
+            result = inner(*args, **kwargs)
+        if running.layers != expected:
+            raise ModelError(_missing_layers(denoiser, running.layers, expected))
+        return result
+
+    setattr(denoiser, name, call)
+    return (lambda: setattr(denoiser, name, inner)) if had_own else (lambda: delattr(denoiser, name))
+
+
+def _missing_layers(denoiser: Any, found: int, expected: int) -> str:
+    backends = {str(getattr(getattr(m, "processor", None), "_attention_backend", None)) for m in denoiser.modules()}
+    named = ", ".join(sorted(backends - {"None"})) or "one that cones2 does not know"
+    return (
+        f"{found} of {expected} attention layers can be given a layout; the others compute attention by another backend"
+        f" ({named}): set the attention backend 'native', and unload adapters that replace attention."
+    )
+
+
+class CrossAttention:
+    """diffusers' default processor with an additive bias; one that finds no running edit is the default processor."""
+
+    def __init__(self, denoiser: int) -> None:
+        self._denoiser = denoiser
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Float[Tensor, "batch tokens channels"] | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from `hidden_states`, sequences or pictures, to `encoder_hidden_states`, or to themselves."""
+        compiling = torch.compiler.is_compiling()
+        running = None if compiling else _RUNNING.get().get(self._denoiser)
+        if running is None and not compiling:
+            plain: Tensor = _PLAIN(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return plain
+        residual = hidden_states
+        if attn.spatial_norm is not None:
+            hidden_states = attn.spatial_norm(hidden_states, temb)
+        pixels = hidden_states.flatten(2).mT if hidden_states.ndim == 4 else hidden_states
+        if attn.group_norm is not None:
+            pixels = attn.group_norm(pixels.mT).mT
+        attended = self._attend(attn, running, pixels, encoder_hidden_states, attention_mask)
+        projected: Tensor = attn.to_out[1](attn.to_out[0](attended))  # a linear layer, then dropout
+        if residual.ndim == 4:
+            projected = projected.mT.reshape(residual.shape)
+        if attn.residual_connection:
+            projected = projected + residual
+        return projected if attn.rescale_output_factor == 1 else projected / attn.rescale_output_factor
+
+    def _attend(
+        self,
+        attn: Attention,
+        running: _Running | None,
+        pixels: Float[Tensor, "batch pixels channels"],
+        text: Float[Tensor, "batch tokens text_channels"] | None,
+        attention_mask: Tensor | None,
+    ) -> Float[Tensor, "batch pixels inner"]:
+        query = _split(attn, attn.to_q(pixels))
+        query = query if attn.norm_q is None else attn.norm_q(query)
+        key, value = _keys_and_values(attn, pixels, norm=False) if text is None else _read_text(attn, text, running)
+        bias = running.bias(query, key) if running else torch.ops.cones2.attention_bias(query, key, self._denoiser)
+        mask = _expanded(attn, attention_mask, len(key), key.shape[2])
+        mask = bias if mask is None else mask if bias is None else mask + bias
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return attended.transpose(1, 2).flatten(2).to(query.dtype)
+
+
+_PLAIN: Any = AttnProcessor2_0()  # type: ignore[no-untyped-call]
+
+
+@torch.library.custom_op("cones2::attention_bias", mutates_args=())
+def _attention_bias(query: Tensor, key: Tensor, denoiser: int) -> Tensor:
+    """Ask the running edit from inside a compiled graph; zeros where a thread has none."""
+    running = _RUNNING.get().get(denoiser)
+    bias = running.bias(query, key) if running else None
+    if bias is None:
+        return query.new_zeros(len(query), 1, query.shape[2], key.shape[2])
+    return bias.clone(memory_format=torch.contiguous_format)  # an edit may reuse its own for the next layer
+
+
+@_attention_bias.register_fake
+def _(query: Tensor, key: Tensor, denoiser: int) -> Tensor:  # noqa: ARG001
+    return query.new_empty(len(query), 1, query.shape[2], key.shape[2])
+
+
+class _JointAttention(TorchFunctionMode):
+    """Adds the bias inside `scaled_dot_product_attention`, after a layer's own norms and positions; of this thread."""
+
+    def __init__(self, running: _Running) -> None:
+        super().__init__()
+        self._running = running
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+            bias = self._running.bias(given["query"], given["key"])
+            if bias is not None:
+                mask = given.get("attn_mask")
+                given["attn_mask"] = bias if mask is None else mask + bias
+            args, kwargs = (), given
+        return func(*args, **kwargs)
+
+
+class _ReadText(NamedTuple):
+    """What a layer made of a text, and the versions of text and weights; it is made anew when one of them changes."""
+
+    text: Tensor
+    versions: tuple[int, ...]
+    key: Key
+    value: Key
+
+
+def _read_text(attn: Attention, text: Tensor, running: _Running | None) -> tuple[Key, Key]:
+    """Compute a text's keys and values once a run: diffusers' loop reads the same tensor in each step."""
+    made_of = (text, attn.to_k.weight, attn.to_v.weight) if type(attn.to_k) is torch.nn.Linear else ()
+    if running is None or not made_of or torch.is_grad_enabled() or any(tensor.is_inference() for tensor in made_of):
+        return _keys_and_values(attn, text, norm=bool(attn.norm_cross))
+    versions = tuple(tensor._version for tensor in made_of)
+    kept = running.kept.get(attn)
+    if kept is None or kept.text is not text or kept.versions != versions:
+        kept = _ReadText(text, versions, *_keys_and_values(attn, text, norm=bool(attn.norm_cross)))
+        running.kept[attn] = kept
+    return kept.key, kept.value
+
+
+def _keys_and_values(attn: Attention, states: Float[Tensor, "batch length channels"], *, norm: bool) -> tuple[Key, Key]:
+    states = attn.norm_encoder_hidden_states(states) if norm else states
+    key, value = _split(attn, attn.to_k(states)), _split(attn, attn.to_v(states))
+    return (key if attn.norm_k is None else attn.norm_k(key)), value
+
+
+def _split(attn: Attention, states: Float[Tensor, "batch length inner"]) -> Float[Tensor, "batch heads length dim"]:
+    batch, length, _ = states.shape
+    return states.view(batch, length, attn.heads, -1).transpose(1, 2)
+
+
+def _expanded(attn: Attention, mask: Tensor | None, batch: int, tokens: int) -> Tensor | None:
+    """Bring a mask from diffusers' form to that of fused attention, heads apart."""
+    if mask is None:
+        return None
+    mask = attn.prepare_attention_mask(mask, tokens, batch)
+    return mask.view(batch, attn.heads, -1, mask.shape[-1])
+
+
+def _cross_layers(denoiser: Any) -> dict[str, Attention]:
+    """Find a UNet's cross-attention layers, and check that diffusers' default processor is in each."""
+    layers = {
+        name: module
+        for name, module in denoiser.named_modules()
+        if isinstance(module, Attention) and name.endswith(".attn2")
+    }
+    if not layers:
+        raise ModelError("this UNet has no cross-attention layers (`attn2`): expected Stable Diffusion's kind of UNet.")
+    for name, layer in layers.items():
+        if type(layer.processor) is not AttnProcessor2_0:
+            raise ModelError(
+                f"{name} has the processor {type(layer.processor).__name__}, expected AttnProcessor2_0: unload the"
+                " adapter that set it (an IP-Adapter by unload_ip_adapter()), or call"
+                " unet.set_attn_processor(AttnProcessor2_0())."
+            )
+    return layers
+
+
+def _check_backends(denoiser: Any) -> None:
+    """Refuse backends that take no mask, or misread one in silence."""
+    taken = ("None", "native", "_native_math", "_native_efficient", "_native_cudnn")
+    for module in denoiser.modules():
+        backend = getattr(getattr(module, "processor", None), "_attention_backend", None)
+        name = str(getattr(backend, "value", backend))
+        if name not in taken:
+            raise ModelError(
+                f"the attention backend {name!r} takes no layout: set one of {', '.join(taken[1:])} by"
+                " transformer.set_attention_backend()."
+            )

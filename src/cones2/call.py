@@ -1,0 +1,146 @@
+"""One call of a pipeline: its seeds, which of its arguments go where, and what is watched at the end of each step."""
+
+import contextlib
+import inspect
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cones2.errors import Cancelled, Cones2Error, SettingsError
+from cones2.shared import Undo, shared_change
+
+_LARGEST_SEED = 2**63 - 1
+_REFUSED = MappingProxyType(
+    {
+        "prompt_embeds": "the prompt is embedded here, with its subjects: give the prompt as text",
+        "negative_prompt_embeds": "the negative prompt is embedded here: give negative_prompt as text",
+        "pooled_prompt_embeds": "the prompt is embedded here: give the prompt as text",
+        "negative_pooled_prompt_embeds": "the negative prompt is embedded here: give negative_prompt as text",
+        "return_dict": "the result is a Cones2Output: read its images",
+        "callback": "diffusers no longer calls it: give callback_on_step_end",
+        "callback_steps": "diffusers no longer reads it: give callback_on_step_end",
+    }
+)
+
+
+class StepWatcher:
+    """The callback at the end of each step: it cancels, and notices numbers that overflowed, without a wait."""
+
+    def __init__(
+        self, cancelled: threading.Event, callback: Callable[..., Any] | None, tensor_inputs: Sequence[str]
+    ) -> None:
+        self._cancelled = cancelled
+        self._callback = callback
+        self._asked = list(getattr(callback, "tensor_inputs", tensor_inputs))
+        self._finite: Tensor | None = None
+
+    def arguments(self, pipeline: Any) -> dict[str, Any]:
+        """Return the arguments that let a pipeline call it."""
+        names = list(dict.fromkeys(["latents", *self._asked]))
+        return {"callback_on_step_end": self, "callback_on_step_end_tensor_inputs": names}
+
+    def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        finite = tensors["latents"].isfinite().all()
+        self._finite = finite if self._finite is None else self._finite & finite
+        answer: dict[str, Any] = {}
+        if self._callback is not None:
+            try:
+                answer = self._callback(pipeline, step, timestep, {name: tensors[name] for name in self._asked}) or {}
+            except Cones2Error:
+                raise
+            except Exception as error:
+                raise Cancelled(f"the callback at step {step} raised {type(error).__name__}: {error}.") from error
+        if self._cancelled.is_set() or getattr(pipeline, "interrupt", False):
+            raise Cancelled(f"cancelled after step {step + 1}: there is no picture.")
+        return answer
+
+    def check_finished(self) -> None:
+        """Check the numbers of all steps.
+
+        Raises:
+            SettingsError: some are infinite or NaN.
+        """
+        if self._finite is not None and not bool(self._finite):
+            raise SettingsError(
+                "the latents became infinite or NaN, so there is no picture: take another number of steps, another"
+                " scheduler, or dtype bfloat16 or float32."
+            )
+
+
+def seeds_of(
+    seed: int | Sequence[int] | None, generator: Any, num_images_per_prompt: int | None
+) -> tuple[int, ...] | None:
+    """Return the seed of each picture; None where generators are given."""
+    count = 1 if num_images_per_prompt is None else num_images_per_prompt
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise SettingsError(f"num_images_per_prompt {count!r} can't be used: expected a whole number of at least 1.")
+    if generator is not None:
+        if seed is not None:
+            raise SettingsError("seed and generator both say how noise is drawn: leave one of them out.")
+        return None
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    seeds = tuple(range(seed, seed + count)) if isinstance(seed, int) else tuple(seed)
+    if num_images_per_prompt is not None and len(seeds) != count:
+        raise SettingsError(f"{len(seeds)} seeds for {count} pictures: leave num_images_per_prompt out.")
+    for each in seeds:
+        if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each <= _LARGEST_SEED:
+            raise SettingsError(f"seed {each!r} can't be used: expected a whole number from 0 to {_LARGEST_SEED}.")
+    if not seeds:
+        raise SettingsError("there is no seed: expected at least one, each makes a picture.")
+    return seeds
+
+
+def generators_of(seeds: Sequence[int] | None) -> list[torch.Generator] | None:
+    """Make each picture's own generator, on the CPU: the same noise on every device and in every batch."""
+    return None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def states_of(generators: Any) -> tuple[Tensor, ...]:
+    given = [generators] if isinstance(generators, torch.Generator) else list(generators)
+    return tuple(generator.get_state() for generator in given)
+
+
+def split_options(
+    pipeline: Any, options: Mapping[str, Any], *, has_subjects: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tell the arguments of `encode_prompt` from those of the call; refuse what neither takes.
+
+    Raises:
+        SettingsError: an argument is unknown, or can't act here.
+    """
+    encode = inspect.signature(pipeline.encode_prompt).parameters
+    call = inspect.signature(type(pipeline).__call__).parameters
+    for name in options:
+        if name in _REFUSED:
+            raise SettingsError(f"{name} can't be given: {_REFUSED[name]}.")
+        if name not in call:
+            raise SettingsError(f"{type(pipeline).__name__} takes no argument {name!r}.")
+    if has_subjects and options.get("prompt_2") is not None:
+        raise SettingsError("prompt_2 has no place for subjects: leave it out, or draw without subjects and layout.")
+    encoding = {name: value for name, value in options.items() if name in encode and value is not None}
+    for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):
+        if options.get(name) and "scale" in options[name] and "lora_scale" in encode:
+            encoding["lora_scale"] = options[name]["scale"]
+    only_encoded = ("prompt_2", "negative_prompt_2")
+    return encoding, {name: value for name, value in options.items() if name not in only_encoded}
+
+
+@contextlib.contextmanager
+def sliced_decoding(pipeline: Any) -> Iterator[None]:
+    """Decode pictures one after the other within a `with` block: decoding is what needs the most memory."""
+    vae = getattr(pipeline, "vae", None)
+    if vae is None or not hasattr(vae, "use_slicing"):
+        yield
+        return
+
+    def change() -> Undo:
+        before, vae.use_slicing = vae.use_slicing, True
+        return lambda: setattr(vae, "use_slicing", before)
+
+    with shared_change(vae, "slicing", change):
+        yield

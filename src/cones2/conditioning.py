@@ -1,0 +1,362 @@
+"""The one path from a prompt to a picture: subjects and a layout put into a diffusers pipeline for a `with` block.
+
+`conditioned` lets the pipeline embed the prompt as it always does, adds the residuals (arXiv:2305.19327, Eq. 6), and
+edits the attention of its denoiser (Eq. 7) until the block ends. The sampling loop is the pipeline's own.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cones2.attention import edited_attention
+from cones2.errors import LayoutError, ModelError, PromptError, ResidualMismatchError, SettingsError
+from cones2.families import Family, family_of
+from cones2.fingerprint import fingerprint
+from cones2.layout import Layout
+from cones2.monitor import AttentionMeter
+from cones2.presets import find_preset
+from cones2.prompts import (
+    ParsedPrompt,
+    TokenizedPrompt,
+    check_no_weights,
+    parse_prompt,
+    plain_text,
+    tokenize_prompt,
+)
+from cones2.residual import EncoderId, Residual
+from cones2.run import LayoutSettings, Run, TextEdit, TimedAddition
+from cones2.subjects import Subject, as_subject
+
+__all__ = ["LayoutSettings", "conditioned"]
+
+
+@contextmanager
+def conditioned(
+    pipeline: Any,
+    prompt: str,
+    *,
+    subjects: Mapping[str, Any] | None = None,
+    layout: Any = None,
+    negative_prompt: str | None = None,
+    guidance_scale: float | None = None,
+    layout_settings: LayoutSettings | None = None,
+    meter: bool = False,
+    force: bool = False,
+    **encoding: Any,
+) -> Iterator["Inputs"]:
+    """Put subjects and a layout into a diffusers pipeline within a `with` block; yield the arguments to call it with.
+
+    On exit, also after an error, the pipeline is as it was, its attention processors the same objects. Text-to-image,
+    img2img, inpainting and ControlNet pipelines work, with LoRA loaded, compiled, and with model offloading.
+
+    Args:
+        pipeline: a diffusers pipeline of a known family.
+        prompt: one text, with each subject's name as a placeholder: `"a {rex} on the beach"`.
+        subjects: by name: a `Subject`, a `Residual`, or the class word of an untaught one. Those that the prompt does
+            not mention take no part.
+        layout: where subjects belong: a `Layout` or what `Layout.of` takes; None leaves that to the model.
+        negative_prompt: what the picture should not show.
+        guidance_scale: classifier-free guidance; None is the family's usual one.
+        layout_settings: how the layout acts.
+        meter: whether to measure where the attention to each subject goes; it needs a layout.
+        force: use residuals of another text encoder of the same width, with a warning.
+        **encoding: what else the pipeline's `encode_prompt` takes, such as `clip_skip`.
+
+    Yields:
+        A dict to call the pipeline with, `pipeline(**inputs)`: the embedded texts and the guidance scale. What the
+        attention meter found is in its `attention()` when the pipeline has run.
+
+    Raises:
+        ModelError: the pipeline is of no known family, lacks something, or something else edits its attention; or
+            another thread is in a block on the same pipeline.
+        PromptError: prompt and subjects do not match, or the prompt is too long or no single text.
+        LayoutError: a region is for no subject of the prompt, or nothing of it can be seen.
+        ResidualMismatchError: a residual was learned on another text encoder.
+        SettingsError: a setting can't be used; within the block, the denoiser reads other texts than these.
+
+    Example:
+        ```python
+        with cones2.conditioned(pipeline, "a {rex} and a {cup}", subjects=subjects, layout=layout) as inputs:
+            image = pipeline(**inputs, image=photo, strength=0.6).images[0]
+        ```
+    """
+    family, settings = family_of(pipeline), layout_settings or LayoutSettings()
+    scale = family.guidance_scale if guidance_scale is None else guidance_scale
+    given = {name: as_subject(name, value) for name, value in (subjects or {}).items()}
+    class_words = {name: subject.class_word for name, subject in given.items()}
+    text = parse_prompt(_one_text("prompt", prompt), class_words)
+    given = {mention.name: given[mention.name] for mention in text.mentions}
+    negative = _one_text("negative_prompt", negative_prompt or "")
+    placed = None if layout is None else Layout.of(layout)
+    _check_layout(placed, given, scale)
+    check_no_weights(negative)
+    with ExitStack() as stack:
+        stack.enter_context(_alone(pipeline))
+        with torch.no_grad(), _models_put_back(pipeline):
+            check_residuals(pipeline, family, given, force=force)
+            encoder = _Encoder(pipeline, family, _encode_options(pipeline, family, encoding), scale)
+            inputs = encoder.encode(text, plain_text(negative))
+            tokens = encoder.tokenize(prompt, class_words)
+            inputs["prompt_embeds"] = add_residuals(inputs["prompt_embeds"], family, tokens, given)
+            edit = _text_edit(encoder, tokens, inputs["prompt_embeds"], given)
+        if family.guidance_scale is not None:
+            inputs["guidance_scale"] = scale
+        elif guidance_scale is not None:
+            inputs["guidance_scale"] = guidance_scale
+        spans = _layout_spans(family, tokens)
+        run = Run(
+            pipeline,
+            family,
+            inputs,
+            layout=placed if placed and placed.names and settings.scale > 0 else None,
+            regions=placed or Layout({}),
+            spans=spans,
+            preset=find_preset(settings.preset, weight_negative=settings.weight_negative),
+            settings=settings,
+            text=edit,
+            meter=AttentionMeter(placed or Layout({}), spans) if meter else None,
+        )
+        if run.acts:
+            _check_scheduler(pipeline, family)
+            denoiser = getattr(pipeline, family.denoiser)
+            run.check_levels(denoiser)
+            stack.enter_context(edited_attention(denoiser, family, run))
+        yield Inputs(run)
+
+
+class Inputs(dict[str, Any]):
+    """The arguments to call a pipeline with, and what is known of the run."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run.inputs)
+        self.run = run
+
+    def attention(self) -> Any:
+        """Return what the attention meter found, picture by picture; empty without a meter."""
+        return self.run.meter.read() if self.run.meter else ()
+
+
+def add_residuals(
+    embeddings: Float[Tensor, "1 tokens dim"],
+    family: Family,
+    tokens: Sequence[TokenizedPrompt],
+    subjects: Mapping[str, Subject],
+) -> Float[Tensor, "1 tokens dim"]:
+    """Return E(prompt)[span] + strength · Δ, at every mention (arXiv:2305.19327, Eq. 6).
+
+    `tokens` has the prompt as each text part reads it. Residuals that act in a part of the steps are not in it.
+    """
+    always = {name: subject for name, subject in subjects.items() if subject.is_always}
+    return embeddings + _additions(embeddings, family, tokens, always)
+
+
+def check_residuals(pipeline: Any, family: Family, subjects: Mapping[str, Subject], *, force: bool = False) -> None:
+    """Check that residuals fit, by the encoders' weights only where their probes differ: these take a second to read.
+
+    Raises:
+        ModelError: an encoder's weights are not there to be checked.
+        ResidualMismatchError: one does not fit.
+    """
+    residuals = [subject.residual for subject in subjects.values() if subject.residual is not None]
+    if not residuals:
+        return
+    name = str(pipeline.name_or_path or type(pipeline).__name__)
+    encoders = {part.encoder: getattr(pipeline, part.encoder) for part in family.text_parts}
+    if any(weight.is_meta for encoder in encoders.values() for weight in encoder.parameters()):
+        raise ModelError(
+            f"{name} has a text encoder without its weights, so no residual can be checked against it: instead of"
+            " enable_sequential_cpu_offload use enable_model_cpu_offload."
+        )
+    probed = [fingerprint(encoder, role, name, hash_weights=False) for role, encoder in encoders.items()]
+    unsure = [residual for residual in residuals if not _fits(residual, probed)]
+    if unsure:
+        hashed = [fingerprint(encoder, role, name) for role, encoder in encoders.items()]
+        for residual in unsure:
+            residual.check_fits(hashed, force=force)
+
+
+def _fits(residual: Residual, encoders: Sequence[EncoderId]) -> bool:
+    try:
+        residual.check_fits(encoders)
+    except ResidualMismatchError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """The pipeline's own way to embed a text, whatever it has of encoders, LoRA and offloading."""
+
+    pipeline: Any
+    family: Family
+    options: Mapping[str, Any]
+    guidance_scale: float | None
+
+    @property
+    def has_guidance(self) -> bool:
+        denoiser = getattr(self.pipeline, self.family.denoiser)
+        distilled = denoiser.config.get("time_cond_proj_dim") is not None
+        return self.guidance_scale is not None and self.guidance_scale > 1 and not distilled
+
+    def encode(self, text: ParsedPrompt, negative: str) -> dict[str, Any]:
+        options = {"device": self.pipeline._execution_device, "num_images_per_prompt": 1, **self.options}
+        if "negative_prompt_embeds" in self.family.encoded:
+            options |= {"do_classifier_free_guidance": self.has_guidance, "negative_prompt": negative or None}
+        encoded = self.pipeline.encode_prompt(prompt=text.text, **options)
+        named = zip(self.family.encoded, encoded, strict=False)
+        inputs = {name: tensor for name, tensor in named if name is not None and tensor is not None}
+        if negative and "negative_prompt_embeds" not in self.family.encoded:
+            inputs["negative_prompt"] = negative  # the pipeline embeds it apart
+        return inputs
+
+    def tokenize(self, template: str, class_words: Mapping[str, str]) -> tuple[TokenizedPrompt, ...]:
+        """Tokenize for each text part, textual inversions of several tokens written out as `encode_prompt` does."""
+        window = self.options.get("max_sequence_length")
+        tokenizers = [getattr(self.pipeline, part.tokenizer) for part in self.family.text_parts]
+        return tuple(
+            tokenize_prompt(parse_prompt(self._written(template, each), class_words), each, window=window)
+            for each in tokenizers
+        )
+
+    def _written(self, text: str, tokenizer: Any) -> str:
+        convert = getattr(self.pipeline, "maybe_convert_prompt", None)
+        return text if convert is None else str(convert(text, tokenizer))
+
+    def words(self, text: str) -> Float[Tensor, "words dim"]:
+        """Embed a text's words and its end, which holds the whole in CLIP; not its start, nor padding."""
+        plain = ParsedPrompt(plain_text(text), ())
+        tokenizer = getattr(self.pipeline, self.family.text_parts[0].tokenizer)
+        count = len(tokenizer(self._written(plain.text, tokenizer), truncation=True, verbose=False)["input_ids"])
+        return self.encode(plain, "")["prompt_embeds"][0, 1:count]
+
+
+def _additions(
+    embeddings: Float[Tensor, "1 tokens dim"],
+    family: Family,
+    tokens: Sequence[TokenizedPrompt],
+    subjects: Mapping[str, Subject],
+) -> Float[Tensor, "1 tokens dim"]:
+    """Lay all residuals out as the text that the denoiser reads."""
+    added = torch.zeros_like(embeddings)
+    for name, subject in subjects.items():
+        if subject.residual is None:
+            continue
+        column, row = 0, family.text_parts[0].first_row
+        for part, prompt in zip(family.text_parts, tokens, strict=True):
+            vector = subject.residual.part(part.encoder).vector.to(embeddings)
+            column = column if part.first_row == row else 0
+            for start, stop in prompt.spans[name]:
+                _check_tokens(subject, len(vector), stop - start)
+                rows = slice(part.first_row + start, part.first_row + stop)
+                added[0, rows, column : column + vector.shape[1]] += subject.strength * vector
+            column, row = column + vector.shape[1], part.first_row
+    return added
+
+
+def _check_tokens(subject: Subject, learned: int, found: int) -> None:
+    if learned != found:
+        raise ResidualMismatchError(
+            f"the residual of {subject.class_word!r} has {learned} tokens, this model makes {found} of that word: learn"
+            " the subject on this model."
+        )
+
+
+def _text_edit(
+    encoder: _Encoder, tokens: Sequence[TokenizedPrompt], embeddings: Tensor, subjects: Mapping[str, Subject]
+) -> TextEdit | None:
+    """Return what changes in the text while the denoiser runs; None where nothing does."""
+    timed = {name: each for name, each in subjects.items() if each.residual is not None and not each.is_always}
+    additions = tuple(
+        TimedAddition(each.during, _additions(embeddings, encoder.family, tokens, {name: each})[0])
+        for name, each in timed.items()
+    )
+    negatives = {name: encoder.words(each.negative) for name, each in subjects.items() if each.negative}
+    if negatives and encoder.family.attention != "cross":
+        raise SettingsError(f"a subject's negative text can't act on {encoder.family.name}: leave it out.")
+    return TextEdit(additions, negatives) if additions or negatives else None
+
+
+def _layout_spans(family: Family, tokens: Sequence[TokenizedPrompt]) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Return every subject's tokens in the text that the denoiser reads; parts side by side count once."""
+    spans: dict[str, dict[tuple[int, int], None]] = {}
+    for part, prompt in zip(family.text_parts, tokens, strict=True):
+        for name, ranges in prompt.spans.items():
+            for start, stop in ranges:
+                spans.setdefault(name, {})[part.first_row + start, part.first_row + stop] = None
+    return {name: tuple(found) for name, found in spans.items()}
+
+
+def _check_layout(layout: Layout | None, subjects: Mapping[str, Subject], guidance_scale: float | None) -> None:
+    for name in layout.names if layout else ():
+        if name not in subjects:
+            raise LayoutError(f"region {name!r} is for no subject of the prompt: write {{{name}}} there, or drop it.")
+    for name, subject in subjects.items():
+        if subject.negative and (layout is None or name not in layout.names):
+            raise SettingsError(f"{name!r} has a negative text and no region to show it to: give it a region.")
+        if subject.negative and not (guidance_scale or 0) > 1:
+            raise SettingsError(
+                f"the negative text of {name!r} has no effect at guidance scale {guidance_scale}: take more than 1."
+            )
+
+
+def _check_scheduler(pipeline: Any, family: Family) -> None:
+    if family.attention == "cross" and not hasattr(pipeline.scheduler, "alphas_cumprod"):
+        raise SettingsError(
+            f"{type(pipeline.scheduler).__name__} has no alphas_cumprod, so its timesteps do not say how noisy a step"
+            " is: set another scheduler, such as DDIMScheduler or DPMSolverMultistepScheduler."
+        )
+
+
+def _encode_options(pipeline: Any, family: Family, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what `encode_prompt` takes; a second prompt has no place for subjects.
+
+    Raises:
+        SettingsError: it takes no such argument.
+    """
+    taken = inspect.signature(pipeline.encode_prompt).parameters
+    for name in options:
+        if name not in taken or name in family.encoded or name in ("prompt", "device", "num_images_per_prompt"):
+            raise SettingsError(f"{name} is no argument that {type(pipeline).__name__}.encode_prompt takes here.")
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _one_text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise PromptError(
+            f"{name} is a {type(value).__name__}: expected one text. For several pictures of it say"
+            " num_images_per_prompt; for other texts, call once for each."
+        )
+    return value
+
+
+@contextmanager
+def _models_put_back(pipeline: Any) -> Iterator[None]:
+    """Move models that were offloaded back when done, as each call of a pipeline does."""
+    try:
+        yield
+    finally:
+        pipeline.maybe_free_model_hooks()
+
+
+_BUSY: dict[int, object] = {}
+
+
+@contextmanager
+def _alone(pipeline: Any) -> Iterator[None]:
+    """Keep a second block off this very pipeline object: its scheduler counts the steps of one picture."""
+    mine = object()
+    if _BUSY.setdefault(id(pipeline), mine) is not mine:
+        raise ModelError(
+            "this pipeline object is in a `conditioned` block already, and its scheduler counts the steps of one picture:"
+            " leave that block first, draw with Cones2Pipeline, or use copy.copy(pipeline) with a scheduler of its own."
+        )
+    try:
+        yield
+    finally:
+        del _BUSY[id(pipeline)]

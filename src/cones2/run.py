@@ -1,0 +1,329 @@
+"""One run of a denoiser under subjects and a layout: what each of its calls reads, and what its layers add."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cones2.errors import LayoutError, ModelError, SettingsError
+from cones2.families import Arguments, Family, unwrapped
+from cones2.guidance import Bias, Key, Query, RegionWeights, Spans, TokenWeights, floor_of, layout_bias, token_weights
+from cones2.layout import Layout
+from cones2.monitor import AttentionMeter
+from cones2.presets import NoiseLevel, Preset
+from cones2.rasterize import cover, own_cells
+
+EFFECTS = ("both", "strengthen", "weaken")
+"""Which of Sec. 3.3's two ideas act."""
+
+_ALIGNED = 8
+"""Numbers: fused attention on a GPU copies a mask whose rows do not begin at multiples of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutSettings:
+    """How a layout acts (arXiv:2305.19327, Sec. 3.3).
+
+    Attributes:
+        scale: multiplies the layout's strength η; 0 turns the layout off, the hard mask too.
+        preset: which reading of Eq. 7: `paper` or `cones_v2`.
+        effect: `both`, or one alone for ablations: `strengthen` subjects in their own regions (γ+), or `weaken` them
+            where they are irrelevant (γ-).
+        levels: which of a UNet's grids are edited, 0 the finest; None is all.
+        guided_steps: how many steps, from the first, the layout takes part in; None is all.
+        weight_negative: γ- of the preset `cones_v2`, everywhere outside a subject's region.
+
+    Raises:
+        SettingsError: a value is outside its range.
+    """
+
+    scale: float = 1.0
+    preset: str = "paper"
+    effect: str = "both"
+    levels: tuple[int, ...] | None = None
+    guided_steps: int | None = None
+    weight_negative: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and 0 <= self.scale <= 1000):
+            raise SettingsError(f"layout_scale {self.scale} can't be used: expected 0 (no layout) to 1000.")
+        if self.effect not in EFFECTS:
+            raise SettingsError(f"unknown layout_effect {self.effect!r}: expected one of {', '.join(EFFECTS)}.")
+        if self.levels is not None and (not self.levels or min(self.levels) < 0):
+            raise SettingsError(f"layout_levels {self.levels} can't be used: expected at least one, from 0.")
+        if self.guided_steps is not None and not 0 <= self.guided_steps <= 1000:
+            raise SettingsError(f"guided_steps {self.guided_steps} can't be used: expected 0 to 1000.")
+        if self.weight_negative is not None and not -1e30 <= self.weight_negative <= 0:
+            raise SettingsError(f"weight_negative {self.weight_negative} can't be used: expected -1e30 to 0.")
+
+
+class TimedAddition(NamedTuple):
+    """A vector for each token of the prompt, added in a part of the steps: 0 is pure noise, 1 the finished picture."""
+
+    during: tuple[float, float]
+    vector: Float[Tensor, "tokens dim"]
+
+
+class TextEdit(NamedTuple):
+    """What is done to the text of each call: additions some of the time, and negative texts by subject.
+
+    Unconditional rows see a subject's negative text from that subject's region alone; conditional rows never see it.
+    """
+
+    additions: tuple[TimedAddition, ...]
+    negatives: Mapping[str, Float[Tensor, "_ dim"]]
+
+    @property
+    def extra_tokens(self) -> int:
+        """How many tokens stand behind the prompt's."""
+        return sum(map(len, self.negatives.values()))
+
+    def apply(
+        self, text: Float[Tensor, "rows tokens dim"], time: Float[Tensor, "rows"], rows: slice | list[int]
+    ) -> Float[Tensor, "rows all_tokens dim"]:
+        """Return the text to read; the caller's stays as it is."""
+        text = text.clone()
+        for (start, end), vector in self.additions:
+            position = 1 - time[rows]
+            acts = (position >= start) & (position < end if end < 1 else True)
+            text[rows] += acts[:, None, None].to(text) * vector.to(text)
+        extra = [tokens.to(text).expand(len(text), -1, -1) for tokens in self.negatives.values()]
+        return torch.cat([text, *extra], dim=1)
+
+
+class _Mask(NamedTuple):
+    """The part of a layer's bias that all steps share."""
+
+    weights: TokenWeights  # on the queries' device
+    whole: Bias  # of all rows, filled up at its end; each layer changes a part of it
+
+
+@dataclass(eq=False, kw_only=True)
+class _Call:
+    """The running call of the denoiser."""
+
+    rows: slice | list[int] | None = None  # the conditional ones; None where there is none
+    count: int = 0  # of all rows
+    tokens: int = 0
+    grids: tuple[tuple[int, int], ...] = ()
+    strength: Float[Tensor, "conditional"] | None = None
+    is_measured: bool = False
+
+
+@dataclass(eq=False)
+class Run:
+    """The edit of one `with` block: asked before each call of the denoiser, and by each of its layers.
+
+    Attributes:
+        inputs: what to call the pipeline with.
+        layout: the layout that acts; None where none does.
+        regions: for negative texts, also where the layout does not act.
+        spans: every subject's tokens in the text.
+        step: which step the next calls belong to, for loops that set it themselves; None counts the calls.
+    """
+
+    pipeline: Any
+    family: Family
+    inputs: dict[str, Any]
+    layout: Layout | None
+    regions: Layout
+    spans: Spans
+    preset: Preset
+    settings: LayoutSettings
+    text: TextEdit | None
+    meter: AttentionMeter | None
+    step: int | None = None
+    _seen: tuple[Tensor, slice | list[int] | None] | None = None
+    _calls: int = 0
+    _total: int = 0
+    _guided: int = 0
+    _call: _Call = field(default_factory=_Call)
+    _masks: dict[tuple[object, ...], _Mask] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, region in (cover(self.layout, 1, 1) if self.layout else {}).items():
+            if not region.cover.any():
+                raise LayoutError(
+                    f"nothing can be seen of region {name!r}: it is too thin, or wholly behind others. Raise its z, or"
+                    " make it larger."
+                )
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything has to be done to the denoiser's calls."""
+        return bool(self.layout or self.text or self.meter)
+
+    def check_levels(self, denoiser: Any) -> None:
+        """Check `settings.levels` against the denoiser's.
+
+        Raises:
+            SettingsError: it has no such level.
+        """
+        count = len(unwrapped(denoiser).config.get("block_out_channels", (0,)))
+        for level in self.settings.levels or ():
+            if level >= count:
+                raise SettingsError(f"layout level {level} is none of this model's: expected 0 to {count - 1}.")
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """Read the arguments of a call of the denoiser, and return those to make it with."""
+        denoiser = getattr(self.pipeline, self.family.denoiser)
+        train_steps = int(self.pipeline.scheduler.config.num_train_timesteps)
+        call = self.family.read_call(denoiser, train_steps, args, kwargs)
+        rows = self._conditional_rows(call.text)
+        self._call = _Call(rows=rows, count=len(call.text), tokens=call.text.shape[1], grids=call.grids)
+        if rows is None:
+            return args, kwargs
+        step, guided = self._count_step()
+        if self.layout and step < guided:
+            self._call.strength = self.settings.scale * self.preset.strength(NoiseLevel(call.time[rows], step, guided))
+        self._call.is_measured = self.meter is not None and self.meter.begin_call()
+        if self.text is None:
+            return args, kwargs
+        return self.family.with_text(self.text.apply(call.text, call.time, rows), args, kwargs)
+
+    def bias(self, query: Query, key: Key) -> Bias | None:
+        """Return η(t)·M for a layer's conditional rows, and 0 for the others; None where nothing is added."""
+        call = self._call
+        if call.rows is None or len(query) != call.count:
+            return None
+        if self.family.attention == "joint":
+            return self._joint_bias(query, key)
+        if call.is_measured and self.meter:
+            self.meter.look(query[call.rows], key[call.rows, :, : call.tokens], self._grid(query.shape[2]))
+        if call.strength is None and not (self.text and self.text.negatives):
+            return None
+        return self._cross_bias(query, key, call)
+
+    def _cross_bias(self, query: Query, key: Key, call: _Call) -> Bias:
+        mask = self._mask(query, key.shape[2])
+        whole = mask.whole.clone() if torch.is_grad_enabled() else mask.whole  # a gradient's way back needs this one
+        if call.strength is not None:
+            seen = key[call.rows] if call.tokens == key.shape[2] else key[call.rows, :, : call.tokens]
+            whole[call.rows, :, :, : call.tokens] = layout_bias(query[call.rows], seen, mask.weights, call.strength)
+        else:  # past the guided steps, only negative texts' tokens are hidden
+            whole[call.rows, :, :, : call.tokens] = 0
+        return whole[..., : key.shape[2]]
+
+    def _joint_bias(self, query: Query, key: Key) -> Bias | None:
+        """Place η(t)·M where image rows read text columns; std over these alone."""
+        call, tokens = self._call, self._call.tokens
+        pixels = query.shape[2] - tokens
+        if pixels != math.prod(call.grids[0]) or key.shape[2] != query.shape[2]:
+            return None
+        image, text = query[:, :, tokens:], key[:, :, :tokens]
+        if call.is_measured and self.meter:
+            self.meter.look(image, text, call.grids[0])
+        if call.strength is None:
+            return None
+        weights = self._mask(image, tokens).weights
+        bias = query.new_zeros(len(query), 1, query.shape[2], key.shape[2])
+        bias[:, :, tokens:, :tokens] = layout_bias(image, text, weights, call.strength)
+        return bias
+
+    def _conditional_rows(self, text: Tensor) -> slice | list[int] | None:
+        """Find the rows that read the prompt: compared once, since diffusers' loop reads the same tensor in each step.
+
+        Raises:
+            SettingsError: a pipeline that calls its denoiser once a step reads another text.
+        """
+        if self._seen is None or self._seen[0] is not text:
+            prompt = self.inputs["prompt_embeds"].to(text)
+            alike = text.shape[1:] == prompt.shape[1:]
+            found = [i for i, row in enumerate(text) if torch.equal(row, prompt[0])] if alike else []
+            if not found and self.family.attention == "cross":
+                raise SettingsError(
+                    f"the denoiser was called with {len(text)} rows of text, none of them this prompt's: call the"
+                    " pipeline with **inputs, and with no other prompt in this block."
+                )
+            if len(found) == len(text) and len(text) > 1 and self._has_negative(text):
+                found = found[len(found) // 2 :]  # a negative prompt that says the same
+            neighbours = bool(found) and found[-1] - found[0] + 1 == len(found)
+            self._seen = text, slice(found[0], found[-1] + 1) if neighbours else found or None
+        return self._seen[1]
+
+    def _has_negative(self, text: Tensor) -> bool:
+        negative = self.inputs.get("negative_prompt_embeds")
+        return negative is not None and torch.equal(text[0], negative[0].to(text))
+
+    def _count_step(self) -> tuple[int, int]:
+        """Return which step this call belongs to, and how many are guided.
+
+        A scheduler that calls the denoiser twice in a step has as many guided calls, the same part of all calls.
+        """
+        scheduler = self.pipeline.scheduler
+        if self._calls in (0, self._total) or getattr(scheduler, "step_index", 0) is None:
+            begin = getattr(scheduler, "begin_index", None) or 0
+            self._calls, self._total = 0, max(1, len(scheduler.timesteps) - begin)
+            steps = int(scheduler.num_inference_steps or len(scheduler.timesteps))
+            wanted = steps if self.settings.guided_steps is None else min(self.settings.guided_steps, steps)
+            self._guided = math.ceil(len(scheduler.timesteps) * wanted / steps)
+        self._calls += 1
+        return (self._calls - 1 if self.step is None else self.step), self._guided
+
+    def _grid(self, pixels: int) -> tuple[int, int]:
+        for grid in self._call.grids:
+            if math.prod(grid) == pixels:
+                return grid
+        sizes = ", ".join(f"{height}x{width}" for height, width in self._call.grids)
+        raise ModelError(
+            f"an attention layer has {pixels} pixels, expected one of the grids {sizes}: this model shrinks its latents"
+            " in a way that layouts do not support. Draw without one."
+        )
+
+    def _mask(self, query: Query, length: int) -> _Mask:
+        call = self._call
+        key = (
+            call.grids[0],
+            query.shape[2],
+            call.tokens,
+            length,
+            query.dtype,
+            query.device,
+            call.count,
+            str(call.rows),
+        )
+        if key not in self._masks:
+            self._masks[key] = self._new_mask(query, length)
+        return self._masks[key]
+
+    @torch.inference_mode(False)  # otherwise later calls outside of it could not change what it made
+    def _new_mask(self, query: Query, length: int) -> _Mask:
+        call, grid = self._call, self._grid(query.shape[2])
+        regions = self._regions(grid, call.grids.index(grid))
+        weights = token_weights(regions, self.spans, call.tokens)
+        if not regions:
+            shape = (query.shape[2], call.tokens)
+            weights = TokenWeights(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool))
+        whole = torch.zeros(call.count, 1, query.shape[2], -(-length // _ALIGNED) * _ALIGNED)
+        if length > call.tokens:
+            floor = floor_of(query.dtype)
+            whole[..., call.tokens : length] = ~self._visible(grid) * floor
+            whole[call.rows, ..., call.tokens : length] = floor
+        return _Mask(TokenWeights(*(part.to(query.device) for part in weights)), whole.to(query))
+
+    def _regions(self, grid: tuple[int, int], level: int) -> dict[str, RegionWeights]:
+        """Return M of each region on a grid, with each region's own weight, and without the effect left out."""
+        if self.layout is None or (self.settings.levels is not None and level not in self.settings.levels):
+            return {}
+        found = {}
+        for name, (gain, blocked) in self.preset.weigh(self.layout, *grid).items():
+            gain = gain * torch.where(gain > 0, self.layout.regions[name].weight, 1)
+            if self.settings.effect == "strengthen":
+                gain, blocked = gain.clamp(min=0), torch.zeros_like(blocked)
+            elif self.settings.effect == "weaken":
+                gain = gain.clamp(max=0)
+            found[name] = RegionWeights(gain, blocked)
+        return found
+
+    def _visible(self, grid: tuple[int, int]) -> Bool[Tensor, "pixels extra"]:
+        """Tell which tokens of negative texts an unconditional row sees from each cell."""
+        negatives = self.text.negatives if self.text else {}
+        columns = [
+            own_cells(self.regions, name, *grid).reshape(-1, 1).expand(-1, len(tokens))
+            for name, tokens in negatives.items()
+        ]
+        return torch.cat([torch.zeros(math.prod(grid), 0, dtype=torch.bool), *columns], dim=1)
