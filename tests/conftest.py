@@ -14,7 +14,7 @@ import jaxtyping
 import pytest
 from transformers import CLIPTokenizer
 
-from cones2.backbones import Backbone, open_backbone
+from cones2.models import DiffusionPipeline, open_pipeline
 from families import FAMILIES, make_family
 
 hypothesis.settings.register_profile("busy machine", deadline=None)  # speed is for benchmarks, not for tests
@@ -42,9 +42,9 @@ def tiny_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_folder: Path) -> Backbone:
-    """The tiny model, opened on the CPU in float32; shared, so leave it as it is."""
-    return open_backbone(str(tiny_folder), device="cpu")
+def tiny(tiny_folder: Path) -> DiffusionPipeline:
+    """The tiny model as a pipeline of diffusers', on the CPU in float32; shared, so leave it as it is."""
+    return open_pipeline(str(tiny_folder), device="cpu")
 
 
 @pytest.fixture
@@ -76,6 +76,6 @@ def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 @pytest.fixture(scope="session")
-def opened(folders: dict[str, Path]) -> dict[str, Backbone]:
+def opened(folders: dict[str, Path]) -> dict[str, DiffusionPipeline]:
     """The same, opened on the CPU in float32; shared, so leave them as they are."""
-    return {family: open_backbone(str(folder), device="cpu") for family, folder in folders.items()}
+    return {family: open_pipeline(str(folder), device="cpu") for family, folder in folders.items()}

