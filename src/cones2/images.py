@@ -1,15 +1,37 @@
-"""Opening pictures that come from anyone: within bounds, and whatever a decoder raises becomes one error of ours."""
+"""Opening pictures that come from anyone: within bounds, whatever their metadata, and with one kind of error.
+
+PNG files are cut down to what their pixels need before Pillow sees them: a workflow of a megabyte, an XMP packet or a
+text with a wrong checksum is no reason to refuse a sound picture, and costs nothing here.
+"""
 
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from cones2.errors import Cones2Error
 
 MOST_PIXELS = 50_000_000
+LARGEST_PROFILE = 4_000_000
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_STRIP = 256  # rows that are composed at a time
+
+# How to undo each of EXIF's orientations.
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @contextmanager
@@ -22,7 +44,7 @@ def opened_image(
     advice: str,
     most_pixels: int = MOST_PIXELS,
 ) -> Iterator[Image.Image]:
-    """Open a picture for a `with` block; decode it in there.
+    """Open a picture for a `with` block; decode it in there. Of an animation, the first frame counts.
 
     Args:
         content: the file's bytes.
@@ -35,18 +57,22 @@ def opened_image(
     Raises:
         Cones2Error: of the class `error`: the picture is of another format, damaged, or too large.
     """
+    too_large = f"{name} has too many pixels; expected at most {most_pixels // 10**6} million. Scale it down."
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders' remarks on odd files: what matters is raised
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=formats) as image:
+            bare, profile = _without_text(content) if content.startswith(_PNG) else (content, None)
+            with Image.open(io.BytesIO(bare), formats=formats) as image:
                 if image.width * image.height > most_pixels:
-                    raise error(_too_many_pixels(name, most_pixels))
+                    raise error(too_large)
+                if profile is not None:
+                    image.info["icc_profile"] = profile
                 yield image
     except Cones2Error:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as cause:
-        raise error(_too_many_pixels(name, most_pixels)) from cause
+        raise error(too_large) from cause
     except UnidentifiedImageError as cause:
         expected = " or ".join(filter(None, (", ".join(formats[:-1]), formats[-1]))).replace("WEBP", "WebP")
         raise error(f"{name} is not a {expected} picture, or only a part of one. {advice}") from cause
@@ -54,10 +80,56 @@ def opened_image(
         raise error(f"{name} is damaged: {cause}. {advice}") from cause
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Return `image` turned as its EXIF orientation says; EXIF that can't be read turns nothing, as in viewers."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # on malformed EXIF, Pillow may raise anything
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
 def scaled_grey(image: Image.Image) -> Image.Image:
-    """Bring 16-bit grey to 8 bits by scaling, where Pillow's own conversion clips; other pictures stay as they are."""
+    """Return 16-bit grey in 8 bits by scaling, where Pillow's own conversion clips; other pictures stay as they are."""
     return image.point(lambda value: value / 256).convert("L") if image.mode.startswith("I") else image
 
 
-def _too_many_pixels(name: str, most: int) -> str:
-    return f"{name} has too many pixels; expected at most {most // 10**6} million. Scale it down."
+def flattened(image: Image.Image, mode: Literal["RGB", "L"], *, background: str) -> Image.Image:
+    """Return a picture in `mode`, what is transparent over `background`, 16-bit grey scaled.
+
+    Transparency is composed in strips of rows, so that little more memory is taken than for the picture itself.
+    """
+    if image.mode.startswith("I") or not image.has_transparency_data:
+        return scaled_grey(image).convert(mode)
+    flat = Image.new(mode, image.size)
+    for top in range(0, image.height, _STRIP):
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height))).convert("RGBA")
+        below = Image.new("RGBA", strip.size, background)
+        flat.paste(Image.alpha_composite(below, strip).convert(mode), (0, top))
+    return flat
+
+
+def _without_text(content: bytes) -> tuple[bytes, bytes | None]:
+    """Return a PNG file without text and animation, and its colour profile, which Pillow takes only up to 1 MB."""
+    kept, place, profile = [_PNG], len(_PNG), None
+    while place < len(content):
+        chunk = content[place : place + 12 + int.from_bytes(content[place : place + 4], "big")]
+        kind = chunk[4:8]
+        if kind == b"iCCP":
+            profile = _profile(chunk[8:-4])
+        elif kind == b"eXIf":
+            kept += [chunk] if struct.pack(">I", zlib.crc32(chunk[4:-4])) == chunk[-4:] else []
+        elif kind == b"tRNS" or not kind[:1].islower():  # capitals: what no decoder may skip
+            kept.append(chunk)
+        place += len(chunk)
+    return b"".join(kept), profile
+
+
+def _profile(data: bytes) -> bytes | None:
+    """Return the colour profile of an iCCP chunk; None if it is damaged or very large."""
+    try:
+        reader = zlib.decompressobj()
+        profile = reader.decompress(data.partition(b"\0")[2][1:], LARGEST_PROFILE)
+    except zlib.error:
+        return None
+    return profile if reader.eof else None
