@@ -31,7 +31,7 @@ def load(tmp_path: Path, mask: Image.Image, name: str = "a.png") -> Photo:
     return load_photos(tmp_path / "photos", masks=tmp_path / "masks")[0]
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.PNG", "a.JPG", "a.jfif"])
 def test_a_mask_goes_by_its_photos_name(tmp_path: Path, name: str) -> None:
     mask = load(tmp_path, marked((80, 40), (0, 0, 40, 40)), name).mask
     assert mask is not None
@@ -49,9 +49,9 @@ def test_a_mask_of_another_size_is_scaled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (Image.new("L", (80, 40)), "a.png is empty: expected white where the subject is. Paint it, or leave it out"),
-        (Image.new("RGB", (80, 40), "red"), "a.png has colours; expected grey: white on the subject, black elsewhere"),
-        (Image.new("L", (40, 80), 255), "a.png is 40x80, its photo 80x40; expected the same shape, upright"),
+        (Image.new("L", (80, 40)), "empty"),
+        (Image.new("RGB", (80, 40), "red"), "colours"),
+        (Image.new("L", (40, 80), 255), "40x80"),
     ],
     ids=["empty", "coloured", "of another shape"],
 )
@@ -60,8 +60,21 @@ def test_masks_that_can_not_be_used(tmp_path: Path, mask: Image.Image, message: 
         load(tmp_path, mask)
 
 
+def test_of_two_masks_of_a_name_the_png_counts(tmp_path: Path) -> None:
+    save(tmp_path / "masks", "a.jpg", Image.new("L", (80, 40), 255))
+    mask = load(tmp_path, marked((80, 40), (0, 0, 40, 40)), "a.PNG").mask
+    assert mask is not None
+    assert mask.getpixel((70, 20)) == 0
+
+
+def test_a_folder_of_masks_that_is_not_there(tmp_path: Path) -> None:
+    save(tmp_path / "photos", "a.jpg", Image.new("RGB", (80, 40), "gray"))
+    with pytest.raises(PhotoError, match="nowhere"):
+        load_photos(tmp_path / "photos", masks=tmp_path / "nowhere")
+
+
 def test_a_missing_mask_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PhotoError, match=r"masks has no mask for a.jpg: expected a.png, white where the subject is"):
+    with pytest.raises(PhotoError, match=r"a\.jpg"):
         load(tmp_path, Image.new("L", (80, 40), 255), "b.png")
 
 
@@ -69,7 +82,7 @@ def test_a_mask_that_is_no_picture(tmp_path: Path) -> None:
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "a.png").write_text("no picture")
     save(tmp_path / "photos", "a.jpg", Image.new("RGB", (80, 40), "gray"))
-    with pytest.raises(PhotoError, match=r"a.png is not a JPEG, PNG or WebP picture"):
+    with pytest.raises(PhotoError, match=r"a\.png"):
         load_photos(tmp_path / "photos", masks=tmp_path / "masks")
 
 

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from PIL import Image, ImageFilter
 
-import cones2
-from cones2.errors import PhotoError
-from cones2.photos import Photo, photo_report
-from cones2.photos.measures import clipped, contrast, difference_hash, filled, sharpness, tones
+from cones2.examples import EXAMPLES
+from cones2.photo_report import difference_hash, photo_report, sharpness
+from cones2.photos import Photo
 
 
 def grey(pixels: np.ndarray) -> Image.Image:
@@ -29,12 +28,12 @@ def texture(seed: int, side: int = 128) -> Image.Image:
     return Image.fromarray(blocks).resize((side, side), Image.Resampling.NEAREST).convert("RGB")
 
 
-def photos(*images: Image.Image, mask: Image.Image | None = None) -> list[Photo]:
-    return [Photo(Path(f"{index}.png"), "", image, mask) for index, image in enumerate(images)]
+def photos(*images: Image.Image) -> list[Photo]:
+    return [Photo(Path(f"{index}.png"), "", image) for index, image in enumerate(images)]
 
 
-def kinds(*images: Image.Image, size: int = 128, mask: Image.Image | None = None) -> list[tuple[str, tuple[str, ...]]]:
-    report = photo_report(photos(*images, mask=mask), size=size)
+def kinds(*images: Image.Image, size: int = 128) -> list[tuple[str, tuple[str, ...]]]:
+    report = photo_report(photos(*images), size=size)
     return [(finding.kind, finding.photos) for finding in report.findings]
 
 
@@ -71,14 +70,6 @@ def test_more_blur_is_less_sharpness(radius: float, seed: int) -> None:
     )
 
 
-def test_tones_and_clipping_by_hand() -> None:
-    ramp = grey(np.tile(np.arange(256), (256, 1)))
-    assert tones(ramp) == (12, 243)
-    assert clipped(ramp) == pytest.approx((3 / 256, 3 / 256))
-    assert clipped(checks(8, 2, 0, 255)) == (0.5, 0.5)
-    assert contrast(checks(8, 2, 28, 228)) == pytest.approx(100)
-
-
 def test_difference_hash_by_hand() -> None:
     rising = grey(np.tile(np.repeat(np.arange(9) * 20, 8), (64, 1)))
     assert difference_hash(rising).all()
@@ -94,23 +85,12 @@ def test_difference_hash_tells_copies_from_others(seed: int, other: int) -> None
     assert np.count_nonzero(difference_hash(picture) != difference_hash(texture(other))) > 4
 
 
-def test_how_much_of_the_frame_the_subject_fills_by_hand() -> None:
-    picture = Image.new("RGB", (128, 128), "gray")
-    picture.paste(checks(64, 8), (32, 16))
-    assert filled(picture, None) == pytest.approx(0.25, abs=0.06)
-    mask = Image.new("L", (128, 128))
-    mask.paste(255, (32, 16, 96, 80))
-    assert filled(picture, mask) == 0.25
-    assert filled(Image.new("RGB", (64, 64)), None) == 1
-
-
 # Findings
 
 
 def test_good_photos_have_no_findings() -> None:
     report = photo_report(photos(*GOOD), size=128)
     assert report.findings == ()
-    report.check()
     assert [(facts.width, facts.height, facts.path.name) for facts in report.photos] == [
         (128, 128, f"{index}.png") for index in range(3)
     ]
@@ -118,14 +98,15 @@ def test_good_photos_have_no_findings() -> None:
 
 def test_too_few() -> None:
     (finding,) = photo_report(photos(*GOOD[:2]), size=128).findings
-    assert (finding.kind, finding.photos, finding.fatal) == ("count", (), False)
-    assert finding.text == "only 2 of the 3 to 5 photos that do best: add more views."
+    assert (finding.kind, finding.photos) == ("count", ())
+    assert "2" in finding.text
 
 
 def test_too_small() -> None:
     assert kinds(*GOOD, size=129) == [("size", (f"{index}.png",)) for index in range(3)]
     (finding, *_) = photo_report(photos(*GOOD), size=512).findings
-    assert finding.text == "0.png is 128x128 where 512 pixels are drawn: it is enlarged, and detail is missing."
+    assert "128x128" in finding.text
+    assert "512" in finding.text
 
 
 def test_blurred() -> None:
@@ -137,52 +118,21 @@ def test_nearly_the_same_photos_are_one_finding() -> None:
     report = photo_report(photos(*GOOD, *copies), size=128)
     (finding,) = report.findings
     assert finding.photos == ("0.png", "3.png", "4.png")
-    assert finding.text.startswith(
-        "0.png, 3.png and 4.png are nearly the same picture: they teach little more than one"
-    )
+    assert "0.png, 3.png and 4.png" in finding.text
 
 
-@pytest.mark.parametrize(
-    ("change", "kind"),
-    [(lambda value: value * 0.3, "dark"), (lambda value: 210 + value * 0.2, "bright")],
-)
-def test_exposure(change: object, kind: str) -> None:
-    assert kinds(*GOOD, texture(3).point(change)) == [(kind, ("3.png",))]  # type: ignore[arg-type]
+def test_a_plain_picture_is_blurred() -> None:
+    assert kinds(*GOOD, Image.new("RGB", (128, 128), "gray")) == [("blur", ("3.png",))]
 
 
-def test_nearly_all_of_it_is_clipped() -> None:
-    for level, kind in (("white", "bright"), ("black", "dark")):
-        picture = Image.new("RGB", (128, 128), level)
-        picture.paste(texture(3, 46), (40, 40))  # 13 % of it
-        assert kinds(*GOOD, picture) == [(kind, ("3.png",))]
+@pytest.mark.parametrize("change", [lambda value: value * 0.4, lambda value: 180 + value * 0.25])
+def test_exposure_is_no_fault(change: object) -> None:
+    assert kinds(*GOOD, texture(3).point(change)) == []  # type: ignore[arg-type]
 
 
-def test_a_white_backdrop_is_no_fault() -> None:
-    picture = Image.new("RGB", (128, 128), "white")
-    picture.paste(texture(3, 64), (32, 32))
-    assert kinds(*GOOD, picture) == []
-
-
-def test_small_in_the_frame() -> None:
-    picture = Image.new("RGB", (128, 128), "gray")
-    picture.paste(texture(3, 32), (32, 32))
-    assert kinds(*GOOD, picture) == [("small", ("3.png",))]
-    mask = Image.new("L", (128, 128))
-    mask.paste(255, (0, 0, 32, 32))
-    assert {kind for kind, _ in kinds(*GOOD, mask=mask)} == {"small"}
-
-
-def test_a_plain_picture_is_refused_and_comes_first() -> None:
-    report = photo_report(photos(*GOOD[:1], Image.new("RGB", (128, 128), "gray")), size=128)
-    assert [(finding.kind, finding.fatal) for finding in report.findings] == [("plain", True), ("count", False)]
-    with pytest.raises(PhotoError, match=r"1\.png is of one plain colour: nothing can be learned from it. Take it out"):
-        report.check()
-
-
-def test_of_the_80_example_photos_one_is_taken_for_small() -> None:
-    findings = {example.name: photo_report(example.photos, size=128).findings for example in cones2.EXAMPLES.values()}
-    found = [(name, finding.kind, finding.photos) for name, these in findings.items() for finding in these]
-    assert found == [("hugo", "small", ("3.png",))]  # a false alarm: the owl has the wall's colour
+def test_the_80_example_photos_are_all_good() -> None:
+    for example in EXAMPLES.values():
+        assert photo_report(example.photos, size=128).findings == ()
 
 
 @given(st.integers(1, 6), st.integers(0, 2**31))
