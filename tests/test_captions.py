@@ -1,6 +1,9 @@
 """Captions: distinct, grammatical, varied, made of known words; class words and caption files checked."""
 
+import hashlib
+import json
 import re
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -8,12 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cones2.backbones.opening import MINI
-from cones2.captions.corpus import captions_for, check_class_word, find_class_word, photo_caption, read_captions
-from cones2.captions.english import indefinite_article, is_plural, takes_article
-from cones2.captions.frames import FRAMES, SLOTS
+import cones2
+from cones2.captions import (
+    captions_for,
+    check_class_word,
+    find_class_word,
+    indefinite_article,
+    is_plural,
+    photo_caption,
+    read_captions,
+    takes_article,
+)
 from cones2.errors import CaptionError
 from cones2.examples import EXAMPLES
+
+PACKAGE = Path(cones2.__file__).parent
+DATA = tomllib.loads((PACKAGE / "captions.toml").read_text(encoding="utf-8"))
+FRAMES, SLOTS = DATA["frames"], DATA["slots"]
 
 CLASS_WORDS = ["dog", "owl", "sunglasses", "scissors", "teddy bear", "hour glass", "unicorn", "jeans", "hat", "red car"]
 
@@ -45,7 +59,7 @@ def frame_uses(captions: tuple[str, ...], class_word: str) -> Counter[str]:
     return Counter(frame for frame, pattern in patterns.items() for caption in captions if pattern.fullmatch(caption))
 
 
-MINI_LEXICON = frozenset((MINI / "lexicon.txt").read_text(encoding="utf-8").split())
+MINI_LEXICON = frozenset(json.loads((PACKAGE / "mini" / "cones2.json").read_text(encoding="utf-8"))["lexicon"])
 
 
 @pytest.mark.parametrize("lexicon", [None, SMALL_LEXICON, MINI_LEXICON], ids=["any words", "small lexicon", "mini's"])
@@ -62,10 +76,9 @@ def test_a_thousand_varied_captions(class_word: str, lexicon: frozenset[str] | N
 
 @pytest.mark.parametrize("class_word", sorted({example.class_word for example in EXAMPLES.values()}))
 def test_captions_for_mini_are_in_words_that_it_knows(class_word: str) -> None:
-    lexicon = frozenset((MINI / "lexicon.txt").read_text().split())
-    captions = captions_for(class_word, lexicon=lexicon)
+    captions = captions_for(class_word, lexicon=MINI_LEXICON)
     assert len(set(captions)) == 1000
-    assert {word for caption in captions for word in re.findall(r"[a-z]+", caption.lower())} <= lexicon
+    assert {word for caption in captions for word in re.findall(r"[a-z]+", caption.lower())} <= MINI_LEXICON
 
 
 @pytest.mark.parametrize("lexicon", [None, SMALL_LEXICON], ids=["any words", "small lexicon"])
@@ -137,21 +150,24 @@ def test_no_other_word_repeats_the_class_word() -> None:
 
 
 def test_too_small_a_lexicon() -> None:
-    with pytest.raises(
-        CaptionError, match="only 0 captions for 'dog' can be made out of words that the backbone knows"
-    ):
+    with pytest.raises(CaptionError, match="only 0 captions for 'dog'"):
         captions_for("dog", lexicon={"red"})
-    with pytest.raises(
-        CaptionError, match=r"only \d+ captions for 'dog' .* expected 100. Ask for fewer, or give a file"
-    ):
+    with pytest.raises(CaptionError, match="100"):
         captions_for("dog", count=100, lexicon={"a", "the", "photo", "of", "red", "blue"})
 
 
 def test_counts_that_make_no_sense() -> None:
     for count in (0, -1, 5001):
-        with pytest.raises(CaptionError, match=f"asked for {count} captions; expected 1 to 5000"):
+        with pytest.raises(CaptionError, match=str(count)):
             captions_for("dog", count=count)
     assert len(set(captions_for("dog", count=5000))) == 5000
+
+
+def test_captions_stay_what_they_are() -> None:
+    """Residuals name the hash of their captions: another order of frames or words would make other residuals."""
+    captions = [*captions_for("dog"), *captions_for("teddy bear", seed=7, lexicon=MINI_LEXICON), *captions_for("jeans")]
+    digest = hashlib.sha256("\n".join(captions).encode()).hexdigest()
+    assert digest == "cd69c3cf6222a26ae7d0d285eb1e904be3b4b692141a3f21d918748fdd2c1362"
 
 
 @settings(max_examples=30)
@@ -214,31 +230,20 @@ def test_class_words_are_tidied() -> None:
 
 
 @pytest.mark.parametrize(
-    ("class_word", "message"),
-    [
-        *(
-            ("", "has no letters"),
-            ("  ", "has no letters"),
-            ("?!", "'[?]!' has no letters; expected a word such as 'dog'"),
-        ),
-        *(("a dog", "'a dog' starts with an article; expected only the noun"), ("the", "starts with an article")),
-        *(("dog-", "'dog-' holds marks; expected letters at both ends"), ("{dog}", "holds marks")),
-        *(("do\0g", "holds marks"), ("x" * 61, "class word of 61 characters; expected at most 60")),
-    ],
+    "class_word", ["", "  ", "?!", "a dog", "the", "dog-", "{dog}", "do\0g", "gr\udce9y dog", "x" * 61]
 )
-def test_class_words_that_can_not_be_used(class_word: str, message: str) -> None:
-    with pytest.raises(CaptionError, match=message):
-        check_class_word(class_word)
-    with pytest.raises(CaptionError, match=message):
-        photo_caption(class_word)
+def test_class_words_that_can_not_be_used(class_word: str) -> None:
+    for use in (check_class_word, photo_caption, captions_for):
+        with pytest.raises(CaptionError):
+            use(class_word)
 
 
 def test_find_class_word() -> None:
     assert find_class_word("a hotdog, dogs, a dog-eared Dog.", "dog") == (28, 31)
     assert find_class_word("an old teddy  bear", "teddy bear") == (7, 18)
-    with pytest.raises(CaptionError, match="'two dogs' mentions 'dog' 0 times; expected once, as a word of its own"):
+    with pytest.raises(CaptionError, match="'two dogs' mentions 'dog' 0 times"):
         find_class_word("two dogs", "dog")
-    with pytest.raises(CaptionError, match="mentions 'dog' 2 times; expected once"):
+    with pytest.raises(CaptionError, match="2 times"):
         find_class_word("a dog and a dog", "dog")
 
 
@@ -248,22 +253,22 @@ def test_a_caption_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "named"),
     [
-        (b"", "c.txt holds no captions; expected one a line, each with 'dog'"),
-        (b" \n\n", "c.txt holds no captions"),
-        (b"a dog\n\na cat\n", "c.txt, line 3: caption 'a cat' mentions 'dog' 0 times"),
-        (b"a dog and a dog", "c.txt, line 1: caption .* mentions 'dog' 2 times"),
-        (b"a dog\na \xe9 dog", "c.txt, line 2: not UTF-8 text. Save the captions as UTF-8"),
-        (b"a dog\n" * 200_000, "c.txt is too large: expected at most 1,048,576 bytes"),
+        (b"", r"c\.txt"),
+        (b" \n\n", r"c\.txt"),
+        (b"a dog\n\na cat\n", "line 3: .*'a cat'"),
+        (b"a dog and a dog", "line 1: .* 2 times"),
+        (b"a dog\na \xe9 dog", "line 2"),
+        (b"a dog\n" * 200_000, "1,048,576"),
     ],
 )
-def test_caption_files_that_can_not_be_used(tmp_path: Path, content: bytes, message: str) -> None:
+def test_caption_files_that_can_not_be_used(tmp_path: Path, content: bytes, named: str) -> None:
     (tmp_path / "c.txt").write_bytes(content)
-    with pytest.raises(CaptionError, match=message):
+    with pytest.raises(CaptionError, match=named):
         read_captions(tmp_path / "c.txt", "dog")
 
 
 def test_a_missing_caption_file(tmp_path: Path) -> None:
-    with pytest.raises(CaptionError, match=r"can't read .*c.txt: No such file"):
+    with pytest.raises(CaptionError, match=r"c\.txt"):
         read_captions(tmp_path / "c.txt", "dog")

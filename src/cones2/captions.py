@@ -1,19 +1,21 @@
 """Captions that contain a class word: made here, offline and reproducibly, or read from the user's own file.
 
 Learning compares the tuned text encoder with the original one over 1,000 such captions (arXiv:2305.19327, Sec. 3.2 and
-Eqs. 3, 5). The paper asks ChatGPT for them; here sentence frames are filled with everyday words, so that anyone gets
-the same ones.
+Eqs. 3, 5). The paper asks ChatGPT for them; here the sentence frames of `captions.toml` are filled with everyday words,
+so that anyone gets the same ones.
 """
 
+import functools
 import math
 import random
 import re
+import tomllib
+import unicodedata
 from collections.abc import Callable, Collection, Iterator
+from importlib import resources
 from itertools import islice, zip_longest
 from pathlib import Path
 
-from cones2.captions.english import indefinite_article, is_plural, takes_article
-from cones2.captions.frames import FRAMES, SLOTS
 from cones2.errors import CaptionError
 from cones2.files import read_bounded
 
@@ -24,6 +26,24 @@ LARGEST_CAPTION_FILE = 2**20
 _FIELD = re.compile(r"\{(\w+)\}")
 _WORD_OR_MARK = re.compile(r"[\w'-]+|[^\w\s]")
 _MAX_SHARE_PERCENT = 3
+
+# A vowel letter said as a consonant: a unicorn, a user, a ewer, a one-piece.
+_CONSONANT_SOUND = re.compile(r"[^aeiou]|uni(?!d|m|n)|us[aeiu]|ut[ei]|uk|ur[aei]|ufo|eu|ew|one|once|oui")
+# A consonant letter that is silent, and numbers said with a vowel: an hour glass, an 8-ball, an 18-wheeler.
+_VOWEL_SOUND = re.compile(r"hour|honest|hono|heir|8|1[18](?!\d)")
+# Spelled out although they could be said as a word; what has no vowel is always spelled out (an mp3 player).
+_INITIALISMS = frozenset({"fbi", "led", "suv", "usa", "usb"})
+_LETTERS_SAID_WITH_A_VOWEL = frozenset("aefhilmnorsx")
+
+_PLURAL_BY_EXCEPTION = re.compile(
+    r"cattle|children|clothes|dice|feet|geese|men|mice|people|police|teeth|women"
+    r"|bikinis|emus|gnus|kiwis|menus|skis|taxis|tutus|zucchinis"
+)
+_SINGULAR_IN_S = re.compile(r".*(ss|us|is|'s)|atlas|canvas|christmas|gas|lens|rhinoceros|series|species|thermos")
+_UNCOUNTED = re.compile(
+    r"armou?r|bread|butter|cheese|clothing|cutlery|equipment|food|footwear|furniture|grass|hair|jewell?e?ry|luggage"
+    r"|milk|money|pasta|pottery|rice|sand|silverware|spaghetti|sushi|water"
+)
 
 
 def check_class_word(class_word: str) -> str:
@@ -93,7 +113,10 @@ def read_captions(path: Path, class_word: str) -> tuple[str, ...]:
     if not captions:
         raise CaptionError(f"{path} holds no captions; expected one a line, each with {word!r}.")
     for number, caption in captions.items():
-        _check_line(path, number, caption, word)
+        try:
+            find_class_word(caption, word)
+        except CaptionError as error:
+            raise CaptionError(f"{path}, line {number}: {error}") from error
     return tuple(captions.values())
 
 
@@ -102,16 +125,15 @@ def captions_for(
 ) -> tuple[str, ...]:
     """Return `count` distinct, grammatical captions that mention `class_word` once, the same for the same arguments.
 
-    They take turns through all sentence frames, so that any first part is as varied as the whole, and no frame makes
-    more than 3 % of `count` (below 34 captions: more than one). The class word stands as given; where it is a plural,
-    the rest agrees ("these sunglasses are").
+    All sentence frames take turns, so that any first part is as varied as the whole, and no frame makes more than 3 %
+    of them. The class word stands as given; where it is a plural, the rest agrees ("these sunglasses are").
 
     Args:
         class_word: one or more words.
         count: how many, 1 to 5000.
         seed: another seed gives other captions.
-        lexicon: words that the backbone knows, in lower case; other words and marks are then avoided (but for the class
-            word, and "an", which goes with "a").
+        lexicon: words that the model knows, in lower case; other words and marks are then avoided, except for the class
+            word, and "an", which goes with "a".
 
     Raises:
         CaptionError: the class word can't be used, or so many captions can't be made, as when the lexicon is small.
@@ -121,7 +143,7 @@ def captions_for(
         raise CaptionError(f"asked for {count} captions; expected 1 to {MOST_CAPTIONS}.")
     made = _take_turns(word, count=count, seed=seed, known=_knows(lexicon))
     if len(made) < count:
-        known = "" if lexicon is None else " out of words that the backbone knows"
+        known = "" if lexicon is None else " out of words that the model knows"
         raise CaptionError(
             f"only {len(made)} captions for {word!r} can be made{known}; expected {count}. "
             "Ask for fewer, or give a file of your own captions."
@@ -147,20 +169,20 @@ def _take_turns(class_word: str, *, count: int, seed: int, known: Callable[[str]
 
 def _usable_frames(class_word: str, known: Callable[[str], bool]) -> list[str]:
     """Return the frames in agreement with the class word, less those with an unknown word or a second mention of it."""
-    agreed = (_agreed(frame, class_word) for frame in FRAMES)
+    agreed = (_agreed(frame, class_word) for frame in _frames_and_slots()[0])
     mention = _mentions(class_word)
     return [frame for frame in agreed if known(bare := _FIELD.sub(" ", frame)) and not mention.search(bare)]
 
 
 def _usable_slots(class_word: str, known: Callable[[str], bool]) -> dict[str, tuple[str, ...]]:
-    """Return the slots without what the backbone does not know, and without the class word or a word of it."""
+    """Return the slots without what the model does not know, and without the class word or a word of it."""
     mention = _mentions(class_word)
     own = {form for word in _telling_words(class_word) for form in (word, f"{word}s")}
 
     def fits(choice: str) -> bool:
         return known(choice) and own.isdisjoint(_telling_words(choice)) and not mention.search(choice)
 
-    return {name: tuple(filter(fits, choices)) for name, choices in SLOTS.items()}
+    return {name: tuple(filter(fits, choices)) for name, choices in _frames_and_slots()[1].items()}
 
 
 def _fillings(frame: str, slots: dict[str, tuple[str, ...]], rng: random.Random) -> Iterator[str]:
@@ -222,8 +244,50 @@ def _mentions(class_word: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![\w-]){spaced}(?![\w-])", re.IGNORECASE)
 
 
-def _check_line(path: Path, number: int, caption: str, class_word: str) -> None:
-    try:
-        find_class_word(caption, class_word)
-    except CaptionError as error:
-        raise CaptionError(f"{path}, line {number}: {error}") from error
+@functools.cache
+def _frames_and_slots() -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Read the frames, and the words of each slot; the file says what they mean."""
+    data = tomllib.loads((resources.files("cones2") / "captions.toml").read_text(encoding="utf-8"))
+    return tuple(data["frames"]), {name: tuple(words) for name, words in data["slots"].items()}
+
+
+# The little English grammar that captions need: a or an, singular or plural. Rules first, then exceptions.
+
+
+def indefinite_article(phrase: str) -> str:
+    """Return "a" or "an", as the first word of `phrase` sounds: a dog, an owl, an hour glass, a unicorn, an RC car."""
+    words = re.split(r"[\s-]", _without_accents(phrase), maxsplit=1)
+    return "an" if _starts_with_vowel_sound(words[0]) else "a"
+
+
+def takes_article(noun: str) -> bool:
+    """Return whether `noun` can follow "a" or "an": a dog, but neither sunglasses nor furniture."""
+    return not is_plural(noun) and not _UNCOUNTED.fullmatch(_head(noun))
+
+
+def is_plural(noun: str) -> bool:
+    """Return whether `noun` wants "are": sunglasses and jeans do; dog, glass, bus and pair of jeans do not."""
+    head = _head(noun)
+    return bool(_PLURAL_BY_EXCEPTION.fullmatch(head)) or (head.endswith("s") and not _SINGULAR_IN_S.fullmatch(head))
+
+
+def _head(noun: str) -> str:
+    """Return the word that decides the number: the last one, or the last before "of", "with"..."""
+    before = re.split(r"\s(?:of|with|without|in|on|for|from)\s", noun.lower())[0]
+    return before.split()[-1]
+
+
+def _without_accents(text: str) -> str:
+    return "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+
+
+def _starts_with_vowel_sound(word: str) -> bool:
+    lower = word.lower()
+    if _is_spelled_out(word):
+        return lower[:1] in _LETTERS_SAID_WITH_A_VOWEL
+    return bool(_VOWEL_SOUND.match(lower)) or not _CONSONANT_SOUND.match(lower)
+
+
+def _is_spelled_out(word: str) -> bool:
+    short_capitals = word.isupper() and len(word) <= 3
+    return short_capitals or word.lower() in _INITIALISMS or not re.search(r"[aeiouy]|^\d", word.lower())

@@ -1,1 +1,0 @@
-"""Captions that contain the class word (arXiv:2305.19327, Sec. 3.2)."""
