@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -27,6 +27,7 @@ from cones2.guidance import Bias, Key, Query
 from cones2.shared import Undo, shared_change
 
 
+@runtime_checkable
 class Edit(Protocol):
     """What a run does to a denoiser's calls."""
 

@@ -39,12 +39,13 @@ class StepWatcher:
         self._asked = list(getattr(callback, "tensor_inputs", tensor_inputs))
         self._finite: Tensor | None = None
 
-    def arguments(self, pipeline: Any) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """Return the arguments that let a pipeline call it."""
         names = list(dict.fromkeys(["latents", *self._asked]))
         return {"callback_on_step_end": self, "callback_on_step_end_tensor_inputs": names}
 
     def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Take diffusers' call at the end of a step."""
         finite = tensors["latents"].isfinite().all()
         self._finite = finite if self._finite is None else self._finite & finite
         answer: dict[str, Any] = {}
@@ -101,6 +102,7 @@ def generators_of(seeds: Sequence[int] | None) -> list[torch.Generator] | None:
 
 
 def states_of(generators: Any) -> tuple[Tensor, ...]:
+    """Return the states of the generators that were given, as they are now."""
     given = [generators] if isinstance(generators, torch.Generator) else list(generators)
     return tuple(generator.get_state() for generator in given)
 

@@ -353,7 +353,7 @@ def _alone(pipeline: Any) -> Iterator[None]:
     mine = object()
     if _BUSY.setdefault(id(pipeline), mine) is not mine:
         raise ModelError(
-            "this pipeline object is in a `conditioned` block already, and its scheduler counts the steps of one picture:"
+            "this pipeline object is in a `conditioned` block already, and its scheduler counts one picture's steps:"
             " leave that block first, draw with Cones2Pipeline, or use copy.copy(pipeline) with a scheduler of its own."
         )
     try:

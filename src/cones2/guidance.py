@@ -1,9 +1,9 @@
 """What a layout adds to attention scores: arXiv:2305.19327, Eq. 7, as pure functions of tensors.
 
 Wherever the image reads text, `softmax(QKᵀ/√d) · V` becomes `softmax(QKᵀ/√d + η(t)·M) · V`. For the tokens of a
-subject, M is γ+ in its own region, γ- where it is irrelevant, and 0 elsewhere; for tokens of no subject it is 0. η(t) is
-`strength(t) · std(QKᵀ/√d)`: a number that falls with the noise, times the spread of the scores. How M and the strength
-are chosen is a preset's (`cones2.presets`); nothing here knows a model.
+subject, M is γ+ in its own region, γ- where it is irrelevant, and 0 elsewhere; for tokens of no subject it is 0. η(t)
+is `strength(t) · std(QKᵀ/√d)`: a number that falls with the noise, times the spread of the scores. How M and the
+strength are chosen is a preset's (`cones2.presets`); nothing here knows a model.
 """
 
 import math
@@ -75,10 +75,12 @@ def layout_bias(query: Query, key: Key, weights: TokenWeights, strength: Float[T
 
         >>> query = torch.tensor([[[[0.0], [1.0]]]])
         >>> key = torch.tensor([[[[2.0], [2.0]]]])
-        >>> weights = TokenWeights(torch.tensor([[2.5, 0.0], [0.0, 0.0]]), torch.tensor([[False, False], [True, False]]))
-        >>> bias = layout_bias(query, key, weights, torch.tensor([0.5]))
-        >>> [round(number, 4) for number in bias[0, 0, 0].tolist()], bias[0, 0, 1].tolist() == [floor_of(torch.float32), 0]
-        ([1.4434, 0.0], True)
+        >>> gain, blocked = torch.tensor([[2.5, 0.0], [0.0, 0.0]]), torch.tensor([[False, False], [True, False]])
+        >>> bias = layout_bias(query, key, TokenWeights(gain, blocked), torch.tensor([0.5]))
+        >>> [round(number, 4) for number in bias[0, 0, 0].tolist()]
+        [1.4434, 0.0]
+        >>> bias[0, 0, 1].tolist() == [floor_of(torch.float32), 0.0]
+        True
     """
     eta = strength * product_std(query, key) / math.sqrt(query.shape[3])
     floor = floor_of(query.dtype)  # and as far above 0: an infinite bias would give NaN either way

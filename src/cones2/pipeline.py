@@ -313,7 +313,7 @@ class Cones2Pipeline:
                 result = inner(
                     **inputs,
                     **calling,
-                    **watcher.arguments(inner),
+                    **watcher.arguments(),
                     num_inference_steps=num_inference_steps,
                     generator=generators,
                     num_images_per_prompt=count,

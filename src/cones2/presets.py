@@ -114,7 +114,7 @@ class ConesV2Preset:
 
 
 def cones_v2_sigmas(steps: int) -> Float[Tensor, "{steps}"]:
-    """Return σ at `steps` evenly spaced timesteps, the noisiest first, on Stable Diffusion's betas, whatever the model."""
+    """Return σ at evenly spaced timesteps, the noisiest first, on Stable Diffusion's betas, whatever the model."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alphas_cumprod = (1 - betas).cumprod(0)
     sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()

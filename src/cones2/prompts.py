@@ -138,8 +138,8 @@ def _check_placeholder(match: re.Match[str], template: str, class_words: Mapping
     if name not in class_words:
         known = ", ".join(class_words) or "none"
         raise PromptError(
-            f"no subject is called {name!r}, as the prompt has it; the subjects are: {known}. Load it, give its word for an"
-            " untaught one, or write the word itself in place of the braces."
+            f"no subject is called {name!r}, as the prompt has it; the subjects are: {known}. Load it, give a word for"
+            " an untaught one, or write the word itself in place of the braces."
         )
     before, after = template[: match.start()][-1:], template[match.end() :][:1]
     for neighbour in (before, after):

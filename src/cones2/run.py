@@ -138,6 +138,7 @@ class Run:
     meter: AttentionMeter | None
     step: int | None = None
     _seen: tuple[Tensor, slice | list[int] | None] | None = None
+    _timesteps: Tensor | None = None
     _calls: int = 0
     _total: int = 0
     _guided: int = 0
@@ -255,9 +256,10 @@ class Run:
         A scheduler that calls the denoiser twice in a step has as many guided calls, the same part of all calls.
         """
         scheduler = self.pipeline.scheduler
-        if self._calls in (0, self._total) or getattr(scheduler, "step_index", 0) is None:
+        if scheduler.timesteps is not self._timesteps or self._calls == self._total:  # a new run in the same block
             begin = getattr(scheduler, "begin_index", None) or 0
-            self._calls, self._total = 0, max(1, len(scheduler.timesteps) - begin)
+            self._timesteps, self._calls = scheduler.timesteps, 0
+            self._total = max(1, len(scheduler.timesteps) - begin)
             steps = int(scheduler.num_inference_steps or len(scheduler.timesteps))
             wanted = steps if self.settings.guided_steps is None else min(self.settings.guided_steps, steps)
             self._guided = math.ceil(len(scheduler.timesteps) * wanted / steps)
