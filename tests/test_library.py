@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from cones2.checking import is_name
 from cones2.errors import LibraryError, OutputError, ResidualError
 from cones2.library import FOLDER_VARIABLE, Library, check_name
-from cones2.residual.residual import EncoderId, Residual
+from cones2.residual import EncoderId, Residual, ResidualPart
 
 
 def residual(number: float) -> Residual:
-    return Residual(
-        "dog", torch.tensor([[number, 0.0]]), ("dog</w>",), EncoderId("mini", 2, "ab" * 32, (1.0,)), {}, (), "0"
-    )
+    encoder = EncoderId("text_encoder", "mini", 2, "ab" * 32, (1.0,))
+    return Residual("dog", (ResidualPart(encoder, ("dog</w>",), torch.tensor([[number, 0.0]])),), {}, (), "0")
 
 
 @pytest.fixture
@@ -35,22 +34,45 @@ def test_what_is_added_is_there_until_it_is_removed(library: Library) -> None:
     assert library.load("rex").sha256 == residual(1).sha256
     library.remove("rex")
     assert [entry.name for entry in library.entries()] == ["fido"]
-    with pytest.raises(LibraryError, match=r"has no subject 'rex'; 'cones2 subjects list' tells what is there"):
+    with pytest.raises(LibraryError, match="'rex'; it has fido"):
         library.remove("rex")
 
 
 def test_a_name_is_taken_only_once_unless_it_is_replaced(library: Library) -> None:
+    library.check_free("rex")
     library.add("rex", residual(1))
-    with pytest.raises(LibraryError, match="has a subject 'rex' already: choose another name, or replace it"):
-        library.add("rex", residual(2))
-    with pytest.raises(LibraryError, match="'Rex' differs from 'rex' only in case: choose another name"):
-        library.add("Rex", residual(2), replace=True)
-    with pytest.raises(LibraryError, match="'Rex' differs from 'rex' only in case"):
-        library.check_case("Rex")
-    library.check_case("rex")
-    Library(library.folder / "not there yet").check_case("rex")
+    for use in (library.check_free, lambda name: library.add(name, residual(2))):
+        with pytest.raises(LibraryError, match="'rex'"):
+            use("rex")
+    for use in (library.check_free, lambda name, replace: library.add(name, residual(2), replace=replace)):
+        with pytest.raises(LibraryError, match="'Rex' differs from 'rex'"):
+            use("Rex", replace=True)
     library.add("rex", residual(2), replace=True)
     assert library.load("rex").sha256 == residual(2).sha256
+
+
+def test_a_subject_gets_another_name(library: Library) -> None:
+    with pytest.raises(LibraryError, match="'rex'"):
+        library.rename("rex", "max")
+    library.add("rex", residual(1))
+    library.add("fido", residual(2))
+    assert library.rename("rex", "max") == library.folder / "max.safetensors"
+    assert library.load("max").sha256 == residual(1).sha256
+    assert library.names() == ["fido", "max"]
+    with pytest.raises(LibraryError, match="'rex'"):
+        library.rename("rex", "other")
+    with pytest.raises(LibraryError, match="'fido'"):
+        library.rename("max", "fido")
+    with pytest.raises(LibraryError, match="'FIDO' differs from 'fido'"):
+        library.rename("max", "FIDO")
+    library.rename("max", "Max")  # its own name in another case
+    library.rename("Max", "Max")
+    library.rename("Max", "fido", replace=True)
+    assert library.names() == ["fido"]
+    assert library.load("fido").sha256 == residual(1).sha256
+    (library.folder / "torn.safetensors").write_bytes(b"torn")
+    library.rename("torn", "broken")
+    assert library.names() == ["broken", "fido"]
 
 
 def test_a_subject_is_found_by_its_hash_whatever_its_name(library: Library) -> None:
@@ -62,12 +84,11 @@ def test_a_subject_is_found_by_its_hash_whatever_its_name(library: Library) -> N
 
 
 def test_a_name_that_is_not_there(library: Library) -> None:
-    with pytest.raises(LibraryError, match=r"has no subject 'rex'; 'cones2 subjects list'"):
-        library.load("rex")
-    with pytest.raises(LibraryError, match="has no subject 'rex'"):
-        library.remove("rex")
+    for use in (library.load, library.remove):
+        with pytest.raises(LibraryError, match="'rex'"):
+            use("rex")
     library.add("rexi", residual(1))
-    with pytest.raises(LibraryError, match=r"has no subject 'rex'; did you mean 'rexi'\?"):
+    with pytest.raises(LibraryError, match="did you mean 'rexi'"):
         library.load("rex")
 
 
@@ -75,8 +96,12 @@ def test_a_name_that_is_not_there(library: Library) -> None:
     "name", ["", ".", "..", "../rex", "/etc/passwd", "a/b", "a.b", "1a", "a b", "a\0", "a\n", "é", "x" * 65]
 )
 def test_names_that_lead_out_of_the_folder_or_into_no_prompt(library: Library, name: str) -> None:
-    for use in (library.load, library.remove, lambda name: library.add(name, residual(1))):
-        with pytest.raises(LibraryError, match="can't name a subject: expected up to 64 letters, digits and _"):
+    uses = (
+        *(library.load, library.remove, lambda name: library.add(name, residual(1))),
+        *(lambda name: library.rename(name, "rex"), lambda name: library.rename("rex", name)),
+    )
+    for use in uses:
+        with pytest.raises(LibraryError, match="can't name a subject"):
             use(name)
     assert not library.folder.exists()
 
@@ -100,8 +125,8 @@ def test_broken_files_are_listed_with_what_is_wrong(library: Library, tmp_path: 
     (library.folder / "notes.txt").write_text("dear diary")
     problems = {entry.name: entry.problem for entry in library.entries()}
     assert problems.pop("rex") == ""
-    assert "is no sound residual file" in problems["torn"]
-    assert "'my-dog' can't name a subject" in problems["my-dog"]
+    assert "torn.safetensors" in problems["torn"]
+    assert "'my-dog'" in problems["my-dog"]
     assert set(problems) == {"torn", "my-dog", "folder", "gone", "loop", "pipe"}
     assert all(problems.values())
     assert library.find(residual(2).sha256) is None
@@ -109,18 +134,18 @@ def test_broken_files_are_listed_with_what_is_wrong(library: Library, tmp_path: 
         library.load("torn")
     library.remove("torn")
     library.remove("gone")
-    with pytest.raises(LibraryError, match="can't delete"):
+    with pytest.raises(LibraryError, match="folder"):
         library.remove("folder")
 
 
 def test_a_file_in_the_folder_s_place(tmp_path: Path) -> None:
     (tmp_path / "subjects").write_text("dear diary")
     library = Library(tmp_path / "subjects")
-    with pytest.raises(LibraryError, match=r"can't read the library .*Check the folder"):
+    with pytest.raises(LibraryError, match="subjects"):
         list(library.entries())
-    with pytest.raises(OutputError, match="can't make the folder"):
+    with pytest.raises(OutputError, match="subjects"):
         library.add("rex", residual(1))
-    with pytest.raises(LibraryError, match="has no subject"):
+    with pytest.raises(LibraryError, match="'rex'"):
         library.load("rex")
 
 

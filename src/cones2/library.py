@@ -1,6 +1,5 @@
 """The user's subjects by name: a folder of residuals that several processes may write at once."""
 
-import contextlib
 import difflib
 import os
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ import platformdirs
 
 from cones2.checking import is_name
 from cones2.errors import Cones2Error, LibraryError
-from cones2.files import expanded, held, make_folder
-from cones2.residual.residual import Residual
+from cones2.files import expanded, locked, make_folder
+from cones2.residual import Residual
 
 FOLDER_VARIABLE = "CONES2_LIBRARY"
 """The environment variable that names another folder than the default."""
@@ -36,17 +35,6 @@ class Entry:
     residual: Residual | None
     problem: str = ""
 
-    def describe(self) -> dict[str, str | None]:
-        """Tell what this is as JSON values."""
-        return {
-            "name": self.name,
-            "file": str(self.path),
-            "class_word": self.residual.class_word if self.residual else None,
-            "learned_on": self.residual.encoder.name if self.residual else None,
-            "sha256": self.residual.sha256 if self.residual else None,
-            "problem": self.problem or None,
-        }
-
 
 @dataclass(frozen=True)
 class Library:
@@ -59,7 +47,7 @@ class Library:
 
     @classmethod
     def open(cls, folder: Path | str | None = None) -> "Library":
-        """Give the library in `folder`, else in $CONES2_LIBRARY, else in the user's data folder."""
+        """Return the library in `folder`, else in $CONES2_LIBRARY, else in the user's data folder."""
         named = folder or os.environ.get(FOLDER_VARIABLE)
         return cls(expanded(named) if named else platformdirs.user_data_path("cones2") / "subjects")
 
@@ -69,16 +57,27 @@ class Library:
         Raises:
             LibraryError: the folder is there and can't be read.
         """
+        for name in self.names():
+            path = self.folder / f"{name}{_SUFFIX}"
+            try:
+                yield Entry(check_name(name), path, Residual.load(path))
+            except (Cones2Error, OSError) as error:
+                yield Entry(name, path, None, str(error))
+
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted, without reading them.
+
+        Raises:
+            LibraryError: the folder is there and can't be read.
+        """
         try:
-            paths = sorted(self.folder.iterdir()) if self.folder.exists() else []
+            paths = list(self.folder.iterdir()) if self.folder.exists() else []
         except (OSError, ValueError) as error:
             raise LibraryError(f"can't read the library {self.folder}: {error}. Check the folder.") from error
-        for path in paths:
-            if path.suffix == _SUFFIX and not path.name.startswith("."):
-                yield _read_entry(path)
+        return sorted(path.stem for path in paths if path.suffix == _SUFFIX and not path.name.startswith("."))
 
     def path_of(self, name: str) -> Path:
-        """Give where a subject's file is, or would be.
+        """Return where a subject's file is, or would be.
 
         Raises:
             LibraryError: the name is not one.
@@ -98,12 +97,12 @@ class Library:
         return Residual.load(path)
 
     def find(self, sha256: str) -> Residual | None:
-        """Give the residual whose file has this sha256, under whatever name; None where there is none."""
+        """Return the residual whose file has this sha256, under whatever name; None where there is none."""
         residuals = (entry.residual for entry in self.entries())
         return next((residual for residual in residuals if residual and residual.sha256 == sha256), None)
 
     def add(self, name: str, residual: Residual, *, replace: bool = False) -> Path:
-        """Keep a residual under a name, and give its path; of two that add one name at once, one wins.
+        """Keep a residual under a name, and return its path; of two that add one name at once, one wins.
 
         Raises:
             LibraryError: the name is not one, or is taken and `replace` is False.
@@ -111,23 +110,30 @@ class Library:
         """
         path = self.path_of(name)
         make_folder(self.folder)
-        with self._locked():
-            self.check_case(name)
-            if name in self._names() and not replace:
-                raise LibraryError(f"the library has a subject {name!r} already: choose another name, or replace it.")
+        with locked(self.folder / ".lock", wait=True):
+            self.check_free(name, replace=replace)
             residual.save(path)
         return path
 
-    def check_case(self, name: str) -> None:
-        """Check that a name is the library's, or differs from all of them by more than case: one file, on some disks.
+    def rename(self, old: str, new: str, *, replace: bool = False) -> Path:
+        """Give a subject, sound or broken, another name, and return its path.
 
         Raises:
-            LibraryError: it differs from one only in case.
+            LibraryError: a name is not one, `old` is none of the library's, or `new` is taken and `replace` is False.
+            OutputError: the folder can't be written.
         """
-        names = self._names()
-        for other in names:
-            if name not in names and other.casefold() == name.casefold():
-                raise LibraryError(f"{name!r} differs from {other!r} only in case: choose another name.")
+        before, after = self.path_of(old), self.path_of(new)
+        if not self.folder.is_dir():
+            raise self._unknown(old)
+        with locked(self.folder / ".lock", wait=True):
+            if old not in self.names():
+                raise self._unknown(old)
+            self.check_free(new, replace=replace or old == new, besides=old)
+            try:
+                before.replace(after)
+            except OSError as error:
+                raise LibraryError(f"can't rename {before}: {error.strerror}. Check the folder.") from error
+        return after
 
     def remove(self, name: str) -> None:
         """Delete a subject, sound or broken.
@@ -137,9 +143,9 @@ class Library:
             OutputError: the folder can't be written.
         """
         path = self.path_of(name)
-        if not path.parent.is_dir():
+        if not self.folder.is_dir():
             raise self._unknown(name)
-        with self._locked():
+        with locked(self.folder / ".lock", wait=True):
             try:
                 path.unlink()
             except FileNotFoundError as error:
@@ -147,23 +153,30 @@ class Library:
             except OSError as error:
                 raise LibraryError(f"can't delete {path}: {error.strerror}. Check the folder.") from error
 
-    def _names(self) -> list[str]:
-        return sorted(path.stem for path in self.folder.glob(f"*{_SUFFIX}"))
+    def check_free(self, name: str, *, replace: bool = False, besides: str = "") -> None:
+        """Check that a subject can have a name: where disks ignore case, names that differ only in it are one file.
+
+        Raises:
+            LibraryError: the name is taken and `replace` is False, or differs only in case from one that is taken,
+                other than `besides`.
+        """
+        names = self.names()
+        if name in names and not replace:
+            raise LibraryError(f"the library has a subject {name!r} already: choose another name, or replace it.")
+        for other in names:
+            if name not in names and other != besides and other.casefold() == name.casefold():
+                raise LibraryError(f"{name!r} differs from {other!r} only in case: choose another name.")
 
     def _unknown(self, name: str) -> LibraryError:
-        names = self._names() if self.folder.is_dir() else []
+        names = self.names() if self.folder.is_dir() else []
         nearest = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else "'cones2 subjects list' tells what is there."
+        known = f"it has {', '.join(names[:20])}" if names else "it is empty"
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"{known}."
         return LibraryError(f"the library {self.folder} has no subject {name!r}; {hint}")
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with held(self.folder / ".lock", wait=True):
-            yield
 
 
 def check_name(name: str) -> str:
-    """Give the name of a subject back.
+    """Return the name of a subject as it is.
 
     Raises:
         LibraryError: it can't be one.
@@ -173,10 +186,3 @@ def check_name(name: str) -> str:
             f"{name[:100]!r} can't name a subject: expected up to 64 letters, digits and _, no digit first."
         )
     return name
-
-
-def _read_entry(path: Path) -> Entry:
-    try:
-        return Entry(check_name(path.stem), path, Residual.load(path))
-    except (Cones2Error, OSError) as error:
-        return Entry(path.stem, path, None, str(error))
