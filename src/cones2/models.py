@@ -136,7 +136,7 @@ def open_pipeline(
             parts = {part: _load_part(folder, part, class_name, number) for part, class_name in classes.items()}
         else:
             parts = load_single_file(file, folder, kind, list(classes), number)
-        pipeline = _assemble(kind, parts, index)
+        pipeline: Any = _assemble(kind, parts, index)
         _check_parts_agree(pipeline, asked)
         pipeline.to(target)
     for part in pipeline.components.values():
@@ -144,7 +144,8 @@ def open_pipeline(
             part.eval().requires_grad_(False)
     pipeline.register_to_config(_name_or_path=name)
     _FACTS[_denoiser_of(pipeline)] = ModelFacts(name=name) if file is not None else _read_facts(folder, name)
-    return pipeline
+    opened: DiffusionPipeline = pipeline
+    return opened
 
 
 def facts_of(model: DiffusionPipeline | str | Path) -> ModelFacts:
@@ -155,14 +156,13 @@ def facts_of(model: DiffusionPipeline | str | Path) -> ModelFacts:
     Raises:
         ModelError: its `cones2.json` is damaged.
     """
-    if isinstance(model, str | Path):
-        name = str(model)
-    elif (facts := _FACTS.get(_denoiser_of(model))) is not None:
-        return facts
-    else:
-        name = str(model.config.get("_name_or_path") or type(model).__name__)
+    name = str(model)
+    if not isinstance(model, str | Path):
+        if (facts := _FACTS.get(_denoiser_of(model))) is not None:
+            return facts
+        name = str(getattr(model, "config", {}).get("_name_or_path") or type(model).__name__)
     folder = expanded(name)
-    if folder.is_dir():
+    if folder.is_dir() and model != "mini":
         return _read_facts(folder, folder.resolve().name)
     if name == "mini":
         return _read_facts(MINI, name)
@@ -185,10 +185,9 @@ def _read_facts(folder: Path, name: str) -> ModelFacts:
         raise ModelError(f"{path} can't be used, {place}: {problem['msg']}. Correct it, or remove the file.") from error
 
 
-def _denoiser_of(pipeline: Any) -> torch.nn.Module:
-    denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
-    module: torch.nn.Module = getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps it
-    return module
+def _denoiser_of(pipeline: Any) -> Any:
+    denoiser: Any = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", pipeline)
+    return getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps it
 
 
 def _choose_device(name: str | None) -> torch.device:
@@ -277,7 +276,8 @@ def _choose_classes(index: dict[str, Any], shown: str) -> tuple[Any, dict[str, s
         raise ModelError(
             f"{shown} is a {class_name!r}, which is not supported: expected one of {', '.join(_PIPELINES)}."
         )
-    kind = getattr(diffusers, _PIPELINES[class_name])
+    with without_import_notices():
+        kind = getattr(diffusers, _PIPELINES[class_name])
     wanted = inspect.signature(kind.__init__).parameters
     allowed = _FLUX_PARTS if "transformer" in wanted else _UNET_PARTS
     found = {  # parts that are left out are there as nulls
@@ -316,7 +316,7 @@ def _load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype) -> 
     return component
 
 
-def _assemble(kind: Any, parts: dict[str, Any], index: dict[str, Any]) -> DiffusionPipeline:
+def _assemble(kind: Any, parts: dict[str, Any], index: dict[str, Any]) -> Any:
     tokenizer, encoder = parts["tokenizer"], parts["text_encoder"]
     # The prompt fills the text encoder's window and no more, whatever the tokenizer's own file says.
     tokenizer.model_max_length = min(encoder.config.max_position_embeddings, tokenizer.model_max_length)
@@ -330,8 +330,7 @@ def _assemble(kind: Any, parts: dict[str, Any], index: dict[str, Any]) -> Diffus
     wanted = inspect.signature(kind.__init__).parameters
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of settings in old models' files that diffusers then mends
-        pipeline: DiffusionPipeline = kind(**parts, **{name: options[name] for name in options if name in wanted})
-    return pipeline
+        return kind(**parts, **{name: options[name] for name in options if name in wanted})
 
 
 @contextmanager
@@ -348,60 +347,51 @@ def _told_in_one_line(shown: str) -> Iterator[None]:
 
 def _check_parts_agree(pipeline: Any, shown: str) -> None:
     """Check that the parts belong together, and that diffusers can draw with them."""
+    needs = _flux_needs(pipeline) if hasattr(pipeline, "transformer") else _unet_needs(pipeline)
+    for part, settings in needs.items():
+        for setting, expected in settings.items():
+            if (value := getattr(pipeline, part).config[setting]) not in expected:
+                raise ModelError(
+                    f"{shown}: {setting} of its {part} is {value}, expected {' or '.join(map(str, expected))}: these"
+                    " are parts of different models, or of a kind that is not supported."
+                )
     for part in ("", "_2"):
         tokenizer: Any = getattr(pipeline, f"tokenizer{part}", None)
-        encoder: Any = getattr(pipeline, f"text_encoder{part}", None)
-        if tokenizer is not None and len(tokenizer) > encoder.config.vocab_size:
+        known = tokenizer and getattr(pipeline, f"text_encoder{part}").config.vocab_size
+        if tokenizer and len(tokenizer) > known:
             raise ModelError(
-                f"{shown}: its tokenizer{part} has {len(tokenizer)} tokens, its text encoder knows"
-                f" {encoder.config.vocab_size}; these are parts of different models."
-            )
-    for what, reads, gives in _flux_widths(pipeline) if hasattr(pipeline, "transformer") else _unet_widths(pipeline):
-        if reads not in gives:
-            raise ModelError(
-                f"{shown}: its {what} is {reads}, its other parts need {' or '.join(map(str, gives))}; these are parts"
-                " of different models, or of a kind that is not supported."
+                f"{shown}: its tokenizer{part} has {len(tokenizer)} tokens, its text encoder knows {known}: these are"
+                " parts of different models."
             )
 
 
-def _flux_widths(pipeline: Any) -> list[tuple[str, Any, list[Any]]]:
-    transformer = pipeline.transformer.config
-    return [
-        (
-            "transformer's joint_attention_dim",
-            transformer["joint_attention_dim"],
-            [pipeline.text_encoder_2.config.d_model],
-        ),
-        (
-            "transformer's pooled_projection_dim",
-            transformer["pooled_projection_dim"],
-            [pipeline.text_encoder.config.hidden_size],
-        ),
-        ("transformer's in_channels", transformer["in_channels"], [4 * pipeline.vae.config["latent_channels"]]),
-    ]
+def _flux_needs(pipeline: Any) -> dict[str, dict[str, list[Any]]]:
+    return {
+        "transformer": {
+            "joint_attention_dim": [pipeline.text_encoder_2.config.d_model],
+            "pooled_projection_dim": [pipeline.text_encoder.config.hidden_size],
+            "in_channels": [4 * pipeline.vae.config["latent_channels"]],
+        }
+    }
 
 
-def _unet_widths(pipeline: Any) -> list[tuple[str, Any, list[Any]]]:
-    unet, vae = pipeline.unet.config, pipeline.vae.config
-    second = getattr(pipeline, "text_encoder_2", None)
-    added, width = 0, pipeline.text_encoder.config.hidden_size
+def _unet_needs(pipeline: Any) -> dict[str, dict[str, list[Any]]]:
+    channels, second = pipeline.vae.config["latent_channels"], getattr(pipeline, "text_encoder_2", None)
+    width, added = pipeline.text_encoder.config.hidden_size, None
     if second is not None:  # Stable Diffusion XL reads the pooled text, and six sizes as sinusoids
         width += second.config.hidden_size
-        added = second.config.projection_dim + 6 * (unet["addition_time_embed_dim"] or 0)
-    latents = vae["latent_channels"]
-    channels = [latents, 2 * latents + 1] if "Inpaint" in type(pipeline).__name__ else [latents]
-    is_shifted = vae["latents_mean"] is not None or vae["latents_std"] is not None
-    return [
-        ("UNet's cross_attention_dim", unet["cross_attention_dim"], [width]),
-        ("UNet's addition_embed_type", unet["addition_embed_type"], [None if second is None else "text_time"]),
-        ("UNet's projection_class_embeddings_input_dim", unet["projection_class_embeddings_input_dim"] or 0, [added]),
-        ("UNet's class_embed_type", unet["class_embed_type"], [None]),
-        ("UNet's num_class_embeds", unet["num_class_embeds"], [None]),
-        ("UNet's in_channels", unet["in_channels"], channels),
-        ("autoencoder's latents_mean", is_shifted, [False] if second is None else [False, True]),
-        (
-            "scheduler's prediction_type",
-            pipeline.scheduler.config["prediction_type"],
-            ["epsilon", "v_prediction", "sample"],
-        ),
-    ]
+        added = second.config.projection_dim + 6 * (pipeline.unet.config["addition_time_embed_dim"] or 0)
+    unet = {
+        "cross_attention_dim": [width],
+        "addition_embed_type": [None if second is None else "text_time"],
+        "projection_class_embeddings_input_dim": [added],
+        "class_embed_type": [None],
+        "num_class_embeds": [None],
+        "in_channels": [channels, 2 * channels + 1] if "Inpaint" in type(pipeline).__name__ else [channels],
+    }
+    needs = {"unet": unet, "scheduler": {"prediction_type": ["epsilon", "v_prediction", "sample"]}}
+    if second is None:  # only Stable Diffusion XL's pipelines read these
+        needs["vae"] = {"latents_mean": [None], "latents_std": [None]}
+    if hasattr(pipeline, "controlnet"):
+        needs["controlnet"] = {"cross_attention_dim": [width]}
+    return needs

@@ -55,12 +55,14 @@ def scheduler_name(name: str) -> str:
     Raises:
         SettingsError: the name is unknown, or of a class that can't be used.
     """
-    names = {_squeezed(class_name): key for key, class_name in reversed(SCHEDULERS.items())}
-    names |= {_squeezed(key): key for key in SCHEDULERS} | _OTHER_NAMES
+    plain = {class_name: key for key, class_name in reversed(list(SCHEDULERS.items()))}  # without variants
+    names = {
+        _squeezed(typed): key for typed, key in [*plain.items(), *((key, key) for key in SCHEDULERS)]
+    } | _OTHER_NAMES
     typed = _squeezed(name)
     if typed in names:
         return names[typed]
-    close = difflib.get_close_matches(typed, names, n=1, cutoff=0.7)
+    close: list[str] = difflib.get_close_matches(typed, names, n=1, cutoff=0.7)
     meant = f"did you mean {names[close[0]]!r}? " if close else ""
     raise SettingsError(f"unknown or unsupported scheduler {name!r}: {meant}expected one of {', '.join(SCHEDULERS)}.")
 
