@@ -1,129 +1,191 @@
 """Subjects on the Hugging Face Hub: a repository with a residual, its model card and, if you like, a sample picture."""
 
 import re
-import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_url
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from cones2.checking import is_hub_id
 from cones2.errors import Cones2Error, HubError, OutputError, PictureError, SettingsError
 from cones2.files import make_folder, read_bounded, write_atomically
 from cones2.library import check_name
-from cones2.picture import LARGEST_PICTURE, read_record
-from cones2.residual.format import MAX_FILE_BYTES
-from cones2.residual.residual import Residual
+from cones2.residual import MAX_FILE_BYTES, Residual
 
 RESIDUAL_FILE = "residual.safetensors"
 SAMPLE_FILE = "sample.png"
 CARD_FILE = "README.md"
 
+_LARGEST_SAMPLE = 2**28
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _TAGS = ("cones2", "text-to-image", "stable-diffusion", "personalization", "multi-subject")
 
 
-@dataclass(frozen=True, eq=False)
-class Publication:
-    """A subject as others will find it.
+def repository_files(
+    residual: Residual,
+    repo_id: str,
+    *,
+    license: str,  # noqa: A002 - the Hub's own word
+    name: str | None = None,
+    base_model: str | None = None,
+    sample: Path | None = None,
+    sample_prompt: str = "",
+) -> dict[str, bytes]:
+    """Return what the repository of a subject holds: the content of each file by its name.
 
-    Attributes:
-        name: what its users may call it.
-        residual: what it is.
-        license: the Hub's short name of the licence you give it, such as `cc-by-4.0`.
+    Args:
+        residual: the subject.
+        repo_id: of the repository, `owner/name`.
+        license: the Hub's short name of the licence that you give it, such as `cc-by-4.0`.
+        name: what its users may call it; None makes one of the repository's.
         base_model: Hub id of the model that it fits; None takes the residual's, where that is a Hub id.
-        sample: a picture of it that `compose` wrote.
+        sample: a PNG picture of the subject.
+        sample_prompt: what the sample shows.
 
     Raises:
+        HubError: the id of the repository or of the base model does not look like one.
         LibraryError: the name can't be one.
-        SettingsError: licence or base model do not look like the Hub's.
-        PictureError: the sample is not a picture of cones2.
+        SettingsError: the licence does not look like the Hub's.
+        PictureError: the sample can't be read, or is no PNG picture.
     """
+    _check_repo_id(repo_id)
+    name = name_for(repo_id) if name is None else check_name(name)
+    if not _LICENSE.fullmatch(license):
+        raise SettingsError(f"{license[:100]!r} is no licence of the Hub: expected one such as 'cc-by-4.0'.")
+    if base_model is not None:
+        _check_repo_id(base_model)
+    learned_on = residual.parts[0].encoder.name
+    base_model = base_model or (learned_on if is_hub_id(learned_on) else None)
+    widget = [{"text": sample_prompt, "output": {"url": SAMPLE_FILE}}]
+    extra: dict[str, Any] = {"base_model_relation": "adapter"} if base_model else {}
+    data = ModelCardData(
+        base_model=base_model,
+        license=license,
+        library_name="cones2",
+        pipeline_tag="text-to-image",
+        tags=[*_TAGS, re.sub(r"\W+", "-", residual.class_word.lower()).strip("-")],
+        instance_prompt=f"a {{{name}}}",
+        **extra | ({"widget": widget} if sample else {}),
+    )
+    shown = f"![A picture of it]({SAMPLE_FILE})\n\n*{_plain(sample_prompt)}*\n\n" if sample else ""
+    text = shown + _card_text(residual, repo_id, name=name, model=base_model or learned_on)
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}, a {_plain(residual.class_word)}\n\n{text}")
+    files = {CARD_FILE: str(card).encode(errors="replace"), RESIDUAL_FILE: residual.to_bytes()}
+    if sample is not None:
+        files[SAMPLE_FILE] = read_bounded(sample, limit=_LARGEST_SAMPLE, error=PictureError)
+        if not files[SAMPLE_FILE].startswith(b"\x89PNG"):
+            raise PictureError(f"{sample} is not a PNG picture: expected one that cones2 drew.")
+    return files
 
-    name: str
-    residual: Residual
-    license: str
-    base_model: str | None = None
-    sample: Path | None = None
 
-    def __post_init__(self) -> None:
-        check_name(self.name)
-        if not _LICENSE.fullmatch(self.license):
-            raise SettingsError(f"{self.license[:100]!r} is no licence of the Hub: expected one such as 'cc-by-4.0'.")
-        if self.base_model is not None:
-            _check_repo_id(self.base_model)
-        if self.sample is not None and not isinstance(read_record(self.sample).get("text"), str):
-            raise PictureError(f"{self.sample} is not a picture of subjects: expected one that 'cones2 compose' wrote.")
+def push(
+    residual: Residual,
+    repo_id: str,
+    *,
+    license: str,  # noqa: A002 - the Hub's own word
+    name: str | None = None,
+    base_model: str | None = None,
+    sample: Path | None = None,
+    sample_prompt: str = "",
+    private: bool = False,
+    api: HfApi | None = None,
+) -> str:
+    """Push a subject to a new repository, or as a new commit to one of yours, and return its address.
 
-    def card(self, repo_id: str) -> ModelCard:
-        """Give the model card for a repository: what it is, what it fits, and how to use it.
+    The arguments are those of `repository_files`; a new repository is `private` if you ask for it, and otherwise as its
+    owner's default is.
 
-        Raises:
-            HubError: the repository's name does not look like one.
-        """
-        _check_repo_id(repo_id)
-        learned_on = self.residual.encoder.name
-        base_model = self.base_model or (learned_on if is_hub_id(learned_on) else None)
-        extra: dict[str, Any] = {"base_model_relation": "adapter"} if base_model else {}
-        if self.sample:
-            extra["widget"] = [{"text": self._sample_text(), "output": {"url": SAMPLE_FILE}}]
-        data = ModelCardData(
-            base_model=base_model,
-            license=self.license,
-            library_name="cones2",
-            pipeline_tag="text-to-image",
-            tags=[*_TAGS, _slug(self.residual.class_word)],
-            instance_prompt=f"a {{{self.name}}}",
-            **extra,
-        )
-        return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{self._text(repo_id, base_model)}")
+    Raises:
+        HubError: the Hub refuses it or can't be reached.
+        Cones2Error: as `repository_files` raises.
+    """
+    files = repository_files(
+        residual,
+        repo_id,
+        license=license,
+        name=name,
+        base_model=base_model,
+        sample=sample,
+        sample_prompt=sample_prompt,
+    )
+    api = api or HfApi(library_name="cones2")
+    with _asking(repo_id):
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
+        additions = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=content) for file, content in files.items()]
+        api.create_commit(repo_id, additions, commit_message=f"Add {repo_id.rpartition('/')[2]}")
+    return f"{api.endpoint}/{repo_id}"
 
-    def write(self, folder: Path, repo_id: str) -> None:
-        """Write what the repository will hold.
 
-        Raises:
-            HubError: the repository's name does not look like one.
-            OutputError: the folder can't be written, or has a README.md of something else.
-        """
-        card, path = self.card(repo_id), folder / CARD_FILE
-        make_folder(folder)
-        if path.exists() and "library_name: cones2" not in path.read_text(encoding="utf-8", errors="replace"):
-            raise OutputError(f"{path} is there, and cones2 did not write it. Give the draft a folder of its own.")
-        self.residual.save(folder / RESIDUAL_FILE)
-        write_atomically(path, str(card).encode())
-        if self.sample is not None:
-            content = read_bounded(self.sample, limit=LARGEST_PICTURE, error=PictureError)
-            write_atomically(folder / SAMPLE_FILE, content)
+def write_files(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write what `repository_files` made to a folder, for a look at it before it is pushed.
 
-    def _sample_text(self) -> str:
-        return str(read_record(self.sample)["text"]) if self.sample else ""
+    Raises:
+        OutputError: the folder can't be written, or has a README.md of something else.
+    """
+    make_folder(folder)
+    path = folder / CARD_FILE
+    if path.exists() and "library_name: cones2" not in path.read_text(encoding="utf-8", errors="replace"):
+        raise OutputError(f"{path} is there, and cones2 did not write it. Choose a folder of its own.")
+    for file, content in files.items():
+        write_atomically(folder / file, content)
 
-    def _text(self, repo_id: str, base_model: str | None) -> str:
-        residual, name = self.residual, self.name
-        model = base_model or residual.encoder.name
-        asked = "" if model == "mini" else f" --model {shlex.quote(_plain(model))}"
-        how = "\n".join(f"| {_plain(key)} | {_plain(str(value))} |" for key, value in sorted(residual.recipe.items()))
-        sample = f"![A picture of it]({SAMPLE_FILE})\n\n*{_plain(self._sample_text())}*\n\n" if self.sample else ""
-        return f"""# {name}, a {_plain(residual.class_word)}
 
-A subject for [cones2](https://arxiv.org/abs/2305.19327): {residual.vector.numel()} numbers that turn the embedding of
+def pull(repo_id: str, *, revision: str | None = None, api: HfApi | None = None) -> Residual:
+    """Get a subject from the Hub; it is checked like any stranger's file, and its size before it is downloaded.
+
+    Raises:
+        HubError: there is no such repository or file, it is too large, or the Hub can't be reached.
+        ResidualError: the file is no sound residual.
+    """
+    _check_repo_id(repo_id)
+    api = api or HfApi(library_name="cones2")
+    with tempfile.TemporaryDirectory() as folder:
+        with _asking(repo_id):
+            url = hf_hub_url(repo_id, RESIDUAL_FILE, revision=revision, endpoint=api.endpoint)
+            found = api.get_hf_file_metadata(url=url)
+            if found.size is None or found.size > MAX_FILE_BYTES:
+                limit = f"expected at most {MAX_FILE_BYTES:,}"
+                raise HubError(f"{RESIDUAL_FILE} of {repo_id} has {found.size} bytes: {limit}.")
+            path = api.hf_hub_download(repo_id, RESIDUAL_FILE, revision=found.commit_hash, local_dir=folder)
+        content = read_bounded(Path(path), limit=MAX_FILE_BYTES, error=HubError)
+    return Residual.from_bytes(content, origin=f"{RESIDUAL_FILE} of {repo_id}")
+
+
+def name_for(repo_id: str) -> str:
+    """Return a subject's name made of a repository's: `ann/my-dog` gives `my_dog`.
+
+    Raises:
+        LibraryError: it gives none.
+    """
+    return check_name(re.sub(r"\W", "_", repo_id.rpartition("/")[2], flags=re.ASCII))
+
+
+def _card_text(residual: Residual, repo_id: str, *, name: str, model: str) -> str:
+    numbers = sum(part.vector.numel() for part in residual.parts)
+    weights = ", ".join(f"`{part.encoder.weights[:12]}`" for part in residual.parts)
+    how = "\n".join(f"| {_plain(key)} | {_plain(str(value))} |" for key, value in sorted(residual.recipe.items()))
+    return f"""A subject for [cones2](https://arxiv.org/abs/2305.19327): {numbers} numbers that turn the embedding of
 "{_plain(residual.class_word)}" into this one. Any number of subjects go into one picture.
 
-{sample}## Use
+## Use
 
-```sh
-cones2 pull {repo_id} --name {name}
-cones2 compose "a {{{name}}} on the beach" --subject {name}{asked} --out pictures
+```python
+import cones2
+
+pipe = cones2.Cones2Pipeline.from_pretrained({_plain(model)!r})
+pipe.load_subject("{name}", "{repo_id}")
+pipe("a {{{name}}} on the beach").images[0].save("beach.png")
 ```
+
+On the command line, `cones2 pull {repo_id} --name {name}` puts it into your library.
 
 ## What it fits
 
-The text encoder of {_plain(model)} (sha256 of its weights `{residual.encoder.weights[:12]}`), and no other.
+The text encoder of {_plain(model)} (sha256 of its weights {weights}), and no other.
 
 ## How it was learned
 
@@ -135,51 +197,6 @@ From {len(residual.photos)} photos, which are not here, with cones2 {_plain(resi
 """
 
 
-def push(publication: Publication, repo_id: str, *, api: HfApi, private: bool = False) -> str:
-    """Bring a subject to the Hub, into a new repository or as a new commit of one of yours; give its address.
-
-    Raises:
-        HubError: the repository's name makes no sense, or the Hub refuses or can't be reached.
-    """
-    _check_repo_id(repo_id)
-    with tempfile.TemporaryDirectory() as folder, _asking(repo_id):
-        publication.write(Path(folder), repo_id)
-        api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the owner's default is
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Add {publication.name}")
-    return f"{api.endpoint}/{repo_id}"
-
-
-def pull(repo_id: str, *, api: HfApi, revision: str | None = None) -> Residual:
-    """Get a subject from the Hub; what comes is checked like any stranger's file, and its size before it comes.
-
-    Raises:
-        HubError: there is no such repository or file, it is too large, or the Hub can't be reached.
-        ResidualError: the file is no sound residual.
-    """
-    _check_repo_id(repo_id)
-    with tempfile.TemporaryDirectory() as folder:
-        with _asking(repo_id):
-            found = api.get_hf_file_metadata(
-                url=hf_hub_url(repo_id, RESIDUAL_FILE, revision=revision, endpoint=api.endpoint)
-            )
-            if found.size is None or found.size > MAX_FILE_BYTES:
-                raise HubError(
-                    f"{RESIDUAL_FILE} of {repo_id} has {found.size} bytes: expected at most {MAX_FILE_BYTES:,}."
-                )
-            path = api.hf_hub_download(repo_id, RESIDUAL_FILE, revision=found.commit_hash, local_dir=folder)
-        content = read_bounded(Path(path), limit=MAX_FILE_BYTES, error=HubError)
-    return Residual.from_bytes(content, origin=f"{RESIDUAL_FILE} of {repo_id}")
-
-
-def name_for(repo_id: str) -> str:
-    """Make a subject's name of a repository's: `ann/my-dog` is `my_dog`.
-
-    Raises:
-        LibraryError: it makes none.
-    """
-    return check_name(re.sub(r"\W", "_", repo_id.rpartition("/")[2], flags=re.ASCII))
-
-
 def _check_repo_id(repo_id: str) -> None:
     if not is_hub_id(repo_id):
         raise HubError(f"{repo_id[:100]!r} is no repository of the Hub: expected OWNER/NAME.")
@@ -187,7 +204,7 @@ def _check_repo_id(repo_id: str) -> None:
 
 @contextmanager
 def _asking(repo_id: str) -> Iterator[None]:
-    """Say in one line what the Hub, the network or its client made of it."""
+    """Turn what the Hub, the network or its client raises into one line."""
     try:
         yield
     except Cones2Error:
@@ -196,7 +213,7 @@ def _asking(repo_id: str) -> Iterator[None]:
         advice = "check the name, or log in with 'hf auth login'"
         raise HubError(f"the Hub has no {repo_id}, or no such revision, or it is private: {advice}.") from error
     except EntryNotFoundError as error:
-        raise HubError(f"{repo_id} holds no {RESIDUAL_FILE}: expected what 'cones2 push' brought there.") from error
+        raise HubError(f"{repo_id} holds no {RESIDUAL_FILE}: expected a repository that cones2 made.") from error
     except Exception as error:  # the client raises its own errors, its transport's and the system's
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise HubError(
@@ -204,10 +221,6 @@ def _asking(repo_id: str) -> Iterator[None]:
         ) from error
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"\W+", "-", text.lower()).strip("-")
-
-
 def _plain(text: str) -> str:
-    """Make one line of any text, without Markdown's signs."""
+    """Return any text in one line, without Markdown's signs."""
     return " ".join(re.sub(r"[`*|<>\[\]\\]", "", text).split())
