@@ -93,10 +93,10 @@ class Cones2Pipeline:
     def __init__(self, pipeline: Any) -> None:
         pipeline = pipeline.pipeline if isinstance(pipeline, Cones2Pipeline) else pipeline
         self.family = family_of(pipeline)
-        self.pipeline = pipeline
         self.facts: ModelFacts = facts_of(pipeline)
         self._subjects: dict[str, Subject] = {}
         self._running: set[threading.Event] = set()
+        self.pipeline = pipeline  # last: from now on, other names are the wrapped pipeline's
 
     @classmethod
     def from_pretrained(
