@@ -42,20 +42,20 @@ _OPEN_CLIP = {
 }
 
 
-def save_single_file(backbone: Any, file: Path) -> Path:
-    """Save `backbone`'s weights as one checkpoint."""
+def save_single_file(pipeline: Any, file: Path) -> Path:
+    """Save a pipeline's weights as one checkpoint."""
     save_file(
-        {name: weight.clone(memory_format=torch.contiguous_format) for name, weight in first_layout(backbone).items()},
+        {name: weight.clone(memory_format=torch.contiguous_format) for name, weight in first_layout(pipeline).items()},
         file,
     )
     return file
 
 
-def first_layout(backbone: Any) -> dict[str, Tensor]:
-    """Give all weights of a backbone, or of anything with such parts, by their first releases' names."""
-    encoder, second = backbone.text_encoder, getattr(backbone, "text_encoder_2", None)
-    weights = _prefixed("model.diffusion_model.", unet_layout(backbone.unet))
-    weights |= _prefixed("first_stage_model.", vae_layout(backbone.vae))
+def first_layout(pipeline: Any) -> dict[str, Tensor]:
+    """Return all weights of a pipeline, or of anything with such parts, by their first releases' names."""
+    encoder, second = pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)
+    weights = _prefixed("model.diffusion_model.", unet_layout(pipeline.unet))
+    weights |= _prefixed("first_stage_model.", vae_layout(pipeline.vae))
     if second is not None:
         weights |= _prefixed("conditioner.embedders.0.transformer.text_model.", encoder.state_dict())
         return weights | _prefixed("conditioner.embedders.1.model.", open_clip_layout(second))
