@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 
 from cones2.errors import HubError, LibraryError, OutputError, PictureError, ResidualError, SettingsError
-from cones2.hub import name_for, pull, push, repository_files, write_files
+from cones2.hub import name_for, pull, push
 from cones2.residual import EncoderId, Residual, ResidualPart
 from little_hub import TOKEN, LittleHub, little_hub
 
@@ -26,7 +27,9 @@ def residual(model: str = MODEL, **changes: object) -> Residual:
 
 
 def card(residual: Residual, repo_id: str = "ann/ted", **options: object) -> ModelCard:
-    return ModelCard(repository_files(residual, repo_id, license="mit", **options)["README.md"].decode())
+    with tempfile.TemporaryDirectory() as folder:
+        push(residual, repo_id, draft=Path(folder), **{"license": "mit", **options})
+        return ModelCard.load(Path(folder) / "README.md")
 
 
 @pytest.fixture
@@ -42,7 +45,8 @@ def api(hub: LittleHub) -> HfApi:
 
 @pytest.fixture
 def sample(tmp_path: Path) -> Path:
-    path = tmp_path / "beach.png"
+    path = tmp_path / "pictures" / "beach.png"
+    path.parent.mkdir()
     Image.new("RGB", (8, 8), "red").save(path)
     return path
 
@@ -52,11 +56,11 @@ def sample(tmp_path: Path) -> Path:
 
 def test_the_card_is_what_the_hub_s_own_classes_read(sample: Path, tmp_path: Path) -> None:
     prompt = "a teddy bear | on the [beach]"
-    files = repository_files(residual(), "ann/ted", license="cc-by-4.0", sample=sample, sample_prompt=prompt)
-    write_files(files, tmp_path / "draft")
-    assert {path.name for path in (tmp_path / "draft").iterdir()} == set(files)
-    assert set(files) == {"README.md", "residual.safetensors", "sample.png"}
-    assert files["sample.png"] == sample.read_bytes()
+    draft = tmp_path / "draft"
+    options = {"license": "cc-by-4.0", "sample": sample, "sample_prompt": prompt}
+    assert push(residual(), "ann/ted", draft=draft, **options) == str(draft)
+    assert {path.name for path in draft.iterdir()} == {"README.md", "residual.safetensors", "sample.png"}
+    assert (draft / "sample.png").read_bytes() == sample.read_bytes()
     card = ModelCard.load(tmp_path / "draft" / "README.md")
     assert card.data.to_dict() == {
         "base_model": MODEL,
@@ -113,7 +117,7 @@ def test_what_can_not_be_published(tmp_path: Path) -> None:
     with pytest.raises(LibraryError, match="my dog"):
         card(residual(), name="my dog")
     with pytest.raises(SettingsError, match="All rights"):
-        repository_files(residual(), "ann/ted", license="All rights")
+        card(residual(), license="All rights")
     with pytest.raises(HubError, match="ann/ted; ls"):
         card(residual(), "ann/ted; ls")
     with pytest.raises(HubError, match="mine"):
@@ -125,12 +129,11 @@ def test_what_can_not_be_published(tmp_path: Path) -> None:
 
 
 def test_a_draft_replaces_a_draft_and_nothing_else(tmp_path: Path) -> None:
-    files = repository_files(residual(), "ann/ted", license="mit")
     for _ in range(2):
-        write_files(files, tmp_path / "draft")
+        push(residual(), "ann/ted", license="mit", draft=tmp_path / "draft")
     (tmp_path / "README.md").write_text("# my own project")
     with pytest.raises(OutputError, match=r"README\.md"):
-        write_files(files, tmp_path)
+        push(residual(), "ann/ted", license="mit", draft=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "draft"]
 
 
@@ -147,12 +150,12 @@ def test_a_repository_that_makes_no_name() -> None:
 # There and back
 
 
-def test_what_is_pushed_is_pulled(hub: LittleHub, api: HfApi, sample: Path) -> None:
-    address = push(residual(), "ann/ted", license="mit", sample=sample, sample_prompt="a bear", private=True, api=api)
-    assert address == f"{hub.address}/ann/ted"
+def test_what_is_pushed_is_pulled(hub: LittleHub, api: HfApi, sample: Path, tmp_path: Path) -> None:
+    options = {"license": "mit", "sample": sample, "sample_prompt": "a bear"}
+    assert push(residual(), "ann/ted", private=True, api=api, **options) == f"{hub.address}/ann/ted"
     assert hub.repositories == {"ann/ted": "private"}
-    files = repository_files(residual(), "ann/ted", license="mit", sample=sample, sample_prompt="a bear")
-    assert hub.files == {f"ann/ted/{name}": content for name, content in files.items()}
+    push(residual(), "ann/ted", draft=tmp_path, **options)
+    assert hub.files == {f"ann/ted/{path.name}": path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert pull("ann/ted", api=api).sha256 == residual().sha256
 
 

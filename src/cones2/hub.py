@@ -25,63 +25,6 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _TAGS = ("cones2", "text-to-image", "stable-diffusion", "personalization", "multi-subject")
 
 
-def repository_files(
-    residual: Residual,
-    repo_id: str,
-    *,
-    license: str,  # noqa: A002 - the Hub's own word
-    name: str | None = None,
-    base_model: str | None = None,
-    sample: Path | None = None,
-    sample_prompt: str = "",
-) -> dict[str, bytes]:
-    """Return what the repository of a subject holds: the content of each file by its name.
-
-    Args:
-        residual: the subject.
-        repo_id: of the repository, `owner/name`.
-        license: the Hub's short name of the licence that you give it, such as `cc-by-4.0`.
-        name: what its users may call it; None makes one of the repository's.
-        base_model: Hub id of the model that it fits; None takes the residual's, where that is a Hub id.
-        sample: a PNG picture of the subject.
-        sample_prompt: what the sample shows.
-
-    Raises:
-        HubError: the id of the repository or of the base model does not look like one.
-        LibraryError: the name can't be one.
-        SettingsError: the licence does not look like the Hub's.
-        PictureError: the sample can't be read, or is no PNG picture.
-    """
-    _check_repo_id(repo_id)
-    name = name_for(repo_id) if name is None else check_name(name)
-    if not _LICENSE.fullmatch(license):
-        raise SettingsError(f"{license[:100]!r} is no licence of the Hub: expected one such as 'cc-by-4.0'.")
-    if base_model is not None:
-        _check_repo_id(base_model)
-    learned_on = residual.parts[0].encoder.name
-    base_model = base_model or (learned_on if is_hub_id(learned_on) else None)
-    widget = [{"text": sample_prompt, "output": {"url": SAMPLE_FILE}}]
-    extra: dict[str, Any] = {"base_model_relation": "adapter"} if base_model else {}
-    data = ModelCardData(
-        base_model=base_model,
-        license=license,
-        library_name="cones2",
-        pipeline_tag="text-to-image",
-        tags=[*_TAGS, re.sub(r"\W+", "-", residual.class_word.lower()).strip("-")],
-        instance_prompt=f"a {{{name}}}",
-        **extra | ({"widget": widget} if sample else {}),
-    )
-    shown = f"![A picture of it]({SAMPLE_FILE})\n\n*{_plain(sample_prompt)}*\n\n" if sample else ""
-    text = shown + _card_text(residual, repo_id, name=name, model=base_model or learned_on)
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}, a {_plain(residual.class_word)}\n\n{text}")
-    files = {CARD_FILE: str(card).encode(errors="replace"), RESIDUAL_FILE: residual.to_bytes()}
-    if sample is not None:
-        files[SAMPLE_FILE] = read_bounded(sample, limit=_LARGEST_SAMPLE, error=PictureError)
-        if not files[SAMPLE_FILE].startswith(b"\x89PNG"):
-            raise PictureError(f"{sample} is not a PNG picture: expected one that cones2 drew.")
-    return files
-
-
 def push(
     residual: Residual,
     repo_id: str,
@@ -92,46 +35,54 @@ def push(
     sample: Path | None = None,
     sample_prompt: str = "",
     private: bool = False,
+    draft: Path | None = None,
     api: HfApi | None = None,
 ) -> str:
     """Push a subject to a new repository, or as a new commit to one of yours, and return its address.
 
-    The arguments are those of `repository_files`; a new repository is `private` if you ask for it, and otherwise as its
-    owner's default is.
+    Args:
+        residual: the subject. Its photos stay with you; their hashes are in its file.
+        repo_id: of the repository, `owner/name`.
+        license: the Hub's short name of the licence that you give it, such as `cc-by-4.0`.
+        name: what its users may call it; None makes one of the repository's.
+        base_model: Hub id of the model that it fits; None takes the residual's, where that is a Hub id.
+        sample: a PNG picture of the subject.
+        sample_prompt: what the sample shows.
+        private: whether a new repository is for your eyes only; False leaves that to its owner's default.
+        draft: a folder to write all files to instead of pushing them, for a look at them; its path is returned.
+        api: the Hub's client.
 
     Raises:
-        HubError: the Hub refuses it or can't be reached.
-        Cones2Error: as `repository_files` raises.
+        HubError: an id does not look like the Hub's, or the Hub refuses the subject or can't be reached.
+        LibraryError: the name can't be one.
+        SettingsError: the licence does not look like the Hub's.
+        PictureError: the sample can't be read, or is no PNG picture.
+        OutputError: the draft can't be written, or its folder has a README.md of something else.
     """
-    files = repository_files(
-        residual,
-        repo_id,
-        license=license,
-        name=name,
-        base_model=base_model,
-        sample=sample,
-        sample_prompt=sample_prompt,
-    )
+    _check_repo_id(repo_id)
+    if base_model is not None:
+        _check_repo_id(base_model)
+    if not _LICENSE.fullmatch(license):
+        raise SettingsError(f"{license[:100]!r} is no licence of the Hub: expected one such as 'cc-by-4.0'.")
+    name = name_for(repo_id) if name is None else check_name(name)
+    learned_on = residual.parts[0].encoder.name
+    base_model = base_model or (learned_on if is_hub_id(learned_on) else None)
+    widget = [{"text": sample_prompt, "output": {"url": SAMPLE_FILE}}] if sample else None
+    card = _card(residual, repo_id, name=name, license=license, base_model=base_model, widget=widget)
+    files = {CARD_FILE: str(card).encode(errors="replace"), RESIDUAL_FILE: residual.to_bytes()}
+    if sample is not None:
+        files[SAMPLE_FILE] = read_bounded(sample, limit=_LARGEST_SAMPLE, error=PictureError)
+        if not files[SAMPLE_FILE].startswith(b"\x89PNG"):
+            raise PictureError(f"{sample} is not a PNG picture: expected one that cones2 drew.")
+    if draft is not None:
+        _write(files, draft)
+        return str(draft)
     api = api or HfApi(library_name="cones2")
     with _asking(repo_id):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         additions = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=content) for file, content in files.items()]
-        api.create_commit(repo_id, additions, commit_message=f"Add {repo_id.rpartition('/')[2]}")
+        api.create_commit(repo_id, additions, commit_message=f"Add {name}")
     return f"{api.endpoint}/{repo_id}"
-
-
-def write_files(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write what `repository_files` made to a folder, for a look at it before it is pushed.
-
-    Raises:
-        OutputError: the folder can't be written, or has a README.md of something else.
-    """
-    make_folder(folder)
-    path = folder / CARD_FILE
-    if path.exists() and "library_name: cones2" not in path.read_text(encoding="utf-8", errors="replace"):
-        raise OutputError(f"{path} is there, and cones2 did not write it. Choose a folder of its own.")
-    for file, content in files.items():
-        write_atomically(folder / file, content)
 
 
 def pull(repo_id: str, *, revision: str | None = None, api: HfApi | None = None) -> Residual:
@@ -164,19 +115,55 @@ def name_for(repo_id: str) -> str:
     return check_name(re.sub(r"\W", "_", repo_id.rpartition("/")[2], flags=re.ASCII))
 
 
-def _card_text(residual: Residual, repo_id: str, *, name: str, model: str) -> str:
+def _write(files: Mapping[str, bytes], folder: Path) -> None:
+    make_folder(folder)
+    path = folder / CARD_FILE
+    if path.exists() and "library_name: cones2" not in path.read_text(encoding="utf-8", errors="replace"):
+        raise OutputError(f"{path} is there, and cones2 did not write it. Choose a folder of its own.")
+    for file, content in files.items():
+        write_atomically(folder / file, content)
+
+
+def _card(
+    residual: Residual,
+    repo_id: str,
+    *,
+    name: str,
+    license: str,  # noqa: A002
+    base_model: str | None,
+    widget: list[dict[str, Any]] | None,
+) -> ModelCard:
+    """Return the model card: what the subject is, what it fits, and how to use it."""
+    data = ModelCardData(
+        base_model=base_model,
+        base_model_relation="adapter" if base_model else None,
+        license=license,
+        library_name="cones2",
+        pipeline_tag="text-to-image",
+        tags=[*_TAGS, re.sub(r"\W+", "-", residual.class_word.lower()).strip("-")],
+        instance_prompt=f"a {{{name}}}",
+        widget=widget,
+    )
+    model, class_word = _plain(base_model or residual.parts[0].encoder.name), _plain(residual.class_word)
     numbers = sum(part.vector.numel() for part in residual.parts)
     weights = ", ".join(f"`{part.encoder.weights[:12]}`" for part in residual.parts)
-    how = "\n".join(f"| {_plain(key)} | {_plain(str(value))} |" for key, value in sorted(residual.recipe.items()))
-    return f"""A subject for [cones2](https://arxiv.org/abs/2305.19327): {numbers} numbers that turn the embedding of
-"{_plain(residual.class_word)}" into this one. Any number of subjects go into one picture.
+    settings = "\n".join(f"| {_plain(key)} | {_plain(str(value))} |" for key, value in sorted(residual.recipe.items()))
+    shown = f"![A picture of it]({SAMPLE_FILE})\n\n*{_plain(widget[0]['text'])}*\n\n" if widget else ""
+    return ModelCard(f"""---
+{data.to_yaml()}
+---
+
+# {name}, a {class_word}
+
+{shown}A subject for [cones2](https://arxiv.org/abs/2305.19327): {numbers} numbers that turn the embedding of
+"{class_word}" into this one. Any number of subjects go into one picture.
 
 ## Use
 
 ```python
 import cones2
 
-pipe = cones2.Cones2Pipeline.from_pretrained({_plain(model)!r})
+pipe = cones2.Cones2Pipeline.from_pretrained({model!r})
 pipe.load_subject("{name}", "{repo_id}")
 pipe("a {{{name}}} on the beach").images[0].save("beach.png")
 ```
@@ -185,7 +172,7 @@ On the command line, `cones2 pull {repo_id} --name {name}` puts it into your lib
 
 ## What it fits
 
-The text encoder of {_plain(model)} (sha256 of its weights {weights}), and no other.
+The text encoder of {model} (sha256 of its weights {weights}), and no other.
 
 ## How it was learned
 
@@ -193,8 +180,8 @@ From {len(residual.photos)} photos, which are not here, with cones2 {_plain(resi
 
 | setting | value |
 | --- | --- |
-{how}
-"""
+{settings}
+""")
 
 
 def _check_repo_id(repo_id: str) -> None:
