@@ -11,10 +11,11 @@ import random
 import re
 import tomllib
 import unicodedata
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from importlib import resources
 from itertools import islice, zip_longest
 from pathlib import Path
+from typing import Any
 
 from cones2.errors import CaptionError
 from cones2.files import read_bounded
@@ -141,51 +142,43 @@ def captions_for(
     word = check_class_word(class_word)
     if not 1 <= count <= MOST_CAPTIONS:
         raise CaptionError(f"asked for {count} captions; expected 1 to {MOST_CAPTIONS}.")
-    made = _take_turns(word, count=count, seed=seed, known=_knows(lexicon))
-    if len(made) < count:
-        known = "" if lexicon is None else " out of words that the model knows"
-        raise CaptionError(
-            f"only {len(made)} captions for {word!r} can be made{known}; expected {count}. "
-            "Ask for fewer, or give a file of your own captions."
-        )
-    return made
-
-
-def _take_turns(class_word: str, *, count: int, seed: int, known: Callable[[str], bool]) -> tuple[str, ...]:
-    """Take a caption from each frame in turn until there are `count`, or no frame has one left below its share."""
     rng = random.Random(seed)
-    frames = _usable_frames(class_word, known)
-    slots = _usable_slots(class_word, known)
+    frames, slots = _usable(word, lexicon)
     share = max(1, count * _MAX_SHARE_PERCENT // 100)
-    # sorted by random(), whose numbers never change between versions of Python; shuffle() makes no such promise
+    # Sorted by random(), whose numbers never change between versions of Python; shuffle() makes no such promise.
     columns = [islice(_fillings(frame, slots, rng), share) for frame in sorted(frames, key=lambda _: rng.random())]
     made: dict[str, None] = {}
-    for turn in zip_longest(*columns):
-        made.update((_finished(caption, class_word), None) for caption in turn if caption is not None)
+    for turn in zip_longest(*columns):  # one caption of each frame
+        made.update((_finished(caption, word), None) for caption in turn if caption is not None)
         if len(made) >= count:
-            break
-    return tuple(made)[:count]
+            return tuple(made)[:count]
+    known = "" if lexicon is None else " out of words that the model knows"
+    raise CaptionError(
+        f"only {len(made)} captions for {word!r} can be made{known}; expected {count}. Ask for fewer, or give a file of"
+        " your own captions."
+    )
 
 
-def _usable_frames(class_word: str, known: Callable[[str], bool]) -> list[str]:
-    """Return the frames in agreement with the class word, less those with an unknown word or a second mention of it."""
-    agreed = (_agreed(frame, class_word) for frame in _frames_and_slots()[0])
-    mention = _mentions(class_word)
-    return [frame for frame in agreed if known(bare := _FIELD.sub(" ", frame)) and not mention.search(bare)]
+def _usable(class_word: str, lexicon: Collection[str] | None) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the frames in agreement with the class word, and the slots, without it and without unknown words."""
+    mention, own = _mentions(class_word), _telling_words(class_word)
+    own = own | {f"{word}s" for word in own}
+    lexicon = None if lexicon is None else frozenset(lexicon)
+
+    def fits(text: str) -> bool:
+        known = lexicon is None or lexicon.issuperset(_WORD_OR_MARK.findall(text))
+        return known and not mention.search(text)
+
+    data = _data()
+    frames = [_agreed(frame, class_word) for frame in data["frames"]]
+    slots = {
+        name: [choice for choice in choices if fits(choice) and own.isdisjoint(_telling_words(choice))]
+        for name, choices in data["slots"].items()
+    }
+    return [frame for frame in frames if fits(_FIELD.sub(" ", frame))], slots
 
 
-def _usable_slots(class_word: str, known: Callable[[str], bool]) -> dict[str, tuple[str, ...]]:
-    """Return the slots without what the model does not know, and without the class word or a word of it."""
-    mention = _mentions(class_word)
-    own = {form for word in _telling_words(class_word) for form in (word, f"{word}s")}
-
-    def fits(choice: str) -> bool:
-        return known(choice) and own.isdisjoint(_telling_words(choice)) and not mention.search(choice)
-
-    return {name: tuple(filter(fits, choices)) for name, choices in _frames_and_slots()[1].items()}
-
-
-def _fillings(frame: str, slots: dict[str, tuple[str, ...]], rng: random.Random) -> Iterator[str]:
+def _fillings(frame: str, slots: dict[str, list[str]], rng: random.Random) -> Iterator[str]:
     """Yield the frame with its slots filled, in all ways that repeat no word, neighbours as different as can be."""
     fields = [field for field in _FIELD.findall(frame) if field != "subject"]
     options = [slots[field.rstrip("23456789")] for field in fields]
@@ -194,7 +187,8 @@ def _fillings(frame: str, slots: dict[str, tuple[str, ...]], rng: random.Random)
         for choices in options:
             index, digit = divmod(index, len(choices))
             words.append(choices[digit])
-        if _repeat_nothing(words):
+        telling = [_telling_words(word) for word in words]
+        if len(set().union(*telling)) == sum(map(len, telling)):
             yield frame.format(subject="{subject}", **dict(zip(fields, words, strict=True)))
 
 
@@ -204,11 +198,6 @@ def _scattered(size: int, rng: random.Random) -> Iterator[int]:
     while math.gcd(stride, size) > 1 and size > 1:
         stride += 1
     return ((start + turn * stride) % size for turn in range(size))
-
-
-def _repeat_nothing(choices: list[str]) -> bool:
-    telling = [_telling_words(choice) for choice in choices]
-    return len(set().union(*telling)) == sum(map(len, telling))
 
 
 def _telling_words(text: str) -> set[str]:
@@ -232,23 +221,15 @@ def _finished(caption: str, class_word: str) -> str:
     )
 
 
-def _knows(lexicon: Collection[str] | None) -> Callable[[str], bool]:
-    if lexicon is None:
-        return lambda _: True
-    words = frozenset(lexicon)
-    return lambda text: words.issuperset(_WORD_OR_MARK.findall(text))
-
-
 def _mentions(class_word: str) -> re.Pattern[str]:
     spaced = r"\s+".join(map(re.escape, class_word.split()))
     return re.compile(rf"(?<![\w-]){spaced}(?![\w-])", re.IGNORECASE)
 
 
 @functools.cache
-def _frames_and_slots() -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+def _data() -> dict[str, Any]:
     """Read the frames, and the words of each slot; the file says what they mean."""
-    data = tomllib.loads((resources.files("cones2") / "captions.toml").read_text(encoding="utf-8"))
-    return tuple(data["frames"]), {name: tuple(words) for name, words in data["slots"].items()}
+    return tomllib.loads((resources.files("cones2") / "captions.toml").read_text(encoding="utf-8"))
 
 
 # The little English grammar that captions need: a or an, singular or plural. Rules first, then exceptions.
@@ -256,8 +237,15 @@ def _frames_and_slots() -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
 
 def indefinite_article(phrase: str) -> str:
     """Return "a" or "an", as the first word of `phrase` sounds: a dog, an owl, an hour glass, a unicorn, an RC car."""
-    words = re.split(r"[\s-]", _without_accents(phrase), maxsplit=1)
-    return "an" if _starts_with_vowel_sound(words[0]) else "a"
+    plain = "".join(char for char in unicodedata.normalize("NFKD", phrase) if not unicodedata.combining(char))
+    word = re.split(r"[\s-]", plain, maxsplit=1)[0]
+    lower = word.lower()
+    short_capitals = word.isupper() and len(word) <= 3
+    if short_capitals or lower in _INITIALISMS or not re.search(r"[aeiouy]|^\d", lower):  # spelled out
+        has_vowel_sound = lower[:1] in _LETTERS_SAID_WITH_A_VOWEL
+    else:
+        has_vowel_sound = bool(_VOWEL_SOUND.match(lower)) or not _CONSONANT_SOUND.match(lower)
+    return "an" if has_vowel_sound else "a"
 
 
 def takes_article(noun: str) -> bool:
@@ -275,19 +263,3 @@ def _head(noun: str) -> str:
     """Return the word that decides the number: the last one, or the last before "of", "with"..."""
     before = re.split(r"\s(?:of|with|without|in|on|for|from)\s", noun.lower())[0]
     return before.split()[-1]
-
-
-def _without_accents(text: str) -> str:
-    return "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
-
-
-def _starts_with_vowel_sound(word: str) -> bool:
-    lower = word.lower()
-    if _is_spelled_out(word):
-        return lower[:1] in _LETTERS_SAID_WITH_A_VOWEL
-    return bool(_VOWEL_SOUND.match(lower)) or not _CONSONANT_SOUND.match(lower)
-
-
-def _is_spelled_out(word: str) -> bool:
-    short_capitals = word.isupper() and len(word) <= 3
-    return short_capitals or word.lower() in _INITIALISMS or not re.search(r"[aeiouy]|^\d", word.lower())

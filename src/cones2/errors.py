@@ -1,25 +1,7 @@
 """Every error that this package raises on purpose.
 
-```
-Cones2Error
-├── SettingsError          (ValueError) a setting outside its range, an unknown recipe, scheduler or device
-├── PhotoError             (ValueError) a photo or photo folder that can't be used
-├── CaptionError           (ValueError) a class word or caption file that can't be used
-├── PromptError            (ValueError) a prompt whose placeholders and subjects do not match, or that is too long
-├── LayoutError            (ValueError) a box, region or layout file that makes no sense
-├── ResidualError          (ValueError) a residual file that is damaged, hostile or of an unknown version
-│   └── ResidualMismatchError          a sound residual that belongs to another text encoder
-├── LibraryError           (ValueError) a name that the library of subjects does not have, or can't have
-├── HubError               (OSError)    a subject that can't be read from the Hub or written to it
-├── ModelError             (ValueError) a model that can't be opened or used
-├── LearningError          (ValueError) learning that can't start, continue or resume
-├── PictureError           (ValueError) a picture that holds no record of how it was made
-├── OutputError            (OSError)    something that can't be written
-└── Cancelled                           drawing that was cancelled: there is no picture
-```
-
-Each error is also the built-in error that fits, so that code which knows nothing of this package can catch it. A
-message says what is wrong, what was given, what was expected and what to do next.
+Each is also the built-in error that fits, so that code which knows nothing of this package can catch it. A message says
+what is wrong, what was given, what was expected and what to do next.
 """
 
 

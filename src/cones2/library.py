@@ -1,5 +1,6 @@
 """The user's subjects by name: a folder of residuals that several processes may write at once."""
 
+import contextlib
 import difflib
 import os
 from collections.abc import Iterator
@@ -34,6 +35,18 @@ class Entry:
     path: Path
     residual: Residual | None
     problem: str = ""
+
+    def describe(self) -> dict[str, str | None]:
+        """Return what this is as JSON values."""
+        found = self.residual
+        return {
+            "name": self.name,
+            "file": str(self.path),
+            "class_word": found.class_word if found else None,
+            "learned_on": found.parts[0].encoder.name if found else None,
+            "sha256": found.sha256 if found else None,
+            "problem": self.problem or None,
+        }
 
 
 @dataclass(frozen=True)
@@ -110,7 +123,7 @@ class Library:
         """
         path = self.path_of(name)
         make_folder(self.folder)
-        with locked(self.folder / ".lock", wait=True):
+        with self._changing():
             self.check_free(name, replace=replace)
             residual.save(path)
         return path
@@ -123,16 +136,9 @@ class Library:
             OutputError: the folder can't be written.
         """
         before, after = self.path_of(old), self.path_of(new)
-        if not self.folder.is_dir():
-            raise self._unknown(old)
-        with locked(self.folder / ".lock", wait=True):
-            if old not in self.names():
-                raise self._unknown(old)
+        with self._changing(old):
             self.check_free(new, replace=replace or old == new, besides=old)
-            try:
-                before.replace(after)
-            except OSError as error:
-                raise LibraryError(f"can't rename {before}: {error.strerror}. Check the folder.") from error
+            before.replace(after)
         return after
 
     def remove(self, name: str) -> None:
@@ -143,15 +149,8 @@ class Library:
             OutputError: the folder can't be written.
         """
         path = self.path_of(name)
-        if not self.folder.is_dir():
-            raise self._unknown(name)
-        with locked(self.folder / ".lock", wait=True):
-            try:
-                path.unlink()
-            except FileNotFoundError as error:
-                raise self._unknown(name) from error
-            except OSError as error:
-                raise LibraryError(f"can't delete {path}: {error.strerror}. Check the folder.") from error
+        with self._changing(name):
+            path.unlink()
 
     def check_free(self, name: str, *, replace: bool = False, besides: str = "") -> None:
         """Check that a subject can have a name: where disks ignore case, names that differ only in it are one file.
@@ -167,11 +166,26 @@ class Library:
             if name not in names and other != besides and other.casefold() == name.casefold():
                 raise LibraryError(f"{name!r} differs from {other!r} only in case: choose another name.")
 
+    @contextlib.contextmanager
+    def _changing(self, name: str | None = None) -> Iterator[None]:
+        """Keep other writers out for a `with` block that changes files; a `name` must be there."""
+        if name is not None and not self.folder.is_dir():
+            raise self._unknown(name)
+        with locked(self.folder / ".lock", wait=True):
+            if name is not None and name not in self.names():
+                raise self._unknown(name)
+            try:
+                yield
+            except Cones2Error:
+                raise
+            except OSError as error:
+                raise LibraryError(f"can't change {error.filename}: {error.strerror}. Check the folder.") from error
+
     def _unknown(self, name: str) -> LibraryError:
         names = self.names() if self.folder.is_dir() else []
         nearest = difflib.get_close_matches(name, names, n=1)
-        known = f"it has {', '.join(names[:20])}" if names else "it is empty"
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"{known}."
+        known = f"it has {', '.join(names[:20])}." if names else "it is empty."
+        hint = f"did you mean {nearest[0]!r}?" if nearest else known
         return LibraryError(f"the library {self.folder} has no subject {name!r}; {hint}")
 
 
