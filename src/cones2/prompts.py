@@ -7,7 +7,7 @@ rather than read as words; see `check_no_weights`.
 import re
 import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -231,3 +231,9 @@ def _check_window(ids: Sequence[int], spans: Mapping[str, tuple[Span, ...]], win
         if ranges[-1][1] > window - 1:  # the last place is the end token's
             raise PromptError(f"{sizes}: {{{name}}} would be cut off. Shorten the prompt, or name the subject earlier.")
     warnings.warn(f"{sizes}: its last {len(ids) - window} tokens are not read.", Cones2Warning, stacklevel=3)
+
+
+def unknown_words(text: str, lexicon: Collection[str]) -> list[str]:
+    """Return the words of a text that a lexicon does not hold, in lower case, each once, in their order."""
+    words = dict.fromkeys(re.findall(r"[^\W\d_]+", text.lower()))
+    return [word for word in words if word not in lexicon]

@@ -1,0 +1,158 @@
+"""What a picture depends on beside its prompt, as JSON values: inputs, scheduler, adapters, encoders, surroundings."""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import weakref
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cones2.errors import ModelError
+from cones2.families import family_of, unwrapped
+from cones2.fingerprint import fingerprint
+
+Library = Literal["cones2", "diffusers", "torch", "transformers"]
+"""Those that move the last bits of a picture."""
+
+_LARGEST_OPTION = 2**16  # characters of JSON
+_ENCODERS: "weakref.WeakKeyDictionary[torch.nn.Module, tuple[object, dict[str, Any]]]" = weakref.WeakKeyDictionary()
+
+
+def content_hash(value: Any) -> str | None:
+    """Return a sha256 of an image, an array, a tensor or a list of them, whatever file it came from; None for others."""
+    if isinstance(value, list | tuple):
+        hashes = [content_hash(item) for item in value]
+        if not hashes or None in hashes:
+            return None
+        return hashlib.sha256(f"list {' '.join(map(str, hashes))}".encode()).hexdigest()
+    if isinstance(value, Image.Image):
+        image = value.convert("RGBA") if value.mode in ("P", "PA") else value
+        kind, content = f"image {image.mode} {image.size}", image.tobytes()
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        kind, content = f"array {value.dtype} {value.shape}", value.tobytes()
+    elif isinstance(value, Tensor):
+        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        kind, content = f"tensor {value.dtype} {tuple(value.shape)}", flat.numpy().tobytes()
+    else:
+        return None
+    return hashlib.sha256(kind.encode() + b"\0" + content).hexdigest()
+
+
+def describe_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Sort arguments into `options`, which are JSON values, `inputs`, of which there are hashes, and `unrecorded`."""
+    found: dict[str, Any] = {"options": {}, "inputs": {}, "unrecorded": []}
+    for name, value in options.items():
+        hashed = content_hash(value)
+        if hashed is not None:
+            found["inputs"][name] = hashed
+            continue
+        try:
+            plain = _to_plain(value)
+            is_small = len(json.dumps(plain)) <= _LARGEST_OPTION
+        except (TypeError, RecursionError):
+            is_small = False
+        if is_small:
+            found["options"][name] = plain
+        else:
+            found["unrecorded"].append(name)
+    return found
+
+
+def restored(value: Any) -> Any:
+    """Return an option as it was before `describe_options`: tuples are tuples again."""
+    if isinstance(value, dict):
+        if list(value) == ["tuple"] and isinstance(value["tuple"], list):
+            return tuple(map(restored, value["tuple"]))
+        return {key: restored(item) for key, item in value.items()}
+    return [restored(item) for item in value] if isinstance(value, list) else value
+
+
+def describe_scheduler(scheduler: Any) -> dict[str, Any]:
+    """Return a scheduler's class and settings; settings that are no JSON values are left out."""
+    settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return {"class_name": type(scheduler).__name__, "config": describe_options(settings)["options"]}
+
+
+def describe_adapters(pipeline: Any) -> dict[str, Any]:
+    """Return by name the hash of every active LoRA's weights, and its scales in each component."""
+    digests: dict[str, Any] = {}
+    scales: dict[str, dict[str, set[float]]] = {}
+    modules = {role: each for role, each in sorted(pipeline.components.items()) if isinstance(each, torch.nn.Module)}
+    for role, module in modules.items():
+        for path, layer in unwrapped(module).named_modules():
+            if getattr(layer, "_disable_adapters", True) or not hasattr(layer, "scaling"):  # these are peft's names
+                continue
+            for name in set(layer.active_adapters) & set(layer.scaling):
+                scale = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
+                scales.setdefault(name, {}).setdefault(role, set()).add(float(f"{scale:.6g}"))
+                weights = {key: value for key, value in layer.state_dict().items() if name in key.split(".")}
+                for key in sorted(weights):
+                    line = f"{role}.{path}.{key} {content_hash(weights[key])}\n"
+                    digests.setdefault(name, hashlib.sha256()).update(line.encode())
+    return {
+        name: {"sha256": digest.hexdigest(), "scales": {role: sorted(found) for role, found in scales[name].items()}}
+        for name, digest in digests.items()
+    }
+
+
+def describe_encoders(pipeline: Any) -> list[dict[str, Any]]:
+    """Return role, width and probe of each text encoder that reads subjects; one that gives NaN is left out.
+
+    Hashing all weights would take seconds, and a probe takes a call, so each encoder is probed once.
+    """
+    described = []
+    for role in (part.encoder for part in family_of(pipeline).text_parts):
+        encoder = getattr(pipeline, role)
+        versions = sum(0 if weight.is_inference() else weight._version for weight in encoder.parameters())
+        merged = [name for layer in encoder.modules() for name in getattr(layer, "merged_adapters", ())]
+        state = (encoder.dtype, versions, merged)
+        if encoder not in _ENCODERS or _ENCODERS[encoder][0] != state:
+            try:
+                probed = fingerprint(encoder, role, "the model", hash_weights=False)
+            except ModelError:
+                continue
+            finally:
+                pipeline.maybe_free_model_hooks()
+            _ENCODERS[encoder] = state, {"role": role, "width": probed.width, "probe": list(probed.probe)}
+        described.append(_ENCODERS[encoder][1])
+    return described
+
+
+def describe_surroundings(pipeline: Any) -> dict[str, Any]:
+    """Return what moves the last bits of a picture: device, dtype, PyTorch's threads, and versions."""
+    return {
+        "device": str(pipeline._execution_device),
+        "dtype": str(getattr(pipeline, family_of(pipeline).denoiser).dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "versions": _versions(),
+    }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in get_args(Library)}
+
+
+def _to_plain(value: Any) -> Any:
+    """Return a JSON value, with `{"tuple": [...]}` for a tuple.
+
+    Raises:
+        TypeError: there is none for this.
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, tuple):
+        return {"tuple": [_to_plain(item) for item in value]}
+    if isinstance(value, list):
+        return [_to_plain(item) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _to_plain(item) for key, item in value.items()}
+    raise TypeError(f"a {type(value).__name__} is no JSON value")

@@ -1,0 +1,382 @@
+"""How a picture was made: the record that goes into its file, and what a record from anyone may ask for."""
+
+import base64
+import binascii
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator, TypeAdapter, ValidationError
+from pydantic import model_validator as checked
+from torch import Tensor
+
+from cones2.checking import first_problem
+from cones2.errors import PictureError
+from cones2.layout import Layout
+from cones2.models import ModelFacts
+from cones2.png import read_record, strip_residuals, write_picture
+from cones2.prompts import LONGEST_PROMPT, parse_prompt
+from cones2.provenance import (
+    Library,
+    describe_adapters,
+    describe_encoders,
+    describe_options,
+    describe_scheduler,
+    describe_surroundings,
+    restored,
+)
+from cones2.residual import Residual
+from cones2.run import LayoutSettings
+from cones2.subjects import Subject
+
+__all__ = ["DrawCall", "PictureRecord", "describe", "read_record", "strip_residuals", "write_picture"]
+
+MOST_PICTURES = 64
+"""Pictures of a record's batch, and subjects in it."""
+MOST_PIXELS = 2**26
+"""Pixels of a record's batch."""
+MOST_STATES = 16
+"""Generators whose states a record holds; each takes 10 KB."""
+
+_USUAL_SIDE = 1024  # pixels, where a record does not say
+_CPU_STATE = 5056  # bytes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DrawCall:
+    """A call of `Cones2Pipeline`, as far as it makes the pictures.
+
+    Attributes:
+        prompt: with placeholders.
+        subjects: those that the prompt mentions.
+        layout: where they belong.
+        seeds: of each picture; None where generators were given.
+        generator_states: of these, before the call; one for all pictures, or one for each.
+        num_images: how many pictures were drawn.
+        num_inference_steps: of the scheduler.
+        guidance_scale: classifier-free guidance.
+        negative_prompt: empty for none.
+        layout_settings: how the layout acted.
+        force: whether residuals of another text encoder were allowed.
+        options: every other argument of the wrapped pipeline's call.
+    """
+
+    prompt: str
+    subjects: Mapping[str, Subject]
+    layout: Layout | None
+    seeds: tuple[int, ...] | None
+    generator_states: tuple[Tensor, ...] | None
+    num_images: int
+    num_inference_steps: int
+    guidance_scale: float | None
+    negative_prompt: str
+    layout_settings: LayoutSettings
+    force: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def describe(pipeline: Any, facts: ModelFacts, call: DrawCall) -> tuple[dict[str, Any], ...]:
+    """Return for each picture how it was made, as JSON values: all that is needed to draw it again.
+
+    Images and tensors among the options are there as hashes; what has neither JSON nor a hash, by name only.
+
+    Args:
+        pipeline: the diffusers pipeline that drew, as it was then.
+        facts: what the model is called.
+        call: what was asked of it.
+    """
+    residuals = {each.residual.sha256: each.residual for each in call.subjects.values() if each.residual is not None}
+    levels = call.layout_settings.levels
+    record = {
+        "prompt": call.prompt,
+        "text": parse_prompt(call.prompt, {name: each.class_word for name, each in call.subjects.items()}).text,
+        "subjects": {name: _describe_subject(subject) for name, subject in call.subjects.items()},
+        "layout": None if call.layout is None else json.loads(call.layout.to_json()),
+        **_describe_noise(pipeline, call),
+        "num_images": call.num_images,
+        "num_inference_steps": call.num_inference_steps,
+        "guidance_scale": call.guidance_scale,
+        "negative_prompt": call.negative_prompt,
+        "layout_settings": {**asdict(call.layout_settings), "levels": None if levels is None else list(levels)},
+        "force": call.force,
+        **describe_options(call.options),
+        "scheduler": describe_scheduler(pipeline.scheduler),
+        "pipeline": type(pipeline).__name__,
+        "model": {"name": facts.name, "encoders": describe_encoders(pipeline)},
+        "adapters": describe_adapters(pipeline),
+        **describe_surroundings(pipeline),
+        "residuals": {key: base64.b64encode(each.to_bytes()).decode() for key, each in residuals.items()},
+    }
+    seeds = call.seeds or (None,) * call.num_images
+    return tuple({**record, "seed": seeds[index], "index": index} for index in range(call.num_images))
+
+
+def _describe_subject(subject: Subject) -> dict[str, Any]:
+    return {
+        "class_word": subject.class_word,
+        "residual": None if subject.residual is None else subject.residual.sha256,
+        "strength": subject.strength,
+        "during": list(subject.during),
+        "negative": subject.negative,
+    }
+
+
+def _describe_noise(pipeline: Any, call: DrawCall) -> dict[str, Any]:
+    """Return the seeds, or the generators' states, or why the pictures can't be drawn again."""
+    found: dict[str, Any] = {"seeds": None, "generators": None, "not_repeatable": ""}
+    states = call.generator_states or ()
+    if call.seeds is not None:
+        return found | {"seeds": list(call.seeds)}
+    if getattr(pipeline.scheduler, "noise_sampler_seed", 0) is None:
+        return found | {"not_repeatable": f"{type(pipeline.scheduler).__name__} ignores generators; give seeds to it"}
+    if not 1 <= len(states) <= MOST_STATES:
+        return found | {"not_repeatable": f"a record holds the states of 1 to {MOST_STATES} generators; give seeds"}
+    device = "cpu" if len(states[0]) == _CPU_STATE else str(pipeline._execution_device)
+    return found | {"generators": {"device": device, "states": [bytes(each.tolist()).hex() for each in states]}}
+
+
+_Short = Annotated[str, Field(max_length=1000)]
+_Text = Annotated[str, Field(max_length=LONGEST_PROMPT)]
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Seed = Annotated[int, Field(ge=0, lt=2**63)]
+_Number = Annotated[float, Field(ge=-1e6, le=1e6)]
+_Device = Annotated[str, Field(pattern=r"^[a-z]{1,10}(:\d{1,3})?$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RecordedSubject(_Strict):
+    """A subject as a record names it; `residual` is the sha256 of its file, None for an untaught word."""
+
+    class_word: _Short
+    residual: _Sha256 | None
+    strength: _Number
+    during: tuple[_Number, _Number]
+    negative: _Text
+
+
+class RecordedGenerators(_Strict):
+    """Generators before a picture was drawn: one for all pictures, or one for each."""
+
+    device: _Device
+    states: Annotated[tuple[Annotated[str, Field(max_length=20_000)], ...], Field(min_length=1, max_length=MOST_STATES)]
+
+    def make(self) -> torch.Generator | list[torch.Generator]:
+        """Return generators in these states.
+
+        Raises:
+            PictureError: the device is not there, or has no such states.
+        """
+        try:
+            made = [self._generator(bytes.fromhex(state)) for state in self.states]
+        except (ValueError, RuntimeError) as error:
+            raise PictureError(f"no generator on {self.device} has the record's state: {error}.") from error
+        return made if len(made) > 1 else made[0]
+
+    def _generator(self, state: bytes) -> torch.Generator:
+        if len(state) == _CPU_STATE:
+            # PyTorch does not check these two against each other, and would read beyond its 624 numbers.
+            _, left, _, following = struct.unpack_from("<QiiQ", state)
+            if (left, following) != (1, 0) and left + following != 625:
+                raise ValueError("it is damaged")
+        return torch.Generator(self.device).set_state(torch.tensor(list(state), dtype=torch.uint8))
+
+
+class RecordedEncoder(_Strict):
+    """A text encoder by its role in the pipeline, its width, and what it gives for a fixed input."""
+
+    role: _Short
+    width: Annotated[int, Field(ge=1, le=16384)]
+    probe: Annotated[tuple[_Number, ...], Field(max_length=64)]
+
+
+class RecordedModel(_Strict):
+    """A model by what its user opened: `mini`, a Hub id or a folder's name; and by its text encoders."""
+
+    name: _Short
+    encoders: Annotated[tuple[RecordedEncoder, ...], Field(max_length=4)]
+
+
+class RecordedScheduler(_Strict):
+    """A scheduler by its class in diffusers and its settings."""
+
+    class_name: Annotated[str, Field(pattern=r"^\w{1,100}$")]
+    config: Annotated[dict[_Short, JsonValue], Field(max_length=100)]
+
+
+class RecordedAdapter(_Strict):
+    """A LoRA by the hash of its weights, and its scales in each component."""
+
+    sha256: _Sha256
+    scales: dict[_Short, tuple[float, ...]]
+
+
+def _read_layout(value: Any) -> Layout | None:
+    return None if value is None else Layout.from_json(json.dumps(value))
+
+
+def _read_settings(value: Any) -> LayoutSettings:
+    return TypeAdapter(LayoutSettings).validate_json(json.dumps(value), strict=True, extra="forbid")
+
+
+def _read_residuals(value: Any) -> dict[str, Residual]:
+    encoded = TypeAdapter(dict[_Sha256, str]).validate_python(value, strict=True)
+    if len(encoded) > MOST_PICTURES:
+        raise ValueError(f"there are {len(encoded)}, expected at most {MOST_PICTURES}")
+    found = {}
+    for sha256, text in encoded.items():
+        try:
+            residual = Residual.from_bytes(base64.b64decode(text, validate=True), origin="an embedded residual")
+        except binascii.Error as error:
+            raise ValueError(f"it is not base64: {error}") from error
+        if residual.sha256 != sha256:
+            raise ValueError(f"the residual of sha256 {sha256[:12]} has {residual.sha256[:12]}")
+        found[sha256] = residual
+    return found
+
+
+class PictureRecord(_Strict):
+    """A picture's record, checked: what `describe` returned, read back from anyone's file.
+
+    Attributes:
+        prompt: with placeholders.
+        text: as the model read it.
+        subjects: by name.
+        layout: where they belong.
+        seed: of this picture; None where a generator was given.
+        seeds: of all pictures that were drawn as one batch.
+        generators: in place of seeds.
+        not_repeatable: why there is neither; else empty.
+        index: of this picture in its batch.
+        num_images: of the batch.
+        options: other arguments of the call.
+        inputs: hashes of the images and tensors among these, by name.
+        unrecorded: the names of those that have neither JSON nor a hash.
+        scheduler: that took the steps.
+        pipeline: the class of the diffusers pipeline.
+        model: that drew.
+        adapters: active LoRA, by name.
+        device: as PyTorch names it.
+        dtype: of the denoiser.
+        threads: of PyTorch.
+        versions: of the libraries that move the last bits.
+        residuals: those that are embedded, by the sha256 of their files.
+    """
+
+    prompt: _Text
+    text: str
+    subjects: Annotated[dict[_Short, RecordedSubject], Field(max_length=MOST_PICTURES)]
+    layout: Annotated[Layout | None, PlainValidator(_read_layout)]
+    seed: _Seed | None
+    seeds: Annotated[tuple[_Seed, ...], Field(min_length=1, max_length=MOST_PICTURES)] | None
+    generators: RecordedGenerators | None
+    not_repeatable: _Short
+    index: Annotated[int, Field(ge=0)]
+    num_images: Annotated[int, Field(ge=1, le=MOST_PICTURES)]
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)]
+    guidance_scale: Annotated[float, Field(ge=0, le=1000)] | None
+    negative_prompt: _Text
+    layout_settings: Annotated[LayoutSettings, PlainValidator(_read_settings)]
+    force: bool
+    options: Annotated[dict[_Short, JsonValue], Field(max_length=100)]
+    inputs: Annotated[dict[_Short, _Sha256], Field(max_length=100)]
+    unrecorded: Annotated[tuple[_Short, ...], Field(max_length=100)]
+    scheduler: RecordedScheduler
+    pipeline: _Short
+    model: RecordedModel
+    adapters: Annotated[dict[_Short, RecordedAdapter], Field(max_length=MOST_PICTURES)]
+    device: _Device
+    dtype: Annotated[str, Field(pattern="^[a-z0-9_]{1,20}$")]
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    versions: dict[Library, _Short]
+    residuals: Annotated[dict[str, Residual], PlainValidator(_read_residuals)] = {}
+
+    @checked(mode="after")
+    def _check(self) -> "PictureRecord":
+        if self.index >= self.num_images:
+            raise ValueError(f"index {self.index} is beyond the {self.num_images} pictures of its batch")
+        if self.seeds and (len(self.seeds) != self.num_images or self.seeds[self.index] != self.seed):
+            raise ValueError(f"seed {self.seed} is not number {self.index} of its batch of {self.num_images}")
+        if self.generators and len(self.generators.states) not in (1, self.num_images):
+            raise ValueError(f"{len(self.generators.states)} generators for {self.num_images} pictures")
+        if not (self.seeds or self.generators or self.not_repeatable):
+            raise ValueError("it has no seed, no generator and no reason for that")
+        sides = [self.options.get(name) or _USUAL_SIDE for name in ("height", "width")]
+        if not all(type(side) is int and side > 0 for side in sides):
+            raise ValueError(f"a size of {sides} makes no sense")
+        pixels = self.num_images * sides[0] * sides[1]  # type: ignore[operator]  # they are whole numbers
+        if pixels > MOST_PIXELS:
+            raise ValueError(f"it asks for {pixels:,} pixels at once, expected at most {MOST_PIXELS:,}")
+        return self
+
+    @classmethod
+    def load(cls, source: Path | str | Mapping[str, Any]) -> "PictureRecord":
+        """Read the record of a picture that may come from anyone, given its PNG or what `read_record` returned.
+
+        Raises:
+            PictureError: there is none, or it is not what `describe` returns, or asks for too much.
+        """
+        if isinstance(source, Mapping):
+            return cls.from_record(source)
+        record = read_record(source)
+        try:
+            return cls.from_record(record)
+        except PictureError as error:
+            raise PictureError(f"{source} can't be drawn again: {error}") from error
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "PictureRecord":
+        """Check a record.
+
+        Raises:
+            PictureError: a key is unknown, missing or of another kind than `describe` writes, or too large.
+        """
+        try:
+            text = json.dumps(record, allow_nan=False)  # strict pydantic takes JSON's lists for tuples, but not Python's
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            problem = first_problem(error)
+            where = f" at {problem.place!r}" if problem.place else ""
+            raise PictureError(f"its record is wrong{where}: {problem.message}. Expected what cones2 writes.") from error
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PictureError(f"its record is not JSON: {error}.") from error
+
+    def arguments(self, subjects: Mapping[str, Subject]) -> dict[str, Any]:
+        """Return the arguments of `Cones2Pipeline` that draw the whole batch, without inputs and unrecorded ones.
+
+        Args:
+            subjects: as `cones2.redraw.recall_subjects` returns them.
+
+        Raises:
+            PictureError: the picture can't be drawn again, or its generators can't be made here.
+        """
+        if not (self.seeds or self.generators):
+            raise PictureError(f"the picture can't be drawn again: {self.not_repeatable}.")
+        settings = asdict(self.layout_settings)
+        noise = {"seed": list(self.seeds)} if self.seeds else {"generator": self.generators and self.generators.make()}
+        return {
+            **{name: restored(value) for name, value in self.options.items()},
+            "prompt": self.prompt,
+            "layout": self.layout,
+            "subjects": dict(subjects),
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "negative_prompt": self.negative_prompt or None,
+            "num_images_per_prompt": self.num_images,
+            **{f"layout_{name}": settings.pop(name) for name in ("scale", "effect", "levels")},
+            **settings,
+            "force": self.force,
+            **noise,
+        }
+
+    def redraw(self, pipe: Any, **arguments: Any) -> Any:
+        """Draw the picture again on a `Cones2Pipeline`; see `cones2.redraw.redraw`."""
+        from cones2.redraw import redraw
+
+        return redraw(self, pipe, **arguments)
