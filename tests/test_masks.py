@@ -89,12 +89,12 @@ def test_a_mask_that_is_no_picture(tmp_path: Path) -> None:
 def test_the_whole_view_is_slid_to_the_mask() -> None:
     image = Image.effect_noise((80, 40), 80).convert("RGB")
     for left in (0, 20, 40):
-        (view,) = views(Photo(Path(), "", image, marked((80, 40), (left + 5, 10, left + 35, 30))), **whole())
+        (view,) = views(
+            Photo(Path(), "", image, marked((80, 40), (left + 5, 10, left + 35, 30))),
+            count=1,
+            generator=torch.Generator(),
+        )
         assert view == (left, 0, 40)
-
-
-def whole() -> dict[str, object]:
-    return {"count": 1, "generator": torch.Generator()}
 
 
 @settings(max_examples=60)
@@ -118,6 +118,6 @@ def test_the_share_of_each_cell_by_hand() -> None:
     mask = Image.new("L", (8, 8))
     ImageDraw.Draw(mask).rectangle((0, 0, 4, 3), fill=255)  # five columns, four rows
     photo = Photo(Path(), "", Image.new("RGB", (8, 8)), mask)
-    (view,) = views(photo, **whole())
+    (view,) = views(photo, count=1, generator=torch.Generator())
     expected = torch.tensor([[[1, 1, 0.5, 0], [1, 1, 0.5, 0], [0, 0, 0, 0], [0, 0, 0, 0]]])
     assert_close(view.share(photo, 4), expected, atol=0.01, rtol=0)

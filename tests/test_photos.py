@@ -346,8 +346,8 @@ def test_a_plain_photo_is_cut_in_the_middle() -> None:
 
 def test_closer_crops_by_hand() -> None:
     quarters = Image.new("RGB", (64, 64), "red")
-    for color, corner in (("lime", (32, 0)), ("blue", (0, 32)), ("white", (32, 32))):
-        quarters.paste(color, (*corner, corner[0] + 32, corner[1] + 32))
+    for name, corner in (("lime", (32, 0)), ("blue", (0, 32)), ("white", (32, 32))):
+        quarters.paste(name, (*corner, corner[0] + 32, corner[1] + 32))
     expected = {(0.0, 0.0): (255, 0, 0), (1.0, 0.0): (0, 255, 0), (0.0, 1.0): (0, 0, 255), (1.0, 1.0): (255, 255, 255)}
     for center, color in expected.items():
         assert crop_square(quarters, 8, scale=0.5, center=center).getpixel((4, 4)) == color
