@@ -43,6 +43,7 @@ class _Running:
     """An edit of the running thread, how many layers asked it in this call, and what layers made of its text."""
 
     edit: Edit
+    has_ended: bool = False
     layers: int = 0
     kept: dict[Any, "_ReadText"] = field(default_factory=dict)
 
@@ -65,15 +66,21 @@ def edited_attention(denoiser: Any, family: Family, edit: Edit) -> Iterator[None
             the block, its layers did not ask the edit, because their attention is computed elsewhere.
     """
     key = id(denoiser)
-    if key in _RUNNING.get():
+    if _running(key):
         raise ModelError("this model is at work with subjects or a layout already: leave that `with` block first.")
     with shared_change(denoiser, "attention", lambda: _install(denoiser, family)):
-        before = _RUNNING.get()
-        _RUNNING.set(MappingProxyType({**before, key: _Running(edit)}))
+        running = _Running(edit)
+        _RUNNING.set(MappingProxyType({**_RUNNING.get(), key: running}))
         try:
             yield
-        finally:  # by value: a block that is left in another context could not be reset by token
-            _RUNNING.set(MappingProxyType({k: v for k, v in _RUNNING.get().items() if k != key}))
+        finally:
+            running.has_ended = True  # also for its own thread, where another one collects an abandoned block
+            _RUNNING.set(MappingProxyType({k: v for k, v in _RUNNING.get().items() if not v.has_ended}))
+
+
+def _running(key: int) -> _Running | None:
+    running = _RUNNING.get().get(key)
+    return None if running is None or running.has_ended else running
 
 
 @contextlib.contextmanager
@@ -115,7 +122,7 @@ def _wrap_call(denoiser: Any, expected: int, *, is_joint: bool) -> Undo:
 
     @functools.wraps(inner)
     def call(*args: Any, **kwargs: Any) -> Any:
-        running = _RUNNING.get().get(key)
+        running = _running(key)
         if running is None:
             return inner(*args, **kwargs)
         args, kwargs = running.edit.begin(args, kwargs)
@@ -155,7 +162,7 @@ class CrossAttention:
     ) -> Tensor:
         """Attend from `hidden_states`, sequences or pictures, to `encoder_hidden_states`, or to themselves."""
         compiling = torch.compiler.is_compiling()
-        running = None if compiling else _RUNNING.get().get(self._denoiser)
+        running = None if compiling else _running(self._denoiser)
         if running is None and not compiling:
             plain: Tensor = _PLAIN(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return plain
@@ -197,7 +204,7 @@ _PLAIN: Any = AttnProcessor2_0()  # type: ignore[no-untyped-call]
 @torch.library.custom_op("cones2::attention_bias", mutates_args=())
 def _attention_bias(query: Tensor, key: Tensor, denoiser: int) -> Tensor:
     """Ask the running edit from inside a compiled graph; zeros where a thread has none."""
-    running = _RUNNING.get().get(denoiser)
+    running = _running(denoiser)
     bias = running.bias(query, key) if running else None
     if bias is None:
         return query.new_zeros(len(query), 1, query.shape[2], key.shape[2])

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cones2.errors import Cancelled, Cones2Error, SettingsError
+from cones2.errors import Cancelled, Cones2Error, LayoutError, SettingsError
+from cones2.layout import Layout
+from cones2.places import auto_layout, place_layout
 from cones2.shared import Undo, shared_change
 
 _LARGEST_SEED = 2**63 - 1
@@ -130,6 +132,31 @@ def split_options(
             encoding["lora_scale"] = options[name]["scale"]
     only_encoded = ("prompt_2", "negative_prompt_2")
     return encoding, {name: value for name, value in options.items() if name not in only_encoded}
+
+
+def read_layout(value: Any, class_words: Mapping[str, str], aspect: float) -> Layout | None:
+    """Return the layout that a call means: a layout, a dict of shapes or words by name, a file, or `"auto"`.
+
+    Args:
+        value: what was given; None is no layout.
+        class_words: of the prompt's subjects, by name.
+        aspect: the picture's width by its height.
+
+    Raises:
+        LayoutError: it makes no sense.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) and value == "auto":
+        return auto_layout(list(class_words), class_words, aspect=aspect)
+    if not isinstance(value, Mapping):
+        return Layout.of(value)
+    words = {name: where for name, where in value.items() if isinstance(where, str)}
+    for name in words:
+        if name not in class_words:
+            raise LayoutError(f"region {name!r} is for no subject of the prompt: write {{{name}}} there, or drop it.")
+    given = Layout.of({name: where for name, where in value.items() if name not in words})
+    return place_layout(words, given, class_words=class_words, aspect=aspect) if words else given
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ import copy
 import inspect
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from cones2.call import StepWatcher, generators_of, seeds_of, sliced_decoding, split_options, states_of
+from cones2.call import StepWatcher, generators_of, read_layout, seeds_of, sliced_decoding, split_options, states_of
 from cones2.conditioning import LayoutSettings, conditioned
 from cones2.errors import Cones2Warning, SettingsError
 from cones2.families import family_of
@@ -25,16 +24,14 @@ from cones2.learning.recipe import Recipe
 from cones2.models import ModelFacts, facts_of, open_pipeline
 from cones2.monitor import AttentionReading
 from cones2.photos import Photo
-from cones2.places import read_layout
 from cones2.prompts import parse_prompt, placeholders, unknown_words
 from cones2.record import DrawCall, PictureRecord, describe, write_picture
 from cones2.residual import Residual
+from cones2.shared import lock_of
 from cones2.sources import find_residual
 from cones2.subjects import Subject, as_subject, check_mentioned
 
 _NOT_PASSED_ON = ("from_pipe", "from_single_file", "from_config", "download", "load_config", "extract_init_dict")
-_OFFLOADED = threading.Lock()
-_LOCKS: "weakref.WeakKeyDictionary[Any, threading.RLock]" = weakref.WeakKeyDictionary()  # type: ignore[type-arg]
 
 
 @dataclass(frozen=True, eq=False)
@@ -392,7 +389,7 @@ class Cones2Pipeline:
         try:
             with contextlib.ExitStack() as stack:
                 if getattr(inner, "_all_hooks", None):
-                    stack.enter_context(_lock_of(getattr(inner, self.family.denoiser)))
+                    stack.enter_context(lock_of(getattr(inner, self.family.denoiser)))
                 stack.enter_context(sliced_decoding(inner))
                 try:
                     yield inner, cancelled
@@ -442,8 +439,3 @@ def _returning(wrapper: Cones2Pipeline, inner: Any, method: Callable[..., Any]) 
 
     call.__doc__, call.__name__ = method.__doc__, getattr(method, "__name__", "call")
     return call
-
-
-def _lock_of(denoiser: Any) -> threading.RLock:  # type: ignore[valid-type]
-    with _OFFLOADED:
-        return _LOCKS.setdefault(denoiser, threading.RLock())

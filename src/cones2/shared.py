@@ -1,9 +1,11 @@
 """Changes to objects that several threads share: made by the first that needs one, undone by the last that leaves."""
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 Undo = Callable[[], None]
 
@@ -17,6 +19,7 @@ class _Change:
 
 _LOCK = threading.Lock()
 _CHANGES: dict[tuple[int, str], _Change] = {}
+_LOCKS: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
 
 
 @contextmanager
@@ -42,3 +45,9 @@ def shared_change(owner: object, what: str, make: Callable[[], Undo]) -> Iterato
             if not change.users:
                 del _CHANGES[key]
                 change.undo()
+
+
+def lock_of(owner: Any) -> Any:
+    """Return the one lock, which a thread may take again, of a model that can't be used by two threads at once."""
+    with _LOCK:
+        return _LOCKS.setdefault(owner, threading.RLock())

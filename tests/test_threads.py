@@ -1,0 +1,129 @@
+"""Several threads on one model: each draws its own right picture at the same time, also beside one without a layout."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cones2.attention import unedited
+from cones2.conditioning import conditioned
+from subjects_for_tests import LAYOUT, PROMPT, TEXT, subjects_for, with_own_scheduler
+
+SIZE = {"height": 64, "width": 64, "num_inference_steps": 6, "output_type": "np"}
+OTHER = {"rex": (0.5, 0.0, 1.0, 0.5), "cup": (0.0, 0.0, 0.4, 0.4)}
+
+
+def draw(tiny: Any, layout: Any, *, taught: bool = True) -> np.ndarray:
+    pipeline = with_own_scheduler(tiny)
+    subjects = subjects_for(tiny) if taught else {"rex": "cat", "cup": "teapot"}
+    with conditioned(pipeline, PROMPT, subjects=subjects, layout=layout) as inputs:
+        images: np.ndarray = pipeline(**inputs, **SIZE, generator=torch.Generator().manual_seed(3)).images
+    return images
+
+
+def plain(tiny: Any) -> np.ndarray:
+    pipeline = with_own_scheduler(tiny)
+    images: np.ndarray = pipeline(TEXT, **SIZE, generator=torch.Generator().manual_seed(3)).images
+    return images
+
+
+def at_once(*jobs: Callable[[], Any], rounds: int = 4) -> list[list[Any]]:
+    """Run each job several times in a thread of its own, all beginning each round together."""
+    barrier, found = threading.Barrier(len(jobs)), [[] for _ in jobs]
+
+    def work(index: int) -> None:
+        for _ in range(rounds):
+            barrier.wait()
+            found[index].append(jobs[index]())
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_two_layouts_and_none_at_the_same_time(tiny: Any) -> None:
+    processors = tiny.unet.attn_processors
+    jobs = (lambda: draw(tiny, LAYOUT), lambda: draw(tiny, OTHER, taught=False), lambda: plain(tiny))
+    expected = [job() for job in jobs]
+    for results, right in zip(at_once(*jobs), expected, strict=True):
+        assert len(results) == 4
+        for result in results:
+            np.testing.assert_allclose(result, right, atol=1e-5)
+    assert all(after is before for after, before in zip(tiny.unet.attn_processors.values(), processors.values()))
+    assert "forward" not in vars(tiny.unet)
+
+
+def test_a_call_beside_an_open_block_is_plain(tiny: Any) -> None:
+    right, block = plain(tiny), with_own_scheduler(tiny)
+    with conditioned(block, PROMPT, subjects=subjects_for(tiny), layout=LAYOUT):
+        (results,) = at_once(lambda: plain(tiny), rounds=1)
+        assert np.array_equal(results[0], right)
+        with unedited():
+            assert np.array_equal(plain(tiny), right)
+
+
+def test_blocks_that_are_left_in_another_order(tiny: Any) -> None:
+    right = plain(tiny)
+    first, second = threading.Event(), threading.Event()
+
+    def outer() -> None:
+        with conditioned(with_own_scheduler(tiny), PROMPT, subjects=subjects_for(tiny), layout=LAYOUT):
+            first.set()
+            second.wait(60)
+
+    thread = threading.Thread(target=outer)
+    thread.start()
+    first.wait(60)
+    with conditioned(with_own_scheduler(tiny), PROMPT, subjects=subjects_for(tiny), layout=OTHER):
+        second.set()
+        thread.join()  # the first block has ended, and this one is still open
+        assert "forward" in vars(tiny.unet)
+    assert "forward" not in vars(tiny.unet)
+    assert np.array_equal(plain(tiny), right)
+
+
+def test_an_abandoned_block_ends_when_it_is_collected(tiny: Any) -> None:
+    def steps() -> Any:
+        with conditioned(with_own_scheduler(tiny), PROMPT, subjects=subjects_for(tiny), layout=LAYOUT):
+            yield
+
+    generator = steps()
+    next(generator)
+    thread = threading.Thread(target=generator.close)  # as a garbage collector in another thread would
+    thread.start()
+    thread.join()
+    assert "forward" not in vars(tiny.unet)
+    assert np.array_equal(draw(tiny, LAYOUT), draw(tiny, LAYOUT))
+
+
+@pytest.mark.parametrize("way", ["whole", "in place", "blocks"])
+def test_compiled_models_get_their_layout(tiny_folder: Any, way: str) -> None:
+    from cones2.models import open_pipeline
+
+    own = open_pipeline(str(tiny_folder), device="cpu")
+    expected = [plain(own), draw(own, LAYOUT), draw(own, OTHER)]
+    torch._dynamo.reset()
+    if way == "whole":
+        own.unet = torch.compile(own.unet, backend="eager")
+    elif way == "in place":
+        own.unet.compile(backend="eager")
+    else:
+        own.unet.compile_repeated_blocks(backend="eager")
+    counters = torch._dynamo.utils.counters
+    assert np.allclose(plain(own), expected[0], atol=1e-5)  # warmed up plain
+    assert np.allclose(draw(own, LAYOUT), expected[1], atol=1e-5)
+    counters.clear()
+    for index in range(5):
+        layout = {"rex": (0.0, 0.1 * index, 0.5, 1.0), "cup": (0.5, 0.0, 1.0, 0.5 + 0.1 * index)}
+        assert not np.allclose(draw(own, layout), expected[0], atol=1e-3)
+    assert np.allclose(draw(own, OTHER), expected[2], atol=1e-5)
+    assert np.allclose(plain(own), expected[0], atol=1e-5)
+    assert not counters["graph_break"]
+    assert not counters["stats"].get("unique_graphs", 0)  # nothing was compiled anew
+    torch._dynamo.reset()
