@@ -1,105 +1,65 @@
-import copy
-import inspect
-import json
-from pathlib import Path
+"""The edit of attention and its way into a model: diffusers' own numbers, and a model that is put back."""
 
-import numpy as np
+import copy
+import threading
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-from safetensors import safe_open
 
-from cones2.errors import BackboneError, SettingsError
-from cones2.guidance.attention import CrossAttention, edited_cross_attention, unedited_cross_attention
-from cones2.guidance.edits import LayoutEdit, product_std
-from cones2.guidance.layout_guidance import LayoutGuidance
-from cones2.guidance.presets import PRESETS, OfficialPreset
-from cones2.layout.regions import Layout
+from cones2.attention import CrossAttention, edited_attention, unedited
+from cones2.errors import ModelError
+from cones2.families import FAMILIES
+from runs import SPANS, call, in_dtype, random, run_of, texts
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
-HALVES = Layout.from_numbers({"rex": [(0.0, 0.0, 0.5, 1.0)], "cup": [(0.5, 0.0, 1.0, 1.0)]})
-SPANS = {"rex": ((2, 3),), "cup": ((5, 7),)}
-ALPHAS_CUMPROD = torch.linspace(0.999, 0.005, 1000)
+SD = FAMILIES[0]
 
 
-@pytest.fixture(scope="module")
-def unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel.from_pretrained(GOLDEN / "tiny" / "unet").eval()
+class Adds:
+    """An edit that adds a given bias, or nothing."""
+
+    def __init__(self, bias: torch.Tensor | None = None) -> None:
+        self._bias = bias
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, kwargs
+
+    def bias(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:  # noqa: ARG002
+        return self._bias
+
+
+class Block(torch.nn.Module):
+    """A cross-attention layer under the name that it has in a UNet."""
+
+    def __init__(self, layer: Attention) -> None:
+        super().__init__()
+        self.attn2 = layer
+
+
+class Denoiser(torch.nn.Module):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.block = Block(Attention(**({"query_dim": 16, "heads": 2, "dim_head": 8} | settings)))
+
+    def forward(self, *args: Any, **options: Any) -> torch.Tensor:
+        return self.block.attn2(*args, **options)
 
 
 @pytest.fixture(autouse=True)
-def _no_gradients():
+def _no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
 
 
-def guide(layout=HALVES, spans=SPANS, preset="paper", **settings) -> LayoutGuidance:
-    return LayoutGuidance(layout, spans, ALPHAS_CUMPROD, preset=PRESETS[preset], **settings)
+@pytest.fixture(scope="module")
+def pipeline(tiny: Any) -> Any:
+    return in_dtype(tiny, torch.float32)
 
 
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def call(unet, batch: int = 2, height: int = 8, width: int = 8, timestep=500) -> torch.Tensor:
-    latents, text = random(batch, 4, height, width), random(batch, 9, 32, seed=1)
-    return unet(latents.to(unet.dtype), timestep, text.to(unet.dtype)).sample
-
-
-# --- std ---
-
-
-@settings(max_examples=60)
-@given(
-    *[st.integers(1, 6) for _ in range(3)],
-    st.integers(1, 40) | st.integers(2000, 2100),  # few scores, which are built, and many
-    st.integers(2, 40),
-    st.floats(0, 30),
-    st.integers(0, 99),
-)
-def test_std_is_that_of_the_products(batch, heads, dim, pixels, tokens, outlier, seed) -> None:
-    query, key = random(batch, heads, pixels, dim, seed=seed), random(batch, heads, tokens, dim, seed=seed + 1)
-    key[:, :, 0] += outlier  # as the first token of CLIP's texts is
-    query += outlier / 10
-    products = query.double() @ key.double().mT
-    torch.testing.assert_close(product_std(query, key).double(), products.flatten(1).std(1), rtol=1e-6, atol=1e-9)
-
-
-def test_std_worked_by_hand() -> None:
-    query, key = torch.tensor([1.0, 3.0]).view(1, 1, 2, 1), torch.tensor([1.0, 2.0]).view(1, 1, 2, 1)
-    # products 1, 2, 3, 6: mean 3, squared distances 4 + 1 + 0 + 9, over 3
-    assert product_std(query, key).item() == pytest.approx((14 / 3) ** 0.5)
-    assert product_std(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 5, 4)).item() == 0
-
-
-@settings(max_examples=20)
-@given(st.floats(0.01, 100))
-def test_std_grows_with_the_products(factor) -> None:
-    query, key = random(1, 2, 7, 3), random(1, 2, 5, 3, seed=1)
-    torch.testing.assert_close(product_std(query * factor, key), product_std(query, key) * factor)
-
-
-def test_std_of_half_precision_is_as_exact_as_the_mask_that_it_scales() -> None:
-    query, key = random(2, 3, 40, 8), random(2, 3, 9, 8, seed=1)
-    expected = product_std(query, key)
-    torch.testing.assert_close(product_std(query.bfloat16(), key.bfloat16()).float(), expected, rtol=2**-7, atol=0)
-    large = product_std(100 * query.half(), 100 * key.half())  # these products pass float16's largest number
-    torch.testing.assert_close(large, 1e4 * expected, rtol=1e-3, atol=0)
-
-
-# --- the processor against diffusers' own ---
-
-
-def attention(query_dim: int = 16, **settings) -> Attention:
-    return Attention(query_dim=query_dim, heads=2, dim_head=8, **settings).eval()
-
-
-def both(layer: Attention, *args, **settings) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(processor(layer, *args, **settings) for processor in (AttnProcessor2_0(), CrossAttention(None)))
+# Against diffusers' own
 
 
 @pytest.mark.parametrize(
@@ -113,190 +73,61 @@ def both(layer: Attention, *args, **settings) -> tuple[torch.Tensor, torch.Tenso
     ],
 )
 @pytest.mark.parametrize("shape", [(3, 35, 16), (3, 16, 5, 7)])
-def test_without_a_bias_it_is_diffusers_bit_for_bit(settings, shape) -> None:
-    layer = attention(**settings)
+def test_without_a_bias_it_is_diffusers_bit_for_bit(settings: dict[str, Any], shape: tuple[int, ...]) -> None:
+    denoiser = Denoiser(**settings).eval()
     text = random(3, 11, 32) if "cross_attention_dim" in settings else None
-    theirs, ours = both(layer, random(*shape), text)
-    assert torch.equal(theirs, ours)
+    own = denoiser(random(*shape), text)
+    with edited_attention(denoiser, SD, Adds()):
+        assert torch.equal(denoiser(random(*shape), text), own)
+        with unedited():
+            assert torch.equal(denoiser(random(*shape), text), own)
 
 
 def test_masks_and_time_embeddings_pass_through() -> None:
-    layer = attention(query_dim=32, cross_attention_dim=32, spatial_norm_dim=8)
+    denoiser = Denoiser(query_dim=32, cross_attention_dim=32, spatial_norm_dim=8).eval()
     mask = torch.zeros(3, 1, 11)
     mask[:, :, 8:] = -1e4
-    theirs, ours = both(layer, random(3, 32, 5, 7), random(3, 11, 32), attention_mask=mask, temb=random(3, 8, 5, 7))
-    assert torch.equal(theirs, ours)
-    unmasked = layer(random(3, 32, 5, 7), random(3, 11, 32), temb=random(3, 8, 5, 7))
-    assert not torch.equal(theirs, unmasked)
+    arguments = random(3, 32, 5, 7), random(3, 11, 32)
+    own = denoiser(*arguments, attention_mask=mask, temb=random(3, 8, 5, 7))
+    assert not torch.equal(own, denoiser(*arguments, temb=random(3, 8, 5, 7)))
+    with edited_attention(denoiser, SD, Adds()):
+        assert torch.equal(denoiser(*arguments, attention_mask=mask, temb=random(3, 8, 5, 7)), own)
 
 
 def test_a_bias_is_added_to_the_scores_and_to_the_mask() -> None:
-    layer = attention(cross_attention_dim=32)
+    denoiser = Denoiser(cross_attention_dim=32).eval()
+    layer = denoiser.block.attn2
     pixels, text, bias, mask = random(2, 6, 16), random(2, 5, 32), random(2, 1, 6, 5, seed=4), random(2, 1, 5, seed=5)
     query, key, value = (
         p.unflatten(2, (2, 8)).transpose(1, 2) for p in (layer.to_q(pixels), layer.to_k(text), layer.to_v(text))
     )
     scores = query @ key.mT * 8**-0.5 + bias + mask[:, None]
     expected = layer.to_out[0]((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
-    found = CrossAttention(lambda *_: bias)(layer, pixels, text, attention_mask=mask)
-    torch.testing.assert_close(found, expected)
+    with edited_attention(denoiser, SD, Adds(bias)):
+        torch.testing.assert_close(denoiser(pixels, text, attention_mask=mask), expected)
 
 
-# --- against the authors' numbers ---
+def test_without_regions_the_unet_is_the_same_bit_for_bit(pipeline: Any) -> None:
+    unet, plain = pipeline.unet, call(pipeline)
+    with edited_attention(unet, SD, Adds()):
+        assert any(isinstance(processor, CrossAttention) for processor in unet.attn_processors.values())
+        assert torch.equal(unet(random(2, 4, 8, 8), 500, texts(2)).sample, plain)
 
 
-@pytest.fixture(scope="module")
-def golden():
-    with safe_open(GOLDEN / "layer.safetensors", "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()} | dict(file.metadata())  # noqa: SIM118
+# Texts
 
 
-@pytest.fixture(scope="module")
-def golden_layer(golden) -> Attention:
-    layer = Attention(query_dim=16, cross_attention_dim=32, heads=2, dim_head=8).eval()
-    layer.load_state_dict({name[6:]: value for name, value in golden.items() if name.startswith("layer.")})
-    return layer
-
-
-def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
-    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
-    assert (found - expected).norm() < 1e-6 * expected.norm()
-
-
-@pytest.mark.parametrize("side", [12, 24])
-@pytest.mark.parametrize("sigma", ["0.3", "2.5", "14.6"])
-@pytest.mark.parametrize("source", ["boxes", "colours", "authors"])
-def test_the_official_edit_is_the_authors(golden, golden_layer, side, sigma, source) -> None:
-    gain = golden_gain(golden, side, source) / 8**0.5  # of 8 numbers a head: M / √d multiplies the std of QKᵀ
-    strength = 0.08 * torch.tensor(float(sigma)).square().log1p()
-    edit = CrossAttention(lambda query, key: strength * product_std(query, key)[:, None, None, None] * gain)
-    found = edit(golden_layer, golden[f"pixels.{side}"], golden["text"])
-    assert_near(found, golden[f"edited.{side}.sigma{sigma}"])
-
-
-def golden_gain(golden, side: int, source: str) -> torch.Tensor:
-    spans = {name: ((token, token + 1),) for name, token in json.loads(golden["subjects"]).items()}
-    layout = Layout.from_numbers({name: [box] for name, box in json.loads(golden["boxes"]).items()})
-    if source == "boxes":
-        return guide(layout, spans, "official").weights(side, side, 77).gain
-    if source == "authors":
-        return golden[f"map.{side}"]
-    gain = torch.zeros(side * side, 77)
-    for name, ((start, stop),) in spans.items():
-        gain[:, start:stop] = OfficialPreset().shrink(coloured(name), side, side).reshape(-1, 1)
-    return gain
-
-
-def coloured(name: str) -> torch.Tensor:
-    picture = torch.from_numpy(np.asarray(Image.open(GOLDEN / "layer_layout.png").convert("RGB")).copy())
-    return (picture == torch.tensor({"cat": (0, 128, 255), "teapot": (0, 200, 0)}[name])).all(-1)
-
-
-@pytest.mark.parametrize("side", [12, 24])
-def test_the_plain_layer_is_the_authors(golden, golden_layer, side) -> None:
-    assert_near(CrossAttention(None)(golden_layer, golden[f"pixels.{side}"], golden["text"]), golden[f"plain.{side}"])
-
-
-# --- in a UNet ---
-
-
-def test_without_regions_the_unet_is_the_same_bit_for_bit(unet) -> None:
-    plain = call(unet)
-    for guidance in (None, guide(Layout({}), {})):
-        with edited_cross_attention(unet, guidance, conditional=[False, True]):
-            assert any(isinstance(processor, CrossAttention) for processor in unet.attn_processors.values())
-            assert torch.equal(call(unet), plain)
-
-
-@pytest.mark.parametrize("preset", ["paper", "official"])
-def test_a_zero_bias_changes_nothing_to_speak_of(unet, preset) -> None:
-    plain = call(unet)
-    with edited_cross_attention(unet, guide(preset=preset, layout_scale=0.0), conditional=[True, True]):
-        torch.testing.assert_close(call(unet), plain, rtol=1e-5, atol=1e-5)
-
-
-def test_only_layers_of_the_levels_asked_for_are_edited(unet) -> None:
-    seen: dict[str, torch.Tensor] = {}
-    layers = [unet.down_blocks[level].attentions[0].transformer_blocks[0].attn2 for level in (0, 1)]
-    hooks = [
-        layer.register_forward_hook(lambda *call, name=name: seen.update({name: call[-1][1]}))
-        for name, layer in zip(("finest", "next"), layers, strict=True)
-    ]
-    try:
-        call(unet)
-        plain = dict(seen)
-        with edited_cross_attention(unet, guide(layout_levels=(1,)), conditional=[False, True]):
-            call(unet)
-        torch.testing.assert_close(seen["finest"], plain["finest"], rtol=1e-5, atol=1e-5)
-        assert (seen["next"] - plain["next"]).abs().max() > 1e-4
-        with edited_cross_attention(unet, guide(layout_levels=(0,)), conditional=[False, True]):
-            call(unet)
-        assert (seen["finest"] - plain["finest"]).abs().max() > 1e-4
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def test_a_level_that_the_unet_lacks(unet) -> None:
-    with pytest.raises(SettingsError, match="layout level 7 is none of this UNet's: expected 0 to 3"):  # noqa: SIM117
-        with edited_cross_attention(unet, guide(layout_levels=(0, 7)), conditional=[True]):
-            pass
-
-
-@pytest.mark.parametrize("preset", ["paper", "official"])
-@pytest.mark.parametrize(("height", "width"), [(12, 20), (7, 13), (1, 5), (16, 8)])
-def test_any_latents_have_grids(unet, preset, height, width) -> None:
-    plain = call(unet, height=height, width=width)
-    with edited_cross_attention(unet, guide(preset=preset), conditional=[False, True]):
-        edited = call(unet, height=height, width=width)
-    torch.testing.assert_close(edited[0], plain[0], rtol=1e-5, atol=1e-5)
-    assert (edited[1] - plain[1]).abs().max() > 1e-3
-    assert edited.isfinite().all()
-
-
-@pytest.mark.parametrize("preset", ["paper", "official"])
-def test_a_sample_does_not_depend_on_its_batch_mates(unet, preset) -> None:
-    latents, text = random(4, 4, 12, 8), random(4, 9, 32, seed=1)
-    latents[0] *= 30  # a loud neighbour
-    with edited_cross_attention(unet, guide(preset=preset), conditional=[False, True, False, True]):
-        together = unet(latents, 500, text).sample
-    with edited_cross_attention(unet, guide(preset=preset), conditional=[True]):
-        alone = unet(latents[3:], 500, text[3:]).sample
-    with edited_cross_attention(unet, None, conditional=[False]):
-        unconditional = unet(latents[2:3], 500, text[2:3]).sample
-    torch.testing.assert_close(together[3:], alone, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(together[2:3], unconditional, rtol=1e-4, atol=1e-4)
-
-
-def test_rows_that_are_neighbours_or_not_give_the_same(unet) -> None:
-    latents, text = random(1, 4, 8, 8).expand(3, -1, -1, -1), random(1, 9, 32, seed=1).expand(3, -1, -1)
-    with edited_cross_attention(unet, guide(), conditional=[True, False, True]):
-        apart = unet(latents, 500, text).sample
-    with edited_cross_attention(unet, guide(), conditional=[True, True, False]):
-        beside = unet(latents, 500, text).sample
-    torch.testing.assert_close(apart[[0, 2]], beside[[0, 1]])
-
-
-@pytest.mark.parametrize("timestep", [torch.tensor(500), torch.tensor([500, 500]), torch.tensor(500.0), 500.0])
-def test_timesteps_come_in_many_forms(unet, timestep) -> None:
-    with edited_cross_attention(unet, guide(), conditional=[False, True]):
-        expected = call(unet)
-        torch.testing.assert_close(call(unet, timestep=timestep), expected)
-        by_name = unet(sample=random(2, 4, 8, 8), timestep=timestep, encoder_hidden_states=random(2, 9, 32, seed=1))
-        torch.testing.assert_close(by_name.sample, expected)
-
-
-def test_a_text_that_stays_is_read_once(unet) -> None:
-    text, other = random(2, 9, 32, seed=1), random(2, 9, 32, seed=2)
+def test_a_text_that_stays_is_read_once(pipeline: Any) -> None:
+    unet, text, other = pipeline.unet, texts(2), texts(2)
+    other[0] += 1
     calls = [(random(2, 4, 8, 8, seed=seed), 900 - seed, text) for seed in range(3)]
     calls.append((random(2, 4, 8, 8), 100, other))  # a text that does not stay is read anew
-    with edited_cross_attention(unet, guide(), conditional=[False, True]):
-        expected = [unet(*each).sample for each in calls]
+    expected = [call(pipeline, run_of(pipeline), latents=each[0], timestep=each[1], text=each[2]) for each in calls]
     layer = next(module for name, module in unet.named_modules() if name.endswith("attn2"))
     reads: list[torch.Tensor] = []
     hook = layer.to_k.register_forward_hook(lambda _, arguments, __: reads.append(arguments[0]))
     try:
-        with edited_cross_attention(unet, guide(), conditional=[False, True], keep_text=True):
+        with edited_attention(unet, SD, run_of(pipeline)):
             kept = [unet(*each).sample for each in calls]
     finally:
         hook.remove()
@@ -304,9 +135,27 @@ def test_a_text_that_stays_is_read_once(unet) -> None:
     assert [read is text for read in reads] == [True, False]
 
 
-def test_a_gradient_finds_its_way_back_through_all_layers(unet) -> None:
-    latents, text, step = random(2, 4, 8, 8), random(2, 9, 32, seed=1), 1e-2 * random(2, 4, 8, 8, seed=2)
-    with edited_cross_attention(unet, guide(), conditional=[False, True]):
+def test_a_text_or_a_layer_that_changes_is_read_anew(tiny: Any) -> None:
+    pipeline = in_dtype(tiny, torch.float32)
+    vars(pipeline)["unet"] = copy.deepcopy(tiny.unet)
+    unet, text = pipeline.unet, texts(2)
+    with edited_attention(unet, SD, Adds()):
+        first = unet(random(2, 4, 8, 8), 500, text).sample
+        text += 1
+        second = unet(random(2, 4, 8, 8), 500, text).sample
+        for name, layer in unet.named_modules():
+            if name.endswith("attn2"):
+                layer.to_v.weight *= 2
+        third = unet(random(2, 4, 8, 8), 500, text).sample
+    assert torch.equal(third, unet(random(2, 4, 8, 8), 500, text).sample)
+    assert not torch.allclose(first, second)
+    assert not torch.allclose(second, third)
+
+
+def test_a_gradient_finds_its_way_back_through_all_layers(pipeline: Any) -> None:
+    unet, latents, text = pipeline.unet, random(2, 4, 8, 8), texts(2)
+    step = 1e-2 * random(2, 4, 8, 8, seed=2)
+    with edited_attention(unet, SD, run_of(pipeline)):
         for _ in range(2):  # nothing of the first call is left over for the second
             latents.grad = None
             with torch.enable_grad():
@@ -315,187 +164,122 @@ def test_a_gradient_finds_its_way_back_through_all_layers(unet) -> None:
     assert float((latents.grad * step).sum()) == pytest.approx(float(after - before) / 2, rel=0.02)
 
 
-def test_calls_with_and_without_inference_mode_may_take_turns(unet) -> None:
-    with edited_cross_attention(unet, guide(), conditional=[False, True]):
+def test_calls_with_and_without_inference_mode_may_take_turns(pipeline: Any) -> None:
+    unet, arguments = pipeline.unet, (random(2, 4, 8, 8), 500, texts(2))
+    with edited_attention(unet, SD, run_of(pipeline)):
         with torch.inference_mode():
-            first = call(unet)
-        assert torch.equal(call(unet), first)
+            first = unet(*arguments).sample
+        assert torch.equal(unet(*arguments).sample, first)
 
 
-def test_each_row_has_its_own_time(unet) -> None:
-    latents, text = random(1, 4, 8, 8).expand(2, -1, -1, -1), random(1, 9, 32, seed=1).expand(2, -1, -1)
-    with edited_cross_attention(unet, guide(), conditional=[True, True]):
-        mixed = unet(latents, torch.tensor([900, 100]), text).sample
-        early, late = unet(latents, 900, text).sample, unet(latents, 100, text).sample
-    torch.testing.assert_close(mixed[0], early[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(mixed[1], late[1], rtol=1e-4, atol=1e-5)
+# What the compiler calls
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("preset", ["paper", "official"])
-def test_half_precision_has_no_nan(unet, dtype, preset) -> None:
-    half = copy.deepcopy(unet).to(dtype)
-    everything = {"rex": ((0, 5),), "cup": ((5, 9),)}  # leaves no token free: `official` blocks whole rows
-    speck = Layout.from_numbers({"rex": [(0.1, 0.1, 0.3, 0.3)], "cup": [(0.6, 0.1, 0.9, 0.3)]})
-    for timestep in (0, 999):
-        with edited_cross_attention(half, guide(speck, everything, preset), conditional=[False, True]):
-            assert call(half, timestep=timestep).isfinite().all()
+def test_the_compilers_way_to_the_bias(pipeline: Any) -> None:
+    unet, query, key = pipeline.unet, random(2, 2, 6, 8), random(2, 2, 5, 8)
+    assert not torch.ops.cones2.attention_bias(query, key, id(unet)).any()
+    added = random(2, 1, 6, 5)
+    with edited_attention(unet, SD, Adds(added)):
+        assert torch.equal(torch.ops.cones2.attention_bias(query, key, id(unet)), added)
+        assert torch.ops.cones2.attention_bias(query.to("meta"), key.to("meta"), id(unet)).shape == added.shape
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_blocked_tokens_get_no_attention(dtype) -> None:
-    # One head, one-hot texts, values and output as they come: the layer returns its attention. `rex` has the left half.
-    unet = UNet2DConditionModel(
-        sample_size=4, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
-        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), attention_head_dim=1,
-    )  # fmt: skip
-    layer = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
-    layer.load_state_dict(
-        {"to_v.weight": torch.eye(8), "to_out.0.weight": torch.eye(8), "to_out.0.bias": torch.zeros(8)}, strict=False
-    )
-    seen = []
-    layer.register_forward_hook(lambda *call: seen.append(call[-1].float()))
-    with edited_cross_attention(unet.to(dtype), guide(), conditional=[False, True]):
-        unet(random(2, 4, 4, 4).to(dtype), 500, torch.eye(8, dtype=dtype).expand(2, -1, -1))
-    plain, edited = seen[0].view(2, 4, 4, 8)
-    assert (plain > 0).all()
-    assert (edited[:, :2, 5:7] == 0).all()  # `cup` is irrelevant in the left half
-    assert (edited[:, 2:, 2] == 0).all()
-    assert (edited[:, :2, 2] > plain[:, :2, 2]).all()
-    torch.testing.assert_close(edited.sum(-1), torch.ones(4, 4), rtol=0.02, atol=0)
+# The `with` block
 
 
-def test_layers_of_one_grid_and_other_widths_have_masks_of_their_own(unet) -> None:
-    guidance = guide()
-    edit = LayoutEdit(unet, guidance, [False, True], None)
-    edit.watch(unet, (random(2, 4, 2, 2), 500), {})
-    strength, gain = guidance.strengths.at(torch.tensor(500.0)), guidance.weights(2, 2, 9).gain
-    for dim in (8, 32, 8):
-        query, key = random(2, 3, 4, dim), random(2, 3, 9, dim, seed=1)
-        scores = query[1] @ key[1].mT / dim**0.5
-        with torch.no_grad():
-            bias = edit(query, key)
-        seen = ~guidance.weights(2, 2, 9).blocked
-        torch.testing.assert_close(bias[1, 0][seen], (strength * scores.std() * gain)[seen])
-        assert not bias[0].any()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_conditional_rows_need_not_be_neighbours_in_half_precision(unet, dtype) -> None:
-    half = copy.deepcopy(unet).to(dtype)
-    with torch.no_grad():
-        with edited_cross_attention(half, guide(), conditional=[True, False, True]):
-            scattered = call(half, batch=3)
-        with edited_cross_attention(half, guide(), conditional=[False, True, True]):
-            neighbours = call(half, batch=3)
-    torch.testing.assert_close(scattered[2], neighbours[2], rtol=0.02, atol=0.02)
-    assert not torch.allclose(scattered[0], neighbours[0], rtol=0.02, atol=0.02)
-
-
-# --- the `with` block ---
-
-
-def test_the_unet_is_put_back(unet) -> None:
-    before, plain = unet.attn_processors, call(unet)
+def test_the_unet_is_put_back(pipeline: Any) -> None:
+    unet, plain = pipeline.unet, call(pipeline)
+    before = unet.attn_processors
     for _ in range(2):
-        with edited_cross_attention(unet, guide(), conditional=[False, True]):
+        with edited_attention(unet, SD, run_of(pipeline)):
             edited = unet.attn_processors
             assert all(isinstance(edited[name], CrossAttention) == name.endswith("attn2.processor") for name in edited)
-            assert all(isinstance(edited[name], AttnProcessor2_0) for name in edited if "attn1" in name)
+            assert all(edited[name] is before[name] for name in edited if "attn1" in name)
         assert_untouched(unet, before)
-        assert torch.equal(call(unet), plain)
+        assert torch.equal(call(pipeline), plain)
 
 
-def test_self_attention_computes_what_it_did_and_is_diffusers_own(unet) -> None:
-    own = AttnProcessor2_0()
-    with edited_cross_attention(unet, None, conditional=[False, True]):
-        quick = next(processor for name, processor in unet.attn_processors.items() if "attn1" in name)
-        assert inspect.signature(quick.__call__) == inspect.signature(own.__call__)
-        assert hasattr(type(quick).__call__, "__signature__")
-        assert not hasattr(AttnProcessor2_0.__call__, "__signature__")  # what is diffusers' own stays as it is
-    layer, pixels = attention(), random(3, 35, 16)
-    mask = torch.zeros(3, 1, 35)
-    mask[:, :, 30:] = -1e4
-    for options in ({}, {"attention_mask": mask}):
-        assert torch.equal(quick(layer, pixels, **options), own(layer, pixels, **options))
-
-
-def test_a_processor_that_is_not_diffusers_default_stays_in_self_attention(unet) -> None:
+def test_a_processor_that_is_not_diffusers_default_stays_in_self_attention(pipeline: Any) -> None:
+    unet, own = pipeline.unet, AttnProcessor()
     before = unet.attn_processors
-    own = AttnProcessor()
     unet.set_attn_processor({name: own if "attn1" in name else before[name] for name in before})
-    with edited_cross_attention(unet, guide(), conditional=[False, True]):
+    with edited_attention(unet, SD, run_of(pipeline)):
         assert all(processor is own for name, processor in unet.attn_processors.items() if "attn1" in name)
     unet.set_attn_processor(before)
 
 
-def test_the_unet_is_put_back_after_an_error(unet) -> None:
-    before = unet.attn_processors
-    with pytest.raises(ZeroDivisionError), edited_cross_attention(unet, guide(), conditional=[False, True]):
+def test_the_unet_is_put_back_after_an_error(pipeline: Any) -> None:
+    unet, before = pipeline.unet, pipeline.unet.attn_processors
+    with pytest.raises(ZeroDivisionError), edited_attention(unet, SD, run_of(pipeline)):
         _ = 1 / 0
+    assert_untouched(unet, before)
+    with pytest.raises(RuntimeError), edited_attention(unet, SD, Adds()):
+        unet(random(2, 4, 8, 8), 500, random(2, 9, 31))
     assert_untouched(unet, before)
 
 
-def assert_untouched(unet, before) -> None:
+def assert_untouched(unet: Any, before: dict[str, Any]) -> None:
     after = unet.attn_processors
     assert after.keys() == before.keys()
     assert all(after[name] is before[name] for name in before)
+    assert "forward" not in vars(unet)
     assert not unet._forward_pre_hooks
 
 
-def test_a_layout_within_a_layout_is_refused(unet) -> None:
-    with edited_cross_attention(unet, guide(), conditional=[True, True]):
+def test_a_block_within_a_block_is_refused(pipeline: Any) -> None:
+    unet = pipeline.unet
+    with edited_attention(unet, SD, run_of(pipeline)):
         inside = unet.attn_processors
-        message = "a layout already edits this UNet's cross-attention. Leave that `with` block first"
-        with pytest.raises(BackboneError, match=message), edited_cross_attention(unet, None, conditional=[True]):
+        with pytest.raises(ModelError), edited_attention(unet, SD, Adds()):
             pass
-        message = "at work with a layout and without one at the same time: finish or close one"
-        with pytest.raises(BackboneError, match=message), unedited_cross_attention(unet):
-            call(unet)
         assert unet.attn_processors == inside
 
 
-def test_a_unet_that_is_not_to_be_edited_is_left_alone(unet) -> None:
-    before, plain = unet.attn_processors, call(unet)
-    with unedited_cross_attention(unet):
-        assert unet.attn_processors == before
-        assert torch.equal(call(unet), plain)
-    assert_untouched(unet, before)
+def test_each_thread_has_its_own_edit(pipeline: Any) -> None:
+    mirrored = {"rex": SPANS["cup"], "cup": SPANS["rex"]}
+    runs = [run_of(pipeline), run_of(pipeline, spans=mirrored), None]
+    expected = [call(pipeline, run) for run in runs]
+    before = pipeline.unet.attn_processors
+    barrier, found = threading.Barrier(len(runs)), {}
+
+    def work(index: int) -> None:
+        run = runs[index] and run_of(pipeline, spans=[SPANS, mirrored][index])
+        barrier.wait()
+        found[index] = [call(pipeline, run) for _ in range(5)]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(runs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(each, expected[index]) for index, drawn in found.items() for each in drawn)
+    assert len(found) == len(runs)
+    assert_untouched(pipeline.unet, before)
+    assert not torch.equal(expected[0], expected[1])
 
 
-def test_other_peoples_processors_are_refused_by_name(unet) -> None:
-    before = unet.attn_processors
+def test_other_peoples_processors_are_refused_by_name(pipeline: Any) -> None:
+    unet, before = pipeline.unet, pipeline.unet.attn_processors
     unet.set_attn_processor({name: AttnProcessor() if "mid_block" in name else p for name, p in before.items()})
     try:
-        message = r"mid_block.*attn2 has the processor AttnProcessor; expected .*AttnProcessor2_0. Unload the adapter"
-        with pytest.raises(BackboneError, match=message), edited_cross_attention(unet, None, conditional=[True]):
+        with pytest.raises(ModelError, match=r"mid_block.*attn2 .* AttnProcessor,"), edited_attention(unet, SD, Adds()):
             pass
     finally:
         unet.set_attn_processor(dict(before))
 
 
+def test_layers_whose_attention_is_computed_elsewhere(pipeline: Any) -> None:
+    unet, before = pipeline.unet, pipeline.unet.attn_processors
+    expected = sum(name.endswith("attn2.processor") for name in before)
+    with edited_attention(unet, SD, Adds()):
+        unet.set_attn_processor(AttnProcessor2_0())
+        with pytest.raises(ModelError, match=f"0 of {expected} "):
+            unet(random(2, 4, 8, 8), 500, texts(2))
+    unet.set_attn_processor(dict(before))
+
+
 def test_a_unet_without_cross_attention_is_refused() -> None:
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
     plain = UNet2DConditionModel(block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, **blocks)
-    message = "this UNet has no cross-attention layers"
-    with pytest.raises(BackboneError, match=message), edited_cross_attention(plain, None, conditional=[True]):
+    with pytest.raises(ModelError), edited_attention(plain, SD, Adds()):
         pass
-
-
-def test_conditional_rows_must_fit_the_batch(unet) -> None:
-    with pytest.raises(SettingsError, match="`conditional` names no row; expected at least one"):  # noqa: SIM117
-        with edited_cross_attention(unet, guide(), conditional=[False, False]):
-            pass
-    with pytest.raises(SettingsError, match="`conditional` is for batches of 2, the UNet got 3 rows"):  # noqa: SIM117
-        with edited_cross_attention(unet, guide(), conditional=[False, True]):
-            call(unet, batch=3)
-
-
-def test_an_unknown_grid_is_refused(unet) -> None:
-    with edited_cross_attention(unet, guide(), conditional=[False, True]):
-        call(unet, height=8, width=8)
-        layer = unet.mid_block.attentions[0].transformer_blocks[0].attn2
-        with pytest.raises(
-            BackboneError, match="a cross-attention layer has 5 pixels; expected one of the grids 8x8, 4x4"
-        ):
-            layer(random(2, 5, 32), random(2, 9, 32))

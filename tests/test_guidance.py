@@ -1,72 +1,127 @@
+"""Eq. 7 in numbers: the std of scores, M laid out over tokens, and layers that equal the authors' own."""
+
+import doctest
 import json
-import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, LMSDiscreteScheduler
+from diffusers.models.attention_processor import Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 
-from cones2.errors import LayoutError, PromptError, SettingsError
-from cones2.guidance.cells import own_cells, pixel_maps
-from cones2.guidance.layout_guidance import LayoutGuidance
-from cones2.guidance.presets import PRESETS, OfficialPreset, PaperPreset, find_preset, floor_of
-from cones2.layout.regions import Layout
+import cones2.guidance
+from cones2.attention import edited_attention
+from cones2.errors import PromptError
+from cones2.families import FAMILIES
+from cones2.guidance import (
+    RegionWeights,
+    TokenWeights,
+    floor_of,
+    layout_bias,
+    level_grids,
+    product_std,
+    token_weights,
+)
+from cones2.layout import Layout
+from cones2.presets import ConesV2Preset
+from runs import random
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 COLOURS = {"cat": (0, 128, 255), "teapot": (0, 200, 0)}
-SPANS = {"rex": ((2, 3),), "cup": ((5, 7),)}
-HALVES = Layout.from_numbers({"rex": [(0.0, 0.0, 0.5, 1.0)], "cup": [(0.5, 0.0, 1.0, 1.0)]})
 
 
-def noise_schedule(**settings) -> torch.Tensor:
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    return DDIMScheduler(**betas, **settings).alphas_cumprod
+def test_the_worked_example() -> None:
+    assert doctest.testmod(cones2.guidance).attempted >= 5
+    assert doctest.testmod(cones2.guidance).failed == 0
 
 
-def guide(layout: Layout, spans=SPANS, **settings) -> LayoutGuidance:
-    return LayoutGuidance(layout, spans, noise_schedule(), **settings)
+# The std of scores
 
 
-def strength(guidance: LayoutGuidance, timestep: float) -> float:
-    return guidance.strengths.at(torch.tensor(float(timestep))).item()
+@settings(max_examples=60)
+@given(
+    *[st.integers(1, 6) for _ in range(3)],
+    st.integers(1, 40) | st.integers(2000, 2100),  # few scores, which are built, and many
+    st.integers(2, 40),
+    st.floats(0, 30),
+    st.integers(0, 99),
+)
+def test_std_is_that_of_the_products(
+    rows: int, heads: int, dim: int, pixels: int, tokens: int, outlier: float, seed: int
+) -> None:
+    query, key = random(rows, heads, pixels, dim, seed=seed), random(rows, heads, tokens, dim, seed=seed + 1)
+    key[:, :, 0] += outlier  # as the first token of CLIP's texts is
+    query += outlier / 10
+    products = query.double() @ key.double().mT
+    torch.testing.assert_close(product_std(query, key).double(), products.flatten(1).std(1), rtol=1e-6, atol=1e-9)
 
 
-# --- M, preset `paper` ---
+def test_std_worked_by_hand() -> None:
+    query, key = torch.tensor([1.0, 3.0]).view(1, 1, 2, 1), torch.tensor([1.0, 2.0]).view(1, 1, 2, 1)
+    # products 1, 2, 3, 6: mean 3, squared distances 4 + 1 + 0 + 9, over 3
+    assert product_std(query, key).item() == pytest.approx((14 / 3) ** 0.5)
+    assert product_std(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 5, 4)).item() == 0
 
 
-def test_regions_on_a_4x4_grid_by_hand() -> None:
-    # `rex` has the left half and, of column 2, a part under one half; `cup` only a speck in the cell (3, 3); both want
-    # the cell (0, 0), so there nobody is irrelevant.
-    layout = Layout.from_numbers({"rex": [(0.0, 0.0, 0.6, 1.0)], "cup": [(0.0, 0.0, 0.25, 0.25), (0.8, 0.8, 0.9, 0.9)]})
-    rex, cup = PaperPreset().weigh(layout, 4, 4).values()
-    assert rex.gain.tolist() == [[2.5, 2.5, 0, 0]] * 4
-    assert cup.gain.tolist() == [[2.5, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    assert rex.blocked.int().tolist() == [[0] * 4] * 4
-    assert cup.blocked.int().tolist() == [[0, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]
+def test_std_of_half_precision_is_as_exact_as_the_mask_that_it_scales() -> None:
+    query, key = random(2, 3, 40, 8), random(2, 3, 9, 8, seed=1)
+    expected = product_std(query, key)
+    torch.testing.assert_close(product_std(query.bfloat16(), key.bfloat16()).float(), expected, rtol=2**-7, atol=0)
+    large = product_std(100 * query.half(), 100 * key.half())  # these products pass float16's largest number
+    torch.testing.assert_close(large, 1e4 * expected, rtol=1e-3, atol=0)
 
 
-def test_a_small_region_keeps_its_best_cell() -> None:
-    layout = Layout.from_numbers({"cup": [(0.3, 0.55, 0.45, 0.7)], "rex": [(0.0, 0.0, 1.0, 1.0)]})
-    assert own_cells(layout, "cup", 4, 4).nonzero().tolist() == [[2, 1]]
-    cup, rex = PaperPreset().weigh(layout, 4, 4).values()
-    assert rex.blocked.sum() == 0  # it owns every cell, so none is irrelevant to it
-    assert cup.blocked.sum() == 15
+# η·M
 
 
-def test_of_equally_covered_cells_the_first_is_own() -> None:
-    corner = Layout.from_numbers({"cup": [(0.4, 0.4, 0.6, 0.6)]})  # a sixth of each of the four cells
-    assert own_cells(corner, "cup", 2, 2).int().tolist() == [[1, 0], [0, 0]]
+@settings(max_examples=20)
+@given(st.floats(0.01, 100), st.integers(0, 99))
+def test_scaling_all_scores_scales_what_is_added(factor: float, seed: int) -> None:
+    query, key = random(2, 2, 7, 3, seed=seed), random(2, 2, 5, 3, seed=seed + 1)
+    weights = TokenWeights(random(7, 5, seed=seed + 2), torch.zeros(7, 5, dtype=torch.bool))
+    strength = torch.tensor([0.5, 0.0])
+    added, scaled = (layout_bias(each, key, weights, strength) for each in (query, query * factor))
+    torch.testing.assert_close(scaled, added * factor)
+    assert not added[1].any()
+
+
+def test_each_row_has_its_own_spread_and_strength() -> None:
+    query, key = random(3, 2, 6, 4), random(3, 2, 5, 4, seed=1)
+    query[0] *= 30  # a loud neighbour
+    weights = TokenWeights(torch.ones(6, 5), torch.zeros(6, 5, dtype=torch.bool))
+    strength = torch.tensor([0.1, 0.2, 0.7])
+    together = layout_bias(query, key, weights, strength)
+    assert together.shape == (3, 1, 6, 5)
+    for row in range(3):
+        std = (query[row] @ key[row].mT / 2).std()
+        torch.testing.assert_close(together[row, 0], (strength[row] * std).expand(6, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_what_hides_a_token_stays_finite(dtype: torch.dtype) -> None:
+    hidden = torch.full((3,), floor_of(dtype), dtype=dtype) + torch.tensor([-100.0, 0.0, 100.0], dtype=dtype)
+    assert hidden.isfinite().all()
+    assert hidden.softmax(0).isfinite().all()
+    weights = TokenWeights(torch.tensor([[1e38, -1e38, 0.0]]), torch.tensor([[False, True, True]]))
+    query, key = random(1, 1, 1, 4).to(dtype), random(1, 1, 3, 4, seed=1).to(dtype)
+    added = layout_bias(query, key, weights, torch.tensor([1000.0]))
+    assert added[0, 0, 0].tolist() == [-floor_of(dtype), floor_of(dtype), floor_of(dtype)]
+
+
+# M for tokens
 
 
 def test_tokens_get_their_subjects_weights() -> None:
-    gain, blocked = guide(HALVES).weights(2, 4, 9)
+    left = torch.tensor([[1.0, 1, 0, 0]] * 2)
+    regions = {"rex": RegionWeights(2.5 * left, left == 0), "cup": RegionWeights(2.5 - 2.5 * left, left == 1)}
+    gain, blocked = token_weights(regions, {"rex": ((2, 3),), "cup": ((5, 7),)}, 9)
     assert gain.shape == blocked.shape == (8, 9)
-    left = torch.tensor([[1, 1, 0, 0]] * 2).flatten().float()
+    left = left.flatten()
     for token in range(9):
         own = {2: left, 5: 1 - left, 6: 1 - left}.get(token, torch.zeros(8))
         assert gain[:, token].tolist() == (2.5 * own).tolist()
@@ -75,190 +130,106 @@ def test_tokens_get_their_subjects_weights() -> None:
 
 
 def test_every_mention_is_placed_and_the_unplaced_are_left_alone() -> None:
-    spans = {"rex": ((1, 2), (6, 7)), "moon": ((4, 5),)}
-    gain, blocked = guide(Layout.from_numbers({"rex": [(0.0, 0.0, 1.0, 0.5)]}), spans).weights(2, 2, 8)
+    region = RegionWeights(torch.tensor([[2.5, 2.5], [0, 0]]), torch.zeros(2, 2, dtype=torch.bool))
+    gain, blocked = token_weights({"rex": region}, {"rex": ((1, 2), (6, 7)), "moon": ((4, 5),)}, 8)
     assert gain[0].tolist() == [0, 2.5, 0, 0, 0, 0, 2.5, 0]
-    assert gain[2].sum() == 0
-    assert blocked.sum() == 0
+    assert not gain[2].any()
+    assert not blocked.any()
 
 
-boxes = st.tuples(*[st.integers(0, 16)] * 4).filter(lambda s: s[0] != s[2] and s[1] != s[3])
-numbers = boxes.map(lambda s: tuple(v / 16 for v in (min(s[::2]), min(s[1::2]), max(s[::2]), max(s[1::2]))))
+def test_tokens_beyond_the_last_one() -> None:
+    region = RegionWeights(torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.bool))
+    for span in ((5, 7), (-1, 2), (3, 3)):
+        with pytest.raises(PromptError, match="'cup' are not among 6"):
+            token_weights({"cup": region}, {"cup": (span,)}, 6)
 
 
-@settings(max_examples=50)
-@given(
-    st.lists(numbers, min_size=3, max_size=3),
-    st.integers(1, 9),
-    st.integers(1, 9),
-    st.sampled_from(["paper", "official"]),
-)
-def test_only_spans_are_edited_and_order_does_not_matter(numbers, height, width, preset) -> None:
-    spans = {"a": ((1, 2),), "b": ((3, 5),), "c": ((5, 6), (7, 8))}
-    named = dict(zip("abc", ([box] for box in numbers), strict=True))
-    gain, blocked = guide(Layout.from_numbers(named), spans, preset=PRESETS[preset]).weights(height, width, 9)
-    free = [0, 2, 6, 8]
-    assert gain[:, free].abs().sum() == 0
-    assert blocked[:, free].sum() == 0
-    assert not (blocked & (gain > 0)).any()
-    reordered = Layout.from_numbers(dict(reversed(named.items())))
-    again = guide(reordered, spans, preset=PRESETS[preset]).weights(height, width, 9)
-    assert torch.equal(gain, again.gain)
-    assert torch.equal(blocked, again.blocked)
-    if preset == "paper":
-        assert all((gain[:, token] == 2.5).any() for token in (1, 3, 4, 5, 7))  # nobody vanishes
+def test_levels_halve_and_round_up() -> None:
+    assert list(level_grids(7, 13, 4)) == [(7, 13), (4, 7), (2, 4), (1, 2)]
 
 
-def test_layout_scale_0_turns_the_hard_mask_off_too() -> None:
-    assert guide(HALVES).weights(2, 2, 9).blocked.any()
-    guidance = guide(HALVES, layout_scale=0.0)
-    assert not guidance.weights(2, 2, 9).blocked.any()
-    assert strength(guidance, 500) == 0
+# A layer, against the authors' numbers
 
 
-def test_a_floor_stays_finite() -> None:
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        hidden = torch.full((3,), floor_of(dtype), dtype=dtype) + torch.tensor([-100.0, 0.0, 100.0], dtype=dtype)
-        assert hidden.isfinite().all()
-        assert hidden.softmax(0).isfinite().all()
+class Block(torch.nn.Module):
+    """A cross-attention layer under the name that it has in a UNet."""
+
+    def __init__(self, layer: Attention) -> None:
+        super().__init__()
+        self.attn2 = layer
+
+    def forward(self, pixels: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return self.attn2(pixels, text)
 
 
-# --- M, preset `official`, against the authors' numbers ---
+class Denoiser(torch.nn.Module):
+    def __init__(self, layer: Attention) -> None:
+        super().__init__()
+        self.block = Block(layer)
+
+    def forward(self, pixels: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return self.block(pixels, text)
+
+
+class GoldenEdit:
+    """Eq. 7 with a given M and strength."""
+
+    def __init__(self, weights: TokenWeights, strength: torch.Tensor) -> None:
+        self.weights, self.strength = weights, strength
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, kwargs
+
+    def bias(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return layout_bias(query, key, self.weights, self.strength)
 
 
 @pytest.fixture(scope="module")
-def golden():
+def golden() -> dict[str, Any]:
     with safe_open(GOLDEN / "layer.safetensors", "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()} | dict(file.metadata())  # noqa: SIM118
 
 
 @pytest.fixture(scope="module")
-def golden_guidance(golden) -> LayoutGuidance:
-    layout = Layout.from_numbers({name: [box] for name, box in json.loads(golden["boxes"]).items()})
-    spans = {name: ((token, token + 1),) for name, token in json.loads(golden["subjects"]).items()}
-    return guide(layout, spans, preset=PRESETS["official"])
+def denoiser(golden: dict[str, Any]) -> Denoiser:
+    layer = Attention(query_dim=16, cross_attention_dim=32, heads=2, dim_head=8).eval()
+    layer.load_state_dict({name[6:]: value for name, value in golden.items() if name.startswith("layer.")})
+    return Denoiser(layer).requires_grad_(False)
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (found - expected).norm() < 1e-6 * expected.norm()
 
 
 @pytest.mark.parametrize("side", [12, 24])
-def test_official_weights_are_the_authors(golden, golden_guidance, side) -> None:
-    gain, blocked = golden_guidance.weights(side, side, 77)
-    torch.testing.assert_close(gain, golden[f"map.{side}"], rtol=1e-5, atol=1e-6)
-    assert not blocked.any()
+@pytest.mark.parametrize("sigma", ["0.3", "2.5", "14.6"])
+@pytest.mark.parametrize("source", ["boxes", "colours", "authors"])
+def test_an_edited_layer_is_the_authors(
+    golden: dict[str, Any], denoiser: Denoiser, side: int, sigma: str, source: str
+) -> None:
+    gain = golden_gain(golden, side, source)
+    weights = TokenWeights(gain, torch.zeros_like(gain, dtype=torch.bool))
+    strength = 0.08 * torch.tensor([float(sigma)]).square().log1p()
+    with edited_attention(denoiser, FAMILIES[0], GoldenEdit(weights, strength)):
+        found = denoiser(golden[f"pixels.{side}"], golden["text"])
+    assert_near(found, golden[f"edited.{side}.sigma{sigma}"])
+    assert_near(denoiser(golden[f"pixels.{side}"], golden["text"]), golden[f"plain.{side}"])
 
 
-def test_boxes_become_the_authors_colour_map(golden_guidance) -> None:
-    picture = np.asarray(Image.open(GOLDEN / "layer_layout.png").convert("RGB"))
-    for name, colour in COLOURS.items():
-        drawn = torch.from_numpy((picture == colour).all(-1))
-        assert torch.equal(pixel_maps(golden_guidance.layout)[name], drawn)
+def golden_gain(golden: dict[str, Any], side: int, source: str) -> torch.Tensor:
+    if source == "authors":
+        return golden[f"map.{side}"]
+    spans = {name: ((token, token + 1),) for name, token in json.loads(golden["subjects"]).items()}
+    preset, layout = ConesV2Preset(), Layout.of(json.loads(golden["boxes"]))
+    regions = preset.weigh(layout, side, side)
+    if source == "colours":
+        regions = {
+            name: region._replace(gain=preset.shrink(coloured(name), side, side)) for name, region in regions.items()
+        }
+    return token_weights(regions, spans, 77).gain
 
 
-def test_official_weights_on_a_grid_that_is_not_square() -> None:
-    rex, cup = OfficialPreset().weigh(HALVES, 3, 4).values()
-    assert rex.gain.tolist() == [[2.5, 2.5, -1e8, -1e8]] * 3
-    assert cup.gain.tolist() == [[-1e8, -1e8, 2.5, 2.5]] * 3
-
-
-# --- η ---
-
-
-def test_paper_strength_is_concave_in_time() -> None:
-    guidance = guide(HALVES, preset=PaperPreset(scale=3.0), layout_scale=0.5)
-    for timestep in (0, 1, 250, 999):
-        assert strength(guidance, timestep) == pytest.approx(1.5 * math.sqrt(timestep / 1000), rel=1e-6)
-    assert strength(guidance, 500.5) == pytest.approx(1.5 * math.sqrt(500.5 / 1000), rel=1e-6)
-
-
-def test_paper_strength_knows_shorter_schedules() -> None:
-    guidance = LayoutGuidance(HALVES, SPANS, noise_schedule(num_train_timesteps=100))
-    assert strength(guidance, 25) == pytest.approx(PaperPreset().scale * 0.5)
-
-
-def test_official_strength_is_the_log_of_the_noise() -> None:
-    alphas_cumprod = noise_schedule()
-    guidance = guide(HALVES, preset=PRESETS["official"])
-    for timestep in (0, 1, 500, 999):
-        variance = (1 - alphas_cumprod[timestep]) / alphas_cumprod[timestep]  # σ²
-        assert strength(guidance, timestep) == pytest.approx(0.08 * math.log(1 + variance), rel=1e-4)
-    assert strength(guidance, 500) < strength(guidance, 500.25) < strength(guidance, 501)
-
-
-def test_official_strength_is_bounded_at_pure_noise() -> None:
-    alphas_cumprod = noise_schedule(rescale_betas_zero_snr=True)
-    assert alphas_cumprod[-1] < 1e-6
-    guidance = LayoutGuidance(HALVES, SPANS, alphas_cumprod, preset=PRESETS["official"])
-    assert strength(guidance, 999) == pytest.approx(0.08 * math.log(250), rel=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
-@pytest.mark.parametrize("steps", [1, 2, 7, 50])
-def test_official_strength_by_step_is_that_of_the_authors_scheduler(steps) -> None:
-    scheduler = LMSDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    scheduler.set_timesteps(steps)
-    sampler = torch.linspace(980.5, 3, steps)  # the sampler's own times do not matter, only their order
-    guidance = guide(HALVES, preset=PRESETS["official"], timesteps=sampler.tolist())
-    found = guidance.strengths.at(sampler)
-    torch.testing.assert_close(found, 0.08 * (1 + scheduler.sigmas[:-1] ** 2).log(), rtol=1e-5, atol=1e-8)
-
-
-def test_strengths_of_a_batch_of_times() -> None:
-    guidance = guide(HALVES)
-    times = torch.tensor([0.0, 10.0, 999.0, 5000.0])
-    together = guidance.strengths.at(times).tolist()
-    assert together == [strength(guidance, time) for time in times.tolist()]
-    assert together[2] == together[3]
-
-
-# --- errors ---
-
-
-def test_guidance_refuses_what_does_not_fit() -> None:
-    with pytest.raises(LayoutError, match=r"region 'cup' is for no subject of the prompt. Write \{cup\} there"):
-        guide(HALVES, {"rex": ((1, 2),)})
-    with pytest.raises(LayoutError, match="region 'cup' is for no subject"):
-        guide(HALVES, {"rex": ((1, 2),), "cup": ()})
-    with pytest.raises(PromptError, match=r"tokens 5..7 of 'cup' are not among 6. Shorten the prompt"):
-        guide(HALVES).weights(2, 2, 6)
-    for scale in (-1.0, math.nan, math.inf):
-        with pytest.raises(SettingsError, match=r"layout scale .* can't be used: expected 0 \(no layout\) or more"):
-            guide(HALVES, layout_scale=scale)
-
-
-# --- one thing at a time ---
-
-
-@pytest.mark.parametrize("preset", ["paper", "official"])
-def test_strengthening_and_weakening_add_up_to_both(preset) -> None:
-    both, strong, weak = (
-        guide(HALVES, preset=PRESETS[preset], layout_effect=effect).weights(3, 4, 9)
-        for effect in ("both", "strengthen", "weaken")
-    )
-    assert torch.equal(strong.gain + weak.gain, both.gain)
-    assert (strong.gain.max(), strong.gain.min()) == (2.5, 0)
-    assert weak.gain.max() == 0
-    assert not strong.blocked.any()
-    assert torch.equal(weak.blocked, both.blocked)
-
-
-def test_a_layout_acts_on_the_levels_asked_for() -> None:
-    guidance = guide(HALVES, layout_levels=(0, 2))
-    assert guidance.weights(2, 2, 9, level=2).gain.any()
-    gain, blocked = guidance.weights(2, 2, 9, level=1)
-    assert not gain.any()
-    assert not blocked.any()
-
-
-def test_effects_and_levels_that_are_none() -> None:
-    with pytest.raises(SettingsError, match="unknown layout effect 'strong': expected one of both, strengthen, weaken"):
-        guide(HALVES, layout_effect="strong")
-    for levels, got in (((), "none"), ((0, -1), "0, -1")):
-        with pytest.raises(SettingsError, match=f"layout levels {got} can't be used: expected at least one, from 0"):
-            guide(HALVES, layout_levels=levels)
-
-
-def test_presets_go_by_name() -> None:
-    assert find_preset("paper") is PRESETS["paper"]
-    with pytest.raises(
-        SettingsError, match="unknown layout preset 'papper': expected one of paper, official, official-layout"
-    ):
-        find_preset("papper")
+def coloured(name: str) -> torch.Tensor:
+    picture = torch.from_numpy(np.asarray(Image.open(GOLDEN / "layer_layout.png").convert("RGB")).copy())
+    return (picture == torch.tensor(COLOURS[name])).all(-1)

@@ -1,0 +1,105 @@
+"""Edits of the tiny UNet's attention, and calls of it, without a prompt and without a picture."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from cones2.attention import edited_attention
+from cones2.families import family_of
+from cones2.guidance import Spans
+from cones2.layout import Layout
+from cones2.presets import find_preset
+from cones2.run import LayoutSettings, Run, TextEdit
+
+TOKENS = 9
+HALVES = Layout.of({"rex": (0.0, 0.0, 0.5, 1.0), "cup": (0.5, 0.0, 1.0, 1.0)})
+SPANS: Spans = {"rex": ((2, 3),), "cup": ((5, 7),)}
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def texts(rows: int, *, conditional: int = 1) -> torch.Tensor:
+    """Random texts, of which the last `conditional` are the prompt."""
+    text = random(rows, TOKENS, 32, seed=1)
+    text[rows - conditional :] = random(TOKENS, 32, seed=2)
+    return text
+
+
+PROMPT = texts(1)
+
+
+def in_dtype(pipeline: Any, dtype: torch.dtype) -> Any:
+    """A pipeline with a scheduler of its own, and a UNet of its own in another dtype."""
+    own = copy.copy(pipeline)
+    vars(own)["scheduler"] = copy.deepcopy(pipeline.scheduler)
+    own.scheduler.set_timesteps(10)
+    if dtype != pipeline.unet.dtype:
+        vars(own)["unet"] = copy.deepcopy(pipeline.unet).to(dtype)
+    return own
+
+
+def run_of(
+    pipeline: Any,
+    *,
+    layout: Layout = HALVES,
+    spans: Spans = SPANS,
+    prompt: torch.Tensor = PROMPT,
+    edit: TextEdit | None = None,
+    preset: Any = "paper",
+    **settings: Any,
+) -> Run:
+    """What `conditioned` makes of a layout; `prompt` is what conditional rows read."""
+    named = preset if isinstance(preset, str) else "paper"
+    chosen = LayoutSettings(preset=named, **settings)
+    return Run(
+        pipeline,
+        family_of(pipeline),
+        {"prompt_embeds": prompt},
+        layout=layout if layout.names and chosen.scale > 0 else None,
+        regions=layout,
+        spans=spans,
+        preset=find_preset(named) if named == preset else preset,
+        settings=chosen,
+        text=edit,
+        meter=None,
+    )
+
+
+@torch.no_grad()
+def call(
+    pipeline: Any,
+    run: Run | None = None,
+    *,
+    latents: torch.Tensor | None = None,
+    text: torch.Tensor | None = None,
+    timestep: Any = 500,
+) -> torch.Tensor:
+    """The UNet's prediction, edited where there is a run: by default an unconditional and a conditional row."""
+    unet = pipeline.unet
+    text = texts(2) if text is None else text
+    latents = random(len(text), 4, 8, 8) if latents is None else latents
+    arguments = latents.to(unet.dtype), timestep, text.to(unet.dtype)
+    if run is None:
+        return unet(*arguments).sample
+    with edited_attention(unet, run.family, run):
+        return unet(*arguments).sample
+
+
+def layer_outputs(pipeline: Any, run: Run | None, **arguments: Any) -> Mapping[str, torch.Tensor]:
+    """What each cross-attention layer returns in a call, by its name."""
+    seen: dict[str, torch.Tensor] = {}
+    layers = {name: module for name, module in pipeline.unet.named_modules() if name.endswith(".attn2")}
+    hooks = [
+        layer.register_forward_hook(lambda *call, name=name: seen.update({name: call[-1]}))
+        for name, layer in layers.items()
+    ]
+    try:
+        call(pipeline, run, **arguments)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
