@@ -145,9 +145,11 @@ def _check(axes: Sequence[Axis], subjects: Mapping[str, Subject]) -> None:
         if axis.subject and axis.subject not in subjects:
             known = ", ".join(subjects) or "none"
             raise SettingsError(f"{axis.name} varies {axis.subject!r}, which is no subject; those are: {known}.")
-        if axis.name.startswith("strength.") and f"subject.{axis.subject}" not in names:
-            if subjects[axis.subject].residual is None:
-                raise SettingsError(f"{axis.name} varies {axis.subject!r}, which has no residual: give it one first.")
+        is_taught = (
+            f"subject.{axis.subject}" in names or not axis.subject or subjects[axis.subject].residual is not None
+        )
+        if axis.name.startswith("strength.") and not is_taught:
+            raise SettingsError(f"{axis.name} varies {axis.subject!r}, which has no residual: give it one first.")
     count = math.prod(len(axis.values) for axis in axes)
     if count > MOST_CELLS:
         raise SettingsError(f"the grid has {count} pictures: expected at most {MOST_CELLS}.")

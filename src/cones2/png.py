@@ -7,7 +7,6 @@ import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
@@ -26,23 +25,11 @@ LARGEST_RECORD = 2**20
 LARGEST_PICTURE = 2**28
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_SAMPLERS = MappingProxyType(
-    {
-        "DDIMScheduler": "DDIM",
-        "DPMSolverMultistepScheduler": "DPM++ 2M",
-        "DPMSolverSDEScheduler": "DPM++ SDE",
-        "EulerAncestralDiscreteScheduler": "Euler a",
-        "EulerDiscreteScheduler": "Euler",
-        "FlowMatchEulerDiscreteScheduler": "Euler",
-        "HeunDiscreteScheduler": "Heun",
-        "KDPM2AncestralDiscreteScheduler": "DPM2 a",
-        "KDPM2DiscreteScheduler": "DPM2",
-        "LCMScheduler": "LCM",
-        "LMSDiscreteScheduler": "LMS",
-        "PNDMScheduler": "PLMS",
-        "UniPCMultistepScheduler": "UniPC",
-    }
-)
+_SAMPLERS = {
+    "DDIM": "DDIM", "DPMSolverMultistep": "DPM++ 2M", "DPMSolverSDE": "DPM++ SDE", "EulerAncestralDiscrete": "Euler a",
+    "EulerDiscrete": "Euler", "FlowMatchEulerDiscrete": "Euler", "HeunDiscrete": "Heun", "KDPM2Discrete": "DPM2",
+    "KDPM2AncestralDiscrete": "DPM2 a", "LCM": "LCM", "LMSDiscrete": "LMS", "PNDM": "PLMS", "UniPCMultistep": "UniPC",
+}  # fmt: skip
 
 
 def write_picture(path: Path | str, image: Any, record: Mapping[str, Any], *, embed: bool = True) -> None:
@@ -96,7 +83,9 @@ def read_record(path: Path | str) -> dict[str, Any]:
     except (ValueError, IndexError, zlib.error, RecursionError) as error:
         raise PictureError(f"{path}: its record is damaged: {str(error)[:100]}.") from error
     if text is None:
-        raise PictureError(f"{path} holds no record of how it was made: expected a picture that cones2 wrote, unedited.")
+        raise PictureError(
+            f"{path} holds no record of how it was made: expected a picture that cones2 wrote, unedited."
+        )
     if not isinstance(record, dict):
         raise PictureError(f"{path}: its record is a {type(record).__name__}: expected a JSON object.")
     return record
@@ -115,11 +104,10 @@ def infotext(record: Mapping[str, Any], size: tuple[int, int]) -> str | None:
     scheduler = record.get("scheduler")
     if not isinstance(scheduler, Mapping) or "text" not in record:
         return None
-    kind, config = str(scheduler.get("class_name")), scheduler.get("config", {})
-    sampler = _SAMPLERS.get(kind, kind.removesuffix("Scheduler"))
+    kind, config = str(scheduler.get("class_name")).removesuffix("Scheduler"), scheduler.get("config", {})
     values = {
         "Steps": record.get("num_inference_steps"),
-        "Sampler": sampler + (" SDE" if config.get("algorithm_type") == "sde-dpmsolver++" else ""),
+        "Sampler": _SAMPLERS.get(kind, kind) + (" SDE" if config.get("algorithm_type") == "sde-dpmsolver++" else ""),
         "Schedule type": "Karras" if config.get("use_karras_sigmas") else None,
         "CFG scale": record.get("guidance_scale"),
         "Seed": record.get("seed"),

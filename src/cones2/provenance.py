@@ -26,7 +26,7 @@ _ENCODERS: "weakref.WeakKeyDictionary[torch.nn.Module, tuple[object, dict[str, A
 
 
 def content_hash(value: Any) -> str | None:
-    """Return a sha256 of an image, an array, a tensor or a list of them, whatever file it came from; None for others."""
+    """Return a sha256 of an image, an array, a tensor or a list of them, whatever its file; None for all else."""
     if isinstance(value, list | tuple):
         hashes = [content_hash(item) for item in value]
         if not hashes or None in hashes:

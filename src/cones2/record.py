@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator, TypeAdapter, ValidationError
-from pydantic import model_validator as checked
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor
 
 from cones2.checking import first_problem
@@ -39,11 +47,11 @@ MOST_PICTURES = 64
 """Pictures of a record's batch, and subjects in it."""
 MOST_PIXELS = 2**26
 """Pixels of a record's batch."""
-MOST_STATES = 16
-"""Generators whose states a record holds; each takes 10 KB."""
 
-_USUAL_SIDE = 1024  # pixels, where a record does not say
+_MOST_STATES = 16  # of generators; each takes 10 KB
 _CPU_STATE = 5056  # bytes
+_MOST_STEPS = 1000
+_USUAL_SIDE = 1024  # pixels, where a record does not say
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,17 +59,9 @@ class DrawCall:
     """A call of `Cones2Pipeline`, as far as it makes the pictures.
 
     Attributes:
-        prompt: with placeholders.
-        subjects: those that the prompt mentions.
-        layout: where they belong.
         seeds: of each picture; None where generators were given.
         generator_states: of these, before the call; one for all pictures, or one for each.
         num_images: how many pictures were drawn.
-        num_inference_steps: of the scheduler.
-        guidance_scale: classifier-free guidance.
-        negative_prompt: empty for none.
-        layout_settings: how the layout acted.
-        force: whether residuals of another text encoder were allowed.
         options: every other argument of the wrapped pipeline's call.
     """
 
@@ -133,8 +133,8 @@ def _describe_noise(pipeline: Any, call: DrawCall) -> dict[str, Any]:
         return found | {"seeds": list(call.seeds)}
     if getattr(pipeline.scheduler, "noise_sampler_seed", 0) is None:
         return found | {"not_repeatable": f"{type(pipeline.scheduler).__name__} ignores generators; give seeds to it"}
-    if not 1 <= len(states) <= MOST_STATES:
-        return found | {"not_repeatable": f"a record holds the states of 1 to {MOST_STATES} generators; give seeds"}
+    if not 1 <= len(states) <= _MOST_STATES:
+        return found | {"not_repeatable": f"a record holds the states of 1 to {_MOST_STATES} generators; give seeds"}
     device = "cpu" if len(states[0]) == _CPU_STATE else str(pipeline._execution_device)
     return found | {"generators": {"device": device, "states": [bytes(each.tolist()).hex() for each in states]}}
 
@@ -144,6 +144,8 @@ _Text = Annotated[str, Field(max_length=LONGEST_PROMPT)]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Seed = Annotated[int, Field(ge=0, lt=2**63)]
 _Number = Annotated[float, Field(ge=-1e6, le=1e6)]
+# Bounded, since numbers among a scheduler's settings decide how much memory it takes.
+_Setting = bool | Annotated[int, Field(ge=-100_000, le=100_000)] | _Number | _Short | None | list[_Number]
 _Device = Annotated[str, Field(pattern=r"^[a-z]{1,10}(:\d{1,3})?$")]
 
 
@@ -165,7 +167,9 @@ class RecordedGenerators(_Strict):
     """Generators before a picture was drawn: one for all pictures, or one for each."""
 
     device: _Device
-    states: Annotated[tuple[Annotated[str, Field(max_length=20_000)], ...], Field(min_length=1, max_length=MOST_STATES)]
+    states: Annotated[
+        tuple[Annotated[str, Field(max_length=20_000)], ...], Field(min_length=1, max_length=_MOST_STATES)
+    ]
 
     def make(self) -> torch.Generator | list[torch.Generator]:
         """Return generators in these states.
@@ -173,19 +177,17 @@ class RecordedGenerators(_Strict):
         Raises:
             PictureError: the device is not there, or has no such states.
         """
+        made = []
         try:
-            made = [self._generator(bytes.fromhex(state)) for state in self.states]
+            for state in map(bytes.fromhex, self.states):
+                # PyTorch does not check these two against each other, and would read beyond its 624 numbers.
+                left, _, following = struct.unpack_from("<8xiiQ", state) if len(state) == _CPU_STATE else (1, 1, 0)
+                if (left, following) != (1, 0) and left + following != 625:
+                    raise ValueError("it is damaged")
+                made.append(torch.Generator(self.device).set_state(torch.tensor(list(state), dtype=torch.uint8)))
         except (ValueError, RuntimeError) as error:
             raise PictureError(f"no generator on {self.device} has the record's state: {error}.") from error
         return made if len(made) > 1 else made[0]
-
-    def _generator(self, state: bytes) -> torch.Generator:
-        if len(state) == _CPU_STATE:
-            # PyTorch does not check these two against each other, and would read beyond its 624 numbers.
-            _, left, _, following = struct.unpack_from("<QiiQ", state)
-            if (left, following) != (1, 0) and left + following != 625:
-                raise ValueError("it is damaged")
-        return torch.Generator(self.device).set_state(torch.tensor(list(state), dtype=torch.uint8))
 
 
 class RecordedEncoder(_Strict):
@@ -207,7 +209,7 @@ class RecordedScheduler(_Strict):
     """A scheduler by its class in diffusers and its settings."""
 
     class_name: Annotated[str, Field(pattern=r"^\w{1,100}$")]
-    config: Annotated[dict[_Short, JsonValue], Field(max_length=100)]
+    config: Annotated[dict[_Short, _Setting], Field(max_length=100)]
 
 
 class RecordedAdapter(_Strict):
@@ -245,26 +247,15 @@ class PictureRecord(_Strict):
     """A picture's record, checked: what `describe` returned, read back from anyone's file.
 
     Attributes:
-        prompt: with placeholders.
-        text: as the model read it.
-        subjects: by name.
-        layout: where they belong.
-        seed: of this picture; None where a generator was given.
-        seeds: of all pictures that were drawn as one batch.
-        generators: in place of seeds.
+        text: the prompt as the model read it.
+        seed: of this picture, one of the `seeds` of its batch; None where there are `generators` instead.
         not_repeatable: why there is neither; else empty.
-        index: of this picture in its batch.
-        num_images: of the batch.
+        index: of this picture in its batch of `num_images`.
         options: other arguments of the call.
         inputs: hashes of the images and tensors among these, by name.
         unrecorded: the names of those that have neither JSON nor a hash.
-        scheduler: that took the steps.
         pipeline: the class of the diffusers pipeline.
-        model: that drew.
         adapters: active LoRA, by name.
-        device: as PyTorch names it.
-        dtype: of the denoiser.
-        threads: of PyTorch.
         versions: of the libraries that move the last bits.
         residuals: those that are embedded, by the sha256 of their files.
     """
@@ -279,7 +270,7 @@ class PictureRecord(_Strict):
     not_repeatable: _Short
     index: Annotated[int, Field(ge=0)]
     num_images: Annotated[int, Field(ge=1, le=MOST_PICTURES)]
-    num_inference_steps: Annotated[int, Field(ge=1, le=1000)]
+    num_inference_steps: Annotated[int, Field(ge=1, le=_MOST_STEPS)]
     guidance_scale: Annotated[float, Field(ge=0, le=1000)] | None
     negative_prompt: _Text
     layout_settings: Annotated[LayoutSettings, PlainValidator(_read_settings)]
@@ -297,7 +288,7 @@ class PictureRecord(_Strict):
     versions: dict[Library, _Short]
     residuals: Annotated[dict[str, Residual], PlainValidator(_read_residuals)] = {}
 
-    @checked(mode="after")
+    @model_validator(mode="after")
     def _check(self) -> "PictureRecord":
         if self.index >= self.num_images:
             raise ValueError(f"index {self.index} is beyond the {self.num_images} pictures of its batch")
@@ -307,12 +298,15 @@ class PictureRecord(_Strict):
             raise ValueError(f"{len(self.generators.states)} generators for {self.num_images} pictures")
         if not (self.seeds or self.generators or self.not_repeatable):
             raise ValueError("it has no seed, no generator and no reason for that")
-        sides = [self.options.get(name) or _USUAL_SIDE for name in ("height", "width")]
-        if not all(type(side) is int and side > 0 for side in sides):
-            raise ValueError(f"a size of {sides} makes no sense")
-        pixels = self.num_images * sides[0] * sides[1]  # type: ignore[operator]  # they are whole numbers
+        pixels = self.num_images
+        for side in (self.options.get("height"), self.options.get("width")):
+            if side is not None and not (type(side) is int and side > 0):
+                raise ValueError(f"a side of {side!r} pixels makes no sense")
+            pixels *= side or _USUAL_SIDE
         if pixels > MOST_PIXELS:
             raise ValueError(f"it asks for {pixels:,} pixels at once, expected at most {MOST_PIXELS:,}")
+        if any(isinstance(value, list) and len(value) > _MOST_STEPS for value in self.options.values()):
+            raise ValueError(f"a list among its options is longer than {_MOST_STEPS}")  # timesteps, or sigmas
         return self
 
     @classmethod
@@ -338,12 +332,12 @@ class PictureRecord(_Strict):
             PictureError: a key is unknown, missing or of another kind than `describe` writes, or too large.
         """
         try:
-            text = json.dumps(record, allow_nan=False)  # strict pydantic takes JSON's lists for tuples, but not Python's
-            return cls.model_validate_json(text)
+            # By way of JSON, since strict pydantic takes JSON's lists for tuples, but not Python's.
+            return cls.model_validate_json(json.dumps(record, allow_nan=False))
         except ValidationError as error:
             problem = first_problem(error)
             where = f" at {problem.place!r}" if problem.place else ""
-            raise PictureError(f"its record is wrong{where}: {problem.message}. Expected what cones2 writes.") from error
+            raise PictureError(f"its record is wrong{where}: {problem.message}. Was it edited?") from error
         except (TypeError, ValueError, RecursionError) as error:
             raise PictureError(f"its record is not JSON: {error}.") from error
 
@@ -374,6 +368,11 @@ class PictureRecord(_Strict):
             "force": self.force,
             **noise,
         }
+
+    @property
+    def is_cones_v2(self) -> bool:
+        """Whether the authors' own loop drew it, `cones2.cones_v2.loop`."""
+        return self.options.get("sampler") == "cones_v2"
 
     def redraw(self, pipe: Any, **arguments: Any) -> Any:
         """Draw the picture again on a `Cones2Pipeline`; see `cones2.redraw.redraw`."""

@@ -1,14 +1,12 @@
 """Drawing a picture again from its record: the same batch, of which one is kept, with the same threads."""
 
 import copy
-import inspect
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,20 +18,22 @@ from cones2.provenance import (
     describe_encoders,
     describe_scheduler,
     describe_surroundings,
-    restored,
 )
 from cones2.record import PictureRecord, RecordedScheduler
-from cones2.residual import EncoderId, Residual
+from cones2.residual import EncoderId
 from cones2.schedulers import SCHEDULERS
-from cones2.sources import find_by_hash, find_residual
-from cones2.subjects import Subject, as_subject
+from cones2.sources import find_by_hash
+from cones2.subjects import Subject
 
 _WITHOUT_EFFECT = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "measure_attention")
-_LARGEST_NUMBER = 100_000  # in a scheduler's settings, which decide about lists of that length
+_NOT_OF_CONES_V2 = frozenset(
+    {"seed", "sampler", "measure_attention", "num_images_per_prompt", "callback_on_step_end_tensor_inputs"}
+    | {"layout_scale", "layout_effect", "layout_levels", "preset", "guided_steps", "weight_negative"}
+)
 _THREADS = threading.RLock()
 
 
-def redraw(record: PictureRecord, pipe: Any, *, subjects: Mapping[str, Any] | None = None, **arguments: Any) -> Any:
+def redraw(record: PictureRecord, pipe: Any, **arguments: Any) -> Any:
     """Draw the picture of a record again: its whole batch, of which its own picture is kept.
 
     It is the same bit for bit on the same machine, device, dtype and versions. What differs is said in one warning.
@@ -41,9 +41,8 @@ def redraw(record: PictureRecord, pipe: Any, *, subjects: Mapping[str, Any] | No
 
     Args:
         record: what to draw.
-        pipe: a `Cones2Pipeline` of the record's model and pipeline class; its scheduler is not touched.
-        subjects: residuals that neither the record, the pipeline's subjects, the library nor the examples have: by name,
-            what `load_subject` takes.
+        pipe: a `Cones2Pipeline` of the record's model and pipeline class; its scheduler stays as it is. Residuals that
+            the record does not hold are found among its subjects, in the library and in the examples.
         **arguments: the record's `inputs` and `unrecorded` ones; also `callback_on_step_end` and `measure_attention`.
 
     Returns:
@@ -52,17 +51,18 @@ def redraw(record: PictureRecord, pipe: Any, *, subjects: Mapping[str, Any] | No
     Raises:
         PictureError: the picture can't be drawn again, or not on this pipeline; or an argument is missing, is not the
             record's, or is none that it needs.
-        ResidualError: a residual is not found, or is another one.
+        ResidualError: a residual is not found.
         Cones2Error: as a call.
     """
     check_pipeline(record, pipe)
     _check_arguments(record, arguments)
-    known = {**pipe.subjects, **{name: _read_subject(name, value) for name, value in (subjects or {}).items()}}
-    call = record.arguments(recall_subjects(record, known)) | arguments
+    call = record.arguments(recall_subjects(record, pipe.subjects)) | arguments
     warn_of_differences(record, pipe)
-    drawing = with_scheduler(pipe, make_scheduler(record.scheduler, pipe.scheduler))
     with threads(record.threads):
-        output = drawing(**call)
+        if record.is_cones_v2:
+            output = _draw_cones_v2(record, pipe, call)
+        else:
+            output = with_scheduler(pipe, make_scheduler(record.scheduler, pipe.scheduler))(**call)
     kept = slice(record.index, record.index + 1)
     images, attention, records = output.images[kept], output.attention[kept], output.records[kept]
     return replace(output, images=images, attention=attention, records=records)
@@ -103,25 +103,24 @@ def check_pipeline(record: PictureRecord, pipe: Any) -> None:
     kind = type(pipe.pipeline).__name__
     if record.pipeline != kind:
         raise PictureError(f"the picture was drawn by a {record.pipeline}, this is a {kind}: wrap one of that class.")
-    here = {each["role"]: _encoder_id("here", **each) for each in describe_encoders(pipe.pipeline)}
-    there = {each.role: _encoder_id("there", **dict(each)) for each in record.model.encoders}
+    here = _encoder_ids("here", describe_encoders(pipe.pipeline))
+    there = _encoder_ids("there", [dict(encoder) for encoder in record.model.encoders])
     if here.keys() != there.keys() or not all(here[role].fits(there[role]) for role in here):
         raise PictureError(
-            f"the picture was drawn on {record.model.name!r}, this is {pipe.facts.name!r}, another text encoder: open"
-            " that model."
+            f"the picture was drawn on {record.model.name!r}, this is {pipe.facts.name!r} with another text encoder:"
+            " open that model."
         )
-    is_same_dtype = record.dtype == describe_surroundings(pipe.pipeline)["dtype"]
     found = describe_adapters(pipe.pipeline)
-    for name, adapter in record.adapters.items():
-        loaded = found.pop(name, None)
-        if loaded is None or (is_same_dtype and loaded["sha256"] != adapter.sha256):
-            told = "which is not active here" if loaded is None else "whose weights are others here"
-            raise PictureError(f"the picture has the adapter {name!r}, {told}: load the LoRA of that name.")
-        scales = {role: list(values) for role, values in adapter.scales.items()}
-        if loaded["scales"] != scales:
-            raise PictureError(f"the adapter {name!r} has the scales {loaded['scales']}: expected {scales}.")
-    if found:
-        raise PictureError(f"the adapter {next(iter(found))!r} is active, and the picture has none of it: disable it.")
+    recorded = {name: each.model_dump(mode="json") for name, each in record.adapters.items()}
+    if record.dtype != describe_surroundings(pipe.pipeline)["dtype"]:  # which changes the hashes
+        for name in found.keys() & recorded.keys():
+            found[name]["sha256"] = recorded[name]["sha256"]
+    for name in found | recorded:
+        if found.get(name) != recorded.get(name):
+            raise PictureError(
+                f"the adapter {name!r} is {found.get(name, 'not active')}, the picture was drawn with"
+                f" {recorded.get(name, 'none')}: load what it was drawn with."
+            )
 
 
 def warn_of_differences(record: PictureRecord, pipe: Any) -> None:
@@ -157,9 +156,7 @@ def make_scheduler(recorded: RecordedScheduler, own: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # diffusers' own, about old settings
-            settings = {name: _bounded(restored(value)) for name, value in recorded.config.items()}
-            inspect.signature(kind).bind(**settings)
-            return kind(**settings)
+            return kind(**recorded.config)
     except Exception as error:  # on another's settings it may raise anything
         raise PictureError(f"{recorded.class_name} does not take the record's settings: {error}.") from error
 
@@ -191,8 +188,10 @@ def _possible(count: int) -> int:
     return min(count, max(os.cpu_count() or 1, torch.get_num_threads()))
 
 
-def _encoder_id(weights: str, role: str, width: int, probe: Any) -> EncoderId:
-    return EncoderId(role, "", width, weights, tuple(probe))
+def _encoder_ids(weights: str, encoders: Sequence[Mapping[str, Any]]) -> dict[str, EncoderId]:
+    return {
+        each["role"]: EncoderId(each["role"], "", each["width"], weights, tuple(each["probe"])) for each in encoders
+    }
 
 
 def _check_arguments(record: PictureRecord, arguments: Mapping[str, Any]) -> None:
@@ -206,18 +205,10 @@ def _check_arguments(record: PictureRecord, arguments: Mapping[str, Any]) -> Non
             raise PictureError(f"{name!r} is none that the record lacks: to draw another picture, call the pipeline.")
 
 
-def _read_subject(name: str, value: Any) -> Subject:
-    return as_subject(name, find_residual(value) if isinstance(value, str | Path) else value)
+def _draw_cones_v2(record: PictureRecord, pipe: Any, call: dict[str, Any]) -> Any:
+    """Draw with the authors' own loop, which has other names for some arguments."""
+    from cones2.cones_v2.loop import draw
 
-
-def _bounded(value: Any) -> Any:
-    numbers = value if isinstance(value, list | tuple) else [value]
-    if isinstance(value, dict) or len(numbers) > _LARGEST_NUMBER:
-        raise ValueError(f"a {type(value).__name__} of {len(value)} is too large")
-    for number in numbers:
-        if isinstance(number, int) and abs(number) > _LARGEST_NUMBER:
-            raise ValueError(f"{number} is too large")
-    return value
-
-
-__all__ = ["Residual", "redraw"]
+    call = {**call, "seeds": call["seed"], "meter": call.get("measure_attention", False)}
+    passed = {name: value for name, value in call.items() if name not in _NOT_OF_CONES_V2}
+    return draw(pipe, layout_settings=record.layout_settings, **passed)

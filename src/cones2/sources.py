@@ -12,8 +12,8 @@ def find_residual(source: str | Path) -> Residual:
     """Return the residual that a user names.
 
     Args:
-        source: an existing file, or any path that ends in `.safetensors`; a name in the library; the name of an example;
-            or a Hub id, `owner/name`.
+        source: a file, or any path that ends in `.safetensors`; a name in the library; the name of an example; or a Hub
+            id, `owner/name`.
 
     Raises:
         ResidualError: the file is not a sound residual.
