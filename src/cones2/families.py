@@ -3,18 +3,22 @@
 A new family is a new row of `FAMILIES`; nothing else in the library asks what model it has.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cones2.errors import ModelError
 from cones2.guidance import level_grids
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+ReadText = Callable[[Sequence[Any], Sequence[Int[Tensor, "batch tokens"]]], Float[Tensor, "batch tokens dim"]]
+AddedConditions = Callable[
+    [Sequence[Any], Sequence[Int[Tensor, "batch tokens"]], int], dict[str, Float[Tensor, "batch numbers"]]
+]
 
 
 class TextPart(NamedTuple):
@@ -62,6 +66,9 @@ class Family:
         guidance_scale: classifier-free guidance's usual scale; None leaves it to the pipeline.
         read_call: reads the arguments of the denoiser's call; the number of timesteps is `train_steps`.
         joint_layers: counts the layers in which text and image are one sequence.
+        read_text: for learning: what the encoders make of tokens, as `encode_prompt` does and with gradients; None
+            where nothing can be learned.
+        added_conditions: for learning: what the denoiser reads beside it, for square pictures of a side in pixels.
     """
 
     name: str
@@ -73,6 +80,8 @@ class Family:
     guidance_scale: float | None
     read_call: Callable[[Any, int, tuple[Any, ...], Mapping[str, Any]], DenoiserCall]
     joint_layers: Callable[[Any], int] = lambda _: 0
+    read_text: ReadText | None = None
+    added_conditions: AddedConditions = lambda *_: {}
 
     def with_text(self, text: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
         """Return the arguments of a denoiser's call with another text."""
@@ -135,7 +144,32 @@ def _read_flux_call(_: Any, __: int, args: tuple[Any, ...], kwargs: Mapping[str,
             f"the image has {hidden.shape[1]} tokens for a grid of {height}x{width}: expected one picture, without"
             " reference images."
         )
-    return DenoiserCall(kwargs["encoder_hidden_states"], _rows_of(kwargs["timestep"], hidden), ((height, width),))
+    text = kwargs["encoder_hidden_states"]
+    if len(text) < len(hidden):  # diffusers gives one text for several pictures
+        text = text.expand(len(hidden), -1, -1)
+    return DenoiserCall(text, _rows_of(kwargs["timestep"], hidden), ((height, width),))
+
+
+def _read_last_states(
+    encoders: Sequence[Any], input_ids: Sequence[Int[Tensor, "batch tokens"]]
+) -> Float[Tensor, "batch tokens dim"]:
+    states: Tensor = encoders[0](input_ids[0]).last_hidden_state
+    return states
+
+
+def _read_penultimate_states(
+    encoders: Sequence[Any], input_ids: Sequence[Int[Tensor, "batch tokens"]]
+) -> Float[Tensor, "batch tokens dim"]:
+    pairs = zip(encoders, input_ids, strict=True)
+    return torch.cat([encoder(ids, output_hidden_states=True).hidden_states[-2] for encoder, ids in pairs], dim=-1)
+
+
+def _pooled_text_and_sizes(
+    encoders: Sequence[Any], input_ids: Sequence[Int[Tensor, "batch tokens"]], side: int
+) -> dict[str, Float[Tensor, "batch numbers"]]:
+    pooled = encoders[1](input_ids[1]).text_embeds
+    sizes = pooled.new_tensor([side, side, 0, 0, side, side])  # original size, upper left corner, target size
+    return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
 
 
 def _rows_of(timestep: Any, sample: Tensor) -> Float[Tensor, "rows"]:
@@ -157,6 +191,7 @@ _SD = Family(
     encoded=("prompt_embeds", "negative_prompt_embeds"),
     guidance_scale=7.5,
     read_call=_read_unet_call,
+    read_text=_read_last_states,
 )
 
 _SDXL = Family(
@@ -168,6 +203,8 @@ _SDXL = Family(
     encoded=("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
     guidance_scale=7.5,
     read_call=_read_unet_call,
+    read_text=_read_penultimate_states,
+    added_conditions=_pooled_text_and_sizes,
 )
 
 _FLUX = Family(

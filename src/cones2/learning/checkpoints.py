@@ -6,25 +6,31 @@ the settings that it depends on. A checkpoint whose manifest or hash fails is pa
 
 import contextlib
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import safetensors
+import pydantic
 import safetensors.torch
 from torch import Tensor
 
 from cones2.errors import LearningError, OutputError
-from cones2.files import held, make_folder, write_atomically
+from cones2.files import locked, make_folder, read_bounded, write_atomically
 
-_FORMAT = 1
 _KEPT = 2
+_LARGEST_MANIFEST = 2**20
 _OURS = re.compile(r"step-[0-9]{8,}\.(json|safetensors)", re.ASCII)
 _UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.part", re.ASCII)
+
+
+class _Manifest(pydantic.BaseModel, strict=True, frozen=True):
+    format: Literal[2] = 2
+    step: int
+    sha256: str
+    settings: dict[str, pydantic.JsonValue]
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,11 @@ class Checkpoints:
     """
 
     folder: Path
-    settings: Mapping[str, object]
+    settings: Mapping[str, pydantic.JsonValue]
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other learners out of the folder; the lock goes with the process, however it ends.
+        """Keep other learners out of the folder; the lock ends with the process, however that ends.
 
         Raises:
             LearningError: another learner is at work in it.
@@ -50,7 +56,7 @@ class Checkpoints:
         make_folder(self.folder)
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(held(self.folder / "lock", wait=False))
+                stack.enter_context(locked(self.folder / "lock", wait=False))
             except BlockingIOError as error:
                 advice = "Wait for it to end, or choose another folder"
                 raise LearningError(f"another learner is at work in {self.folder}. {advice}.") from error
@@ -64,52 +70,70 @@ class Checkpoints:
             OutputError: the folder can't be written or the disk is full; the earlier checkpoints stay.
         """
         content = safetensors.torch.save(dict(tensors))
-        sha256 = hashlib.sha256(content).hexdigest()
-        manifest = {"format": _FORMAT, "step": step, "sha256": sha256, "settings": dict(self.settings)}
+        manifest = _Manifest(step=step, sha256=hashlib.sha256(content).hexdigest(), settings=dict(self.settings))
         path = self.folder / f"step-{step:08d}.safetensors"
         write_atomically(path, content)
-        write_atomically(path.with_suffix(".json"), json.dumps(manifest, indent=1).encode())
-        kept = {newest.stem for newest in self._manifests()[:_KEPT]}
+        write_atomically(path.with_suffix(".json"), manifest.model_dump_json(indent=1).encode())
+        kept = {path.stem for path in [*reversed(self._files(_OURS, ".json"))][:_KEPT]}
         _delete(path for path in self._files(_OURS) if path.stem not in kept)
 
+    def check(self, steps: int) -> None:
+        """Check that learning of so many steps can go on from the newest checkpoint, if there is one.
+
+        Raises:
+            LearningError: it was made with other settings, says which differs; or no step is left to take.
+        """
+        _, newest = next(self._manifests(), (None, None))
+        if newest is not None:
+            self._check_settings(newest)
+            if newest.step >= steps:
+                raise LearningError(
+                    f"can't resume: {newest.step} steps are taken already, and steps is {steps}. Resume with more"
+                    " steps, or begin again without resuming."
+                )
+
     def load(self) -> tuple[int, dict[str, Tensor]]:
-        """Give the newest sound checkpoint's step and state; step 0 and no state where there is none.
+        """Return the newest sound checkpoint's step and state; step 0 and no state where there is none.
 
         Raises:
             LearningError: it was made with other settings; says which differs.
         """
-        for path in self._manifests():
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
-                manifest = json.loads(path.read_bytes())
+        for path, manifest in self._manifests():
+            with contextlib.suppress(OSError):
                 content = path.with_suffix(".safetensors").read_bytes()
-                if manifest["format"] == _FORMAT and manifest["sha256"] == hashlib.sha256(content).hexdigest():
-                    self._check_settings(dict(manifest["settings"]))
-                    return int(manifest["step"]), safetensors.torch.load(content)
+                if manifest.sha256 == hashlib.sha256(content).hexdigest():
+                    self._check_settings(manifest)
+                    return manifest.step, safetensors.torch.load(content)
         return 0, {}
 
     def delete(self) -> None:
         """Delete all checkpoints; the folder stays, and what else is in it."""
         _delete(self._files(_OURS))
 
-    def _files(self, name: re.Pattern[str]) -> list[Path]:
+    def _files(self, name: re.Pattern[str], suffix: str = "") -> list[Path]:
         # Sorted, each manifest is before the state that it vouches for.
-        return sorted(path for path in self.folder.iterdir() if name.fullmatch(path.name))
+        files = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(path for path in files if name.fullmatch(path.name) and path.name.endswith(suffix))
 
-    def _manifests(self) -> list[Path]:
-        return [path for path in reversed(self._files(_OURS)) if path.suffix == ".json"]
+    def _manifests(self) -> Iterator[tuple[Path, _Manifest]]:
+        """Yield the sound ones, the newest first."""
+        for path in reversed(self._files(_OURS, ".json")):
+            with contextlib.suppress(LearningError, pydantic.ValidationError):
+                content = read_bounded(path, limit=_LARGEST_MANIFEST, error=LearningError)
+                yield path, _Manifest.model_validate_json(content)
 
-    def _check_settings(self, before: Mapping[str, Any]) -> None:
+    def _check_settings(self, manifest: _Manifest) -> None:
         for name, value in self.settings.items():
-            if before.get(name) != value:
+            if manifest.settings.get(name) != value:
                 raise LearningError(
-                    f"can't resume from {self.folder}: {name} is {value}, but it began with {before.get(name)}."
-                    " Resume with what it began with, or begin again without resuming."
+                    f"can't resume from {self.folder}: {name} is {value}, but it began with"
+                    f" {manifest.settings.get(name)}. Resume with what it began with, or begin again without resuming."
                 )
 
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove a learning's folder, unless it is not there or another learner is at work in it."""
-    with contextlib.suppress(BlockingIOError, OutputError), held(folder / "lock", wait=False):
+    with contextlib.suppress(BlockingIOError, OutputError), locked(folder / "lock", wait=False):
         shutil.rmtree(folder, ignore_errors=True)
 
 

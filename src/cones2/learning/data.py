@@ -1,65 +1,161 @@
-"""What a residual is learned from: captions as tokens, photos as the moments of their latents."""
+"""What a residual is learned from: captions as tokens and embeddings, photos as the moments of their latents."""
 
 import difflib
+import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy
 import torch
 from jaxtyping import Bool, Float, Int
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 
-from cones2.backbones import Backbone
-from cones2.captions.corpus import find_class_word
-from cones2.errors import CaptionError, Cones2Warning, PhotoError
-from cones2.photos import Photo, View, crop_square, stack_pixels, views
+from cones2.captions import captions_for, find_class_word
+from cones2.errors import CaptionError, Cones2Warning, LearningError, PhotoError
+from cones2.families import Family
+from cones2.images import flattened, upright
+from cones2.learning.losses import CaptionChunk
+from cones2.learning.model import float32_copy
+from cones2.models import ModelFacts
+from cones2.photos import Photo, View, crop_square, load_photos, stack_pixels, views
 from cones2.prompts import token_span
-from cones2.residual.format import MAX_TOKENS
+from cones2.provenance import content_hash
+from cones2.residual import MAX_TOKENS
 
+PhotoSource = Path | str | Photo | Image.Image
+
+_CHUNK = 50  # captions that are embedded at once
 _POOR_PSNR = 22.0  # decibels; below it, fine structure is lost
+_HELD_OUT = 50
+_HELD_OUT_SEED = 1
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedCaptions:
-    """Captions in the tokens of a backbone.
+class Captions:
+    """Captions in the tokens of a model.
 
     Attributes:
-        input_ids: each caption, padded to the backbone's window.
-        own: where the class word stands.
-        class_tokens: how many tokens the class word has.
+        texts: the captions themselves.
+        input_ids: for each text encoder, every caption padded to the window.
+        own: where the class word stands; the same for all encoders.
+        class_tokens: for each text encoder, the class word's tokens as its tokenizer writes them.
     """
 
-    input_ids: Int[Tensor, "batch tokens"]
+    texts: tuple[str, ...]
+    input_ids: tuple[Int[Tensor, "batch tokens"], ...]
     own: Bool[Tensor, "batch tokens"]
-    class_tokens: int
+    class_tokens: tuple[tuple[str, ...], ...]
 
-
-def encode_captions(backbone: Backbone, captions: Sequence[str], class_word: str) -> EncodedCaptions:
-    """Tokenize captions and find the class word in each.
-
-    Raises:
-        CaptionError: a caption lacks the class word, is too long for the backbone, or splits the class word's tokens
-            otherwise than the others; or these are more than a residual can have.
-    """
-    spans = [token_span(backbone.tokenizer, caption, *find_class_word(caption, class_word)) for caption in captions]
-    class_tokens = spans[0][1] - spans[0][0]
-    if class_tokens > MAX_TOKENS:
-        raise CaptionError(
-            f"{class_word!r} is {class_tokens} tokens long for {backbone.name}, expected at most {MAX_TOKENS}. Take a"
-            " shorter class word."
-        )
-    own = torch.zeros(len(captions), backbone.window, dtype=torch.bool)
-    for row, (caption, (start, stop)) in enumerate(zip(captions, spans, strict=True)):
-        _check_span(caption, stop, stop - start == class_tokens, backbone.window)
-        own[row, start:stop] = True
-    return EncodedCaptions(_tokenize(backbone, captions), own.to(backbone.device), class_tokens)
+    def rows(self, rows: Int[Tensor, "some"]) -> tuple[Int[Tensor, "some tokens"], ...]:
+        """Return the tokens of some captions, for each text encoder."""
+        return tuple(ids[rows] for ids in self.input_ids)
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedViews:
-    """Square views of photos as moments of their latents, on the CPU.
+class TextReader:
+    """What a pipeline makes of text, by float32 copies of its text encoders.
+
+    Attributes:
+        family: how the encoders are read.
+        tokenizers: of each text encoder.
+        encoders: the copies; nothing in the pipeline changes when these do.
+        device: where they are.
+    """
+
+    family: Family
+    tokenizers: tuple[Any, ...]
+    encoders: tuple[Any, ...]
+    device: torch.device
+
+    @classmethod
+    def copy_of(cls, pipeline: Any, family: Family) -> "TextReader":
+        """Copy a pipeline's text encoders to where it runs; LoRA that is loaded stays in the copies."""
+        device = pipeline._execution_device
+        return cls(
+            family,
+            tuple(getattr(pipeline, part.tokenizer) for part in family.text_parts),
+            tuple(float32_copy(getattr(pipeline, part.encoder), device) for part in family.text_parts),
+            device,
+        )
+
+    def tokenize(self, texts: Sequence[str], class_word: str) -> Captions:
+        """Tokenize captions and find the class word in each.
+
+        Raises:
+            CaptionError: a caption lacks the class word, is too long for the model, or splits the class word's tokens
+                otherwise than the others; or these are more than a residual can have.
+            LearningError: the tokenizers of two encoders split the class word differently.
+        """
+        spans = [_class_spans(tokenizer, texts, class_word) for tokenizer in self.tokenizers]
+        if any(other != spans[0] for other in spans):
+            raise LearningError(f"the model's tokenizers split {class_word!r} differently: choose another class word.")
+        window = min(int(tokenizer.model_max_length) for tokenizer in self.tokenizers)
+        own = torch.zeros(len(texts), window, dtype=torch.bool)
+        for row, (start, stop) in enumerate(spans[0]):
+            own[row, start:stop] = True
+        options = {"padding": "max_length", "truncation": True, "max_length": window, "return_tensors": "pt"}
+        input_ids = tuple(tokenizer(list(texts), **options).input_ids for tokenizer in self.tokenizers)
+        tokens = tuple(
+            tuple(tokenizer.convert_ids_to_tokens(ids[0][own[0]].tolist()))
+            for tokenizer, ids in zip(self.tokenizers, input_ids, strict=True)
+        )
+        return Captions(tuple(texts), tuple(ids.to(self.device) for ids in input_ids), own.to(self.device), tokens)
+
+    def read(self, input_ids: Sequence[Int[Tensor, "batch tokens"]]) -> Float[Tensor, "batch tokens dim"]:
+        """Return E(prompt) of each row; gradients flow to the copies' weights."""
+        assert self.family.read_text is not None  # `check_learnable` saw to it
+        return self.family.read_text(self.encoders, input_ids)
+
+    @torch.no_grad()
+    def embed(self, captions: Captions) -> Float[Tensor, "batch tokens dim"]:
+        """Return E(prompt) of all captions, without gradients."""
+        every = torch.arange(len(captions.own))
+        return torch.cat([self.read(captions.rows(rows)) for rows in torch.split(every, _CHUNK)])
+
+    @torch.no_grad()
+    def compare(self, captions: Captions, original: Float[Tensor, "batch tokens dim"]) -> Iterator[CaptionChunk]:
+        """Yield what these encoders make of captions, beside what the original ones made, some at a time."""
+        for rows in torch.split(torch.arange(len(original)), _CHUNK):
+            yield self.read(captions.rows(rows)), original[rows], captions.own[rows]
+
+
+def _class_spans(tokenizer: Any, captions: Sequence[str], class_word: str) -> list[tuple[int, int]]:
+    window = int(tokenizer.model_max_length)
+    spans = [token_span(tokenizer, caption, *find_class_word(caption, class_word)) for caption in captions]
+    count = spans[0][1] - spans[0][0]
+    if count > MAX_TOKENS:
+        raise CaptionError(
+            f"{class_word!r} is {count} tokens long, expected at most {MAX_TOKENS}: take a shorter class word."
+        )
+    for caption, (start, stop) in zip(captions, spans, strict=True):
+        if stop > window - 1:  # the last place is the end token's
+            raise CaptionError(
+                f"{caption!r} is cut off before the class word ends, at {window} tokens: put the class word nearer to"
+                " the start."
+            )
+        if stop - start != count:
+            raise CaptionError(f"{caption!r} has the class word in other tokens than those before: leave it out.")
+    return spans
+
+
+def held_out_captions(
+    class_word: str, learned: Collection[str], *, lexicon: Collection[str] | None = None
+) -> tuple[str, ...]:
+    """Return up to 50 captions that are not among those that were learned from; none where none can be made."""
+    try:
+        made = captions_for(class_word, count=4 * _HELD_OUT, seed=_HELD_OUT_SEED, lexicon=lexicon)
+    except CaptionError:
+        return ()
+    known = set(learned)
+    return tuple(caption for caption in made if caption not in known)[:_HELD_OUT]
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """Square views of photos as moments of their latents, on the CPU, in the units that the denoiser works in.
 
     Attributes:
         mean: of each view's latents.
@@ -72,87 +168,130 @@ class EncodedViews:
     weights: Float[Tensor, "views 1 height width"] | None
 
 
-def encode_views(backbone: Backbone, photos: Sequence[Photo], count: int, generator: torch.Generator) -> EncodedViews:
+def as_photos(source: PhotoSource | Sequence[PhotoSource]) -> tuple[Photo, ...]:
+    """Return photos as they are, those of a folder or of files, and PIL images as photos.
+
+    Raises:
+        LearningError: there is none.
+        PhotoError: one can't be used.
+    """
+    sources = [source] if isinstance(source, PhotoSource) else list(source)
+    photos: list[Photo] = []
+    for each in sources:
+        if isinstance(each, Image.Image):
+            image = flattened(upright(each), "RGB", background="white")
+            photos.append(Photo(Path(f"image {len(photos) + 1}"), str(content_hash(image)), image))
+        else:
+            photos += [each] if isinstance(each, Photo) else load_photos(each)
+    if not photos:
+        raise LearningError("there are no photos to learn from: give at least 1; 3 to 5 are best.")
+    return tuple(photos)
+
+
+def learning_size(pipeline: Any) -> int:
+    """Return the side, in pixels, of the square pictures that a model learns from: the size that it was trained at."""
+    size = pipeline.unet.config["sample_size"]
+    return int(pipeline.vae_scale_factor * (size if isinstance(size, int) else min(size)))
+
+
+def encode_views(pipeline: Any, photos: Sequence[Photo], count: int, generator: torch.Generator) -> Views:
     """Encode `count` views of each photo, the whole one and closer ones, and their masks.
 
     Raises:
         PhotoError: a square view shows nothing of what the photo's mask marks.
     """
-    size = min(backbone.default_size)
+    size = learning_size(pipeline)
     chosen = [(photo, views(photo, count=count, generator=generator)) for photo in photos]
-    moments = [
-        backbone.encode_images(stack_pixels([view.of(photo, size) for view in each]) / 127.5 - 1)
-        for photo, each in chosen
-    ]
     masked = any(photo.mask is not None for photo in photos)
-    return EncodedViews(
-        torch.cat([each.mean for each in moments]).cpu(),
-        torch.cat([each.std for each in moments]).cpu(),
-        torch.cat([_weigh(photo, each, size // backbone.vae_factor) for photo, each in chosen]) if masked else None,
-    )
+    weights = [_weigh(photo, each, size // pipeline.vae_scale_factor) for photo, each in chosen] if masked else None
+    squares = [view.of(photo, size) for photo, each in chosen for view in each]
+    mean, std = encode_images(pipeline, squares)
+    return Views(mean.cpu(), std.cpu(), None if weights is None else torch.cat(weights))
 
 
-def rebuild_error(backbone: Backbone, photos: Sequence[Photo]) -> tuple[float, ...]:
-    """How well the autoencoder rebuilds each photo: its PSNR in decibels; what it can't rebuild can't be learned."""
-    size = min(backbone.default_size)
-    return tuple(_rebuilt_psnr(backbone, crop_square(photo.image, size)) for photo in photos)
+@torch.no_grad()
+def encode_images(
+    pipeline: Any, images: Sequence[Image.Image]
+) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch channels height width"]]:
+    """Return mean and standard deviation of the latents of RGB images of one size, float32.
+
+    They are encoded one after the other: at 1024 pixels and in float32, each takes 2.7 GB. The autoencoder works in its
+    own dtype, but for float16, in which those of Stable Diffusion overflow.
+    """
+    vae, device = _autoencoder(pipeline), pipeline._execution_device
+    pixels = stack_pixels(images) / 127.5 - 1
+    posteriors = [vae.encode(row.to(device, vae.dtype)).latent_dist for row in pixels[:, None]]
+    mean, std = (torch.cat([getattr(each, name) for each in posteriors]).float() for name in ("mean", "std"))
+    shift, scale = _latent_units(vae, mean)
+    return (mean - shift) * scale, std * scale
 
 
-def warn_if_strange(backbone: Backbone, photos: Sequence[Photo], class_word: str) -> None:
-    """Warn of what a model with a lexicon, hence of a small world, has hardly learned: other words, other pictures."""
-    if not backbone.lexicon:
-        return
-    for word in class_word.lower().split():
-        if word not in backbone.lexicon:
-            known = backbone.class_words or sorted(backbone.lexicon)
+def _autoencoder(pipeline: Any) -> Any:
+    vae = pipeline.vae
+    return float32_copy(vae, pipeline._execution_device) if vae.dtype == torch.float16 else vae
+
+
+def _latent_units(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what is taken from an autoencoder's latents and what they are multiplied by; of all channels, or each."""
+    shift = latents.new_tensor(vae.config.get("latents_mean") or [0.0])
+    scale = vae.config["scaling_factor"] / latents.new_tensor(vae.config.get("latents_std") or [1.0])
+    return shift[:, None, None], scale[:, None, None]
+
+
+def _weigh(photo: Photo, chosen: Sequence[View], cells: int) -> Float[Tensor, "views 1 {cells} {cells}"]:
+    weights = torch.stack([view.share(photo, cells) for view in chosen])
+    if (weights.sum(dim=(1, 2, 3)) == 0).any():
+        raise PhotoError(
+            f"a square view of {photo.path} shows nothing of what its mask marks: crop the photo, with its mask, around"
+            " the subject."
+        )
+    return weights
+
+
+@torch.no_grad()
+def rebuild_error(pipeline: Any, photos: Sequence[Photo]) -> tuple[float, ...]:
+    """Return how well the autoencoder rebuilds each photo, as PSNR in decibels; what it loses can't be learned."""
+    vae, squares = _autoencoder(pipeline), [crop_square(photo.image, learning_size(pipeline)) for photo in photos]
+    pixels, latents = stack_pixels(squares), encode_images(pipeline, squares)[0]
+    shift, scale = _latent_units(vae, latents)
+    rebuilt = [vae.decode(row.to(vae.dtype)).sample.float().cpu() for row in (latents / scale + shift)[:, None]]
+    shown = (torch.cat(rebuilt) * 127.5 + 127.5).clamp(0, 255).round().double()
+    errors = (shown - pixels).square().mean(dim=(1, 2, 3)).clamp(min=1e-6)
+    return tuple((10 * torch.log10(255**2 / errors)).tolist())
+
+
+def warn_if_strange(pipeline: Any, facts: ModelFacts, photos: Sequence[Photo], class_word: str) -> None:
+    """Warn of what a model of a small world has hardly learned: words that it does not know, photos that it can't draw.
+
+    Which models are such, their own facts say.
+    """
+    for word in class_word.lower().split() if facts.lexicon else ():
+        if word not in (facts.lexicon or ()):
+            known = facts.class_words or sorted(facts.lexicon or ())
             nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
-            all_of_them = f" It draws {', '.join(backbone.class_words)}." if backbone.class_words else ""
+            drawn = f" It draws {', '.join(facts.class_words)}." if facts.class_words else ""
+            _warn(f"{facts.name} does not know {word!r}; the nearest word that it knows is {nearest!r}.{drawn}")
+    if facts.lexicon or facts.draws:
+        names = [photo.path.name for photo in photos]
+        psnr, name = min(zip(rebuild_error(pipeline, photos), names, strict=True))
+        if psnr < _POOR_PSNR:
             _warn(
-                f"{backbone.name} does not know {word!r}; the nearest word that it knows is {nearest!r}.{all_of_them}"
+                f"{facts.name} can't draw {name} well (PSNR {psnr:.0f} dB, {_POOR_PSNR:.0f} is fair): expect the"
+                " subject's colours more than its shape."
             )
-    warn_if_undrawable(backbone, photos)
-
-
-def warn_if_undrawable(backbone: Backbone, photos: Sequence[Photo]) -> None:
-    """Warn of photos that a model with a lexicon, hence of a small world, can't draw: its autoencoder loses them."""
-    if not backbone.lexicon:
-        return
-    psnr, photo = min(zip(rebuild_error(backbone, photos), [photo.path.name for photo in photos], strict=True))
-    if psnr < _POOR_PSNR:
-        advice = "expect the subject's colours more than its shape"
-        _warn(f"{backbone.name} can't draw {photo} well (PSNR {psnr:.0f} dB, {_POOR_PSNR:.0f} is fair): {advice}.")
 
 
 def _warn(text: str) -> None:
     warnings.warn(text, Cones2Warning, stacklevel=4)
 
 
-def _tokenize(backbone: Backbone, captions: Sequence[str]) -> Int[Tensor, "batch tokens"]:
-    batch = backbone.tokenizer(
-        list(captions), padding="max_length", truncation=True, max_length=backbone.window, return_tensors="pt"
-    )
-    input_ids: Tensor = batch.input_ids.to(backbone.device)
-    return input_ids
+def hash_of(texts: Sequence[str]) -> str:
+    """Return a sha256 of texts that hold no line break."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
-def _check_span(caption: str, stop: int, alike: bool, window: int) -> None:
-    if stop > window - 1:  # the last place is the end token's
-        advice = "Put the class word nearer to the start"
-        raise CaptionError(f"{caption!r} is cut off before the class word ends, at {window} tokens. {advice}.")
-    if not alike:
-        raise CaptionError(f"{caption!r} has the class word in other tokens than the captions before it: leave it out.")
-
-
-def _weigh(photo: Photo, chosen: Sequence[View], cells: int) -> Float[Tensor, "views 1 {cells} {cells}"]:
-    weights = torch.stack([view.share(photo, cells) for view in chosen])
-    if (weights.sum(dim=(1, 2, 3)) == 0).any():
-        advice = "Crop the photo, with its mask, around the subject"
-        raise PhotoError(f"a square view of {photo.path} shows nothing of what its mask marks. {advice}.")
-    return weights
-
-
-def _rebuilt_psnr(backbone: Backbone, image: Image) -> float:
-    rebuilt = backbone.decode(backbone.encode_images(stack_pixels([image]) / 127.5 - 1).mean)[0]
-    difference = numpy.asarray(rebuilt, dtype=numpy.float64) - numpy.asarray(image, dtype=numpy.float64)
-    error = max(float(numpy.square(difference).mean()), 1e-6)
-    return float(10 * numpy.log10(255**2 / error))
+def masks_hash(photos: Sequence[Photo]) -> str | None:
+    """Return a sha256 of the photos' masks; None where no photo has one."""
+    if all(photo.mask is None for photo in photos):
+        return None
+    return hash_of([hashlib.sha256(photo.mask.tobytes()).hexdigest() if photo.mask else "" for photo in photos])

@@ -2,21 +2,26 @@
 
 import dataclasses
 import difflib
+import functools
 import reprlib
-import sys
 import tomllib
+import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, TypeGuard, get_args
+from typing import Annotated, Any, Literal
 
+import pydantic
+
+from cones2.checking import first_problem
 from cones2.errors import SettingsError
-from cones2.files import read_bounded
+from cones2.files import expanded, read_bounded
 
 LARGEST_RECIPE = 2**20
-_AVERAGED = "true or false, and false unless tune is residual"
 
-Tune = Literal["all", "layers", "residual"]
+_Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
+_Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+_NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,43 +30,51 @@ class Recipe:
 
     Attributes:
         steps: optimiser steps.
-        batch_size: noised photos a step.
+        batch_size: noised photos in a step.
         learning_rate: AdamW's, constant.
         weight_decay: AdamW's.
         preservation_weight: λ of Eq. 4.
         captions_per_step: captions of Eq. 3's mean in each step.
-        caption_count: captions containing the class word, for Eqs. 3 and 5, when the user brings none.
+        caption_count: captions that contain the class word, for Eqs. 3 and 5, when the user brings none.
         views_per_photo: the whole photo, and this many less one closer crops of it. Each is encoded once.
         tune: which of the text encoder's parameters are tuned: `all`, those of its transformer `layers`, or none, the
             `residual` itself being learned at the encoder's output (Table A1).
         averaged: with `tune = "residual"`: Δ is the average of what the steps came to, newer ones weighing more.
 
     Raises:
-        SettingsError: a value outside its range.
+        SettingsError: a value is of another type or outside its range.
     """
 
-    steps: int = 3000
-    batch_size: int = 1
-    learning_rate: float = 1e-6
-    weight_decay: float = 0.01
-    preservation_weight: float = 0.01
-    captions_per_step: int = 4
-    caption_count: int = 1000
-    views_per_photo: int = 1
-    tune: Tune = "all"
+    steps: _Count = 3000
+    batch_size: _Count = 1
+    learning_rate: _Positive = 1e-6
+    weight_decay: _NotNegative = 0.01
+    preservation_weight: _NotNegative = 0.01
+    captions_per_step: _Count = 4
+    caption_count: _Count = 1000
+    views_per_photo: _Count = 1
+    tune: Literal["all", "layers", "residual"] = "all"
     averaged: bool = False
 
     def __post_init__(self) -> None:
-        _check_values(dataclasses.asdict(self))
+        try:
+            checked = _checker().model_validate(dataclasses.asdict(self))
+        except pydantic.ValidationError as error:
+            name, message, got = first_problem(error)
+            raise SettingsError(f"{name} of a recipe is {got}. {message}: correct the recipe.") from error
+        for name, value in checked:
+            object.__setattr__(self, name, value)  # 1 is 1.0 for a rate
+        if self.averaged and self.tune != "residual":
+            raise SettingsError(f"averaged is for tune 'residual', and tune is {self.tune!r}: leave one of them out.")
 
     @classmethod
-    def from_toml(cls, path: Path) -> "Recipe":
+    def from_toml(cls, path: Path | str) -> "Recipe":
         """Read a recipe file: the settings to change, and `preset = "mini"` to start from another preset than `paper`.
 
         Raises:
             SettingsError: the file can't be read, is no TOML, or has an unknown setting or a value out of range.
         """
-        content = read_bounded(path, limit=LARGEST_RECIPE, error=SettingsError)
+        content = read_bounded(expanded(path), limit=LARGEST_RECIPE, error=SettingsError)
         try:
             settings = tomllib.loads(content.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
@@ -70,28 +83,34 @@ class Recipe:
         try:
             base = _find_preset(settings.pop("preset", "paper"))
             _check_names(settings)
-            _check_values(dataclasses.asdict(base) | settings)
-            typed = {name: type(getattr(base, name))(value) for name, value in settings.items()}  # 1 is 1.0 for a rate
-            return dataclasses.replace(base, **typed)
+            return dataclasses.replace(base, **settings)
         except SettingsError as error:
             raise SettingsError(f"{path}: {error}") from error
 
 
-def find_recipe(name_or_toml: str) -> Recipe:
-    """The preset of this name, or the recipe in this TOML file (a name that ends in `.toml`).
+@functools.cache
+def _checker() -> type[pydantic.BaseModel]:
+    hints = typing.get_type_hints(Recipe, include_extras=True)
+    fields: Any = {name: (hint, ...) for name, hint in hints.items()}
+    return pydantic.create_model("Recipe", __config__=pydantic.ConfigDict(strict=True), **fields)
+
+
+def find_recipe(recipe: Recipe | Path | str) -> Recipe:
+    """Return a recipe as it is, the preset of a name, or what a TOML file says (a name that ends in `.toml`).
 
     Raises:
         SettingsError: there is no such preset, or the file is not a recipe.
     """
-    if name_or_toml.endswith(".toml"):
-        return Recipe.from_toml(Path(name_or_toml))
-    return _find_preset(name_or_toml)
+    if isinstance(recipe, Recipe):
+        return recipe
+    return Recipe.from_toml(recipe) if str(recipe).endswith(".toml") else _find_preset(recipe)
 
 
 def _find_preset(name: object) -> Recipe:
     if not isinstance(name, str) or name not in RECIPES:
         raise SettingsError(
-            f"there is no recipe {reprlib.repr(name)}. Expected {', '.join(RECIPES)} or the path of a .toml file."
+            f"there is no recipe {reprlib.repr(name)}: expected a Recipe, {', '.join(RECIPES)}, or the path of a .toml"
+            " file."
         )
     return RECIPES[name]
 
@@ -104,50 +123,25 @@ def _check_names(settings: Iterable[str]) -> None:
             raise SettingsError(f"{name[:100]!r} is no setting of a recipe. Did you mean {nearest!r}?")
 
 
-def _check_values(settings: Mapping[str, object]) -> None:
-    for name in ("steps", "batch_size", "captions_per_step", "caption_count", "views_per_photo"):
-        value = settings[name]
-        _check(name, value, type(value) is int and value >= 1, "a whole number of at least 1")
-    rate = settings["learning_rate"]
-    _check("learning_rate", rate, _is_number(rate) and 0 < rate <= sys.float_info.max, "a number above 0")
-    for name in ("weight_decay", "preservation_weight"):
-        value = settings[name]
-        _check(name, value, _is_number(value) and 0 <= value <= sys.float_info.max, "a number of at least 0")
-    _check("tune", settings["tune"], settings["tune"] in get_args(Tune), "all, layers or residual")
-    averaged, alone = settings["averaged"], settings["tune"] == "residual"
-    _check("averaged", averaged, averaged is False or (averaged is True and alone), _AVERAGED)
-
-
-def _check(name: str, value: object, valid: bool, expected: str) -> None:
-    if not valid:
-        raise SettingsError(f"{name} is {reprlib.repr(value)}. Expected {expected}: correct the recipe.")
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-# For a subject in a minute on two CPU cores. What Eq. 3's captions cost is shared by the photos of a step: half of the
-# steps with twice the photos, at twice the rate, come to a lower Eq. 2 in three quarters of the time.
-_MINI = Recipe(steps=150, batch_size=8, learning_rate=2e-4, weight_decay=0.0, views_per_photo=4, tune="layers")
-_DIRECT = Recipe(
-    steps=300,
-    batch_size=4,
-    learning_rate=1e-2,
-    weight_decay=0.0,
-    views_per_photo=4,
-    tune="residual",
-    averaged=True,
-)
-
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         # Batch, learning rate and steps are the paper's (App. A). AdamW and its decay are those of the authors' code,
         # since the paper names no optimiser; it names no λ either, so 0.01 is ours.
         "paper": Recipe(),
-        "mini": _MINI,
-        # The other way of the paper's Table A1, for any backbone. The paper says nothing of its settings: these are
-        # ours, chosen on mini (docs/learning.md) and untried on others.
-        "direct": _DIRECT,
+        # For a subject in a minute on two CPU cores. What Eq. 3's captions cost is shared by the photos of a step: half
+        # of the steps with twice the photos, at twice the rate, come to a lower Eq. 2 in three quarters of the time.
+        "mini": Recipe(steps=150, batch_size=8, learning_rate=2e-4, weight_decay=0.0, views_per_photo=4, tune="layers"),
+        # The other way of the paper's Table A1, for any model. The paper says nothing of its settings: these are ours,
+        # chosen on mini (docs/learning.md) and untried on others.
+        "direct": Recipe(
+            steps=300,
+            batch_size=4,
+            learning_rate=1e-2,
+            weight_decay=0.0,
+            views_per_photo=4,
+            tune="residual",
+            averaged=True,
+        ),
     }
 )
+"""Ready-made recipes by name."""

@@ -1,0 +1,456 @@
+"""Learning a residual: a copy of the text encoder is tuned on photos, and its mean shift at the class word is kept.
+
+`arXiv:2305.19327, Sec. 3.2`: L = L_sub + λ·L_reg (Eq. 4), then Δ (Eq. 5). Everything in the pipeline stays as it is.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import math
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cones2.attention import unedited
+from cones2.captions import captions_for, check_class_word, photo_caption
+from cones2.errors import LearningError, SettingsError
+from cones2.families import Family
+from cones2.files import expanded
+from cones2.fingerprint import fingerprint
+from cones2.learning.checkpoints import Checkpoints
+from cones2.learning.data import (
+    PhotoSource,
+    TextReader,
+    as_photos,
+    encode_views,
+    hash_of,
+    held_out_captions,
+    learning_size,
+    masks_hash,
+    warn_if_strange,
+)
+from cones2.learning.losses import Displacement, add_noise, displacement, mean_shift, preservation_loss, subject_loss
+from cones2.learning.model import alone_if_offloaded, frozen, learnable_family, memory_saved, model_settings
+from cones2.learning.recipe import Recipe, find_recipe
+from cones2.models import ModelFacts, facts_of
+from cones2.photos import Photo
+from cones2.provenance import describe_adapters
+from cones2.residual import Residual, ResidualPart
+
+_HALF_SCALE = 2.0**12
+"""What the loss is multiplied by where gradients pass a UNet in float16.
+
+They are means over a latent's 10,000 numbers or so, and most of them would be 0 there. A power of two, so that dividing
+by it is exact.
+"""
+
+_DECAY = 3.0
+"""η of polynomial-decay averaging (arXiv:1212.1824): half of the weight is on the last sixth of the steps."""
+
+
+def learn_steps(
+    pipeline: Any,
+    photos: PhotoSource | Sequence[PhotoSource],
+    class_word: str,
+    recipe: Recipe | Path | str | None = None,
+    *,
+    facts: ModelFacts | None = None,
+    seed: int = 0,
+    captions: Sequence[str] | None = None,
+    checkpoint: Path | str | None = None,
+    checkpoint_every: int = 50,
+    resume: bool = False,
+    save_memory: bool = False,
+) -> Generator["LearnStep", None, None]:
+    """Return a generator of the steps of learning; the last one holds the subject's residual.
+
+    All arguments are checked, and photos and captions encoded, before this returns. Each step draws its random numbers
+    from `seed` and its own number: the same call gives the same residual, bit for bit on a CPU with the same number of
+    threads, however often it was interrupted, and whatever else the pipeline draws meanwhile.
+
+    Unlike the authors' code: Eq. 3 as printed, originals from the untouched encoder also after resuming, and any batch
+    size.
+
+    Args:
+        pipeline: a diffusers pipeline of Stable Diffusion 1.x, 2.x or XL in any dtype, also with model offloading or
+            LoRA; it stays as it is.
+        photos: a folder, or photos, PIL images or paths; 3 to 5 do.
+        class_word: the word, or words, for the subject's raw category.
+        recipe: a `Recipe`, the name of one, the path of a TOML file, or None for what suits the model, else `paper`.
+        facts: what the model says of itself; read from it when None.
+        seed: for crops, noise, timesteps and the choice of captions.
+        captions: that contain the class word; made when None.
+        checkpoint: a folder for the newest two checkpoints. One is also written when a step fails or is interrupted;
+            closing the generator writes none, the caller does that by `LearnStep.save_checkpoint`.
+        checkpoint_every: steps between them.
+        resume: go on from the newest sound checkpoint, if there is one; without it, those in the folder are deleted.
+        save_memory: compute the UNet's activations again in the backward pass rather than keep them, and keep on a GPU
+            only what a step needs. The same residual, in more time; nothing else may draw while it begins or ends.
+
+    Raises:
+        ModelError: residuals can't be learned on this model; says on which.
+        CaptionError: the class word or a caption can't be used.
+        PhotoError: a photo can't be used, or a square view of it shows nothing of what its mask marks.
+        PromptError: a caption can't be split into tokens.
+        SettingsError: the recipe or another setting can't be used.
+        LearningError: there are no photos, or the checkpoint folder is in use or began with other settings. While
+            learning: a loss is not finite.
+        OutputError: a checkpoint can't be written.
+    """
+    family = learnable_family(pipeline)
+    class_word = check_class_word(class_word)
+    facts = facts or facts_of(pipeline)
+    recipe = find_recipe(recipe or facts.recipe or "paper")
+    if checkpoint_every < 1:
+        raise SettingsError(f"checkpoint_every is {checkpoint_every}: expected at least 1 step.")
+    if resume and checkpoint is None:
+        raise SettingsError("resume is True, and there is no checkpoint to resume from: give the folder of one.")
+    loaded = as_photos(photos)
+    texts = tuple(captions or captions_for(class_word, count=recipe.caption_count, lexicon=facts.lexicon))
+    with ExitStack() as stack:
+        stack.enter_context(alone_if_offloaded(pipeline))
+        stack.callback(pipeline.maybe_free_model_hooks)
+        warn_if_strange(pipeline, facts, loaded, class_word)
+        learner = _Learner(pipeline, family, facts, loaded, class_word, captions=texts, recipe=recipe, seed=seed)
+    if checkpoint is not None:
+        learner.checkpoints = Checkpoints(expanded(checkpoint), learner.settings())
+        with learner.checkpoints.held():
+            if resume:
+                learner.checkpoints.check(recipe.steps)
+    return _take_steps(learner, every=checkpoint_every, resume=resume, save_memory=save_memory)
+
+
+def _take_steps(
+    learner: "_Learner", *, every: int, resume: bool, save_memory: bool
+) -> Generator["LearnStep", None, None]:
+    """Take one step after the other, and write a checkpoint after every few."""
+    pipeline, steps, checkpoints = learner.pipeline, learner.recipe.steps, learner.checkpoints
+    with ExitStack() as stack:
+        stack.callback(learner.end)
+        if checkpoints is not None:
+            stack.enter_context(checkpoints.held())
+            learner.begin(*(checkpoints.load() if resume else (0, {})))
+        stack.enter_context(frozen(pipeline.unet))
+        if save_memory:
+            stack.enter_context(memory_saved(pipeline))
+        began = learner.taken or 0
+        for number in range(began + 1, steps + 1):
+            try:
+                losses = learner.take_step(number)
+            except BaseException:  # of this step: the one before is the last good one
+                if checkpoints is not None and learner.taken == number - 1 > began:
+                    learner.save()
+                raise
+            step = LearnStep(number, steps, *losses, _learner=learner)
+            if number == steps:
+                _ = step.residual  # if it fails, this says so
+            yield step
+            if checkpoints is not None and number % every == 0 and number < steps:
+                learner.save()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LearnStep:
+    """What one step of learning did.
+
+    Attributes:
+        step: this step, from 1.
+        steps: how many there are.
+        loss: L of Eq. 4, before this step's update.
+        subject_loss: its first term, Eq. 2.
+        preservation_loss: Eq. 3, not yet weighted by λ; 0 where the residual itself is learned.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    subject_loss: float
+    preservation_loss: float
+    _learner: "_Learner" = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def residual(self) -> Residual:
+        """What was learned up to this step; computed when first asked for, from all captions (Eq. 5).
+
+        Raises:
+            LearningError: another step was taken before it was asked for, or it is not finite.
+        """
+        return self._current().residual()
+
+    @property
+    def tuned_encoders(self) -> tuple[Any, ...]:
+        """The tuned copies of the text encoders, which the next step tunes further; none if Δ itself is learned.
+
+        Raises:
+            LearningError: another step was taken.
+        """
+        reader = self._current().reader
+        return () if reader is None else reader.encoders
+
+    def displacement(self) -> Displacement | None:
+        """Measure how far other words moved, on captions that were not learned from; None if none can be held out.
+
+        Raises:
+            LearningError: another step was taken.
+        """
+        return self._current().displacement()
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of this step, for instance before closing the generator; does nothing if there is one.
+
+        Raises:
+            LearningError: another step was taken, the generator is closed, or there is no folder for checkpoints.
+            OutputError: it can't be written.
+        """
+        learner = self._current()
+        if learner.saved != self.step:
+            learner.save()
+
+    def _current(self) -> "_Learner":
+        if self._learner.taken != self.step:
+            raise LearningError(
+                f"step {self.step} is gone: learning is at step {self._learner.taken}. Ask for what a step has learned"
+                " before taking the next one."
+            )
+        return self._learner
+
+
+class _Learner:
+    """What is being learned, what it is learned from, and how far that has come.
+
+    There are two ways. As the paper does, the text encoders' copies are tuned by Eq. 4, and Δ is their mean shift at
+    the class word. With `tune = "residual"` Δ itself is learned by Eq. 2, with E(prompt)[span] + Δ as the prompt, and
+    the encoders read only once ("token embedding" in Table A1 and App. C, where it does worse in other contexts than
+    the photos'); no other word moves, so L_reg is 0. It begins at the class word itself, Δ = 0.
+
+    The text that Stable Diffusion XL pools comes from the untouched encoder, in learning as in drawing: no residual
+    could give back what a tuned one put there.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        family: Family,
+        facts: ModelFacts,
+        photos: Sequence[Photo],
+        class_word: str,
+        *,
+        captions: Sequence[str],
+        recipe: Recipe,
+        seed: int,
+    ) -> None:
+        self.pipeline, self.family, self.facts, self.recipe, self.seed = pipeline, family, facts, recipe, seed
+        self.photos, self.class_word = tuple(photos), class_word
+        self.checkpoints: Checkpoints | None = None
+        self.taken: int | None = 0  # None while a step changes what is learned
+        self.saved = 0
+        self.dtype: torch.dtype = pipeline.unet.dtype
+        self.device: torch.device = pipeline._execution_device
+        self.prediction_type = str(pipeline.scheduler.config["prediction_type"])
+        self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.detach().float().cpu().clone()
+        self.adapters = describe_adapters(pipeline)
+
+        reader = TextReader.copy_of(pipeline, family)
+        self.reader: TextReader | None = None if recipe.tune == "residual" else reader
+        name = facts.name or type(pipeline).__name__
+        self.encoder_ids = tuple(
+            fingerprint(encoder, part.encoder, name)
+            for part, encoder in zip(family.text_parts, reader.encoders, strict=True)
+        )
+        self.captions = reader.tokenize(captions, class_word)
+        self.prompt = reader.tokenize([photo_caption(class_word)], class_word)
+        self.views = encode_views(pipeline, photos, recipe.views_per_photo, random_numbers(seed, 0))
+        with torch.no_grad():
+            self.added = family.added_conditions(reader.encoders, self.prompt.input_ids, learning_size(pipeline))
+        self.average: Tensor | None = None
+        if self.reader is None:
+            self.original = reader.embed(self.prompt)
+            self.span = torch.where(self.prompt.own[0])[0]
+            self.parameters = [torch.zeros_like(self.original[0, self.span], requires_grad=True)]
+            self.average = torch.zeros_like(self.parameters[0], requires_grad=False)
+        else:
+            self.original = reader.embed(self.captions)
+            self.parameters = [
+                parameter.requires_grad_()
+                for encoder in reader.encoders
+                for name, parameter in encoder.named_parameters()
+                if (recipe.tune == "all" or ".layers." in name) and ".lora_" not in name
+            ]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
+
+    def take_step(self, number: int) -> tuple[float, float, float]:
+        """Take a step of AdamW; return L, L_sub and L_reg before it.
+
+        Raises:
+            LearningError: the loss or its gradient is not finite.
+        """
+        draw = random_numbers(self.seed, number)
+        self.optimizer.zero_grad()
+        with torch.enable_grad(), unedited(), alone_if_offloaded(self.pipeline):
+            prompt, preservation = self._read_texts(draw)
+            subject = self._denoise(prompt, draw)
+            loss = subject + self.recipe.preservation_weight * preservation  # Eq. 4
+            scale = _HALF_SCALE if self.dtype == torch.float16 else 1.0
+            torch.autograd.backward(scale * loss)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if scale != 1:
+            for gradient in gradients:
+                gradient.div_(scale)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        total, first, second, size = torch.stack([loss, subject, preservation, norm]).tolist()
+        if not math.isfinite(total + size):
+            raise self._diverged(f"loss {total}, gradient {size} at step {number} of {self.recipe.steps}")
+        self.taken = None
+        self.optimizer.step()
+        if self.average is not None:  # polynomial-decay averaging, arXiv:1212.1824: one step alone carries its noise
+            share = (1 + _DECAY) / (number + _DECAY) if self.recipe.averaged else 1.0
+            self.average.lerp_(self.parameters[0].detach(), share)
+        self.taken = number
+        return total, first, second
+
+    def _read_texts(self, draw: torch.Generator) -> tuple[Float[Tensor, "1 tokens dim"], Float[Tensor, ""]]:
+        """Return the prompt's embedding and L_reg, by one pass of the text encoders over prompt and captions."""
+        if self.reader is None:
+            return self.original.index_add(1, self.span, self.parameters[0][None]), self.original.new_zeros(())
+        rows = torch.randint(len(self.original), (self.recipe.captions_per_step,), generator=draw)
+        pairs = zip(self.prompt.input_ids, self.captions.rows(rows), strict=True)
+        embeddings = self.reader.read([torch.cat(pair) for pair in pairs])
+        preservation = preservation_loss(embeddings[1:], self.original[rows], self.captions.own[rows])
+        return embeddings[:1], preservation
+
+    def _denoise(self, prompt: Float[Tensor, "1 tokens dim"], draw: torch.Generator) -> Float[Tensor, ""]:
+        """Return L_sub: Eq. 2 on a batch of photos, each with a latent, noise and a timestep of its own."""
+        views, device = self.views, self.device
+        rows = torch.randint(len(views.mean), (self.recipe.batch_size,), generator=draw)
+        mean, std = views.mean[rows], views.std[rows]
+        latents = mean + std * torch.randn(mean.shape, generator=draw)
+        noise = torch.randn(mean.shape, generator=draw)
+        timesteps = torch.randint(len(self.alphas_cumprod), rows.shape, generator=draw)
+        noised = add_noise(latents, noise, self.alphas_cumprod[timesteps], self.prediction_type)
+        prediction = self.pipeline.unet(
+            noised.latents.to(device, self.dtype),
+            timesteps.to(device),
+            encoder_hidden_states=prompt.expand(len(rows), -1, -1).to(self.dtype),
+            added_cond_kwargs={name: each.expand(len(rows), -1) for name, each in self.added.items()} or None,
+            return_dict=False,
+        )[0]
+        weights = None if views.weights is None else views.weights[rows].to(device)
+        return subject_loss(prediction, noised.target.to(device), weights)
+
+    def residual(self) -> Residual:
+        """Return Δ of what is learned so far: Eq. 5 over all captions, or what was learned directly.
+
+        Raises:
+            LearningError: it is not finite.
+        """
+        if self.reader is None:
+            assert self.average is not None
+            vector = self.average.cpu()
+        else:
+            vector = mean_shift(self.reader.compare(self.captions, self.original), len(self.captions.class_tokens[0]))
+        if not vector.isfinite().all():
+            raise self._diverged("the residual is not finite")
+        vectors = torch.split(vector, [encoder.width for encoder in self.encoder_ids], dim=1)
+        parts = zip(self.encoder_ids, self.captions.class_tokens, vectors, strict=True)
+        texts = hash_of(self.captions.texts)
+        return Residual(
+            class_word=self.class_word,
+            parts=tuple(ResidualPart(encoder, tokens, vector.clone()) for encoder, tokens, vector in parts),
+            recipe=how_learned(self.recipe, self.seed, texts, self.photos, self.adapters, taken=self.taken or 0),
+            photos=tuple(photo.sha256 for photo in self.photos),
+            tool_version=importlib.metadata.version("cones2"),
+        )
+
+    def displacement(self) -> Displacement | None:
+        """Measure how far other words moved, on captions that were not learned from."""
+        if self.reader is None:
+            return Displacement(0.0, 0.0)
+        unseen = held_out_captions(self.class_word, self.captions.texts, lexicon=self.facts.lexicon)
+        if not unseen:
+            return None
+        untouched = TextReader.copy_of(self.pipeline, self.family)
+        captions = untouched.tokenize(unseen, self.class_word)
+        return displacement(self.reader.compare(captions, untouched.embed(captions)))
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that a checkpoint's state depends on, as short JSON values: not how many steps are to follow."""
+        recipe = dataclasses.asdict(self.recipe)
+        del recipe["steps"]
+        return {
+            **recipe,
+            "seed": self.seed,
+            "class word": self.class_word,
+            "photos' hash": hash_of([photo.sha256 for photo in self.photos]),
+            "masks' hash": masks_hash(self.photos),
+            "captions' hash": hash_of(self.captions.texts),
+            **model_settings(self.pipeline, self.encoder_ids),
+        }
+
+    def begin(self, taken: int, state: Mapping[str, Tensor]) -> None:
+        """Go on after a step, from what `save` wrote of it."""
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in state.items():
+            name, index = key.split(".")
+            if name == "parameter":
+                self.parameters[int(index)].data.copy_(tensor)
+            elif name == "average" and self.average is not None:
+                self.average.copy_(tensor)
+            else:
+                moments.setdefault(int(index), {})[name] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        self.taken = self.saved = taken
+        if not taken and self.checkpoints is not None:
+            self.checkpoints.delete()
+
+    def save(self) -> None:
+        """Write what a step changes: parameters, their average and the optimiser's moments, by name."""
+        if self.checkpoints is None or self.taken is None:
+            raise LearningError("no checkpoint can be written: give a folder for them, and save before closing.")
+        tensors = {f"parameter.{index}": parameter.detach() for index, parameter in enumerate(self.parameters)}
+        if self.average is not None:
+            tensors["average.0"] = self.average
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}.{index}": moment for name, moment in moments.items()}
+        self.checkpoints.save(self.taken, tensors)
+        self.saved = self.taken
+
+    def end(self) -> None:
+        """Free the memory of gradients, and give models that were offloaded back."""
+        self.checkpoints = None
+        self.optimizer.zero_grad()
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+        with alone_if_offloaded(self.pipeline):
+            self.pipeline.maybe_free_model_hooks()
+
+    def _diverged(self, what: str) -> LearningError:
+        rate = self.recipe.learning_rate
+        return LearningError(
+            f"learning diverged: {what}, expected finite numbers; no residual was made. Begin again with a"
+            f" learning_rate below {rate:g} or another dtype."
+        )
+
+
+def random_numbers(seed: int, step: int) -> torch.Generator:
+    """Return random numbers of one step alone, so that resuming needs no generator's state; step 0 chooses crops."""
+    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+def how_learned(
+    recipe: Recipe, seed: int, captions: str, photos: Sequence[Photo], adapters: Mapping[str, Any], *, taken: int
+) -> dict[str, Any]:
+    """Return what a residual's file says of its learning.
+
+    The recipe, how many of its steps were taken, the seed, hashes of captions, masks and LoRA.
+    """
+    learned = {"taken": taken, "seed": seed, "captions": captions, "masks": masks_hash(photos)}
+    return dataclasses.asdict(recipe) | learned | ({"adapters": dict(adapters)} if adapters else {})
