@@ -1,4 +1,4 @@
-"""Pictures carry their record; contact sheets hold what they are given."""
+"""Pictures carry their record."""
 
 import errno
 import os
@@ -6,14 +6,13 @@ import struct
 import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from cones2.errors import OutputError, PictureError
-from cones2.picture import Row, contact_sheet, read_record, write_picture
+from cones2.picture import read_record, write_picture
 
 RED = Image.new("RGB", (8, 8), "red")
 JSON = st.recursive(
@@ -150,43 +149,3 @@ def test_bombs_are_not_decoded_for_their_record(tmp_path: Path) -> None:
         read_record(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes(png_with(itxt(b"{}"), side=8_900))
     assert read_record(tmp_path / "a.png") == {}
-
-
-def test_a_contact_sheet_by_hand() -> None:
-    blue = Image.new("RGB", (64, 32), "blue")
-    sheet = contact_sheet([Row("", (RED, blue)), Row("", (blue,))], cell=64)
-    assert sheet.size == (8 + 64 + 4 + 64 + 8, 8 + 64 + 8 + 32 + 8)
-    assert sheet.getpixel((8 + 32, 8 + 32)) == (255, 0, 0)
-    assert sheet.getpixel((8 + 64 + 4 + 32, 8 + 32)) == (0, 0, 255)
-    assert sheet.getpixel((8 + 64 + 4 + 32, 8 + 10)) == (255, 255, 255)  # the wide one hangs in the middle of its row
-    assert sheet.getpixel((8 + 32, 8 + 64 + 8 + 16)) == (0, 0, 255)
-    assert sheet.getpixel((2, 2)) == sheet.getpixel((100, 8 + 64 + 8 + 16)) == (255, 255, 255)
-
-
-def ink(image: Image.Image) -> int:
-    return int((np.asarray(image.convert("L")) < 128).sum())
-
-
-def test_headings_and_captions_are_drawn_and_wrapped() -> None:
-    white = Image.new("RGB", (32, 32), "white")
-    bare = contact_sheet([Row("", (white,))], cell=128)
-    headed = contact_sheet([Row("dog", (white,))], cell=128)
-    captioned = contact_sheet([Row("dog", (white, white), ("seed 0", "seed 1"))], cell=128)
-    long = contact_sheet([Row("a dog and a cat " * 3, (white,))], cell=128)
-    longest = contact_sheet([Row("a dog and a cat " * 300, (white,))], cell=128)
-    unbroken = contact_sheet([Row("x" * 300, (white,))], cell=128)
-    assert ink(bare) == 0 < ink(headed) < ink(captioned)
-    assert bare.height < headed.height < captioned.height
-    assert headed.height < long.height == longest.height
-    assert unbroken.size == headed.size
-    for sheet in (headed, captioned, longest, unbroken):
-        assert ink(sheet.crop((0, 0, 16, sheet.height))) == ink(sheet.crop((sheet.width - 15, 0, *sheet.size))) == 0
-
-
-def test_rows_that_can_not_be_drawn() -> None:
-    with pytest.raises(PictureError, match="a contact sheet of no rows; expected at least one"):
-        contact_sheet([])
-    with pytest.raises(PictureError, match="row 'dogs' has no pictures; expected at least one"):
-        Row("dogs", ())
-    with pytest.raises(PictureError, match="row 'dogs' has 1 captions for 2 pictures; expected one for each, or none"):
-        Row("dogs", (RED, RED), ("one",))

@@ -10,17 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cones2.errors import LayoutError
-from cones2.files import read_bounded
-from cones2.images import opened_image, scaled_grey
-from cones2.layout.box import Box
+from cones2.files import expanded, read_bounded
+from cones2.images import MOST_PIXELS, flattened, opened_image, upright
+from cones2.layout.shapes import Box
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 LARGEST_FILE = 25_000_000
 LONGEST_SIDE = 768
 _BLACK = 16  # greys below are black: JPEG's noise, and what nobody can see
+_MOST_EMBEDDED = 1_000_000  # pixels
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,12 @@ class Mask:
 
     @classmethod
     def from_image(cls, image: Image.Image) -> "Mask":
-        """Take a picture's brightness, transparency as black; longer sides become 768 pixels, and faint greys black.
+        """Return a picture's brightness, transparency as black; longer sides become 768 pixels, and faint greys black.
 
         Raises:
             LayoutError: the picture is black everywhere.
         """
-        grey = _grey(image)
+        grey = flattened(image, "L", background="black")
         if max(grey.size) > LONGEST_SIDE:
             factor = LONGEST_SIDE / max(grey.size)
             width, height = (max(1, round(side * factor)) for side in grey.size)
@@ -71,7 +72,8 @@ class Mask:
         Raises:
             LayoutError: it can't be read, is too large, damaged, no such picture, or black everywhere.
         """
-        return _decode(read_bounded(Path(path), limit=LARGEST_FILE, error=LayoutError), origin=f"the mask {path}")
+        path = expanded(path)
+        return _decode(read_bounded(path, limit=LARGEST_FILE, error=LayoutError), origin=f"the mask {path}")
 
     @classmethod
     def from_base64(cls, text: str) -> "Mask":
@@ -84,36 +86,33 @@ class Mask:
             content = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError) as error:  # ValueError: not ASCII
             raise LayoutError(f"an embedded mask is no base64: {error}. Embed it again from its file.") from error
-        return _decode(content, origin="an embedded mask")
+        return _decode(content, origin="an embedded mask", most_pixels=_MOST_EMBEDDED)
 
     def to_base64(self) -> str:
-        """Write the mask as a PNG in base64."""
+        """Return the mask as a PNG in base64."""
         content = io.BytesIO()
         Image.frombytes("L", (self.width, self.height), self.pixels).save(content, format="PNG", optimize=True)
         return base64.b64encode(content.getvalue()).decode()
 
     @property
+    def grey(self) -> np.ndarray:
+        """The pixels as an array of bytes, `[height, width]`."""
+        return np.frombuffer(self.pixels, dtype=np.uint8).reshape(self.height, self.width)
+
+    @property
     def bounds(self) -> Box:
         """The smallest box around all that is not black."""
-        inside = np.frombuffer(self.pixels, dtype=np.uint8).reshape(self.height, self.width)
-        columns, rows = np.flatnonzero(inside.max(0)), np.flatnonzero(inside.max(1))
+        columns, rows = np.flatnonzero(self.grey.any(0)), np.flatnonzero(self.grey.any(1))
         left, right = columns[0] / self.width, (columns[-1] + 1) / self.width
         return Box(float(left), float(rows[0] / self.height), float(right), float((rows[-1] + 1) / self.height))
 
 
-def _decode(content: bytes, *, origin: str) -> Mask:
+def _decode(content: bytes, *, origin: str, most_pixels: int = MOST_PIXELS) -> Mask:
     advice = "Save it again as a PNG."
-    with opened_image(content, name=origin, formats=FORMATS, error=LayoutError, advice=advice) as image:
-        grey = _grey(ImageOps.exif_transpose(image))
-    try:
-        return Mask.from_image(grey)
-    except LayoutError as error:
-        raise LayoutError(f"{origin}: {error}") from error
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    """Return a picture's brightness on black, 16-bit grey scaled instead of clipped."""
-    if image.mode.startswith("I") or not image.has_transparency_data:
-        return scaled_grey(image).convert("L")
-    black = Image.new("RGBA", image.size, "black")
-    return Image.alpha_composite(black, image.convert("RGBA")).convert("L")
+    with opened_image(
+        content, name=origin, formats=FORMATS, error=LayoutError, advice=advice, most_pixels=most_pixels
+    ) as image:
+        try:
+            return Mask.from_image(upright(image))
+        except LayoutError as error:
+            raise LayoutError(f"{origin}: {error}") from error

@@ -1,0 +1,357 @@
+"""Regions and layouts: checked, read from Python values and from JSON, and written."""
+
+import io
+import json
+import os
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, SupportsFloat
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from cones2.errors import LayoutError
+from cones2.files import expanded, read_bounded, write_atomically
+from cones2.layout.masks import Mask
+from cones2.layout.shapes import Box, Polygon, Rest, number, point_of
+
+MAX_SHAPES = 256
+MAX_MASK_FILES = 32
+MAX_CHARACTERS = 1 << 20  # that are read
+LARGEST_JSON = 900_000  # characters that are written, so that a picture's record has room for them
+EXAMPLE = '{"version": 1, "regions": {"rex": [[0.05, 0.25, 0.5, 0.95]]}}'
+_RANGES = {"z": (-100, 100), "weight": (0, 100), "feather": (0, 0.5)}
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
+
+Shape = Box | Polygon | Mask | Rest
+LoadMask = Callable[[str], Mask]
+
+
+@dataclass(frozen=True)
+class Region:
+    """The union of shapes: the place of one subject.
+
+    Where regions of different subjects overlap, the one of the greatest `z` has the place, and those below it are
+    covered there. Regions of equal `z` share it.
+
+    Attributes:
+        shapes: boxes, polygons and masks, mixed freely; or the rest, alone. One shape, four numbers and pictures are
+            taken too, as by `Layout.of`.
+        z: a whole number in -100..100; greater is nearer to the viewer.
+        weight: multiplies how strongly the subject is drawn to its region (γ+ of arXiv:2305.19327, Alg. 1); 0..100.
+        feather: width of the ramp that its edges become, in sides of the picture, 0..0.5; 0 is a hard edge.
+
+    Raises:
+        LayoutError: there is no shape, the rest is not alone, or a number is outside its range.
+    """
+
+    shapes: tuple[Shape, ...]
+    z: int = 0
+    weight: float = 1.0
+    feather: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shapes", tuple(_shape(shape) for shape in _shapes_in(self.shapes)))
+        if not self.shapes:
+            raise LayoutError("no shape; expected at least one box, polygon or mask. Give it one, or leave it out.")
+        if self.is_rest and len(self.shapes) > 1:
+            raise LayoutError("the rest is mixed with other shapes; expected it alone. Leave one of both out.")
+        for what, (lowest, highest) in _RANGES.items():
+            value = number(getattr(self, what), what)
+            if not lowest <= value <= highest:  # NaN is in no range
+                raise LayoutError(f"{what} {value} can't be used: expected {lowest} to {highest}.")
+            object.__setattr__(self, what, value)
+        if self.z != int(self.z):
+            raise LayoutError(f"z {self.z} can't be used: expected a whole number.")
+        object.__setattr__(self, "z", int(self.z))
+
+    def __repr__(self) -> str:
+        shapes = str(self.shapes[0]) if len(self.shapes) == 1 else f"{len(self.shapes)} shapes"
+        return f"Region({', '.join([shapes, *(f'{what}={value}' for what, value in self._settings.items())])})"
+
+    @property
+    def bounds(self) -> Box:
+        """The smallest box around all shapes; of the rest, the whole picture."""
+        boxes = np.array([astuple(shape.bounds) for shape in self.shapes])
+        return Box(*boxes[:, :2].min(0), *boxes[:, 2:].max(0))
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether this is what the others leave."""
+        return any(isinstance(shape, Rest) for shape in self.shapes)
+
+    @property
+    def _settings(self) -> dict[str, object]:
+        """The numbers that are not the usual ones."""
+        return {what: getattr(self, what) for what in _RANGES if getattr(self, what) != getattr(Region, what)}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Regions by subject name; they may overlap, see `Region`.
+
+    Raises:
+        LayoutError: a name is no identifier, there are more than 256 shapes, or as JSON they take more than 900,000
+            characters.
+    """
+
+    regions: Mapping[str, Region]
+
+    def __post_init__(self) -> None:
+        regions = dict(self.regions)
+        for name, region in regions.items():
+            check_name(name)
+            if not isinstance(region, Region):
+                raise LayoutError(f"region {name!r} is {reprlib.repr(region)}; expected a Region. Use Layout.of.")
+        object.__setattr__(self, "regions", MappingProxyType(regions))
+        shapes = [shape for region in regions.values() for shape in region.shapes]
+        if len(shapes) > MAX_SHAPES:
+            raise LayoutError(f"the layout has {len(shapes)} shapes; expected at most {MAX_SHAPES}. Use fewer.")
+        size = 0 if all(isinstance(shape, Box | Rest) for shape in shapes) else len(self.to_json())
+        if size > LARGEST_JSON:
+            raise LayoutError(
+                f"the layout takes {size:,} characters; expected at most {LARGEST_JSON:,}. Use fewer or plainer masks."
+            )
+
+    def __repr__(self) -> str:
+        return f"Layout({', '.join(f'{name}={region}' for name, region in self.regions.items())})"
+
+    def __reduce__(self) -> tuple[type["Layout"], tuple[dict[str, Region]]]:
+        """Let copies and other processes have it; a read-only mapping alone can't go there."""
+        return type(self), (dict(self.regions),)
+
+    def _repr_png_(self) -> bytes:
+        """Draw the layout for a notebook."""
+        from cones2.drawing import draw_layout
+
+        content = io.BytesIO()
+        draw_layout(self).save(content, format="PNG")
+        return content.getvalue()
+
+    @classmethod
+    def of(cls, value: "Layout | Mapping[str, Any] | str | os.PathLike[str]") -> "Layout":
+        """Return a layout, whatever describes it.
+
+        Args:
+            value: a layout; the path of a layout's file; or a mapping of subject names to a box of four numbers (a
+                list, a tuple, an array's row), a `Box`, `Polygon`, `Mask` or `Rest`, a picture that is a mask, a list
+                of any of these, a `Region`, or what stands in a layout's JSON.
+
+        Raises:
+            LayoutError: it is none of these, or makes no sense.
+
+        Example:
+            >>> Layout.of({"rex": (0, 0.25, 0.5, 1), "sea": "rest"})
+            Layout(rex=Region(Box(0.0, 0.25, 0.5, 1.0)), sea=Region(Rest()))
+        """
+        if isinstance(value, Layout):
+            return value
+        if isinstance(value, str | os.PathLike):
+            return cls.load(Path(value))
+        if not isinstance(value, Mapping):
+            raise LayoutError(
+                f"a layout can't be {reprlib.repr(value)}: expected regions by subject name, such as"
+                " {'rex': (0.05, 0.25, 0.5, 0.95)}, a Layout, or the path of its file."
+            )
+        return cls(_regions(value, None))
+
+    @classmethod
+    def from_json(cls, text: str, *, folder: Path | None = None) -> "Layout":
+        """Read `{"version": 1, "regions": {NAME: SHAPE or [SHAPE, ...] or REGION, ...}}`.
+
+        A shape is `[xmin, ymin, xmax, ymax]`, `{"polygon": [[x, y], ...]}`, `{"mask": FILE}`, a file in `folder` or
+        below it, `{"mask": {"png": BASE64}}`, or `"rest"`. A region is `{"shapes": [...], "z", "weight", "feather"}`.
+
+        Raises:
+            LayoutError: over 1 MiB, no JSON, an unknown or missing key, a name twice, or a region that makes no sense.
+        """
+        if len(text) > MAX_CHARACTERS:
+            raise LayoutError(f"the layout JSON is over {MAX_CHARACTERS} characters long. Expected less: {EXAMPLE}")
+        try:
+            data = json.loads(text, object_pairs_hook=_without_repeats)
+        except (ValueError, RecursionError) as error:
+            raise LayoutError(f"the layout is not JSON that can be read: {error}. Expected {EXAMPLE}") from error
+        try:
+            regions = _Document.model_validate(data).regions
+        except ValidationError as error:
+            raise LayoutError(f"the layout JSON is wrong {_first_problem(error)}. Expected {EXAMPLE}") from error
+        return cls(_regions(regions, folder))
+
+    def to_json(self) -> str:
+        """Return what `from_json` reads, a line for each region, masks embedded."""
+        lines = (f"    {json.dumps(name)}: {json.dumps(_written(region))}" for name, region in self.regions.items())
+        return '{\n  "version": 1,\n  "regions": {\n' + ",\n".join(lines) + "\n  }\n}\n"
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Layout":
+        """Read a layout's JSON file, and the mask files that it names, beside it or below.
+
+        Raises:
+            LayoutError: a file can't be read, or its content makes no sense.
+        """
+        path = expanded(path)
+        content = read_bounded(path, limit=MAX_CHARACTERS, error=LayoutError)
+        try:
+            return cls.from_json(content.decode("utf-8-sig"), folder=path.parent)
+        except UnicodeDecodeError as error:
+            raise LayoutError(f"{path} is not text in UTF-8. Expected a JSON file: {EXAMPLE}") from error
+        except LayoutError as error:
+            raise LayoutError(f"{path}: {error}") from error
+
+    def save(self, path: Path | str) -> None:
+        """Write a layout's JSON file, masks and all.
+
+        Raises:
+            OutputError: it can't be written.
+        """
+        write_atomically(expanded(path), self.to_json().encode())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The subjects that have a region, in the order given."""
+        return tuple(self.regions)
+
+
+def check_name(name: str) -> None:
+    """Check that a prompt can hold a name.
+
+    Raises:
+        LayoutError: it can't.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        got = reprlib.repr(name)
+        raise LayoutError(
+            f"{got} can't name a region: expected up to 64 letters, digits and _, no digit first. Rename it."
+        )
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Document(_Strict):
+    version: Literal[1]
+    regions: dict[str, Any]
+
+
+class _RegionForm(_Strict):
+    shapes: list[Any]
+    z: int = Region.z
+    weight: float = Region.weight
+    feather: float = Region.feather
+
+
+class _ShapeForm(_Strict):
+    polygon: list[Any] = []
+    mask: str | Annotated[dict[Literal["png"], str], Field(min_length=1)] | None = None
+
+
+def _regions(values: Mapping[str, object], folder: Path | None) -> dict[str, Region]:
+    masks: dict[str, Mask] = {}
+
+    def load_mask(name: str) -> Mask:
+        if name not in masks:
+            if len(masks) == MAX_MASK_FILES:
+                raise LayoutError(f"the layout names over {MAX_MASK_FILES} mask files. Use fewer.")
+            masks[name] = _load_mask(name, folder)
+        return masks[name]
+
+    found: dict[str, Region] = {}
+    for name, value in values.items():
+        check_name(name)
+        try:
+            found[name] = _region(value, load_mask)
+        except ValidationError as error:
+            raise LayoutError(f"region {name!r} is wrong {_first_problem(error)}.") from error
+        except LayoutError as error:
+            raise LayoutError(f"region {name!r}: {error}") from error
+    return found
+
+
+def _region(value: object, load_mask: LoadMask) -> Region:
+    if isinstance(value, Region):
+        return value
+    if isinstance(value, Mapping) and not value.keys() & {"polygon", "mask"}:
+        form = _RegionForm.model_validate(value)
+        shapes = tuple(_shape(shape, load_mask) for shape in form.shapes)
+        return Region(shapes, form.z, form.weight, form.feather)
+    return Region(tuple(_shape(shape, load_mask) for shape in _shapes_in(value)))
+
+
+def _shapes_in(value: object) -> list[Any]:
+    """Return a list's shapes; what is no list, or holds numbers, is one shape."""
+    items = _items(value)
+    if not items:
+        return [value] if items is None else []
+    return [value] if isinstance(items[0], SupportsFloat) and _items(items[0]) is None else items
+
+
+def _items(value: object) -> list[Any] | None:
+    value = value.tolist() if isinstance(value, np.ndarray | Tensor) else value
+    return list(value) if isinstance(value, list | tuple) else None
+
+
+def _shape(value: object, load_mask: LoadMask | None = None) -> Shape:
+    if isinstance(value, Shape):
+        return value
+    if isinstance(value, Image.Image):
+        return Mask.from_image(value)
+    items = _items(value)
+    if items is not None and len(items) == 4:
+        return Box(*(number(side, "a box's side") for side in items))
+    if value == "rest":
+        return Rest()
+    if isinstance(value, Mapping):
+        form = _ShapeForm.model_validate(value)
+        if form.mask is None:
+            return Polygon(tuple(map(point_of, form.polygon)))
+        return (
+            (load_mask or _load_mask)(form.mask) if isinstance(form.mask, str) else Mask.from_base64(form.mask["png"])
+        )
+    raise LayoutError(
+        f"{reprlib.repr(value)} is no shape: expected a box [xmin, ymin, xmax, ymax], a polygon, a mask or 'rest'."
+    )
+
+
+def _load_mask(name: str, folder: Path | None = None) -> Mask:
+    path = PurePosixPath(name)
+    if folder is None or path.is_absolute() or ".." in path.parts or {"\\", ":"} & set(name):
+        raise LayoutError(
+            f"the mask {reprlib.repr(name)} can't be used: expected a file in the layout's folder or below it,"
+            " such as rex.png. Put it there, and load the layout from its file."
+        )
+    return Mask.load(folder / path)
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise LayoutError(f"{reprlib.repr(key)} is there twice. Put all shapes of a region in one list")
+        found[key] = value
+    return found
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))[:100]
+    return f"at {place!r}: {first['msg']}, got {reprlib.repr(first['input'])}"
+
+
+def _written(region: Region) -> object:
+    shapes = [_shape_written(shape) for shape in region.shapes]
+    return {"shapes": shapes, **region._settings} if region._settings else shapes
+
+
+def _shape_written(shape: Shape) -> object:
+    if isinstance(shape, Box):
+        return astuple(shape)
+    if isinstance(shape, Polygon):
+        return {"polygon": shape.points}
+    return {"mask": {"png": shape.to_base64()}} if isinstance(shape, Mask) else "rest"

@@ -1,0 +1,208 @@
+"""Boxes from words such as "left", or from nothing: shaped like their subjects, on common ground, and apart."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from cones2.errors import LayoutError
+from cones2.layout import WHOLE, Box, Layout, Region, Rest
+
+PROPORTIONS: Mapping[str, float] = {
+    "dog": 1.07, "cat": 1.08, "owl": 0.79, "teddy bear": 0.84, "sunglasses": 2.0, "hat": 1.02, "mug": 1.21,
+    "backpack": 0.96, "ball": 1.0, "car": 1.62,
+}  # fmt: skip
+"""Width by height of some class words' subjects; all others are taken for square."""
+
+_COLUMNS = {"left": 0, "right": 2}
+_ROWS = {"top": 0, "upper": 0, "bottom": 2, "lower": 2}
+_DEPTHS = {"behind": -1, "back": -1, "background": -1, "front": 1, "foreground": 1}
+_MIDDLE = {"center", "centre", "middle"}
+_ALONE = {"all": WHOLE, "everywhere": WHOLE, "rest": Rest()}
+_FILLERS = {"at", "in", "on", "the", "to", "corner", "half", "part", "side"}
+PLACE_WORDS = (*_COLUMNS, *_ROWS, *sorted(_MIDDLE), *_DEPTHS, *_ALONE)
+"""All words that say where."""
+
+_GAP = 0.04  # between boxes, in shorter sides of the picture
+_GROUND, _TALLEST = 0.9, 0.8  # of a row: where its boxes stand, and how high they may be
+_LONGEST, _SHORTEST = 0.7, 0.25  # longer side of a box, in shorter sides of the picture; smaller subjects get lost
+_LEAST_ROOM = 0.15  # of the picture's area
+
+Shape = tuple[float, float]
+"""Width and height of a box, the longer one 1."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Column and row of a 3 x 3 grid, None where nothing is said; or the shape of a scene."""
+
+    column: int | None = None
+    row: int | None = None
+    z: int = 0
+    scene: Box | Rest | None = None
+
+
+def place_layout(
+    words: Mapping[str, str], given: Layout | None = None, *, class_words: Mapping[str, str], aspect: float = 1.0
+) -> Layout:
+    """Place subjects by words: left, right, top, bottom, center and corners; front and behind; all, background, rest.
+
+    Boxes have their subjects' proportions and one scale. Who has the same place shares it, in the order given.
+
+    Args:
+        words: by subject, such as "left", "in the top right corner", "behind", "rest".
+        given: regions that are drawn already; they stay.
+        class_words: by subject, for the proportions of its box; square where there is none.
+        aspect: the picture's width by its height.
+
+    Raises:
+        LayoutError: a word says no place, or two of them contradict each other.
+
+    Example:
+        >>> place_layout({"rex": "left", "sea": "rest"}, class_words={})
+        Layout(rex=Region(Box(0.04, 0.48, 0.46, 0.9)), sea=Region(Rest()))
+    """
+    places = {name: _read(text) for name, text in words.items()}
+    regions = {name: Region((place.scene,), place.z) for name, place in places.items() if place.scene is not None}
+    for z in {place.z for place in places.values()}:
+        level = {name: place for name, place in places.items() if place.z == z and place.scene is None}
+        arranged = {
+            area: (names, *_arrange([_shape(class_words.get(name)) for name in names], area, aspect))
+            for area, names in _areas(level).items()
+        }
+        scale = min((scale for _, _, scale in arranged.values()), default=0.0)
+        for area, (names, rows, _) in arranged.items():
+            boxes = _stand(rows, scale, area, aspect)
+            regions |= {name: Region((box,), z) for name, box in zip(names, boxes, strict=True)}
+    before = given.regions if given else {}
+    return Layout({**before, **{name: regions[name] for name in words}})
+
+
+def auto_layout(
+    names: Sequence[str], class_words: Mapping[str, str], *, given: Layout | None = None, aspect: float = 1.0
+) -> Layout:
+    """Place subjects side by side, in their order, in as many rows as it takes to keep them large.
+
+    Args:
+        names: those that have no region in `given` are placed, in the largest strip beside those that have.
+        class_words: by subject, for the proportions of its box; square where there is none.
+        given: regions that are drawn already; they stay.
+        aspect: the picture's width by its height.
+
+    Example:
+        >>> auto_layout(["rex", "car"], {"rex": "dog", "car": "car"})
+        Layout(rex=Region(Box(0.04, 0.4888, 0.48, 0.9)), car=Region(Box(0.52, 0.6284, 0.96, 0.9)))
+    """
+    regions = dict(given.regions) if given else {}
+    others = [name for name in dict.fromkeys(names) if name not in regions]
+    taken = [region.bounds for region in regions.values() if region.bounds != WHOLE]
+    area = _free_area(taken)
+    boxes = _stand(*_arrange([_shape(class_words.get(name)) for name in others], area, aspect), area, aspect)
+    return Layout({**regions, **{name: Region((box,)) for name, box in zip(others, boxes, strict=True)}})
+
+
+def _read(text: str) -> _Place:
+    found = [word for word in re.split(r"[\s_-]+", text.lower()) if word and word not in _FILLERS]
+    unknown = [word for word in found if word not in PLACE_WORDS]
+    if unknown or not found:
+        got = repr(unknown[0][:40]) if unknown else "nothing"
+        raise LayoutError(f"{got} says no place: expected words of {', '.join(PLACE_WORDS)}.")
+    column, row, depth, scene = (_only(found, table, text) for table in (_COLUMNS, _ROWS, _DEPTHS, _ALONE))
+    if scene is not None:
+        if len(found) > 1:
+            raise LayoutError(f"{text[:40]!r} says two places: expected 'all', 'everywhere' or 'rest' alone.")
+        return _Place(scene=scene)
+    is_middle = not _MIDDLE.isdisjoint(found)
+    if column is row is None and not is_middle and depth == -1:
+        return _Place(z=-1, scene=WHOLE)
+    if is_middle:
+        column, row = (1, row) if row is not None else (column, 1) if column is not None else (1, 1)
+    elif column is None and depth == 1 and row is None:
+        row = 2
+    return _Place(column, row, depth or 0)
+
+
+def _only(found: Sequence[str], table: Mapping[str, Any], text: str) -> Any:
+    """Return what a table says of the word that is there; two that mean the same are one."""
+    named = [word for word in found if word in table]
+    if len({table[word] for word in named}) > 1:
+        raise LayoutError(f"{text[:40]!r} says two places: leave {named[0]!r} or {named[1]!r} out.")
+    return table[named[0]] if named else None
+
+
+def _areas(places: Mapping[str, _Place]) -> dict[Box, list[str]]:
+    """Return the areas of the picture that are taken, and who shares each.
+
+    Who says no row stands on the ground, the lowest row that nobody else has; "center" alone joins them.
+    """
+    rows = {name: place.row for name, place in places.items()}
+    if None in rows.values():
+        rows |= {name: None for name, place in places.items() if (place.column, place.row) == (1, 1)}
+    areas: dict[Box, list[str]] = {}
+    down = _spans(rows, (2, 1, 0))
+    for span in dict.fromkeys(down.values()):
+        across = _spans({name: places[name].column for name in places if down[name] == span}, (1,))
+        for name, (left, right) in across.items():
+            areas.setdefault(Box(left, span[0], right, span[1]), []).append(name)
+    return areas
+
+
+def _spans(lines: Mapping[str, int | None], usual: Sequence[int]) -> dict[str, tuple[float, float]]:
+    """Return everybody's part of a side: all of it where nobody says which, else a half; thirds beside a middle."""
+    said = set(lines.values()) - {None}
+    if not said:
+        return dict.fromkeys(lines, (0.0, 1.0))
+    other = next((line for line in usual if line not in said), 1)
+    filled = {name: other if line is None else line for name, line in lines.items()}
+    if 1 in filled.values() and len(set(filled.values())) > 1:
+        return {name: (line / 3, (line + 1) / 3) for name, line in filled.items()}
+    return {name: (line / 4, line / 4 + 0.5) for name, line in filled.items()}
+
+
+def _shape(class_word: str | None) -> Shape:
+    ratio = PROPORTIONS.get((class_word or "").lower(), 1.0)
+    return min(ratio, 1.0), min(1 / ratio, 1.0)
+
+
+def _arrange(shapes: Sequence[Shape], area: Box, aspect: float) -> tuple[list[Sequence[Shape]], float]:
+    """Return the fewest rows that keep everybody large, and how long a longer side may be there."""
+    width, height, short = (area.xmax - area.xmin) * aspect, area.ymax - area.ymin, min(aspect, 1.0)
+    best: list[Sequence[Shape]] = []
+    scale = 0.0
+    for count in range(1, len(shapes) + 1):
+        rows = [shapes[start:end] for start, end in pairwise(-(-len(shapes) * i // count) for i in range(count + 1))]
+        cell = width / len(rows[0])
+        across = cell - min(_GAP * short, cell / 12) * (len(rows[0]) + 1) / len(rows[0])
+        found = min(across, _TALLEST * height / count / max(h for _, h in shapes), _LONGEST * short)
+        if found > scale:
+            best, scale = rows, found
+        if scale >= _SHORTEST * short:
+            break
+    return best, scale
+
+
+def _stand(rows: Sequence[Sequence[Shape]], scale: float, area: Box, aspect: float) -> list[Box]:
+    """Return boxes that stand in rows, evenly apart."""
+    boxes = []
+    for number, row in enumerate(rows):
+        ground = area.ymin + (number + _GROUND) * (area.ymax - area.ymin) / len(rows)
+        space = ((area.xmax - area.xmin) * aspect - scale * sum(w for w, _ in row)) / (len(row) + 1)
+        right = area.xmin * aspect
+        for w, h in row:
+            left = right + space
+            right = left + scale * w
+            sides = (left / aspect, ground - scale * h, right / aspect, ground)
+            boxes.append(Box(*(round(side, 4) for side in sides)))
+    return boxes
+
+
+def _free_area(taken: Sequence[Box]) -> Box:
+    """Return the largest strip of the picture beside all boxes; the whole picture where there is hardly any."""
+    if not taken:
+        return WHOLE
+    left, top = min(box.xmin for box in taken), min(box.ymin for box in taken)
+    right, bottom = max(box.xmax for box in taken), max(box.ymax for box in taken)
+    strips = ((0.0, 0.0, left, 1.0), (right, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, top), (0.0, bottom, 1.0, 1.0))
+    best = max(strips, key=lambda sides: (sides[2] - sides[0]) * (sides[3] - sides[1]))
+    return Box(*best) if (best[2] - best[0]) * (best[3] - best[1]) >= _LEAST_ROOM else WHOLE

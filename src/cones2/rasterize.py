@@ -1,0 +1,205 @@
+"""Layouts as numbers: how much of each cell of a grid a region covers, and what can be seen of it behind others.
+
+The picture is cut into pieces along the sides of all boxes, so boxes are exact. Where there are other shapes or soft
+edges, it is also cut along evenly spaced lines, at least eight to a cell, and those are true to the middle of each
+piece. Numbers are then summed over cells.
+"""
+
+from collections.abc import Iterator
+from itertools import groupby, pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cones2.layout import Box, Layout, Mask, Polygon, Region
+from cones2.layout.layout import Shape
+
+_LEAST_LINES, _MOST_LINES = 512, 2048
+_NOTHING = 1e-6  # what rounding leaves of nothing
+_MAP_SIDE = 768  # pixels of the authors' layout pictures
+
+Pieces = Float[np.ndarray, "rows columns"]
+Cuts = Float[np.ndarray, "_"]
+
+
+class Cover(NamedTuple):
+    """What can be seen of a region, for each cell of a grid.
+
+    Attributes:
+        cover: the sum of what is inside, grey counted by its part, as a fraction of the cell.
+        reach: the fraction of the cell where anything is inside, however faint; `cover` where all edges are hard.
+    """
+
+    cover: Float[Tensor, "height width"]
+    reach: Float[Tensor, "height width"]
+
+
+def cover(layout: Layout, height: int, width: int) -> dict[str, Cover]:
+    """Return for each cell of a grid what can be seen of each region: all that none of greater `z` covers.
+
+    Exact for boxes with hard edges. Of other shapes and soft edges, a cell is as true as its 64 parts.
+
+    Example:
+        >>> layout = Layout.of({"rex": (0, 0, 0.75, 1), "hat": Region(Box(0, 0, 0.25, 1), z=1)})
+        >>> [(name, seen.cover.tolist()) for name, seen in cover(layout, 1, 2).items()]
+        [('rex', [[0.5, 0.5]]), ('hat', [[0.5, 0.0]])]
+    """
+    xs, ys = _cuts(layout, height, width)
+    rest = 1 - _union(layout, xs, ys)
+    above = np.zeros_like(rest)
+    found: dict[str, Cover] = {}
+    for level in _from_the_top(layout):
+        behind = 1 - above
+        for name, region in level:
+            alpha = rest if region.is_rest else _draw(region, xs, ys)
+            seen = alpha * behind
+            seen[seen <= _NOTHING] = 0
+            found[name] = Cover(*(_reduce(each, xs, ys, height, width) for each in (seen, (seen > 0).astype(float))))
+            above = np.maximum(above, alpha)
+    return {name: found[name] for name in layout.names}
+
+
+def owned(share: Float[Tensor, "height width"], cover: Float[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
+    """Return the cells where `share` is a half or more, and always the one of the greatest `cover`.
+
+    Of equals the first counts. So a small region never vanishes on a coarse grid.
+    """
+    cells = share >= 0.5
+    cells.view(-1)[cover.argmax()] = True
+    return cells
+
+
+def own_cells(layout: Layout, name: str, height: int, width: int) -> Bool[Tensor, "{height} {width}"]:
+    """Return the cells that what can be seen of a region covers by half or more, and always the best-covered one.
+
+    Example:
+        >>> tiny = Layout.of({"cup": (0.3, 0.55, 0.45, 0.7)})
+        >>> own_cells(tiny, "cup", 4, 4).nonzero().tolist()
+        [[2, 1]]
+    """
+    seen = cover(layout, height, width)[name]
+    return owned(seen.cover, seen.cover)
+
+
+def pixel_maps(layout: Layout) -> dict[str, Bool[Tensor, "768 768"]]:
+    """Draw regions as the authors' layout pictures do: hard, and where they overlap, what is on top.
+
+    A box has the pixels `round(768·x)`, left and top in, right and bottom out; of other shapes, a pixel is inside where
+    its middle is, and of grey from a half on.
+    """
+    drawn = {name: _pixels(region) for name, region in layout.regions.items()}
+    above = np.zeros((_MAP_SIDE, _MAP_SIDE), bool)
+    rest = ~np.any([above, *drawn.values()], axis=0)
+    found: dict[str, Bool[Tensor, "768 768"]] = {}
+    for level in _from_the_top(layout):
+        inside = {name: rest if region.is_rest else drawn[name] for name, region in level}
+        found |= {name: torch.from_numpy(pixels & ~above) for name, pixels in inside.items()}
+        above = np.any([above, *inside.values()], axis=0)
+    return {name: found[name] for name in layout.names}
+
+
+def _from_the_top(layout: Layout) -> Iterator[list[tuple[str, Region]]]:
+    """Yield the regions of each height, the greatest `z` first."""
+    regions = sorted(layout.regions.items(), key=lambda item: -item[1].z)
+    return (list(level) for _, level in groupby(regions, key=lambda item: item[1].z))
+
+
+def _pixels(region: Region) -> Bool[np.ndarray, "768 768"]:
+    lines = np.arange(_MAP_SIDE + 1) / _MAP_SIDE
+    inside = np.zeros((_MAP_SIDE, _MAP_SIDE), bool)
+    for shape in region.shapes:
+        if isinstance(shape, Box):
+            left, top, right, bottom = (round(_MAP_SIDE * side) for side in vars(shape).values())
+            inside[top:bottom, left:right] = True
+        else:
+            inside |= _draw_shape(shape, lines, lines) >= 0.5
+    return inside
+
+
+def _cuts(layout: Layout, height: int, width: int) -> tuple[Cuts, Cuts]:
+    """Return where the picture is cut, across and down."""
+    boxes = [shape for region in layout.regions.values() for shape in region.shapes if isinstance(shape, Box)]
+    count = sum(len(region.shapes) for region in layout.regions.values() if not region.is_rest)
+    is_exact = len(boxes) == count and not any(region.feather for region in layout.regions.values())
+
+    def cut(cells: int, *sides: float) -> Cuts:
+        lines = min(max(8 * cells, _LEAST_LINES), max(cells, _MOST_LINES))
+        return np.unique([*sides, *np.linspace(0, 1, 2 if is_exact else lines + 1)])
+
+    xs = cut(width, *(side for box in boxes for side in (box.xmin, box.xmax)))
+    return xs, cut(height, *(side for box in boxes for side in (box.ymin, box.ymax)))
+
+
+def _union(layout: Layout, xs: Cuts, ys: Cuts) -> Pieces:
+    """Return what all regions but the rest cover; nothing where nobody asks for the rest, as drawing takes time."""
+    taken = np.zeros((len(ys) - 1, len(xs) - 1))
+    if any(region.is_rest for region in layout.regions.values()):
+        for region in layout.regions.values():
+            taken = np.maximum(taken, _draw(region, xs, ys))
+    return taken
+
+
+def _draw(region: Region, xs: Cuts, ys: Cuts) -> Pieces:
+    """Draw a region: 1 inside, 0 outside, and between where its edges are soft. The rest is nothing here."""
+    alpha = np.zeros((len(ys) - 1, len(xs) - 1))
+    for shape in region.shapes:
+        alpha = np.maximum(alpha, _draw_shape(shape, xs, ys))
+    return _blur(_blur(alpha, xs, region.feather).T, ys, region.feather).T if region.feather else alpha
+
+
+def _draw_shape(shape: Shape, xs: Cuts, ys: Cuts) -> Pieces:
+    """Draw one shape, with hard edges where it is no mask."""
+    across, down = (xs[:-1] + xs[1:]) / 2, (ys[:-1] + ys[1:]) / 2  # the middles of the pieces
+    if isinstance(shape, Box):
+        columns, rows = (shape.xmin < across) & (across < shape.xmax), (shape.ymin < down) & (down < shape.ymax)
+        return np.outer(rows, columns).astype(float)
+    if isinstance(shape, Polygon):
+        return _fill(shape, across, down)
+    if isinstance(shape, Mask):
+        columns, rows = (across * shape.width).astype(int), (down * shape.height).astype(int)
+        return shape.grey[np.ix_(rows, columns)] / 255
+    return np.zeros((len(down), len(across)))
+
+
+def _fill(polygon: Polygon, across: Float[np.ndarray, "columns"], down: Float[np.ndarray, "rows"]) -> Pieces:
+    """Return for each point whether the line is crossed an odd number of times on its left."""
+    crossings = np.zeros((len(down), len(across) + 1), np.int32)
+    for (x1, y1), (x2, y2) in pairwise((*polygon.points, polygon.points[0])):
+        rows = np.flatnonzero((down >= min(y1, y2)) & (down < max(y1, y2)))
+        if len(rows):
+            at = x1 + (down[rows] - y1) * ((x2 - x1) / (y2 - y1))
+            crossings[rows, np.searchsorted(across, at)] += 1
+    return (crossings.cumsum(1)[:, :-1] % 2).astype(float)
+
+
+def _blur(alpha: Pieces, cuts: Cuts, width: float) -> Pieces:
+    """Return the mean over a window as wide as `width` around each piece of a row, cut off at the picture's border.
+
+    So a hard edge becomes a ramp, centred where the edge was; the picture's own border stays.
+    """
+    lengths, middles = np.diff(cuts), (cuts[:-1] + cuts[1:]) / 2
+    integral = np.zeros((len(alpha), len(cuts)))
+    np.cumsum(alpha * lengths, axis=1, out=integral[:, 1:])
+    low, high = np.clip(middles - width / 2, 0, 1), np.clip(middles + width / 2, 0, 1)
+
+    def up_to(ends: Cuts) -> Pieces:
+        piece = np.clip(np.searchsorted(cuts, ends, side="right") - 1, 0, len(lengths) - 1)
+        return np.asarray(integral[:, piece] + alpha[:, piece] * (ends - cuts[piece]))
+
+    return np.asarray((up_to(high) - up_to(low)) / (high - low))
+
+
+def _reduce(alpha: Pieces, xs: Cuts, ys: Cuts, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
+    """Return the mean over each cell of a grid.
+
+    The single precision of the result absorbs the rounding of decimals like 0.29: half a cell is 0.5, not less.
+    """
+    return torch.from_numpy((_overlap(ys, height).T @ alpha @ _overlap(xs, width)).astype(np.float32))
+
+
+def _overlap(cuts: Cuts, cells: int) -> Float[np.ndarray, "pieces {cells}"]:
+    """Return the length that each piece of a side has in each cell, in cells."""
+    return np.diff(np.clip(cuts[:, None] * cells - np.arange(cells), 0, 1), axis=0)
