@@ -1,245 +1,260 @@
 """`cones2 compose`: pictures of subjects, each where the layout puts it."""
 
-from dataclasses import replace
-from functools import partial
+import time
+from dataclasses import replace as changed
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from cones2.cli.console import messages, print_json, say
-from cones2.cli.layout_options import (
-    ACTING,
-    Auto,
+from cones2.cli.console import note, print_json, say, waiting
+from cones2.cli.layout import (
     BoxTexts,
-    Effect,
     FeatherTexts,
-    GuidedSteps,
     LayoutFile,
-    Levels,
     MaskTexts,
+    Places,
     PlaceTexts,
     PolygonTexts,
-    SaveLayout,
     WeightTexts,
     ZTexts,
+    read_size,
 )
 from cones2.cli.options import (
-    MORE,
+    ACTING,
+    MODEL,
+    OUTPUT,
+    SUBJECTS,
+    Auto,
     Device,
     Dtype,
     Json,
-    Latents,
     Library,
     ModelConfig,
-    Official,
     PictureModel,
     PlainTexts,
     Prompt,
+    Replace,
     StrengthTexts,
     SubjectTexts,
+    Texts,
+    number,
+    open_model,
+    option,
+    read_job,
+    read_seed,
 )
-from cones2.cli.progress import waiting
+from cones2.errors import SettingsError
+
+if TYPE_CHECKING:
+    from cones2.cli.outputs import Pictures
+    from cones2.cli.request import Drawn, Request
+    from cones2.layout import Layout
+    from cones2.pipeline import Cones2Pipeline
 
 _PICTURES = Path("pictures")
+_DURING = "The part of the steps in which a residual acts: rex=0,0.6."
+_NEGATIVE = "What one subject should not show: rex=grey. Only its own region sees it."
+_ATTENTION = "Tell where the attention to each subject went, and draw it beside the picture."
+_BATCH = 4  # pictures drawn at once: more need more memory, and show nothing for longer
 
 
 def compose(
     prompt: Prompt = None,
-    out: Annotated[
-        Path, typer.Option(help="A folder, where nothing is replaced, or one .png file.", metavar="DIR_OR_FILE")
-    ] = _PICTURES,
     subject: SubjectTexts = None,
     plain: PlainTexts = None,
+    place: PlaceTexts = None,
+    box: BoxTexts = None,
+    layout: LayoutFile = None,
     source: Annotated[
-        Path | None, typer.Option("--from", help="Draw this picture again, but for options given.", metavar="PICTURE")
+        Path | None, option("--from", "Draw this picture again, apart from what else is given.", "PICTURE")
     ] = None,
     model: PictureModel = None,
-    seed: Annotated[int | None, typer.Option(help="Of the first picture.", metavar="N", show_default="0")] = None,
-    count: Annotated[
-        int | None,
-        typer.Option(help="Pictures, of the seeds N, N+1, ...", min=1, metavar="N", show_default="1"),
+    seed: Annotated[
+        int | None, option("--seed", "Of the first picture; or random.", "N", show_default="0", parser=read_seed)
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Of the scheduler.", metavar="N", show_default="50")] = None,
+    count: Annotated[
+        int | None, option("--count -n", "Pictures, of the seeds N, N+1...", "N", min=1, show_default="1")
+    ] = None,
+    steps: Annotated[int | None, option("--steps", "Of the scheduler.", "N", show_default="50")] = None,
+    guidance_scale: Annotated[
+        float | None,
+        option("--guidance-scale", "How closely to follow the prompt; default: what suits the model.", "X"),
+    ] = None,
+    negative: Annotated[str | None, option("--negative", "What not to show.", "TEXT")] = None,
+    size: Annotated[str | None, option("--size", "In pixels; default: the model's.", "WxH")] = None,
+    out: Annotated[Path, option("--out -o", "A folder, or one .png file.", "DIR_OR_FILE")] = _PICTURES,
+    config: Annotated[  # noqa: ARG001 - it acts when it is read
+        Path | None,
+        option("--config", "Options from a TOML file; typed ones win.", "FILE", is_eager=True, callback=read_job),
+    ] = None,
     strength: StrengthTexts = None,
-    negative_prompt: Annotated[str | None, typer.Option("--negative", help="What not to show.", metavar="TEXT")] = None,
-    box: BoxTexts = None,
+    during: Annotated[Texts, option("--during", _DURING, "NAME=START,END", SUBJECTS)] = None,
+    subject_negative: Annotated[Texts, option("--subject-negative", _NEGATIVE, "NAME=TEXT", SUBJECTS)] = None,
+    force: Annotated[
+        bool | None, option("--force", "Use residuals of another model of the same width.", panel=SUBJECTS)
+    ] = None,
+    library: Library = None,
     polygon: PolygonTexts = None,
     mask: MaskTexts = None,
-    layout: LayoutFile = None,
-    place: PlaceTexts = None,
-    auto_layout: Auto = False,
-    save_layout: SaveLayout = None,
     z: ZTexts = None,
     feather: FeatherTexts = None,
     region_weight: WeightTexts = None,
-    during: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="The part of the steps in which a subject's residual acts: rex=0,0.6.",
-            metavar="NAME=START,END",
-            rich_help_panel=MORE,
-        ),
-    ] = None,
-    subject_negative: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What one subject should not show: rex=grey. Its own region alone sees it.",
-            metavar="NAME=TEXT",
-            rich_help_panel=MORE,
-        ),
-    ] = None,
-    attention: Annotated[
-        bool,
-        typer.Option(
-            "--attention",
-            help="Tell where the attention to each subject went, and draw it beside the picture.",
-            rich_help_panel=MORE,
-        ),
-    ] = False,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(help="How closely to follow the prompt.", metavar="X", show_default="7.5", rich_help_panel=MORE),
-    ] = None,
-    guidance_rescale: Annotated[
-        float | None,
-        typer.Option(
-            help="Against over-saturated colours: 0 is off, 0.7 usual.",
-            metavar="X",
-            show_default="0.0",
-            rich_help_panel=MORE,
-        ),
-    ] = None,
-    guidance_parallel: Annotated[
-        float | None,
-        typer.Option(
-            help="What share to keep of the part of guidance that over-saturates colours: 1 all, 0 none.",
-            metavar="X",
-            show_default="1, mini's subjects 0",
-            rich_help_panel=MORE,
-        ),
-    ] = None,
+    auto_layout: Auto = False,
     layout_scale: Annotated[
-        float | None,
-        typer.Option(
-            help="How closely to follow the layout; 0 is off.", metavar="X", show_default="1.0", rich_help_panel=ACTING
-        ),
+        float | None, option("--layout-scale", "How closely to follow the layout; 0 is off; usually 1.", "X", ACTING)
     ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="How the layout acts: paper, official or official-layout.",
-            metavar="NAME",
-            show_default="paper",
-            rich_help_panel=ACTING,
-        ),
+    preset: Annotated[str | None, option("--preset", "paper, the default, or cones_v2.", "NAME", ACTING)] = None,
+    layout_effect: Annotated[
+        str | None, option("--layout-effect", "strengthen or weaken alone, or both.", "NAME", ACTING)
     ] = None,
-    layout_effect: Effect = None,
-    layout_levels: Levels = None,
-    guided_steps: GuidedSteps = None,
+    layout_levels: Annotated[
+        str | None, option("--layout-levels", "Act on these of the UNet's grids, 0 the finest.", "N,N,...", ACTING)
+    ] = None,
+    guided_steps: Annotated[int | None, option("--guided-steps", "Act in the first N steps only.", "N", ACTING)] = None,
     scheduler: Annotated[
-        str | None,
-        typer.Option(help="ddim, euler, dpm++ and more; default: the preset's.", metavar="NAME", rich_help_panel=MORE),
+        str | None, option("--scheduler", "ddim, euler_a, 'DPM++ 2M Karras'...; default: the model's.", "NAME", MODEL)
     ] = None,
-    width: Annotated[
-        int | None, typer.Option(help="In pixels; default: the model's.", metavar="W", rich_help_panel=MORE)
-    ] = None,
-    height: Annotated[
-        int | None, typer.Option(help="In pixels; default: the model's.", metavar="H", rich_help_panel=MORE)
-    ] = None,
-    force: Annotated[
-        bool | None,
-        typer.Option("--force", help="Use residuals of another model of the same width.", rich_help_panel=MORE),
-    ] = None,
-    official: Official = None,
-    latents: Latents = None,
-    library: Library = None,
     model_config: ModelConfig = None,
     device: Device = None,
     dtype: Dtype = None,
+    replace: Replace = False,
+    attention: Annotated[bool, option("--attention", _ATTENTION, panel=OUTPUT)] = False,
+    save_layout: Annotated[
+        Path | None, option("--save-layout", "Write the layout to a .json file, too.", "FILE", OUTPUT)
+    ] = None,
+    embed: Annotated[
+        bool,
+        option(
+            "--embed/--no-embed", "Keep the residuals in the pictures, for --from.", panel=OUTPUT, show_default=False
+        ),
+    ] = True,
+    latents: Annotated[
+        Path | None, option("--latents", "Keep the latents, too: NAME.safetensors.", "FILE", OUTPUT)
+    ] = None,
+    official: Annotated[
+        Path | None,
+        option("--official", "Draw what a config of the authors' code asks for.", "FILE", "The authors' code"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     r"""Draw your subjects in one picture, each in its place.
 
-    Example: cones2 compose "a {rex} and a {cup} on the beach" \
-    --subject rex=rex.safetensors --box rex=0.05,0.25,0.5,0.95 \
-    --subject cup=cup.safetensors --box cup=0.55,0.5,0.9,0.9 --out pictures
+    Example: cones2 compose "a {rex} and a {cup} on the beach" --subject rex --place rex=left --plain cup=mug
     """
+    given = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": negative,
+        "layout_scale": layout_scale,
+        "preset": preset,
+        "layout_effect": layout_effect,
+        "layout_levels": layout_levels and tuple(number("--layout-levels", n, int) for n in layout_levels.split(",")),
+        "guided_steps": guided_steps,
+        "force": force,
+        **(dict(zip(("width", "height"), read_size(size), strict=True)) if size else {}),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    places = Places(box, polygon, mask, place, z, feather, region_weight, layout)
     with waiting("starting"):
-        from cones2.backbones import open_backbone
-        from cones2.cli.details import with_details
-        from cones2.cli.official import OfficialWish, refuse_beside
-        from cones2.cli.outputs import Output, check_file
-        from cones2.cli.places import Places, check_acting, check_saving, read_levels, write_layout
-        from cones2.cli.wishes import Wish
-        from cones2.composing.latents import read_latents
-        from cones2.composing.sizes import picture_aspect
-        from cones2.guidance.presets import recurs
+        from cones2.cli.outputs import Pictures, check_new
+        from cones2.cli.request import Request, SubjectTexts
+        from cones2.cones_v2.config import ConesV2Config
+        from cones2.files import make_folder
+        from cones2.library import Library
 
-        if latents is not None:
-            check_file(latents, suffix=".safetensors", read=read_latents, option="--latents")
-        values = {
-            "steps": steps,
-            "guidance_scale": guidance_scale,
-            "guidance_rescale": guidance_rescale,
-            "guidance_parallel": guidance_parallel,
-            "layout_scale": layout_scale,
-            "layout_effect": layout_effect,
-            "layout_levels": read_levels(layout_levels),
-            "guided_steps": guided_steps,
-            "height": height,
-            "width": width,
-            "negative_prompt": negative_prompt,
-            "scheduler": scheduler,
-            "preset": preset,
-            "force": force,
-        }
-        shapes = {"boxes": box, "polygons": polygon, "masks": mask, "words": place}
-        places = Places.of(**shapes, heights=z, feathers=feather, weights=region_weight, file=layout)
+        for file, suffix, option in ((latents, ".safetensors", "--latents"), (save_layout, ".json", "--save-layout")):
+            if file is not None:
+                check_new(file, suffix=suffix, replace=replace, option=option)
         if official is None:
-            wish = Wish.read(prompt, source, library=library)
-            lay_out = partial(places.read, wish.prompt if auto_layout else None, recorded=wish.layout)
-            subjects = wish.subjects(subject or (), plain or (), strengths=strength or ())
-            order = wish.order(
-                with_details(subjects, during=during or (), negatives=subject_negative or ()),
-                lay_out(),
-                wish.settings(values, seed=seed, count=count),
-                again=seed is None and count is None,
-            )
-            order = replace(order, measure_attention=attention)
-            acting: dict[str, object] = {
-                "--layout-scale": layout_scale,
-                "--layout-effect": layout_effect,
-                "--layout-levels": layout_levels,
+            request = Request.read(prompt, source, given, seed=seed, count=count)
+            texts = SubjectTexts(subject, plain, strength, during, subject_negative)
+            subjects = texts.read(Library.open(library), request.subjects)
+            request = changed(request, subjects=subjects, scheduler=scheduler).placed(places, auto=auto_layout)
+            _check_layout(request.layout, save_layout=save_layout, attention=attention)
+        else:
+            who: dict[str, object] = {
+                "PROMPT": prompt,
+                "--from": source,
+                "--subject": subject,
+                "--plain": plain,
+                "--strength": strength,
             }
-            if not recurs(order.settings.preset):  # its sampler reads the guided steps without a layout, too
-                acting["--guided-steps"] = guided_steps
-            check_acting(order.layout, acting)
-            output = Output.check(out, count=order.count, also=("attention",) if attention else ())
-            if save_layout:
-                check_saving(order.layout, save_layout)
-        else:
-            whom = {"PROMPT": prompt, "--from": source, "--subject": subject, "--plain": plain, "--strength": strength}
-            where = {**places.given, "--auto-layout": auto_layout, "--save-layout": save_layout}
-            how = {"--during": during, "--subject-negative": subject_negative, "--attention": attention}
-            refuse_beside("--official", {**whom, **where, **how, "--preset": preset, "--scheduler": scheduler})
-            config = OfficialWish.read(official, values, seed=seed, count=count)
-            output = Output.check(out, count=len(config.seeds))
-    with waiting("opening the model"):
-        if official is None:
-            backbone = wish.open_backbone(model, device=device, dtype=dtype, model_config=model_config)
-            order = replace(order, layout=lay_out(aspect=picture_aspect(backbone, order.settings)))
-        else:
-            backbone = open_backbone(model or "mini", device=device, dtype=dtype, model_config=model_config)
-            order = config.order(backbone)
-    if save_layout and order.layout:
-        write_layout(order.layout, save_layout)
-    report = order.carry_out(backbone, output, latents=latents)
+            who |= {"--during": during, "--subject-negative": subject_negative, "--save-layout": save_layout}
+            who |= {"a place": places != Places() or auto_layout, "--preset": preset, "--scheduler": scheduler}
+            for other, value in who.items():
+                if value:
+                    raise SettingsError(f"{other} and --official can't be used together: leave one out.")
+            authors = ConesV2Config.load(official)
+        pictures = Pictures.check(
+            out,
+            count=(count or 4) if official else request.count,
+            replace=replace,
+            also=("attention",) if attention else (),
+        )
+    if official is None:
+        pipe = request.open(model, device=device, dtype=dtype, config=model_config)
+    else:
+        pipe = open_model(model or "mini", device=device, dtype=dtype, config=model_config)
+        request = Request.of_authors(authors.request(pipe), given, seed=seed, count=count)
+    if save_layout is not None and request.layout is not None:
+        make_folder(save_layout.parent)
+        request.layout.save(save_layout)
+    report = _carry_out(request, pipe, pictures, latents=latents, attention=attention, embed=embed)
     if as_json:
         print_json(report)
         return
     for picture in report["pictures"]:
         say(picture["path"])
-        for reading in picture["attention"]["subjects"].values() if attention else ():
+        for reading in picture.get("attention", {"subjects": {}})["subjects"].values():
             say(f"  {reading['reading']}")
-    messages.print(f"{order.count} of {report['text']!r} in {report['seconds']:.1f} s.", markup=False)
+    note(f"{request.count} of {report['text']!r} in {report['seconds']:.1f} s.")
+
+
+def _check_layout(layout: "Layout | None", *, save_layout: Path | None, attention: bool) -> None:
+    if save_layout is not None and layout is None:
+        raise SettingsError("--save-layout has nothing to save: give places too, or --auto-layout.")
+    if attention and layout is None:
+        raise SettingsError("--attention measures by places, and there are none: give --place, --box or --layout.")
+
+
+def _carry_out(
+    request: "Request",
+    pipe: "Cones2Pipeline",
+    pictures: "Pictures",
+    *,
+    latents: Path | None,
+    attention: bool,
+    embed: bool,
+) -> dict[str, Any]:
+    """Draw in batches, write each as soon as it is drawn, then all `latents`; return a report as JSON values."""
+    import torch
+
+    from cones2.files import make_folder
+    from cones2.latents import write_latents
+
+    began, written, kept = time.monotonic(), [], {}
+    size = _BATCH if request.keep is None else len(request.seeds)
+    for first in range(0, len(request.seeds), size):
+        for drawn in request.draw(pipe, request.seeds[first : first + size], attention=attention):
+            path = pictures.write(drawn.image, drawn.record, seed=drawn.seed, embed=embed)
+            told = {"path": str(path), "record": drawn.record}
+            written.append(told | ({"attention": _tell_attention(drawn, path, request)} if attention else {}))
+            if latents is not None:
+                kept[drawn.seed] = drawn.latents
+    if latents is not None:
+        make_folder(latents.parent)
+        write_latents(latents, torch.stack(list(kept.values())), list(kept))
+    seconds = round(time.monotonic() - began, 3)
+    return {"prompt": request.prompt, "text": drawn.record["text"], "pictures": written, "seconds": seconds}
+
+
+def _tell_attention(drawn: "Drawn", path: Path, request: "Request") -> dict[str, Any]:
+    """Draw where attention went beside the picture, and return it as JSON values."""
+    from cones2.cli.outputs import beside
+    from cones2.drawing import draw_attention
+    from cones2.layout import Layout
+    from cones2.record import write_picture
+
+    heat_map = beside(path, "attention")
+    write_picture(heat_map, draw_attention(drawn.image, drawn.attention, request.layout or Layout({})), drawn.record)
+    subjects = {each.subject: {"reading": str(each), **each.describe()} for each in drawn.attention}
+    return {"heat_map": str(heat_map), "subjects": subjects}

@@ -1,49 +1,103 @@
 """`cones2 demo`: the whole method on the embedded model, in a few minutes on a CPU."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cones2.cli.console import say
-from cones2.cli.progress import waiting
+from cones2.cli.console import drawing, follow, say, waiting
+from cones2.cli.options import Replace, open_model, option
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PROMPT = "a {rex}, a {momo} and a {turbo} on the beach"
+BOXES = {"rex": (0.04, 0.4, 0.46, 0.9), "momo": (0.5, 0.56, 0.7, 0.9), "turbo": (0.72, 0.6, 0.98, 0.9)}
+_LEARNED = ("rex",)
+_SEEDS = (0, 1, 2, 3)
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder for what it makes.", metavar="DIR")] = Path("demo"),
+    out: Annotated[Path, option("--out -o", "The folder for what it makes.", "DIR")] = Path("demo"),
     model: Annotated[str, typer.Option(hidden=True)] = "mini",
     learn_steps: Annotated[int | None, typer.Option(hidden=True)] = None,
-    steps: Annotated[int, typer.Option(hidden=True)] = 50,
+    steps: Annotated[int, typer.Option(hidden=True)] = 30,
+    replace: Replace = False,
 ) -> None:
-    """Learn two subjects from their photos, take two that are learned, and draw all four where a layout puts them.
+    """Learn a subject from its photos, take two that are learned, and draw all three where a layout puts them.
 
-    Example: cones2 demo --out demo
+    Example: cones2 demo -o demo
     """
     began = time.monotonic()
     with waiting("starting"):
-        from dataclasses import replace
+        from dataclasses import replace as changed
 
-        from cones2.backbones import open_backbone
-        from cones2.cli.exhibition import SHEET, SHOW, exhibit
-        from cones2.cli.outputs import check_file, check_folder
-        from cones2.composing.settings import ComposeSettings
-        from cones2.layout.regions import Layout
+        from cones2.cli.outputs import check_new
+        from cones2.drawing import Row, contact_sheet, draw_layout
+        from cones2.examples import EXAMPLES
+        from cones2.files import make_folder
+        from cones2.layout import Layout
         from cones2.learning.recipe import find_recipe
-        from cones2.picture import read_record
-        from cones2.residual.residual import Residual
+        from cones2.record import write_picture
 
-        check_folder(out)
-        check_file(out / SHEET, suffix=".png", read=read_record)
-        check_file(out / "layout.json", suffix=".json", read=Layout.load)
-        for name in SHOW.names:
-            check_file(out / f"{name}.safetensors", suffix=".safetensors", read=Residual.load)
-        settings = ComposeSettings(seeds=(0, 1, 2, 3), steps=steps, guidance_scale=4.0)  # suits mini
-        backbone = open_backbone(model, device="cpu")
-    recipe = find_recipe("direct")
-    recipe = replace(recipe, steps=learn_steps or recipe.steps)
-    show = SHOW if model == "mini" else SHOW.learning_all()
-    for line in exhibit(backbone, out, show=show, recipe=recipe, settings=settings):
-        say(line)
-    say(f"All of it took {time.monotonic() - began:.0f} s. Look at {out / SHEET}")
+        sheet, layout_file = out / "contact-sheet.png", out / "layout.json"
+        check_new(sheet, suffix=".png", replace=replace)
+        layout, recipe = Layout.of(BOXES), find_recipe("direct")
+        recipe = recipe if learn_steps is None else changed(recipe, steps=learn_steps)
+    pipe = open_model(model, device="cpu")
+    make_folder(out)
+    layout.save(layout_file)
+    for name in BOXES:
+        example = EXAMPLES[name]
+        if name in _LEARNED or model != "mini":  # where no shipped residual fits
+            started = time.monotonic()
+            taken = pipe.learn_steps(example.photos, example.class_word, recipe)
+            residual = follow(taken, f"learning {name}", tell=lambda step: f"loss {step.loss:.4f}").residual
+            say(f"{name}, a {example.class_word}: learned in {time.monotonic() - started:.0f} s.")
+        else:
+            residual = example.residual
+            say(f"{name}, a {example.class_word}: taken as it is shipped.")
+        residual.save(out / f"{name}.safetensors")
+        pipe.load_subject(name, residual)
+    rows = [
+        Row(
+            "The photos",
+            tuple(_collage([photo.image for photo in EXAMPLES[name].photos]) for name in BOXES),
+            tuple(f"{name}, a {EXAMPLES[name].class_word}" for name in BOXES),
+        )
+    ]
+    captions = tuple(f"seed {seed}" for seed in _SEEDS)
+    for title, places in (("with layout", layout), ("without layout", None)):
+        with drawing(f"drawing {title}") as at_step_end:
+            output = pipe(
+                PROMPT, places, seed=list(_SEEDS), num_inference_steps=steps, callback_on_step_end=at_step_end
+            )
+        for seed, image, record in zip(_SEEDS, output.images, output.records, strict=True):
+            write_picture(out / f"{title.replace(' ', '-')}-seed{seed}.png", image, record)
+        if places is not None:
+            shown = [
+                draw_layout(layout, width=image.width, height=image.height, background=image) for image in output.images
+            ]
+            rows.append(Row(f"{PROMPT}: where the layout puts them", tuple(shown), captions))
+        rows.append(Row(f"The same {title}" if places is None else "With layout", tuple(output.images), captions))
+        say(f"{len(_SEEDS)} pictures {title}.")
+    write_picture(sheet, contact_sheet(rows), {"prompt": PROMPT})
+    say(f"All of it took {time.monotonic() - began:.0f} s. Look at {sheet}")
     say(f"The pictures, the layout and the residuals are in {out}, too.")
+
+
+def _collage(photos: Sequence["Image"], width: int = 480) -> "Image":
+    """Put square photos in two rows as wide as each other."""
+    from PIL import Image
+
+    rows = [row for row in (photos[: len(photos) // 2], photos[len(photos) // 2 :]) if row]
+    sheet = Image.new("RGB", (width, sum(width // len(row) for row in rows)), "white")
+    top = 0
+    for row in rows:
+        side = width // len(row)
+        for column, photo in enumerate(row):
+            sheet.paste(photo.resize((side, side), Image.Resampling.LANCZOS), (column * side, top))
+        top += side
+    return sheet

@@ -1,25 +1,26 @@
 """`cones2 grid`: seeds by subjects by settings, in one labelled picture."""
 
-from functools import partial
+import time
+from collections.abc import Mapping
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from cones2.cli.console import messages, print_json, say
-from cones2.cli.layout_options import (
-    Auto,
+from cones2.cli.console import note, print_json, say, waiting
+from cones2.cli.layout import (
     BoxTexts,
     FeatherTexts,
     LayoutFile,
     MaskTexts,
+    Places,
     PlaceTexts,
     PolygonTexts,
     WeightTexts,
     ZTexts,
 )
 from cones2.cli.options import (
-    MORE,
+    OUTPUT,
+    Auto,
     Device,
     Dtype,
     Json,
@@ -30,78 +31,116 @@ from cones2.cli.options import (
     Prompt,
     StrengthTexts,
     SubjectTexts,
+    option,
+    read_residual,
+    unique,
 )
-from cones2.cli.progress import waiting
+
+_SHORT = {"steps": "num_inference_steps", "negative": "negative_prompt"}
 
 
 def grid(
-    out: Annotated[Path, typer.Option(help="A folder for the grid and its pictures.", metavar="DIR")],
+    out: Annotated[Path, option("--out -o", "A folder for the grid and its pictures.", "DIR")],
     vary: Annotated[
         list[str],
-        typer.Option(help="seed, strength.NAME, subject.NAME or a setting; the first runs across.", metavar="WHAT=A,B"),
+        option("--vary", "seed, strength.NAME, subject.NAME or a setting; the first runs across.", "WHAT=A,B"),
     ],
     prompt: Prompt = None,
     subject: SubjectTexts = None,
     plain: PlainTexts = None,
+    place: PlaceTexts = None,
     box: BoxTexts = None,
+    layout: LayoutFile = None,
+    source: Annotated[Path | None, option("--from", "Vary this picture.", "PICTURE")] = None,
+    model: PictureModel = None,
+    strength: StrengthTexts = None,
     polygon: PolygonTexts = None,
     mask: MaskTexts = None,
-    place: PlaceTexts = None,
-    layout: LayoutFile = None,
-    auto_layout: Auto = False,
     z: ZTexts = None,
     feather: FeatherTexts = None,
     region_weight: WeightTexts = None,
-    source: Annotated[Path | None, typer.Option("--from", help="Vary this picture.", metavar="PICTURE")] = None,
-    model: PictureModel = None,
-    strength: StrengthTexts = None,
-    cell: Annotated[
-        int, typer.Option(help="Pixels a picture has in the grid.", min=32, max=1024, metavar="N", rich_help_panel=MORE)
-    ] = 256,
+    auto_layout: Auto = False,
+    cell: Annotated[int, option("--cell", "Pixels of a picture in the grid.", "N", OUTPUT, min=32, max=1024)] = 256,
     library: Library = None,
     model_config: ModelConfig = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    r"""Draw every combination of some seeds, subjects and settings, and hang them on one labelled sheet.
+    r"""Draw every combination of some seeds, subjects and settings, and lay them out on one labelled sheet.
 
-    A setting is a field of ComposeSettings: steps, guidance_scale, layout_scale, preset, scheduler, width...
+    A setting is an argument of a drawing: steps, guidance_scale, layout_scale, preset, scheduler, width...
 
-    Example: cones2 grid "a {rex} on the beach" --subject rex --out grids \
-    --vary seed=0,1,2,3 --vary strength.rex=0,0.5,1 --vary preset=paper,official
+    Example: cones2 grid "a {rex} on the beach" --subject rex -o grids \
+    --vary seed=0,1,2,3 --vary strength.rex=0,0.5,1 --vary preset=paper,cones_v2
     """
     with waiting("starting"):
-        from cones2.cli.outputs import check_pictures_folder
-        from cones2.cli.places import Places, check_acting
-        from cones2.cli.sheets import Plan, read_axes
-        from cones2.cli.wishes import Wish
-        from cones2.composing.sizes import picture_aspect
-        from cones2.guidance.presets import recurs
+        from cones2.cli.outputs import Pictures
+        from cones2.cli.request import Request, SubjectTexts
+        from cones2.drawing import Row, contact_sheet
+        from cones2.grid import Axis, parse_values, plan_grid
+        from cones2.library import Library
+        from cones2.record import write_picture
+        from cones2.subjects import Subject
 
-        shapes = {"boxes": box, "polygons": polygon, "masks": mask, "words": place}
-        places = Places.of(**shapes, heights=z, feathers=feather, weights=region_weight, file=layout)
-        wish = Wish.read(prompt, source, library=library)
-        lay_out = partial(places.read, wish.prompt if auto_layout else None, recorded=wish.layout)
-        axes = read_axes(vary, wish.library)
-        plan = Plan.check(
-            wish.prompt,
-            axes,
-            subjects=wish.subjects(subject or (), plain or (), strengths=strength or ()),
-            layout=lay_out(),
-            settings=wish.settings({}, seed=wish.made.seed if wish.made else None, count=None),
+        shelf, axes = Library.open(library), []
+        for what, text in unique("--vary", vary, example="seed=0,1,2,3").items():
+            name = what if "." in what else _SHORT.get(what, what.replace("-", "_"))
+            labels = [value.strip() for value in text.split(",")]
+            values = parse_values(name, labels)
+            if name.startswith("subject."):
+                values = tuple(read_residual(value, shelf) for value in values)
+            axes.append(Axis(name, values, tuple(labels)))
+        request = Request.read(prompt, source, {}, seed=None, count=None)
+        varied = {axis.subject: Subject(axis.values[0].class_word) for axis in axes if axis.name.startswith("subject.")}
+        subjects = SubjectTexts(subject, plain, strength).read(shelf, varied | dict(request.subjects))
+        first = request.seeds[request.keep or 0]
+        rows = plan_grid(axes, subjects=subjects, **{**request.settings, "seed": first})
+        places = Places(box, polygon, mask, place, z, feather, region_weight, layout)
+        requests = [
+            changed(
+                request,
+                subjects=each.subjects,
+                seeds=(each.arguments["seed"],),
+                keep=None,
+                settings={name: value for name, value in each.arguments.items() if name != "seed"},
+                scheduler=each.scheduler,
+            ).placed(places, auto=auto_layout)
+            for row in rows
+            for each in row
+        ]
+        pictures = Pictures.check(out, count=len(requests) + 1, replace=False)
+    pipe = requests[0].open(model, device=device, dtype=dtype, config=model_config)
+    began, cells = time.monotonic(), [each for row in rows for each in row]
+    drawn, written = [], []
+    for number, each in enumerate(requests, start=1):
+        (picture,) = each.draw(pipe, each.seeds, what=f"drawing {number} of {len(requests)}")
+        written.append(pictures.write(picture.image, picture.record, seed=picture.seed))
+        drawn.append(picture)
+    across, width = axes[0].name, len(axes[0].values)
+    sheet_rows = [
+        Row(
+            _told({name: label for name, label in row[0].labels.items() if name != across}) or request.prompt,
+            tuple(each.image for each in drawn[width * number : width * (number + 1)]),
+            tuple(_told({across: each.labels[across]}) for each in row),
         )
-        acting = ["layout_scale", "layout_effect", "layout_levels"]
-        if not any(recurs(order.settings.preset) for order in plan.orders):
-            acting.append("guided_steps")  # a sampler that recurs reads them without a layout, too
-        check_acting(lay_out(), {f"--vary {axis.name}": axis for axis in axes if axis.name in acting})
-        check_pictures_folder(out)
-    with waiting("opening the model"):
-        backbone = wish.open_backbone(model, device=device, dtype=dtype, model_config=model_config)
-        plan = plan.placed(lay_out(aspect=picture_aspect(backbone, plan.orders[0].settings)))
-    report = plan.carry_out(backbone, out, cell=cell)
+        for number, row in enumerate(rows)
+    ]
+    sheet = out / f"{written[0].name.partition('-')[0]}-grid.png"
+    varied_labels = {axis.name: list(axis.labels) for axis in axes}
+    made = {"prompt": request.prompt, "grid": varied_labels, "pictures": [path.name for path in written]}
+    write_picture(sheet, contact_sheet(sheet_rows, cell=cell), made)
+    seconds = round(time.monotonic() - began, 3)
     if as_json:
-        print_json(report)
+        told = [
+            {"path": str(path), "labels": dict(each.labels), "record": picture.record}
+            for path, each, picture in zip(written, cells, drawn, strict=True)
+        ]
+        print_json({"grid": str(sheet), "pictures": told, "seconds": seconds})
         return
-    say(report["grid"])
-    messages.print(f"{plan.count} pictures in {report['seconds']:.1f} s.", markup=False)
+    say(str(sheet))
+    note(f"{len(requests)} pictures in {seconds:.1f} s.")
+
+
+def _told(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {label}" for name, label in labels.items())

@@ -1,27 +1,143 @@
 """`cones2 inspect`: what a file is, what it fits, how it was made."""
 
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cones2.cli.console import print_json, print_table
-from cones2.cli.progress import waiting
+from cones2.cli.console import print_json, print_table, say, waiting
+from cones2.cli.options import Json, option
+from cones2.errors import PictureError
+
+_DEEPEST = 4
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+_JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="A residual, or a picture that compose wrote.", metavar="FILE")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
+    all_: Annotated[bool, option("--all", "Show everything that the file says.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Tell what a residual or a picture is, what it fits, and how it was made.
+    """Tell what a residual or a picture is, what it fits, and how to draw it.
 
     Example: cones2 inspect rex.safetensors
     """
     with waiting(f"reading {file.name}"):
-        from cones2.cli.descriptions import describe, rows
-
         description = describe(file)
     if as_json:
         print_json(description)
+    elif all_:
+        print_table(str(file), dict(_all_rows({k: v for k, v in description.items() if k != "residuals"})))
+    elif description["kind"] == "residual":
+        print_table(str(file), residual_rows(description))
+        name = file.stem if file.stem.isidentifier() else "it"
+        say(f"Draw it with: {_command(f'a {{{name}}} on the beach', '--subject', f'{name}={file}')}")
     else:
-        print_table(str(file), rows(description))
+        print_table(str(file), _picture_rows(description))
+        if "batch" in description or "seeds" in description:
+            say(f"Draw it again with: {_command('--from', str(file), '--out', f'{file.stem}-again.png')}")
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """Describe a residual or a picture, told apart by its first bytes, as JSON values.
+
+    Raises:
+        PictureError: it can't be read, or is a picture without a record.
+        ResidualError: it is neither a picture nor a sound residual.
+    """
+    from cones2.files import read_bounded
+    from cones2.png import LARGEST_PICTURE, read_record
+    from cones2.residual import Residual
+
+    content = read_bounded(file, limit=LARGEST_PICTURE, error=PictureError)
+    if content.startswith(_PNG):
+        return {**read_record(file), "file": str(file), "kind": "picture"}
+    if content.startswith(_JPEG):
+        raise PictureError(f"{file} is a JPEG, which loses how it was made: expected the PNG that cones2 wrote.")
+    residual = Residual.from_bytes(content, origin=str(file))
+    return {
+        "file": str(file),
+        "kind": "residual",
+        "class_word": residual.class_word,
+        "parts": [
+            {
+                "role": part.encoder.role,
+                "fits": part.encoder.name,
+                "width": part.encoder.width,
+                "weights": part.encoder.weights,
+                "tokens": list(part.tokens),
+                "length": part.vector.norm(dim=-1).tolist(),
+            }
+            for part in residual.parts
+        ],
+        "recipe": dict(residual.recipe),
+        "photos": list(residual.photos),
+        "tool_version": residual.tool_version,
+        "sha256": residual.sha256,
+    }
+
+
+def residual_rows(description: Mapping[str, Any]) -> dict[str, str]:
+    """Return the eight rows that tell a person what a residual is."""
+    parts, recipe = description["parts"], description["recipe"]
+    return {
+        "class word": description["class_word"],
+        "learned on": parts[0]["fits"],
+        "fits": ", ".join(f"{part['role']} {part['weights'][:12]}" for part in parts),
+        "tokens": ", ".join(parts[0]["tokens"]),
+        "length": ", ".join(f"{length:.3g}" for part in parts for length in part["length"]),
+        "photos": str(len(description["photos"])),
+        "steps": f"{recipe.get('taken', recipe.get('steps'))} of {recipe.get('tune')}, seed {recipe.get('seed')}",
+        "sha256": description["sha256"][:12],
+    }
+
+
+def _picture_rows(description: Mapping[str, Any]) -> dict[str, str]:
+    """Return the eight rows that tell a person how a picture was made; of a layout's or a sheet, all that there is."""
+    if not isinstance(description.get("subjects"), dict) or not isinstance(description.get("model"), dict):
+        return dict(_all_rows(description))
+    subjects = description["subjects"].items()
+    options = _dict(description.get("options"))
+    size = [str(options[side]) for side in ("width", "height") if options.get(side)]
+    settings = _dict(description.get("layout_settings"))
+    regions = _dict(_dict(description.get("layout")).get("regions"))
+    return {
+        "prompt": _text(description.get("prompt")),
+        "subjects": "; ".join(f"{name}, a {_text(_dict(each).get('class_word'))}" for name, each in subjects) or "none",
+        "layout": "; ".join(f"{name} {json.dumps(region)[:60]}" for name, region in regions.items()) or "none",
+        "layout's effect": f"scale {_text(settings.get('scale'))}, preset {_text(settings.get('preset'))}",
+        "seed": _text(description.get("seed")),
+        "drawing": f"{_text(description.get('num_inference_steps'))} steps of"
+        f" {_text(_dict(description.get('scheduler')).get('class_name'))},"
+        f" guidance scale {_text(description.get('guidance_scale'))}",
+        "model": f"{_text(description['model'].get('name'))}, {_text(description.get('dtype'))}"
+        f" on {_text(description.get('device'))}{', ' + 'x'.join(size) if size else ''}",
+        "not to show": _text(description.get("negative_prompt")) or "nothing",
+    }
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["cones2", "compose", *words])
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _all_rows(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield a row for each thing told: nested ones by their path, hashes cut short."""
+    if isinstance(value, Mapping) and value and path.count(".") < _DEEPEST:
+        for key, inner in value.items():
+            yield from _all_rows(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, _HASH.sub(r"\1…", _text(value))

@@ -1,78 +1,182 @@
-"""`cones2 layout`: a layout file made, changed or drawn."""
+"""`cones2 layout`: a layout made, changed or drawn; and the options that place subjects, also in other commands."""
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cones2.cli.console import say
-from cones2.cli.layout_options import (
-    BoxTexts,
-    FeatherTexts,
-    MaskTexts,
-    PlaceTexts,
-    PolygonTexts,
-    WeightTexts,
-    ZTexts,
-)
-from cones2.cli.progress import waiting
+from cones2.cli.console import say, waiting
+from cones2.cli.options import PLACES, Replace, Texts, number, option, pairs, unique
+from cones2.errors import LayoutError, SettingsError
+
+if TYPE_CHECKING:
+    from cones2.layout import Layout, Region
+
+PlaceTexts = Annotated[Texts, option("--place", "A place in words: left, top right, behind, rest.", "NAME=WORDS")]
+BoxTexts = Annotated[Texts, option("--box", "A place as a box; shapes of one name unite.", "NAME=XMIN,YMIN,XMAX,YMAX")]
+LayoutFile = Annotated[Path | None, option("--layout", "Places from a layout's JSON file.", "FILE")]
+PolygonTexts = Annotated[Texts, option("--polygon", "A polygon, point by point.", "NAME=X,Y,X,Y,...", PLACES)]
+MaskTexts = Annotated[Texts, option("--mask", "A greyscale picture, white inside.", "NAME=FILE", PLACES)]
+ZTexts = Annotated[Texts, option("--z", "Which is on top: the greatest; usually 0.", "NAME=N", PLACES)]
+FeatherTexts = Annotated[Texts, option("--feather", "Width of a region's soft edge.", "NAME=X", PLACES)]
+WeightTexts = Annotated[Texts, option("--region-weight", "Multiplies how strongly a region draws.", "NAME=X", PLACES)]
 
 
 def layout(
-    out: Annotated[Path, typer.Option(help="A .json file to write, or a .png file to draw.", metavar="FILE")],
+    out: Annotated[Path, option("--out -o", "A .json file to write, or a .png to draw.", "FILE")],
     file: Annotated[Path | None, typer.Argument(help="A layout's JSON file to start from.", metavar="FILE")] = None,
-    auto: Annotated[
-        str | None, typer.Option(help="Place all subjects of a prompt by what it says.", metavar="PROMPT")
-    ] = None,
+    auto: Annotated[str | None, option("--auto", "Place all subjects of a prompt, side by side.", "PROMPT")] = None,
     count: Annotated[
-        int | None, typer.Option(help="Place so many, called subject1, subject2...", min=1, max=64, metavar="N")
+        int | None, option("--count -n", "Place so many, called subject1, subject2...", "N", min=1, max=64)
     ] = None,
+    place: PlaceTexts = None,
     box: BoxTexts = None,
+    plain: Annotated[Texts, option("--plain", "What a subject is, for the shape of its box.", "NAME=WORD")] = None,
+    size: Annotated[str, option("--size", "Of the picture, in pixels.", "WxH")] = "512x512",
     polygon: PolygonTexts = None,
     mask: MaskTexts = None,
-    place: PlaceTexts = None,
     z: ZTexts = None,
     feather: FeatherTexts = None,
     region_weight: WeightTexts = None,
-    width: Annotated[int, typer.Option(help="Of the picture, in pixels.", min=1, metavar="W")] = 512,
-    height: Annotated[int, typer.Option(help="Of the picture, in pixels.", min=1, metavar="H")] = 512,
+    replace: Replace = False,
 ) -> None:
     """Make a layout from words, shapes or a prompt; change one; or draw one, to see where subjects will stand.
 
-    Example: cones2 layout beach.json --out preview.png
+    Example: cones2 layout beach.json -o preview.png
     """
+    if auto is not None and count is not None:
+        raise SettingsError("--auto and --count both say what to place: leave one out.")
     with waiting("starting"):
         import json
 
-        from cones2.arranging.relations import warn_of_contradictions
-        from cones2.cli.outputs import check_file
-        from cones2.cli.places import Places, write_layout
-        from cones2.errors import SettingsError
+        from cones2.cli.outputs import check_new
+        from cones2.drawing import draw_layout
         from cones2.files import make_folder
-        from cones2.layout.drawing import draw_layout
-        from cones2.layout.regions import Layout
-        from cones2.picture import read_record, write_picture
-        from cones2.prompts import parse_prompt, placeholders
+        from cones2.layout import Layout
+        from cones2.prompts import placeholders
+        from cones2.record import write_picture
 
-    if auto is not None and count is not None:
-        raise SettingsError("--auto and --count both say whom to place: leave one out.")
-    if count is not None:
-        auto = " ".join(f"{{subject{number}}}" for number in range(1, count + 1))
-    shapes = {"boxes": box, "polygons": polygon, "masks": mask, "words": place}
-    places = Places.of(**shapes, heights=z, feathers=feather, weights=region_weight, file=file)
-    made = places.read(auto, aspect=width / height)
-    if made is None and auto is not None:
-        raise SettingsError(f"{auto[:100]!r} names nobody to place: put names in braces, as in 'a {{rex}}'.")
-    if made is None and file is None:
-        raise SettingsError("nothing to lay out: give a layout's file, --auto, --count, or a place.")
-    if auto is not None:
-        warn_of_contradictions(parse_prompt(auto, {name: name for name in placeholders(auto)}), made)
-    made = made or Layout({})
-    if out.suffix.lower() == ".json":
-        write_layout(made, out)
-    else:
-        check_file(out, suffix=".png", read=read_record)
+        width, height = read_size(size)
+        names = tuple(placeholders(auto or "")) if count is None else tuple(f"subject{n}" for n in range(1, count + 1))
+        if auto is not None and not names:
+            raise SettingsError(f"{auto[:100]!r} names no subject to place: put names in braces, as in 'a {{rex}}'.")
+        places = Places(box, polygon, mask, place, z, feather, region_weight, file)
+        words = {name: name for name in names} | unique("--plain", plain, example="rex=dog")
+        made = places.read(class_words=words, aspect=width / height, others=names)
+        if made is None and file is None:
+            raise SettingsError("nothing to lay out: give a layout's file, --auto, --count, or a place.")
+        made = made or Layout({})
+        check_new(out, suffix=".json" if out.suffix.lower() == ".json" else ".png", replace=replace)
         make_folder(out.parent)
-        drawn = draw_layout(made, width=width, height=height)
-        write_picture(out, drawn, {"layout": json.loads(made.to_json())})
+        if out.suffix.lower() == ".json":
+            made.save(out)
+        else:
+            write_picture(out, draw_layout(made, width=width, height=height), {"layout": json.loads(made.to_json())})
     say(f"{out}: {', '.join(made.names) or 'no subjects'}.")
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Read `--size`: width and height in pixels.
+
+    Raises:
+        SettingsError: it is not two whole numbers.
+    """
+    sides = text.lower().replace("\N{MULTIPLICATION SIGN}", "x").split("x")
+    if len(sides) != 2 or not all(side.strip().isdecimal() and int(side) for side in sides):
+        raise SettingsError(f"--size {text!r} can't be read: expected WIDTHxHEIGHT, such as 512x768.")
+    return int(sides[0]), int(sides[1])
+
+
+@dataclass(frozen=True)
+class Places:
+    """Texts of the options that place subjects, as the command line has them."""
+
+    boxes: Sequence[str] | None = None
+    polygons: Sequence[str] | None = None
+    masks: Sequence[str] | None = None
+    words: Sequence[str] | None = None
+    heights: Sequence[str] | None = None
+    feathers: Sequence[str] | None = None
+    weights: Sequence[str] | None = None
+    file: Path | None = None
+
+    def read(
+        self,
+        *,
+        class_words: Mapping[str, str],
+        aspect: float = 1.0,
+        others: Iterable[str] = (),
+        recorded: "Layout | None" = None,
+    ) -> "Layout | None":
+        """Make the layout; None where nothing is placed.
+
+        Args:
+            class_words: of subjects by name, for the shapes of their boxes.
+            aspect: the picture's width by its height.
+            others: subjects that are placed beside all the rest.
+            recorded: a picture's layout. The file's regions replace those of the same names, options both; a shape
+                leaves z, feather and weight of the file's region as they are.
+
+        Raises:
+            SettingsError: a text can't be read, or names a subject without a region.
+            LayoutError: a shape or a word makes no sense.
+        """
+        from cones2.layout import Layout
+        from cones2.places import auto_layout, place_layout
+
+        loaded = Layout.load(self.file).regions if self.file is not None else {}
+        drawn: dict[str, Region] = dict(Layout.of(self._shapes()).regions)
+        for name in drawn.keys() & loaded.keys():
+            drawn[name] = replace(loaded[name], shapes=drawn[name].shapes)
+        words = unique("--place", self.words, example="rex=left")
+        for name in words.keys() & drawn.keys():
+            raise LayoutError(f"--place and another option both place {name!r}: leave one out.")
+        before = {**(recorded.regions if recorded else {}), **loaded, **drawn}
+        given = Layout({name: region for name, region in before.items() if name not in words})
+        placed = place_layout(words, given, class_words=class_words, aspect=aspect)
+        placed = auto_layout(tuple(others), class_words, given=placed, aspect=aspect)
+        regions = {name: self._adjusted(name, region) for name, region in placed.regions.items()}
+        self._check_names(regions)
+        return Layout(regions) if regions else None
+
+    def _shapes(self) -> dict[str, list[Any]]:
+        from cones2.files import expanded
+        from cones2.layout import Mask
+
+        shapes: dict[str, list[Any]] = {}
+        for name, text in pairs("--box", self.boxes, example="rex=0.05,0.25,0.5,0.95"):
+            shapes.setdefault(name, []).append(_numbers(f"--box {name}", text))
+        for name, text in pairs("--polygon", self.polygons, example="rex=0.1,0.9,0.3,0.2,0.5,0.9"):
+            numbers = _numbers(f"--polygon {name}", text)
+            points = [list(point) for point in zip(numbers[::2], numbers[1::2], strict=False)]
+            if len(numbers) % 2:
+                raise SettingsError(f"--polygon {name}: {len(numbers)} numbers are no points: expected X,Y,X,Y,...")
+            shapes.setdefault(name, []).append({"polygon": points})
+        for name, text in pairs("--mask", self.masks, example="rex=rex.png"):
+            shapes.setdefault(name, []).append(Mask.load(expanded(text)))
+        return shapes
+
+    def _adjustments(self) -> Iterator[tuple[str, str, dict[str, str]]]:
+        yield "--z", "z", unique("--z", self.heights, example="hat=1")
+        yield "--feather", "feather", unique("--feather", self.feathers, example="rex=0.05")
+        yield "--region-weight", "weight", unique("--region-weight", self.weights, example="rex=1.5")
+
+    def _adjusted(self, name: str, region: "Region") -> "Region":
+        """Set z, feather and weight of a region, wherever it comes from."""
+        for typed, field, texts in self._adjustments():
+            if name in texts:
+                value = number(f"{typed} {name}", texts[name], int if field == "z" else float)
+                region = replace(region, **{field: value})
+        return region
+
+    def _check_names(self, regions: Mapping[str, "Region"]) -> None:
+        for typed, _, texts in self._adjustments():
+            for name in texts.keys() - regions.keys():
+                known = ", ".join(regions) or "none"
+                raise SettingsError(f"{typed} names {name!r}, which has no region; those that have: {known}.")
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    return [number(option, part) for part in text.split(",")]

@@ -1,118 +1,247 @@
-"""`cones2 learn`: a residual from photos."""
+"""`cones2 learn`: a residual from photos; and `cones2 learn-all`: many of them in one call."""
 
 import shlex
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cones2.checking import is_name
-from cones2.cli.console import print_json, say
-from cones2.cli.options import MORE, Device, Dtype, Json, Model, ModelConfig, Replace, SaveMemory
-from cones2.cli.progress import waiting
+from cones2.cli.check import Masks, Photos
+from cones2.cli.console import follow, print_json, print_rows, say, waiting
+from cones2.cli.options import (
+    MODEL,
+    Device,
+    Dtype,
+    Json,
+    Library,
+    Model,
+    ModelConfig,
+    Replace,
+    hint,
+    open_model,
+    option,
+    picture_side,
+    read_seed,
+)
+from cones2.errors import Cones2Warning, LearningError, LibraryError, SettingsError
+
+_PREVIEWS = "Previews"
+_RECIPES = "paper, mini, direct or a .toml file; default: what suits the model."
+_PATIENCE = "Stop after N previews that are no more like the photos, and keep the best."
+SaveMemory = Annotated[bool, option("--save-memory", "Learn in less GPU memory; each step takes longer.", panel=MODEL)]
 
 
 def learn(
-    photos: Annotated[
-        Path, typer.Argument(help="A folder of 3 to 5 photos of the subject, or one photo.", metavar="PHOTOS")
-    ],
-    class_word: Annotated[str, typer.Option("--class", help="What it is, in a word or two.", metavar="WORD")],
-    out: Annotated[Path, typer.Option(help="The residual to write: NAME.safetensors.", metavar="FILE")],
+    photos: Photos,
+    class_word: Annotated[str, option("--class", "What it is, in a word or two.", "WORD")],
+    name: Annotated[str | None, option("--name", "Keep it in your library under this name.", "NAME")] = None,
+    out: Annotated[Path | None, option("--out -o", "Write it to this .safetensors file.", "FILE")] = None,
     model: Model = "mini",
-    steps: Annotated[int | None, typer.Option(help="How many; default: the recipe's.", metavar="N")] = None,
-    seed: Annotated[int, typer.Option(help="For all that is drawn by chance.", metavar="N")] = 0,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="paper, mini, direct or a .toml file; default: what suits the model.", metavar="NAME_OR_TOML"
-        ),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted learning stopped.")] = False,
-    replace: Replace = False,
-    masks: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where the subject is: a grey picture for each photo, of its name, white on the subject.",
-            metavar="DIR",
-            rich_help_panel=MORE,
-        ),
-    ] = None,
-    captions: Annotated[
-        Path | None,
-        typer.Option(help="Your own captions, one a line, each with WORD.", metavar="FILE", rich_help_panel=MORE),
-    ] = None,
+    recipe: Annotated[str | None, option("--recipe", _RECIPES, "NAME_OR_TOML")] = None,
+    steps: Annotated[int | None, option("--steps", "How many; default: the recipe's.", "N")] = None,
+    seed: Annotated[
+        int, option("--seed", "For all that is drawn by chance: a number, or random.", "N", parser=read_seed)
+    ] = 0,
+    resume: Annotated[bool, option("--resume", "Go on where an interrupted learning stopped.")] = False,
+    masks: Masks = None,
+    captions: Annotated[Path | None, option("--captions", "Your own, one a line, each with WORD.", "FILE")] = None,
     preview: Annotated[
-        int | None,
-        typer.Option(help="Draw it every N steps, into NAME-previews.", min=1, metavar="N", rich_help_panel=MORE),
+        int | None, option("--preview", "Draw it every N steps, into NAME-previews.", "N", _PREVIEWS, min=1)
     ] = None,
-    clip: Annotated[
-        Path | None,
-        typer.Option(
-            help="Measure the previews by the CLIP model in this folder; mini's are, by its judge.",
-            metavar="DIR",
-            rich_help_panel=MORE,
-        ),
-    ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            help="Stop after N previews that are no more like the photos, and keep the best.",
-            min=1,
-            metavar="N",
-            rich_help_panel=MORE,
-        ),
-    ] = None,
-    tensorboard: Annotated[
-        Path | None, typer.Option(help="Curves and previews for TensorBoard.", metavar="DIR", rich_help_panel=MORE)
-    ] = None,
-    wandb: Annotated[
-        str | None,
-        typer.Option(help="Curves and previews for Weights & Biases.", metavar="PROJECT", rich_help_panel=MORE),
-    ] = None,
+    patience: Annotated[int | None, option("--patience", _PATIENCE, "N", _PREVIEWS, min=1)] = None,
+    model_config: ModelConfig = None,
+    save_memory: SaveMemory = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    library: Library = None,
+    replace: Replace = False,
+    as_json: Json = False,
+) -> None:
+    """Learn a subject from 3 to 5 photos of it, and keep it in a file of about 5 KB.
+
+    Example: cones2 learn photos/rex --class dog --name rex
+    """
+    began = time.monotonic()
+    with waiting("starting"):
+        from dataclasses import replace as changed
+
+        from cones2.captions import check_class_word, read_captions
+        from cones2.files import make_folder
+        from cones2.learning.recipe import find_recipe
+        from cones2.photos import load_photos
+
+        class_word = check_class_word(class_word)
+        kept = _Kept(name, out, library, replace=replace)
+        chosen = find_recipe(recipe) if recipe else None
+        texts = read_captions(captions, class_word) if captions else None
+        loaded = load_photos(photos, masks=masks)
+    pipe = open_model(model, device=device, dtype=dtype, config=model_config)
+    findings = _judge(loaded, picture_side(pipe))
+    chosen = chosen or find_recipe(pipe.facts.recipe or "paper")
+    chosen = chosen if steps is None else changed(chosen, steps=steps)
+    make_folder(kept.file.parent)
+    with _checkpoints_beside(kept.file, resume=resume) as folder:
+        options = {"seed": seed, "captions": texts, "checkpoint": folder, "resume": resume, "save_memory": save_memory}
+        with waiting("looking at photos and captions"):
+            taken = pipe.learn_steps(loaded, class_word, chosen, **options)
+        last = follow(
+            taken,
+            f"learning {kept.file.stem}",
+            tell=lambda step: f"loss {step.loss:.4f}",
+            at_interrupt=lambda step: step.save_checkpoint(),
+        )
+        kept.save(last.residual)
+        with waiting("measuring how far other words moved"):
+            moved = last.displacement()
+    report = {
+        **kept.describe(),
+        "sha256": last.residual.sha256,
+        "class_word": class_word,
+        "tokens": {part.encoder.role: list(part.tokens) for part in last.residual.parts},
+        "photos": [str(photo.path) for photo in loaded],
+        "model": pipe.facts.name,
+        "recipe": dict(last.residual.recipe),
+        "findings": findings,
+        "steps": last.step,
+        "loss": last.loss,
+        "displacement": moved and moved.relative,
+        "preservation": moved and moved.preservation,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    if as_json:
+        print_json(report)
+        return
+    say(f"{kept.file}: {class_word!r} learned from {len(loaded)} photos in {report['seconds']:.0f} s.")
+    if moved is not None:
+        value = f"{100 * moved.relative:.1f} % of their length (Eq. 3: {moved.preservation:.3g})"
+        say(f"Other words moved by {value}; near 0 is best.")
+    say(f"Draw it with: {kept.command(model, model_config)}")
+
+
+class _Kept:
+    """Where a residual goes: a name in the library, a file, or both; checked before it is learned."""
+
+    def __init__(self, name: str | None, out: Path | None, library: Path | None, *, replace: bool) -> None:
+        from cones2.cli.outputs import check_folder, check_new
+        from cones2.library import Library
+
+        if name is None and out is None:
+            raise SettingsError("where to keep it? Give --name NAME for your library, or --out NAME.safetensors.")
+        self.name, self.out, self.shelf, self.replace = name, out, Library.open(library), replace
+        if out is not None:
+            check_new(out, suffix=".safetensors", replace=replace)
+        if name is not None:
+            check_folder(self.shelf.folder)
+            with hint(LibraryError, "" if replace else "--replace replaces it."):
+                self.shelf.check_free(name, replace=replace)
+        self.file = out or self.shelf.path_of(name or "")
+
+    def save(self, residual: Any) -> None:
+        if self.out is not None:
+            residual.save(self.out)
+        if self.name is not None:
+            self.shelf.add(self.name, residual, replace=self.replace)
+
+    def describe(self) -> dict[str, Any]:
+        return {"residual": str(self.file), "name": self.name}
+
+    def command(self, model: str, config: str | None) -> str:
+        """Return the command line that draws it."""
+        name = self.name or (self.file.stem if self.file.stem.isidentifier() else "it")
+        subject = name if self.name else f"{name}={self.file}"
+        command = ["cones2", "compose", f"a {{{name}}} on the beach", "--subject", subject]
+        command += ["--model", model] if model != "mini" else []
+        command += ["--model-config", config] if config is not None else []
+        return shlex.join(command)
+
+
+def _judge(photos: Any, size: int) -> list[str]:
+    """Warn of what is doubtful about photos."""
+    from cones2.photo_report import photo_report
+
+    with waiting("looking at the photos"):
+        findings = [finding.text for finding in photo_report(photos, size=size).findings]
+    for finding in findings:
+        warnings.warn(finding, Cones2Warning, stacklevel=2)
+    return findings
+
+
+@contextmanager
+def _checkpoints_beside(file: Path, *, resume: bool) -> Iterator[Path]:
+    """Yield the hidden folder of checkpoints; remove it after success, or where none was made.
+
+    Raises:
+        LearningError: it holds some already, and they are not to be resumed from.
+    """
+    from cones2.learning.checkpoints import remove_checkpoints
+
+    folder = file.parent / f".{file.stem}.learning"
+    if not resume and any(folder.glob("step-*.json")):
+        raise LearningError(
+            f"a learning that was stopped waits in {folder}: add --resume to go on from it, or delete that folder."
+        )
+    try:
+        yield folder
+    except BaseException as error:
+        if not any(folder.glob("step-*.json")):
+            remove_checkpoints(folder)  # unless it is another learner's
+        elif not isinstance(error, LearningError):
+            error.add_note("The last checkpoint is kept: run the same command with --resume to go on from it.")
+        raise
+    remove_checkpoints(folder)
+
+
+def learn_all(
+    manifest: Annotated[Path, typer.Argument(help="Names, photos and class words, in TOML.", metavar="MANIFEST")],
+    model: Model = "mini",
+    library: Library = None,
     model_config: ModelConfig = None,
     save_memory: SaveMemory = False,
     device: Device = None,
     dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Learn a subject from its photos, and keep it in a file of about 5 KB.
+    """Learn many subjects into your library; run it again to go on where it stopped.
 
-    Example: cones2 learn photos/rex --class dog --out rex.safetensors
+    Subjects that are finished are skipped, and one that fails stops no other.
+
+    Example: cones2 learn-all subjects.toml
     """
     with waiting("starting"):
-        from cones2.backbones import open_backbone
-        from cones2.cli.learn_order import LearnOrder
-        from cones2.cli.watching import Looks
+        from dataclasses import asdict
 
-        looks = Looks(preview, clip, patience, tensorboard, wandb)
-        order = LearnOrder.check(
-            photos,
-            class_word,
-            out=out,
-            recipe=recipe,
-            steps=steps,
-            captions=captions,
-            masks=masks,
-            replace=replace,
-        )
-    with waiting(f"opening {model}"):
-        backbone = open_backbone(model, device=device, dtype=dtype, model_config=model_config)
-    report = order.give(backbone, seed=seed, resume=resume, save_memory=save_memory, looks=looks)
+        from cones2.learn_all import learn_all, read_manifest
+        from cones2.library import Library
+
+        assignments = read_manifest(manifest)
+        shelf = Library.open(library)
+    pipe = open_model(model, device=device, dtype=dtype, config=model_config)
+
+    def tell(step: Any) -> str:
+        loss = f", loss {step.learning.loss:.4f}" if step.learning else ""
+        return f"{step.name}, {step.number} of {step.count}{loss}"
+
+    steps = learn_all(pipe, assignments, shelf, save_memory=save_memory)
+    outcomes = follow(steps, "learning", tell=tell, at_interrupt=lambda step: step.save_checkpoint()).outcomes
     if as_json:
-        print_json(report)
+        print_json({"library": str(shelf.folder), "subjects": [asdict(outcome) for outcome in outcomes]})
     else:
-        say(f"{out}: {class_word!r} learned from {len(order.photos)} photos in {report['seconds']:.0f} s.")
-        if report["steps"] < report["last_step"]:
-            say(f"Kept: step {report['steps']} of {report['last_step']}, whose preview is the most like the photos.")
-        if report["displacement"] is not None:
-            share, value = 100 * report["displacement"], report["preservation"]
-            say(f"Other words moved by {share:.1f} % of their length (Eq. 3: {value:.3g}); near 0 is best.")
-        say(f"Place it with: {_next_command(out, model, model_config)}")
-
-
-def _next_command(residual: Path, model: str, model_config: str | None) -> str:
-    name = residual.stem if is_name(residual.stem) else "it"
-    command = ["cones2", "compose", f"a {{{name}}} on the beach", "--subject", f"{name}={residual}"]
-    command += ["--model", model] if model != "mini" else []
-    command += ["--model-config", model_config] if model_config is not None else []
-    return shlex.join([*command, "--out", "pictures"])
+        rows = [
+            (
+                each.name,
+                each.class_word,
+                each.state,
+                "" if each.loss is None else f"{each.loss:.4f}",
+                "" if each.displacement is None else f"{100 * each.displacement:.1f} %",
+                f"{each.seconds:.0f} s",
+                each.problem or " ".join(each.findings),
+            )
+            for each in outcomes
+        ]
+        print_rows(str(shelf.folder), ("subject", "class word", "", "loss", "others moved", "time", ""), rows)
+    if any(outcome.state == "failed" for outcome in outcomes):
+        raise typer.Exit(1)

@@ -1,91 +1,176 @@
 """Options that several commands share, and how their text is read."""
 
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cones2.errors import SettingsError
+from cones2.cli.console import waiting
+from cones2.errors import Cones2Error, LibraryError, ModelError, SettingsError
 
-MORE = "More options"
-"""The panel of the less common options."""
+if TYPE_CHECKING:
+    from cones2.library import Library as SubjectLibrary
+    from cones2.pipeline import Cones2Pipeline
+    from cones2.residual import Residual
+
+SUBJECTS, PLACES, ACTING = "Subjects", "Places, in 0..1 from the picture's top left corner", "How the layout acts"
+MODEL, OUTPUT = "Model", "Output"
+
+Texts = list[str] | None
+
+
+def option(names: str, help: str, metavar: str | None = None, panel: str | None = None, **more: Any) -> Any:  # noqa: A002
+    """Describe an option by its names, one or more in a text, and its help."""
+    return typer.Option(*names.split(), help=help, metavar=metavar, rich_help_panel=panel, **more)
+
+
+def read_seed(text: str | int) -> int:
+    """Read a seed; `random` and -1 take one by chance."""
+    if str(text).strip().lower() in ("random", "-1"):
+        return secrets.randbelow(2**32)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no whole number, and not 'random'.") from error
+
 
 _MODELS = "mini, a diffusers folder, a .safetensors file, or a Hub id OWNER/NAME."
+_CONFIGS = "What a .safetensors MODEL holds: sd1, sd2, sd2-base, sdxl, or a diffusers folder."
+_LIBRARY = "Your subjects' folder; default: $CONES2_LIBRARY, else your data folder."
 
 Prompt = Annotated[
     str | None,
     typer.Argument(help="The prompt, with each subject's name in braces.", metavar="PROMPT", show_default=False),
 ]
-SubjectTexts = Annotated[
-    list[str] | None,
-    typer.Option("--subject", help="A learned subject, of your library or a file.", metavar="NAME[=FILE]"),
-]
-PlainTexts = Annotated[
-    list[str] | None,
-    typer.Option("--plain", help="An untaught word that gets a place.", metavar="NAME[=WORD]"),
-]
-StrengthTexts = Annotated[
-    list[str] | None,
-    typer.Option("--strength", help="How much of a subject's residual: rex=1.0.", metavar="NAME=X"),
-]
-Official = Annotated[
-    Path | None,
-    typer.Option(help="Draw what a config of the authors' code asks for.", metavar="FILE", rich_help_panel=MORE),
-]
-Latents = Annotated[
-    Path | None,
-    typer.Option(help="Keep the latents, too: NAME.safetensors.", metavar="FILE", rich_help_panel=MORE),
-]
-Model = Annotated[str, typer.Option(help=_MODELS, metavar="MODEL")]
-PictureModel = Annotated[
-    str | None,
-    typer.Option(help=_MODELS, metavar="MODEL", show_default="mini, or the picture's"),
-]
-ModelConfig = Annotated[
-    str | None,
-    typer.Option(
-        help="What a .safetensors MODEL holds: sd1, sd2, sd2-base, sdxl, or a diffusers folder.",
-        metavar="NAME_OR_DIR",
-        rich_help_panel=MORE,
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(help="cuda, mps or cpu; default: the best there is.", metavar="NAME", rich_help_panel=MORE),
-]
+Model = Annotated[str, option("--model", _MODELS, "MODEL")]
+PictureModel = Annotated[str | None, option("--model", _MODELS, "MODEL", show_default="mini, or the picture's")]
+ModelConfig = Annotated[str | None, option("--model-config", _CONFIGS, "NAME_OR_DIR", MODEL)]
+Device = Annotated[str | None, option("--device", "cuda, mps or cpu; default: the best there is.", "NAME", MODEL)]
 Dtype = Annotated[
-    str | None,
-    typer.Option(
-        help="float32, bfloat16 or float16; default: what suits the device.", metavar="NAME", rich_help_panel=MORE
-    ),
+    str | None, option("--dtype", "float32, bfloat16 or float16; default: what suits the device.", "NAME", MODEL)
 ]
-Library = Annotated[
-    Path | None,
-    typer.Option(
-        help="Your subjects' folder; default: $CONES2_LIBRARY, else your data folder.",
-        metavar="DIR",
-        rich_help_panel=MORE,
-    ),
-]
-Replace = Annotated[bool, typer.Option("--replace", help="Replace one that is there already.")]
-SaveMemory = Annotated[
-    bool,
-    typer.Option("--save-memory", help="Learn in less GPU memory, each step a UNet pass longer.", rich_help_panel=MORE),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.", rich_help_panel=MORE)]
+Library = Annotated[Path | None, option("--library", _LIBRARY, "DIR", SUBJECTS)]
+Replace = Annotated[bool, option("--replace", "Replace what is there already.", panel=OUTPUT)]
+Json = Annotated[bool, option("--json", "Print one JSON object, for scripts.", panel=OUTPUT)]
+SubjectTexts = Annotated[Texts, option("--subject", "A learned subject, of your library or a file.", "NAME[=FILE]")]
+PlainTexts = Annotated[Texts, option("--plain", "An untaught word that gets a place.", "NAME[=WORD]")]
+StrengthTexts = Annotated[Texts, option("--strength", "How much of a subject's residual: rex=1.0.", "NAME=X", SUBJECTS)]
+
+Auto = Annotated[bool, option("--auto-layout", "Place all other subjects, side by side.", panel=PLACES)]
 
 
-def pairs(option: str, texts: Iterable[str], *, example: str) -> list[tuple[str, str]]:
+def read_job(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Read `--config`: a TOML file whose keys are the command's options, which then are their defaults.
+
+    Raises:
+        SettingsError: it can't be read, or has an unknown key or a value of another kind.
+    """
+    if path is None or ctx.resilient_parsing:
+        return path
+    import tomllib
+
+    from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+    from cones2.files import expanded, read_bounded
+
+    value = bool | int | float | str
+    named = dict[str, value | list[value] | list[list[value]]] | list[str]
+    names = {
+        str(param.name): param.multiple for param in ctx.command.params if getattr(param, "multiple", None) is not None
+    }
+    fields: Any = {name: (named if several else value, None) for name, several in names.items() if name != "config"}
+    model: type[BaseModel] = create_model("Job", __config__=ConfigDict(extra="forbid", strict=True), **fields)
+    content = read_bounded(expanded(path), limit=2**20, error=SettingsError)
+    try:
+        job = tomllib.loads(content.decode("utf-8-sig"))
+        given = model.model_validate({name.replace("-", "_"): entry for name, entry in job.items()})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"][:2]))
+        raise SettingsError(f"{path}: {place!r} can't be used: {problem['msg']}.") from error
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"can't read {path} as TOML: {error}. Expected lines such as steps = 30.") from error
+    ctx.default_map = {name: _as_typed(entry) for name, entry in given.model_dump(exclude_unset=True).items()}
+    return path
+
+
+def _as_typed(entry: Any) -> Any:
+    """Return a job's entry as it would be typed: `NAME=1,2` for each one of a table."""
+    if not isinstance(entry, dict):
+        return entry if isinstance(entry, bool | list) else str(entry)
+    texts = []
+    for name, value in entry.items():
+        several = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+        texts += [f"{name}={','.join(map(str, one)) if isinstance(one, list) else one}" for one in several]
+    return texts
+
+
+@contextmanager
+def hint(kind: type[Cones2Error], text: str) -> Iterator[None]:
+    """Add what the command line has to say to an error of the library."""
+    try:
+        yield
+    except kind as error:
+        error.add_note(text)
+        raise
+
+
+def open_model(
+    model: str, *, device: str | None = None, dtype: str | None = None, config: str | None = None
+) -> "Cones2Pipeline":
+    """Open a model under a spinner; raises as `Cones2Pipeline.from_pretrained` does."""
+    with waiting(f"opening {model}"), hint(ModelError, "The model is what --model names."):
+        from cones2.pipeline import Cones2Pipeline
+
+        pipe = Cones2Pipeline.from_pretrained(model, device=device, dtype=dtype, config=config)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+
+def picture_side(pipe: "Cones2Pipeline") -> int:
+    """Return the shorter side, in pixels, of the pictures that a model draws unless it is told otherwise."""
+    cells = getattr(pipe.pipeline, pipe.family.denoiser).config.get("sample_size") or pipe.pipeline.default_sample_size
+    return int(min(cells) if isinstance(cells, list | tuple) else cells) * int(pipe.pipeline.vae_scale_factor)
+
+
+def read_residual(source: str, library: "SubjectLibrary") -> "Residual":
+    """Read a subject from the library or the examples where `source` is a name, else from a file or the Hub.
+
+    Raises:
+        Cones2Error: there is none, or it is not sound.
+    """
+    from cones2.examples import EXAMPLES
+    from cones2.sources import find_residual
+
+    if not source.isidentifier():
+        return find_residual(source)
+    if source in EXAMPLES and not library.path_of(source).exists():
+        return EXAMPLES[source].residual
+    with hint(
+        LibraryError, "'cones2 subjects list' shows what is there; a file is given as ./NAME or NAME.safetensors."
+    ):
+        return library.load(source)
+
+
+def pairs(option: str, texts: Iterable[str] | None, *, example: str) -> list[tuple[str, str]]:
     """Split `name=value` texts.
 
     Raises:
         SettingsError: one has no name or no value.
     """
-    return [_pair(option, text, example) for text in texts]
+    found = []
+    for text in texts or ():
+        name, _, value = (part.strip() for part in text.partition("="))
+        if not (name and value):
+            raise SettingsError(f"{option} {text!r} can't be read: expected NAME=VALUE, such as {example}.")
+        found.append((name, value))
+    return found
 
 
-def unique(option: str, texts: Iterable[str], *, example: str) -> dict[str, str]:
+def unique(option: str, texts: Iterable[str] | None, *, example: str) -> dict[str, str]:
     """Split `name=value` texts, each name once.
 
     Raises:
@@ -99,32 +184,14 @@ def unique(option: str, texts: Iterable[str], *, example: str) -> dict[str, str]
     return found
 
 
-def number(option: str, text: str) -> float:
-    """Read a number.
+def number(option: str, text: str, kind: Any = float) -> Any:
+    """Read a number, or with `int` a whole number.
 
     Raises:
         SettingsError: it is none.
     """
     try:
-        return float(text)
+        return kind(text)
     except ValueError as error:
-        raise SettingsError(f"{option}: {text!r} is no number. Write it like 0.5.") from error
-
-
-def whole_number(option: str, text: str) -> int:
-    """Read a whole number.
-
-    Raises:
-        SettingsError: it is none.
-    """
-    try:
-        return int(text)
-    except ValueError as error:
-        raise SettingsError(f"{option}: {text!r} is no whole number. Write it like 1.") from error
-
-
-def _pair(option: str, text: str, example: str) -> tuple[str, str]:
-    name, _, value = (part.strip() for part in text.partition("="))
-    if not (name and value):
-        raise SettingsError(f"{option} {text!r} can't be read: expected NAME=VALUE, such as {example}.")
-    return name, value
+        what = "whole number" if kind is int else "number"
+        raise SettingsError(f"{option}: {text!r} is no {what}. Write it like {kind(1)}.") from error

@@ -1,50 +1,64 @@
-"""`cones2 subjects`: the library, a folder of residuals by name."""
+"""`cones2 subjects`, the library of residuals by name; and `mix`, `import`, `push`, `pull`."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cones2.cli.console import print_json, print_rows, print_table, say
-from cones2.cli.options import Json, Library, Replace
-from cones2.cli.progress import waiting
+from cones2.cli.console import note, print_json, print_rows, print_table, say, waiting
+from cones2.cli.options import Json, Library, ModelConfig, Replace, hint, open_model, option, read_residual
+from cones2.errors import LibraryError
 
 Name = Annotated[str, typer.Argument(help="Of the subject.", metavar="NAME")]
-
-app = typer.Typer(
-    name="subjects",
-    help="Keep your subjects by name: 'compose --subject rex' finds them without a path.",
-    no_args_is_help=True,
-)
+_RepoId = Annotated[str, typer.Argument(help="The repository.", metavar="OWNER/NAME")]
+_Source = Annotated[str, typer.Argument(help="A subject of your library, or a file.", metavar="SUBJECT")]
+_Out = Annotated[Path, option("--out -o", "The residual to write: NAME.safetensors.", "FILE")]
 
 
-@app.command(name="list")
 def list_subjects(library: Library = None, as_json: Json = False) -> None:
     """List all subjects; a file that can't be used is listed with what is wrong with it.
 
     Example: cones2 subjects list
     """
-    with waiting("starting"):
-        from cones2.library import Library
-
-    shelf = Library.open(library)
+    shelf = _open(library)
     entries = list(shelf.entries())
     if as_json:
         print_json({"library": str(shelf.folder), "subjects": [entry.describe() for entry in entries]})
         return
+    if not entries:
+        say(f"{shelf.folder} has no subjects yet.")
+        note("Learn one with 'cones2 learn PHOTOS --class dog --name rex', or add a file with 'cones2 subjects add'.")
+        return
+    told = [entry.describe() for entry in entries]
     rows = [
         (
-            entry.name,
-            entry.residual.class_word if entry.residual else "",
-            entry.residual.encoder.name if entry.residual else "",
-            f"broken: {entry.problem}" if entry.problem else "",
+            entry["name"] or "",
+            entry["class_word"] or "",
+            entry["learned_on"] or "",
+            f"broken: {entry['problem']}" if entry["problem"] else "",
         )
-        for entry in entries
+        for entry in told
     ]
     print_rows(str(shelf.folder), ("subject", "class word", "learned on", ""), rows)
 
 
-@app.command()
+def show(name: Name, library: Library = None, as_json: Json = False) -> None:
+    """Tell what a subject of the library is, what it fits, and how it was learned.
+
+    Example: cones2 subjects show rex
+    """
+    from cones2.cli.inspect import describe, residual_rows
+
+    shelf = _open(library)
+    shelf.load(name)
+    description = describe(shelf.path_of(name))
+    if as_json:
+        print_json(description)
+    else:
+        print_table(name, residual_rows(description))
+
+
 def add(
     name: Name,
     file: Annotated[Path, typer.Argument(help="Its residual.", metavar="FILE")],
@@ -55,41 +69,191 @@ def add(
 
     Example: cones2 subjects add rex rex.safetensors
     """
-    with waiting("starting"):
-        from cones2.library import Library
-        from cones2.residual.residual import Residual
+    shelf = _open(library)
+    from cones2.residual import Residual
 
-    say(f"{Library.open(library).add(name, Residual.load(file), replace=replace)}: added.")
+    say(f"{keep(shelf, name, Residual.load(file), replace=replace)}: added.")
 
 
-@app.command()
-def remove(name: Name, library: Library = None) -> None:
-    """Delete a subject from the library.
+def rename(
+    name: Name,
+    new_name: Annotated[str, typer.Argument(help="What it will be called.", metavar="NEW_NAME")],
+    replace: Replace = False,
+    library: Library = None,
+) -> None:
+    """Give a subject of the library another name.
+
+    Example: cones2 subjects rename rex rex_the_dog
+    """
+    shelf = _open(library)
+    with hint(LibraryError, "" if replace else "--replace replaces a subject that has the new name."):
+        say(f"{shelf.rename(name, new_name, replace=replace)}: {name} before.")
+
+
+def remove(
+    name: Name,
+    yes: Annotated[bool, option("--yes -y", "Do not ask.")] = False,
+    library: Library = None,
+) -> None:
+    """Delete a subject from the library; on a terminal, ask first.
 
     Example: cones2 subjects remove rex
     """
-    with waiting("starting"):
-        from cones2.library import Library
-
-    shelf = Library.open(library)
+    shelf = _open(library)
+    path = shelf.path_of(name)
+    if not yes and path.exists() and sys.stdin.isatty():
+        typer.confirm(f"Delete {path}?", abort=True, err=True)
     shelf.remove(name)
     say(f"{name}: removed from {shelf.folder}.")
 
 
-@app.command()
-def show(name: Name, library: Library = None, as_json: Json = False) -> None:
-    """Tell what a subject of the library is, what it fits, and how it was learned.
+def mix(
+    first: _Source,
+    second: Annotated[str, typer.Argument(help="Another of the same class word and model.", metavar="SUBJECT")],
+    out: _Out,
+    weight: Annotated[
+        float | None, option("--weight", "Of the second: 0 is the first alone, 1 the second; default: their sum.", "X")
+    ] = None,
+    replace: Replace = False,
+    library: Library = None,
+    as_json: Json = False,
+) -> None:
+    """Make one subject of two: what lies between them, or both at once.
 
-    Example: cones2 subjects show rex
+    Example: cones2 mix rex fido --weight 0.3 -o mixed.safetensors
+    """
+    from cones2.cli.outputs import check_new
+
+    shelf = _open(library)
+    one, other = read_residual(first, shelf), read_residual(second, shelf)
+    mixed = one + other if weight is None else one.mix(other, weight)
+    check_new(out, suffix=".safetensors", replace=replace)
+    _save(mixed, out)
+    if as_json:
+        print_json({"residual": str(out), "sha256": mixed.sha256, "class_word": mixed.class_word, "weight": weight})
+    else:
+        made = "the sum" if weight is None else f"{1 - weight:g} and {weight:g}"
+        say(f"{out}: {mixed.class_word!r}, {made} of {first} and {second}.")
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="The residual.pt that the authors' script wrote.", metavar="FILE")],
+    class_word: Annotated[str, option("--class", "The word that it was learned at.", "WORD")],
+    model: Annotated[
+        str, option("--model", "What it was learned on: a diffusers folder, .safetensors file or Hub id.", "MODEL")
+    ],
+    out: _Out,
+    replace: Replace = False,
+    model_config: ModelConfig = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a residual of the authors' code (ali-vilab/Cones-V2) into one of ours. Nothing in its file is executed.
+
+    Example: cones2 import mug/residual.pt --class mug --model stable-diffusion-2-1 -o mug.safetensors
     """
     with waiting("starting"):
-        from cones2.cli.descriptions import describe, rows
+        from cones2.cli.outputs import check_new
+        from cones2.cones_v2.tensor import import_residual, read_tensor
+
+        check_new(out, suffix=".safetensors", replace=replace)
+        read_tensor(file)  # what is wrong with it is told before the model is opened
+    pipe = open_model(model, device="cpu", config=model_config)
+    residual = import_residual(pipe.pipeline, file, class_word)
+    _save(residual, out)
+    if as_json:
+        tokens = {part.encoder.role: list(part.tokens) for part in residual.parts}
+        about = {"class_word": residual.class_word, "tokens": tokens, "model": pipe.facts.name}
+        print_json({"residual": str(out), "sha256": residual.sha256, **about})
+    else:
+        say(f"{out}: {residual.class_word!r} of {file}, for {pipe.facts.name}.")
+
+
+def push(
+    subject: _Source,
+    repo_id: _RepoId,
+    license_: Annotated[str, option("--license", "That you give it, such as cc-by-4.0.", "ID")],
+    sample: Annotated[Path | None, option("--sample", "A picture of it, drawn by compose.", "PICTURE")] = None,
+    base_model: Annotated[
+        str | None, option("--base-model", "What it fits; default: as its file says.", "OWNER/NAME")
+    ] = None,
+    private: Annotated[bool, option("--private", "For your eyes only, if it is new.")] = False,
+    draft: Annotated[Path | None, option("--draft", "Write all of it to this folder; upload nothing.", "DIR")] = None,
+    library: Library = None,
+    as_json: Json = False,
+) -> None:
+    """Upload a subject to the Hub, with a model card. Its photos stay here; their hashes are in its file.
+
+    Example: cones2 push rex ann/rex --license cc-by-4.0 --sample beach.png
+    """
+    with waiting("starting"):
+        from cones2.hub import name_for, push
+        from cones2.library import Library
+        from cones2.record import read_record
+
+        residual = read_residual(subject, Library.open(library))
+        name = subject if subject.isidentifier() else name_for(repo_id)
+        sample_prompt = "" if sample is None else str(read_record(sample).get("text", ""))
+    with waiting(f"uploading {name} to {repo_id}"):
+        where = push(
+            residual,
+            repo_id,
+            license=license_,
+            name=name,
+            base_model=base_model,
+            sample=sample,
+            sample_prompt=sample_prompt,
+            private=private,
+            draft=draft,
+        )
+    if as_json:
+        print_json({"name": name, "sha256": residual.sha256, "where": where})
+    else:
+        say(f"{name}: {where}")
+
+
+def pull(
+    repo_id: _RepoId,
+    name: Annotated[
+        str | None, option("--name", "Its name in your library; default: the repository's.", "NAME")
+    ] = None,
+    revision: Annotated[str | None, option("--revision", "A branch, tag or commit.", "REVISION")] = None,
+    replace: Replace = False,
+    library: Library = None,
+    as_json: Json = False,
+) -> None:
+    """Get a subject from the Hub into your library; it is checked before it is kept.
+
+    Example: cones2 pull ann/rex
+    """
+    with waiting(f"downloading {repo_id}"):
+        from cones2.hub import name_for, pull
+        from cones2.library import Library, check_name
+
+        name = check_name(name) if name else name_for(repo_id)
+        residual = pull(repo_id, revision=revision)
+    path = keep(Library.open(library), name, residual, replace=replace)
+    if as_json:
+        print_json({"name": name, "sha256": residual.sha256, "where": str(path)})
+    else:
+        say(f"{name}, a {residual.class_word}: {path}")
+
+
+def keep(shelf: Any, name: str, residual: Any, *, replace: bool) -> Path:
+    """Add a residual to a library; what the library says of a name that is taken gets the option's name."""
+    with hint(LibraryError, "--replace replaces it." if not replace and shelf.path_of(name).exists() else ""):
+        path: Path = shelf.add(name, residual, replace=replace)
+        return path
+
+
+def _open(library: Path | None) -> Any:
+    with waiting("starting"):
         from cones2.library import Library
 
-    shelf = Library.open(library)
-    shelf.load(name)
-    description = describe(shelf.path_of(name))
-    if as_json:
-        print_json(description)
-    else:
-        print_table(name, rows(description))
+        return Library.open(library)
+
+
+def _save(residual: Any, out: Path) -> None:
+    from cones2.files import make_folder
+
+    make_folder(out.parent)
+    residual.save(out)

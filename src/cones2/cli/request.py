@@ -1,0 +1,297 @@
+"""What `cones2 compose` and `cones2 grid` are to draw: read before a model is opened, over a picture's record."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from PIL.Image import Image
+from torch import Tensor
+
+from cones2.cli.console import drawing
+from cones2.cli.layout import Places
+from cones2.cli.options import number, open_model, read_residual, unique
+from cones2.cones_v2 import loop
+from cones2.cones_v2.config import ConesV2Request
+from cones2.errors import LayoutError, ModelError, PictureError, SettingsError
+from cones2.layout import Layout
+from cones2.library import Library
+from cones2.monitor import AttentionReading
+from cones2.pipeline import Cones2Pipeline
+from cones2.prompts import parse_prompt
+from cones2.record import PictureRecord
+from cones2.redraw import check_pipeline, make_scheduler, recall_subjects, threads, warn_of_differences, with_scheduler
+from cones2.run import LayoutSettings
+from cones2.schedulers import make_scheduler as scheduler_of
+from cones2.schedulers import scheduler_name
+from cones2.subjects import Subject, check_mentioned
+
+_LAYOUT_FIELDS = {"layout_scale": "scale", "layout_effect": "effect", "layout_levels": "levels"}
+_LAYOUT_FIELDS |= {name: name for name in ("preset", "guided_steps", "weight_negative")}
+_ACTING = ("layout_scale", "layout_effect", "layout_levels", "guided_steps")
+
+
+class Drawn(NamedTuple):
+    """A picture, its seed, what it was before it was decoded, how it was made, and where attention went."""
+
+    seed: int
+    image: Image
+    latents: Tensor
+    record: dict[str, Any]
+    attention: tuple[AttentionReading, ...]
+
+
+@dataclass(frozen=True)
+class SubjectTexts:
+    """Texts of the options that name subjects, as the command line has them."""
+
+    learned: Sequence[str] | None = None
+    plain: Sequence[str] | None = None
+    strengths: Sequence[str] | None = None
+    during: Sequence[str] | None = None
+    negatives: Sequence[str] | None = None
+
+    def read(self, library: Library, recorded: Mapping[str, Subject]) -> dict[str, Subject]:
+        """Read the subjects, over those of a record.
+
+        Raises:
+            SettingsError: a text can't be read, or a name is there twice or not at all.
+            Cones2Error: a residual or a word can't be used.
+        """
+        named = [text if "=" in text else f"{text}={text}" for text in self.learned or ()]
+        sources = unique("--subject", named, example="rex=rex.safetensors")
+        named = [text if "=" in text else f"{text}={text}" for text in self.plain or ()]
+        words = unique("--plain", named, example="cup=mug")
+        for name in words.keys() & sources.keys():
+            raise SettingsError(f"{name!r} is both a --subject and --plain: leave one out.")
+        subjects = dict(recorded)
+        for name, source in sources.items():
+            residual, before = read_residual(source, library), recorded.get(name, Subject("it"))
+            subjects[name] = replace(before, class_word=residual.class_word, residual=residual)
+        subjects |= {name: Subject(word) for name, word in words.items()}
+        for name, text in self._details("--strength", self.strengths, subjects, example="rex=0.8"):
+            subjects[name] = replace(subjects[name], strength=number(f"--strength {name}", text))
+        for name, text in self._details("--during", self.during, subjects, example="rex=0,0.6"):
+            start, _, end = text.partition(",")
+            part = (number(f"--during {name}", start), number(f"--during {name}", end))
+            subjects[name] = replace(subjects[name], during=part)
+        for name, text in self._details("--subject-negative", self.negatives, subjects, example="rex=grey"):
+            subjects[name] = replace(subjects[name], negative=text)
+        return subjects
+
+    def _details(
+        self, option: str, texts: Sequence[str] | None, subjects: Mapping[str, Subject], *, example: str
+    ) -> Iterator[tuple[str, str]]:
+        for name, text in unique(option, texts, example=example).items():
+            taught = option == "--subject-negative" or (name in subjects and subjects[name].residual is not None)
+            if name not in subjects or not taught:
+                known = ", ".join(subjects) or "none"
+                raise SettingsError(
+                    f"{option} names {name!r}, which is no such subject; those that are given: {known}."
+                )
+            yield name, text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Pictures to draw, checked as far as they can be without a model.
+
+    Attributes:
+        prompt: with placeholders.
+        subjects: by name.
+        layout: where they belong.
+        settings: other arguments of `Cones2Pipeline`.
+        seeds: of all pictures.
+        scheduler: its name; None is the record's, or the model's.
+        made: the record of the picture to draw again.
+        keep: which picture of the record's batch is wanted; the others are drawn with it, since a batch moves the last
+            bits. None is all.
+    """
+
+    prompt: str
+    subjects: Mapping[str, Subject]
+    layout: Layout | None
+    settings: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    scheduler: str | None = None
+    made: PictureRecord | None = None
+    keep: int | None = None
+
+    @classmethod
+    def read(
+        cls,
+        prompt: str | None,
+        source: Path | None,
+        settings: Mapping[str, Any],
+        *,
+        seed: int | None,
+        count: int | None,
+    ) -> "Request":
+        """Read the picture to start from, if any; a new prompt leaves out those of its subjects that it does not name.
+
+        Raises:
+            SettingsError: there is neither a prompt nor a picture.
+            PictureError: the picture has no sound record, or can't be drawn again.
+        """
+        if source is None:
+            if prompt is None:
+                raise SettingsError("no prompt: give one, or a picture with --from.")
+            seeds = tuple(range(seed or 0, (seed or 0) + (count or 1)))
+            return cls(prompt=prompt, subjects={}, layout=None, settings=settings, seeds=seeds)
+        made = PictureRecord.load(source)
+        lacking = ", ".join([*made.inputs, *made.unrecorded])
+        if lacking:
+            raise PictureError(
+                f"{source} was drawn with {lacking}, which its record can't hold: use Cones2Pipeline.redraw."
+            )
+        call = made.arguments(recall_subjects(made)) | dict(settings)
+        subjects, layout = call.pop("subjects"), call.pop("layout")
+        if prompt is not None and prompt != call["prompt"]:
+            call["prompt"] = prompt
+            subjects = {name: subject for name, subject in subjects.items() if f"{{{name}}}" in prompt}
+            layout = layout and Layout({name: each for name, each in layout.regions.items() if name in subjects})
+        batch: tuple[int, ...] = tuple(call.pop("seed", ()))
+        keep: int | None = made.index
+        del call["num_images_per_prompt"]
+        if seed is not None or count is not None:
+            first = seed if seed is not None else made.seed or 0
+            batch, keep = tuple(range(first, first + (count or 1))), None
+        if not batch:
+            raise PictureError(
+                f"{source} was drawn with generators of its own: give --seed, or use Cones2Pipeline.redraw."
+            )
+        return cls(
+            prompt=call.pop("prompt"),
+            subjects=subjects,
+            layout=layout,
+            settings=call,
+            seeds=batch,
+            made=made,
+            keep=keep,
+        )
+
+    @classmethod
+    def of_authors(
+        cls, asked: ConesV2Request, settings: Mapping[str, Any], *, seed: int | None, count: int | None
+    ) -> "Request":
+        """Return what a config of the authors' script asks for, apart from what else is given."""
+        fields = {name: getattr(asked.layout_settings, field) for name, field in _LAYOUT_FIELDS.items()}
+        usual = {"sampler": loop.SAMPLER, "height": asked.height, "width": asked.width, **fields}
+        seeds = asked.seeds
+        if seed is not None or count is not None:
+            seeds = tuple(range(seed or 0, (seed or 0) + (count or 1)))
+        return cls(
+            prompt=asked.prompt,
+            subjects=asked.subjects,
+            layout=asked.layout,
+            settings=usual | dict(settings),
+            seeds=seeds,
+        )
+
+    def placed(self, places: Places, *, auto: bool) -> "Request":
+        """Return the same with the layout that options make, over the record's.
+
+        Raises:
+            Cones2Error: prompt, subjects, places and settings do not go together.
+        """
+        words = {name: subject.class_word for name, subject in self.subjects.items()}
+        parsed = parse_prompt(self.prompt, words)
+        names = tuple(dict.fromkeys(mention.name for mention in parsed.mentions))
+        check_mentioned(self.subjects, dict.fromkeys(names))
+        aspect = self.settings.get("width", 1) / self.settings.get("height", 1)
+        others = names if auto else ()
+        layout = places.read(class_words=words, aspect=aspect, others=others, recorded=self.layout)
+        for name in layout.names if layout else ():
+            if name not in names:
+                known = ", ".join(names) or "none"
+                raise LayoutError(f"a place is for {name!r}, which the prompt does not name; it names: {known}.")
+        fields = {field: self.settings[name] for name, field in _LAYOUT_FIELDS.items() if name in self.settings}
+        LayoutSettings(**fields)
+        for name in _ACTING if layout is None and self.made is None else ():
+            if name in self.settings:
+                option = f"--{name.replace('_', '-')}"
+                raise SettingsError(
+                    f"{option} says how a layout acts, and there is none: give places, or leave it out."
+                )
+        if self.scheduler is not None:
+            scheduler_name(self.scheduler)
+        return replace(self, layout=layout)
+
+    @property
+    def count(self) -> int:
+        """How many pictures it makes."""
+        return len(self.seeds) if self.keep is None else 1
+
+    def open(
+        self, model: str | None, *, device: str | None = None, dtype: str | None = None, config: str | None = None
+    ) -> Cones2Pipeline:
+        """Open the model that is given, else the picture's with its scheduler, else `mini`.
+
+        Raises:
+            ModelError: it can't be opened, or the picture's is not one that the user has.
+            PictureError: it is not the model that the picture was drawn on.
+        """
+        made = self.made
+        if made is None:
+            pipe = open_model(model or "mini", device=device, dtype=dtype, config=config)
+        else:
+            kind = made.device.split(":")[0]
+            device = device or (kind if torch.get_device_module(kind).is_available() else None)
+            name = model or _trusted(made.model.name)
+            pipe = open_model(name, device=device, dtype=dtype or made.dtype, config=config)
+            check_pipeline(made, pipe)
+            warn_of_differences(made, pipe)
+            pipe = with_scheduler(pipe, make_scheduler(made.scheduler, pipe.scheduler))
+        return pipe
+
+    def draw(
+        self, pipe: Cones2Pipeline, seeds: Sequence[int], *, what: str | None = None, attention: bool = False
+    ) -> list[Drawn]:
+        """Draw one batch under a bar that says `what`, else which seeds."""
+        first, last = seeds[0], seeds[-1]
+        what = what or (f"drawing seed {first}" if len(seeds) == 1 else f"drawing seeds {first}-{last}")
+        call: dict[str, Any] = {"subjects": self.subjects, "layout": self.layout, **self.settings}
+        if self.scheduler is not None:
+            pipe = with_scheduler(pipe, scheduler_of(self.scheduler, pipe.scheduler))
+        with ExitStack() as stack:
+            stack.enter_context(threads(self.made.threads) if self.made else ExitStack())
+            call["callback_on_step_end"], latents = stack.enter_context(_watched(what))
+            if call.get("sampler") == loop.SAMPLER:
+                fields = {field: call.pop(name) for name, field in _LAYOUT_FIELDS.items() if name in call}
+                del call["sampler"]
+                settings = LayoutSettings(**{**fields, "preset": fields.get("preset", "cones_v2")})
+                output = loop.draw(pipe, self.prompt, seeds=seeds, layout_settings=settings, meter=attention, **call)
+            else:
+                output = pipe(self.prompt, seed=list(seeds), measure_attention=attention, **call)
+        readings = output.attention or [()] * len(seeds)
+        rows = zip(seeds, output.images, latents[0].cpu(), output.records, readings, strict=True)
+        drawn = [Drawn(*row) for row in rows]
+        return drawn if self.keep is None else [drawn[self.keep]]
+
+
+@contextmanager
+def _watched(what: str) -> Iterator[tuple[Any, list[Tensor]]]:
+    """Show the steps of a drawing; the list holds the latents of the last one."""
+    last: list[Tensor] = []
+    with drawing(what) as show:
+
+        def at_step_end(pipeline: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            last[:] = [tensors["latents"]]
+            return show(pipeline, step, time, tensors)
+
+        yield at_step_end, last
+
+
+def _trusted(name: str) -> str:
+    """Return the model that a picture names, if it is `mini` or on this machine: nobody's picture fetches a model."""
+    try:
+        fetched = "/" in name and isinstance(try_to_load_from_cache(name, "model_index.json"), str)
+    except HFValidationError:
+        fetched = False
+    if name == "mini" or fetched:
+        return name
+    raise ModelError(f"the picture was drawn on {name!r}: give that model, or another one, with --model.")
