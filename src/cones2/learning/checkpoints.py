@@ -15,6 +15,7 @@ from typing import Literal
 
 import pydantic
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from cones2.errors import LearningError, OutputError
@@ -129,6 +130,32 @@ class Checkpoints:
                     f"can't resume from {self.folder}: {name} is {value}, but it began with"
                     f" {manifest.settings.get(name)}. Resume with what it began with, or begin again without resuming."
                 )
+
+
+def state_of(optimizer: torch.optim.Optimizer, average: Tensor | None) -> dict[str, Tensor]:
+    """Return what a step changes, not copied, by name: parameters, their average and the optimiser's moments."""
+    parameters = optimizer.param_groups[0]["params"]
+    tensors = {f"parameter.{index}": parameter.detach() for index, parameter in enumerate(parameters)}
+    if average is not None:
+        tensors["average.0"] = average
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"{name}.{index}": moment for name, moment in moments.items()}
+    return tensors
+
+
+def restore(state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, average: Tensor | None) -> None:
+    """Go back to what `state_of` gave."""
+    parameters = optimizer.param_groups[0]["params"]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        name, index = key.split(".")
+        if name == "parameter":
+            parameters[int(index)].data.copy_(tensor)
+        elif name == "average" and average is not None:
+            average.copy_(tensor)
+        else:
+            moments.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -1,9 +1,10 @@
 """What a residual is learned from: captions as tokens and embeddings, photos as the moments of their latents."""
 
+import dataclasses
 import difflib
 import hashlib
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from cones2.families import Family
 from cones2.images import flattened, upright
 from cones2.learning.losses import CaptionChunk
 from cones2.learning.model import float32_copy
+from cones2.learning.recipe import Recipe
 from cones2.models import ModelFacts
 from cones2.photos import Photo, View, crop_square, load_photos, stack_pixels, views
 from cones2.prompts import token_span
@@ -295,3 +297,20 @@ def masks_hash(photos: Sequence[Photo]) -> str | None:
     if all(photo.mask is None for photo in photos):
         return None
     return hash_of([hashlib.sha256(photo.mask.tobytes()).hexdigest() if photo.mask else "" for photo in photos])
+
+
+def random_numbers(seed: int, step: int) -> torch.Generator:
+    """Return random numbers of one step alone, so that resuming needs no generator's state; step 0 chooses crops."""
+    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+def how_learned(
+    recipe: Recipe, seed: int, captions: str, photos: Sequence[Photo], adapters: Mapping[str, Any], *, taken: int
+) -> dict[str, Any]:
+    """Return what a residual's file says of its learning.
+
+    The recipe, how many of its steps were taken, the seed, hashes of captions, masks and LoRA.
+    """
+    learned = {"taken": taken, "seed": seed, "captions": captions, "masks": masks_hash(photos)}
+    return dataclasses.asdict(recipe) | learned | ({"adapters": dict(adapters)} if adapters else {})

@@ -5,7 +5,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import math
 from collections.abc import Generator, Mapping, Sequence
@@ -23,7 +22,7 @@ from cones2.errors import LearningError, SettingsError
 from cones2.families import Family
 from cones2.files import expanded
 from cones2.fingerprint import fingerprint
-from cones2.learning.checkpoints import Checkpoints
+from cones2.learning.checkpoints import Checkpoints, restore, state_of
 from cones2.learning.data import (
     PhotoSource,
     TextReader,
@@ -31,8 +30,9 @@ from cones2.learning.data import (
     encode_views,
     hash_of,
     held_out_captions,
+    how_learned,
     learning_size,
-    masks_hash,
+    random_numbers,
     warn_if_strange,
 )
 from cones2.learning.losses import Displacement, add_noise, displacement, mean_shift, preservation_loss, subject_loss
@@ -185,13 +185,12 @@ class LearnStep:
 
     @property
     def tuned_encoders(self) -> tuple[Any, ...]:
-        """The tuned copies of the text encoders, which the next step tunes further; none if Δ itself is learned.
+        """The tuned copies of the text encoders, which the next step tunes further; untouched if Δ itself is learned.
 
         Raises:
             LearningError: another step was taken.
         """
-        reader = self._current().reader
-        return () if reader is None else reader.encoders
+        return self._current().reader.encoders
 
     def displacement(self) -> Displacement | None:
         """Measure how far other words moved, on captions that were not learned from; None if none can be held out.
@@ -202,15 +201,17 @@ class LearnStep:
         return self._current().displacement()
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint of this step, for instance before closing the generator; does nothing if there is one.
+        """Write a checkpoint of this step, for instance before closing the generator.
+
+        Does nothing at the last step, if there is one already, or if the next step was interrupted in its update.
 
         Raises:
             LearningError: another step was taken, the generator is closed, or there is no folder for checkpoints.
             OutputError: it can't be written.
         """
-        learner = self._current()
-        if learner.saved != self.step:
-            learner.save()
+        learner = self._learner
+        if learner.taken is not None and learner.saved != self.step < self.steps:
+            self._current().save()
 
     def _current(self) -> "_Learner":
         if self._learner.taken != self.step:
@@ -256,8 +257,7 @@ class _Learner:
         self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.detach().float().cpu().clone()
         self.adapters = describe_adapters(pipeline)
 
-        reader = TextReader.copy_of(pipeline, family)
-        self.reader: TextReader | None = None if recipe.tune == "residual" else reader
+        self.reader = reader = TextReader.copy_of(pipeline, family)
         name = facts.name or type(pipeline).__name__
         self.encoder_ids = tuple(
             fingerprint(encoder, part.encoder, name)
@@ -269,7 +269,7 @@ class _Learner:
         with torch.no_grad():
             self.added = family.added_conditions(reader.encoders, self.prompt.input_ids, learning_size(pipeline))
         self.average: Tensor | None = None
-        if self.reader is None:
+        if recipe.tune == "residual":
             self.original = reader.embed(self.prompt)
             self.span = torch.where(self.prompt.own[0])[0]
             self.parameters = [torch.zeros_like(self.original[0, self.span], requires_grad=True)]
@@ -318,7 +318,7 @@ class _Learner:
 
     def _read_texts(self, draw: torch.Generator) -> tuple[Float[Tensor, "1 tokens dim"], Float[Tensor, ""]]:
         """Return the prompt's embedding and L_reg, by one pass of the text encoders over prompt and captions."""
-        if self.reader is None:
+        if self.average is not None:
             return self.original.index_add(1, self.span, self.parameters[0][None]), self.original.new_zeros(())
         rows = torch.randint(len(self.original), (self.recipe.captions_per_step,), generator=draw)
         pairs = zip(self.prompt.input_ids, self.captions.rows(rows), strict=True)
@@ -351,8 +351,7 @@ class _Learner:
         Raises:
             LearningError: it is not finite.
         """
-        if self.reader is None:
-            assert self.average is not None
+        if self.average is not None:
             vector = self.average.cpu()
         else:
             vector = mean_shift(self.reader.compare(self.captions, self.original), len(self.captions.class_tokens[0]))
@@ -360,19 +359,16 @@ class _Learner:
             raise self._diverged("the residual is not finite")
         vectors = torch.split(vector, [encoder.width for encoder in self.encoder_ids], dim=1)
         parts = zip(self.encoder_ids, self.captions.class_tokens, vectors, strict=True)
-        texts = hash_of(self.captions.texts)
         return Residual(
             class_word=self.class_word,
             parts=tuple(ResidualPart(encoder, tokens, vector.clone()) for encoder, tokens, vector in parts),
-            recipe=how_learned(self.recipe, self.seed, texts, self.photos, self.adapters, taken=self.taken or 0),
+            recipe=self._how_learned(),
             photos=tuple(photo.sha256 for photo in self.photos),
             tool_version=importlib.metadata.version("cones2"),
         )
 
     def displacement(self) -> Displacement | None:
         """Measure how far other words moved, on captions that were not learned from."""
-        if self.reader is None:
-            return Displacement(0.0, 0.0)
         unseen = held_out_captions(self.class_word, self.captions.texts, lexicon=self.facts.lexicon)
         if not unseen:
             return None
@@ -380,46 +376,32 @@ class _Learner:
         captions = untouched.tokenize(unseen, self.class_word)
         return displacement(self.reader.compare(captions, untouched.embed(captions)))
 
+    def _how_learned(self) -> dict[str, Any]:
+        texts = hash_of(self.captions.texts)
+        return how_learned(self.recipe, self.seed, texts, self.photos, self.adapters, taken=self.taken or 0)
+
     def settings(self) -> dict[str, Any]:
         """Return all that a checkpoint's state depends on, as short JSON values: not how many steps are to follow."""
-        recipe = dataclasses.asdict(self.recipe)
-        del recipe["steps"]
-        return {
-            **recipe,
-            "seed": self.seed,
-            "class word": self.class_word,
-            "photos' hash": hash_of([photo.sha256 for photo in self.photos]),
-            "masks' hash": masks_hash(self.photos),
-            "captions' hash": hash_of(self.captions.texts),
-            **model_settings(self.pipeline, self.encoder_ids),
-        }
+        learned = {name: value for name, value in self._how_learned().items() if name not in ("steps", "taken")}
+        subject = {"class word": self.class_word, "photos": hash_of([photo.sha256 for photo in self.photos])}
+        return learned | subject | model_settings(self.pipeline, self.encoder_ids)
 
     def begin(self, taken: int, state: Mapping[str, Tensor]) -> None:
         """Go on after a step, from what `save` wrote of it."""
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in state.items():
-            name, index = key.split(".")
-            if name == "parameter":
-                self.parameters[int(index)].data.copy_(tensor)
-            elif name == "average" and self.average is not None:
-                self.average.copy_(tensor)
-            else:
-                moments.setdefault(int(index), {})[name] = tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        restore(state, self.optimizer, self.average)
         self.taken = self.saved = taken
         if not taken and self.checkpoints is not None:
             self.checkpoints.delete()
 
     def save(self) -> None:
-        """Write what a step changes: parameters, their average and the optimiser's moments, by name."""
+        """Write a checkpoint.
+
+        Raises:
+            LearningError: there is no folder for it, or learning has ended.
+        """
         if self.checkpoints is None or self.taken is None:
             raise LearningError("no checkpoint can be written: give a folder for them, and save before closing.")
-        tensors = {f"parameter.{index}": parameter.detach() for index, parameter in enumerate(self.parameters)}
-        if self.average is not None:
-            tensors["average.0"] = self.average
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"{name}.{index}": moment for name, moment in moments.items()}
-        self.checkpoints.save(self.taken, tensors)
+        self.checkpoints.save(self.taken, state_of(self.optimizer, self.average))
         self.saved = self.taken
 
     def end(self) -> None:
@@ -437,20 +419,3 @@ class _Learner:
             f"learning diverged: {what}, expected finite numbers; no residual was made. Begin again with a"
             f" learning_rate below {rate:g} or another dtype."
         )
-
-
-def random_numbers(seed: int, step: int) -> torch.Generator:
-    """Return random numbers of one step alone, so that resuming needs no generator's state; step 0 chooses crops."""
-    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
-
-
-def how_learned(
-    recipe: Recipe, seed: int, captions: str, photos: Sequence[Photo], adapters: Mapping[str, Any], *, taken: int
-) -> dict[str, Any]:
-    """Return what a residual's file says of its learning.
-
-    The recipe, how many of its steps were taken, the seed, hashes of captions, masks and LoRA.
-    """
-    learned = {"taken": taken, "seed": seed, "captions": captions, "masks": masks_hash(photos)}
-    return dataclasses.asdict(recipe) | learned | ({"adapters": dict(adapters)} if adapters else {})

@@ -1,0 +1,182 @@
+"""Pictures of what is learned so far, how like the subject they are, and an end where that rises no more.
+
+The pictures are drawn as any others, and draw none of learning's random numbers: the residual is the same without them.
+"""
+
+import base64
+import hashlib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+from PIL.Image import Image
+
+from cones2.captions import find_class_word, photo_caption
+from cones2.errors import LearningError, SettingsError
+from cones2.files import expanded, read_bounded, write_atomically
+from cones2.learning.learner import LearnStep
+from cones2.residual import Residual
+
+Identity = Callable[[Sequence[Image]], float]
+"""Measures how like the subject pictures are: higher is more like it."""
+
+_NAME = "subject"
+_LARGEST_FILE = 2**26
+
+
+def _residual(value: object) -> Residual:
+    return value if isinstance(value, Residual) else Residual.from_bytes(base64.b64decode(str(value)))
+
+
+class Preview(pydantic.BaseModel, frozen=True):
+    """A step at which pictures were measured.
+
+    Attributes:
+        step: which one.
+        identity: how like the subject its pictures were.
+        loss: L of Eq. 4 at that step.
+        residual: what was learned by then.
+    """
+
+    step: int
+    identity: float
+    loss: float
+    residual: Annotated[
+        Residual,
+        pydantic.PlainValidator(_residual),
+        pydantic.PlainSerializer(lambda residual: base64.b64encode(residual.to_bytes()).decode(), when_used="json"),
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class PreviewedStep:
+    """A step of learning, and what it draws.
+
+    Attributes:
+        learned: the step.
+        images: what it draws, one for each seed; none where it was not drawn.
+        identity: how like the subject they are; None where there is no measure, or no images.
+        stopped: whether learning ends here, before its last step, since the identity rises no more.
+        best: the best preview so far, whose residual is the one to keep; None without patience.
+    """
+
+    learned: LearnStep
+    images: tuple[Image, ...] = ()
+    identity: float | None = None
+    stopped: bool = False
+    best: Preview | None = None
+
+    @property
+    def step(self) -> int:
+        """This step, from 1."""
+        return self.learned.step
+
+    @property
+    def steps(self) -> int:
+        """How many there are at most."""
+        return self.learned.steps
+
+    @property
+    def residual(self) -> Residual:
+        """The residual to keep: that of the best preview where there is patience, this step's otherwise."""
+        return self.best.residual if self.best else self.learned.residual
+
+
+def with_previews(
+    steps: Generator[LearnStep, None, None],
+    pipe: Callable[..., Any],
+    *,
+    every: int,
+    prompt: str | None = None,
+    identity: Identity | None = None,
+    patience: int | None = None,
+    checkpoint: Path | str | None = None,
+    drawing: Mapping[str, Any] | None = None,
+) -> Generator[PreviewedStep, None, None]:
+    """Return a generator that follows `learn_steps`, and draws some of its steps; it closes `steps` when it ends.
+
+    Args:
+        steps: of `learn_steps`.
+        pipe: a `Cones2Pipeline` around the same pipeline.
+        every: steps between two previews; the last step has one, too.
+        prompt: what is drawn, with the placeholder `{subject}`; None is the photos' own caption.
+        identity: measures the images of each preview.
+        patience: stop after so many previews without a rise of the identity, and keep the residual of the best.
+        checkpoint: the folder of `learn_steps`, where previews are kept as well: a learning that is interrupted and
+            resumed then stops at the same step, with the same residual, as an undisturbed one.
+        drawing: arguments of the pipeline's call; 20 steps and seed 0 where they do not say.
+
+    Raises:
+        SettingsError: a number is below 1, or there is patience without a measure.
+        LearningError: while it runs, previews that were kept are damaged, or were drawn or measured in another way.
+    """
+    for name, value in (("every", every), ("patience", patience)):
+        if value is not None and value < 1:
+            raise SettingsError(f"{name} is {value}: expected at least 1.")
+    if patience is not None and identity is None:
+        raise SettingsError("patience needs a measure of identity: give one, or leave patience out.")
+    options = {"num_inference_steps": 20, "seed": 0, **(drawing or {})}
+    measure = getattr(identity, "__qualname__", type(identity).__qualname__)
+    drawn = hashlib.sha256(repr((prompt, sorted(options.items()), measure)).encode()).hexdigest()
+    file = expanded(checkpoint) / "previews.json" if checkpoint is not None and patience is not None else None
+
+    def follow() -> Generator[PreviewedStep, None, None]:
+        previews: list[Preview] | None = None
+        with closing(steps):
+            for step in steps:
+                previews = _read(file, drawn, before=step.step) if previews is None else previews
+                images: tuple[Image, ...] = ()
+                likeness = None
+                if step.step % every == 0 or step.step == step.steps:
+                    text = prompt or _photo_prompt(step.residual.class_word)
+                    images = tuple(pipe(text, subjects={_NAME: step.residual}, **options).images)
+                    likeness = identity(images) if identity else None
+                if likeness is not None and patience is not None:
+                    previews.append(Preview(step=step.step, identity=likeness, loss=step.loss, residual=step.residual))
+                    _write(file, drawn, previews)  # before a checkpoint of this step can be written
+                best = max(previews, key=lambda preview: preview.identity, default=None)
+                waited = sum(preview.step > best.step for preview in previews) if best else 0
+                stopped = patience is not None and waited >= patience and step.step < step.steps
+                yield PreviewedStep(step, images, likeness, stopped, best)
+                if stopped:
+                    return
+
+    return follow()
+
+
+def _photo_prompt(class_word: str) -> str:
+    caption = photo_caption(class_word)
+    start, stop = find_class_word(caption, class_word)
+    return f"{caption[:start]}{{{_NAME}}}{caption[stop:]}"
+
+
+class _Document(pydantic.BaseModel):
+    drawn: str
+    previews: list[Preview]
+
+
+def _write(file: Path | None, drawn: str, previews: list[Preview]) -> None:
+    if file is not None:
+        write_atomically(file, _Document(drawn=drawn, previews=previews).model_dump_json().encode())
+
+
+def _read(file: Path | None, drawn: str, *, before: int) -> list[Preview]:
+    """Read the previews before a step: a learning that was interrupted takes the later steps again."""
+    if file is None or not file.exists():
+        return []
+    content = read_bounded(file, limit=_LARGEST_FILE, error=LearningError)
+    try:
+        document = _Document.model_validate_json(content)
+    except ValueError as error:
+        advice = "Delete it, and the count begins without them; or begin again without resuming"
+        raise LearningError(f"{file} is damaged, expected previews of learning. {advice}.") from error
+    previews = [preview for preview in document.previews if preview.step < before]
+    if previews and document.drawn != drawn:
+        raise LearningError(
+            f"the previews in {file} were drawn or measured in another way: resume as learning began, or begin again"
+            " without resuming."
+        )
+    return previews
