@@ -1,0 +1,285 @@
+"""The config of the authors' inference script and its colour map, read and put into our own terms.
+
+The config is a JSON list whose first entry says what to draw. The colour map is a picture with a plain colour for each
+subject; whatever else it has is background.
+"""
+
+import itertools
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from cones2.checking import first_problem
+from cones2.cones_v2.tensor import SavedTensor, adopt, encoder_of, read_tensor
+from cones2.errors import Cones2Warning, LayoutError, PromptError, SettingsError
+from cones2.files import expanded, read_bounded
+from cones2.images import opened_image
+from cones2.layout import Layout, Mask, Region
+from cones2.layout.masks import FORMATS, LARGEST_FILE
+from cones2.presets import ConesV2Preset
+from cones2.run import LayoutSettings
+from cones2.subjects import Subject
+
+SIDE = 768
+"""Pixels of a side of the authors' pictures and colour maps, whatever the picture's own."""
+
+_LARGEST_CONFIG = 2**20
+_MOST = 64  # subjects, and colours
+_AUTHORS = ConesV2Preset()
+_COLOUR = re.compile(r"\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*(,\s*\d{1,3}\s*)?")
+_Name = Annotated[str, Field(min_length=1, max_length=200)]
+_Path = Annotated[str, Field(min_length=1, max_length=4096)]
+
+Colour = tuple[int, int, int]
+Span = tuple[int, int]
+
+
+class ConesV2Request(NamedTuple):
+    """What `cones2.cones_v2.loop.draw` takes: `draw(pipe, **request._asdict())`."""
+
+    prompt: str
+    subjects: Mapping[str, Subject]
+    layout: Layout
+    layout_settings: LayoutSettings
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    height: int = SIDE
+    width: int = SIDE
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    prompt: Annotated[str, Field(min_length=1, max_length=5000)]
+    residual_dict: Mapping[_Name, _Path]
+    color_context: Annotated[
+        dict[_Name, tuple[_Name, Annotated[float, Field(gt=0, le=250)]]], Field(min_length=1, max_length=_MOST)
+    ]
+    guidance_steps: Annotated[int, Field(ge=0, le=1000)] = 50
+    guidance_weight: Annotated[float, Field(ge=0, le=80)] = _AUTHORS.scale
+    weight_negative: Annotated[float, Field(ge=-1e30, le=0)] = _AUTHORS.negative
+    layout: _Path
+    subject_list: Annotated[list[tuple[_Name, Annotated[int, Field(ge=1, le=5000)]]], Field(max_length=_MOST)]
+
+
+@dataclass(frozen=True, eq=False)
+class ConesV2Config:
+    """A config of the authors' inference script.
+
+    Attributes:
+        entry: what it says.
+        residuals: by name, those that `subject_list` puts into the prompt; no others are read.
+        masks: by colour, the regions that the colour map has.
+    """
+
+    entry: _Entry
+    residuals: Mapping[str, SavedTensor]
+    masks: Mapping[Colour, Mask]
+
+    @classmethod
+    def load(cls, path: Path | str) -> "ConesV2Config":
+        """Read a config, its colour map and its residuals, all of which may come from anyone.
+
+        Paths in it are relative to its own folder, or else to the working folder. As the authors' script does, it takes
+        the first entry only, and leaves unknown keys out. Each of these makes a `Cones2Warning`, and so does a colour
+        that no pixel has: its word gets no region.
+
+        Raises:
+            SettingsError: it can't be read, or is no such config.
+            LayoutError: a colour makes no sense, or the picture can't be used.
+            ResidualError: a residual is not the tensor that the authors' script saves.
+        """
+        path = expanded(path)
+        entry = _read_entry(path)
+        colours = {_colour(text): text for text in entry.color_context}
+        if len(colours) < len(entry.color_context):
+            raise LayoutError(f"{path}: color_context has one colour twice. Give each region a colour of its own.")
+        picture = _find(entry.layout, path)
+        masks = read_colours(picture, colours)
+        for text in (text for colour, text in colours.items() if colour not in masks):
+            word = entry.color_context[text][0]
+            _warn(f"no pixel of {picture} is {text}, so {word!r} gets no region; a JPEG blurs colours.")
+        for name, _ in entry.subject_list:
+            if name not in entry.residual_dict:
+                raise SettingsError(f"{path}: subject_list has {name!r}, and residual_dict no file for it. Name one.")
+        files = {name: _find(entry.residual_dict[name], path) for name, _ in entry.subject_list}
+        return cls(entry, {name: read_tensor(file) for name, file in files.items()}, masks)
+
+    def request(self, pipeline: Any) -> ConesV2Request:
+        """Return the same in our terms, for the model that the residuals were learned on.
+
+        Words become subjects by name. A colour is for all mentions of its word; several colours of one word are for its
+        mentions in their order, where in the authors' code they cancel each other. Seeds and sizes are those of their
+        script; take others with `_replace`.
+
+        Args:
+            pipeline: a `Cones2Pipeline`, or diffusers' pipeline.
+
+        Raises:
+            ModelError: the model has another kind of text encoder than Stable Diffusion 1.x and 2.x.
+            PromptError: a residual is not where `subject_list` says, or two things are at one word.
+            LayoutError: a word has several colours, and another number of mentions.
+            ResidualMismatchError: a residual has another width than the model.
+        """
+        entry, encoder, words = self.entry, encoder_of(pipeline), _Words(pipeline.tokenizer, self.entry.prompt)
+        residuals, colours = self._residual_spans(words), self._colour_spans(words)
+        spans = sorted({*residuals, *colours})
+        for (start, stop), (later, end) in itertools.pairwise(spans):
+            if later < stop:
+                text = words.text((start, end))
+                raise PromptError(f"residuals and colours of {text!r} overlap in the prompt: give them the same words.")
+        template, position = "", 0
+        subjects: dict[str, Subject] = {}
+        regions: dict[str, Region] = {}
+        named: dict[tuple[str, ...], str] = {}
+        for span in spans:
+            word, source, colour = words.text(span), residuals.get(span, ""), colours.get(span, "")
+            # mentions that share all of these share a name
+            name = named.setdefault((word, source, colour), _new_name(word, named.values()))
+            saved = self.residuals.get(source)
+            residual = saved and adopt(encoder, pipeline.tokenizer, saved, word, origin=source)
+            subjects[name] = Subject(word, residual)
+            if colour:
+                weight = entry.color_context[colour][1] / _AUTHORS.positive
+                regions[name] = Region((self.masks[_colour(colour)],), weight=weight)
+            start, end = words.characters(span)
+            template, position = f"{template}{entry.prompt[position:start]}{{{name}}}", end
+        settings = LayoutSettings(
+            scale=entry.guidance_weight / _AUTHORS.scale,
+            preset="cones_v2",
+            guided_steps=entry.guidance_steps,
+            weight_negative=entry.weight_negative,
+        )
+        return ConesV2Request(template + entry.prompt[position:], subjects, Layout(regions), settings)
+
+    def _residual_spans(self, words: "_Words") -> dict[Span, str]:
+        """Return the name of the residual at each span, after checking that tokens were not counted wrongly."""
+        found: dict[Span, str] = {}
+        for name, start in self.entry.subject_list:
+            span = start, start + len(self.residuals[name].vector)
+            known = [first for first, _ in words.find(name)]
+            if span[1] > len(words.ids) - 1:
+                raise PromptError(f"subject_list puts {name!r} at token {start}, where the prompt has ended.")
+            if known and start not in known:
+                raise PromptError(
+                    f"subject_list puts {name!r} at token {start}, which is {words.text((start, start + 1))!r};"
+                    f" {name!r} is token {' or '.join(map(str, known))} of the prompt."
+                )
+            if span in found:
+                raise PromptError(f"subject_list puts two residuals at token {start}: give each a word of its own.")
+            found[span] = name
+        return found
+
+    def _colour_spans(self, words: "_Words") -> dict[Span, str]:
+        """Return the colour of each mention of a word that has one."""
+        found: dict[Span, str] = {}
+        colours: dict[str, list[str]] = {}
+        for colour, (word, _) in self.entry.color_context.items():
+            colours.setdefault(word, []).extend([colour] if _colour(colour) in self.masks else [])
+        for word, own in colours.items():
+            spans = words.find(word)
+            if own and not spans:
+                _warn(f"color_context has a region for {word!r}, which the prompt does not mention: it is left out.")
+            elif len(own) > 1 and len(own) != len(spans):
+                raise LayoutError(
+                    f"color_context has {len(own)} colours for {word!r}, the prompt has it {len(spans)} times: expected"
+                    " one for all, or one for each."
+                )
+            found |= zip(spans, own if len(own) > 1 else own * len(spans), strict=False)
+        return found
+
+
+class _Words:
+    """A prompt's tokens, start and end included."""
+
+    def __init__(self, tokenizer: Any, prompt: str) -> None:
+        tokens = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
+        self._tokenizer, self._prompt = tokenizer, prompt
+        self.ids, self._offsets = list(tokens["input_ids"]), tokens["offset_mapping"]
+
+    def find(self, word: str) -> list[Span]:
+        """Return the tokens of every mention of a word."""
+        wanted = list(self._tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"])
+        spans = [(at, at + len(wanted)) for at in range(1, len(self.ids) - len(wanted))]
+        return [span for span in spans if wanted and self.ids[slice(*span)] == wanted]
+
+    def characters(self, span: Span) -> Span:
+        return self._offsets[span[0]][0], self._offsets[span[1] - 1][1]
+
+    def text(self, span: Span) -> str:
+        return self._prompt[slice(*self.characters(span))]
+
+
+def read_colours(path: Path | str, colours: Iterable[Colour]) -> dict[Colour, Mask]:
+    """Read a colour map as the authors' code does: scaled to 768 x 768 pixels, and each colour exactly as given.
+
+    Args:
+        path: a PNG, JPEG or WebP file; JPEG blurs colours, so that few pixels have the very one.
+        colours: red, green and blue in 0..255.
+
+    Returns:
+        The region of each colour; those that no pixel has are left out.
+
+    Raises:
+        LayoutError: it can't be read, is too large, damaged or no such picture.
+    """
+    content = read_bounded(expanded(path), limit=LARGEST_FILE, error=LayoutError)
+    advice = "Save it again as a PNG."
+    with opened_image(content, name=str(path), formats=FORMATS, error=LayoutError, advice=advice) as image:
+        pixels = np.asarray(image.resize((SIDE, SIDE)).convert("RGB"))
+    inside = {colour: (pixels == np.array(colour, np.uint8)).all(-1) for colour in colours}
+    return {
+        colour: Mask(SIDE, SIDE, (cells * np.uint8(255)).tobytes()) for colour, cells in inside.items() if cells.any()
+    }
+
+
+def _colour(text: str) -> Colour:
+    """Read `255,192,0`; a fourth number is left out, as in the authors' code."""
+    match = _COLOUR.fullmatch(text)
+    red, green, blue = (int(number) for number in match.groups()[:3]) if match else (256, 256, 256)
+    if max(red, green, blue) > 255:
+        raise LayoutError(f"{text[:40]!r} is no colour: expected red, green and blue in 0..255, such as 255,192,0.")
+    return red, green, blue
+
+
+def _read_entry(path: Path) -> _Entry:
+    content = read_bounded(path, limit=_LARGEST_CONFIG, error=SettingsError)
+    try:
+        entries = TypeAdapter(list[_Entry]).validate_json(content)
+    except ValidationError as error:
+        problem = first_problem(error)
+        at = f" at {problem.place!r}" if problem.place else ""
+        raise SettingsError(
+            f"{path} is no config of the authors' script{at}: {problem.message}. Expected their"
+            " guidance_config_example.json with values of your own."
+        ) from error
+    if not entries:
+        raise SettingsError(f"{path} is an empty list: expected one entry, that says what to draw.")
+    if len(entries) > 1:
+        _warn(f"{path} has {len(entries)} entries: as in the authors' script, only the first is drawn.")
+    for key in entries[0].model_extra or ():
+        _warn(f"{path} has {key[:60]!r}, which is none of the authors' settings: it is left out.")
+    return entries[0]
+
+
+def _new_name(word: str, taken: Iterable[str]) -> str:
+    """Name a subject after its word: `cat`, and then `cat_2`."""
+    base = re.sub(r"\W", "_", word, flags=re.ASCII)[:50]
+    base = base if base[:1].isalpha() else f"_{base}"
+    numbered = (f"{base}_{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([base], numbered) if name not in {*taken})
+
+
+def _find(name: str, config: Path) -> Path:
+    """Return the path that a config names: from its own folder, or else from the working folder."""
+    beside = config.parent / name
+    return Path(name) if not beside.exists() and Path(name).exists() else beside
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, Cones2Warning, stacklevel=4)
