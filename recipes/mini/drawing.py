@@ -11,8 +11,8 @@ from torch import Tensor
 from cones2.backbones import Backbone
 from cones2.composing.loop import compose
 from cones2.composing.settings import ComposeSettings
-from cones2.watching.judge import Sighting
-from cones2.watching.judge_layers import PICTURE
+from cones2.judge import Sighting
+from cones2.judge_layers import PICTURE
 from evaluation_cases import Case
 from metrics import Box
 

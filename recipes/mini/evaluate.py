@@ -17,7 +17,7 @@ import torch
 
 from cones2.backbones import open_backbone
 from cones2.subjects import Subject
-from cones2.watching.judge import Judge
+from cones2.judge import Judge
 from drawing import TAUGHT_SETTINGS
 from evaluate_judge import evaluate_judge
 from evaluation_cases import SEED, Case, Known, any_known, colour_case, holds, relation_case, scene_case

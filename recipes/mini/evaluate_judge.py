@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from cones2.watching.judge import Judge, Sighting, overlap
+from cones2.judge import Judge, Sighting, overlap
 from examples import pose
 from judge_data import any_instance, arrange, autoencode, colour_index, visible_box
 from lookalikes import CHANCE, LineUp, draw_lookalikes, draw_pool, histograms, line_up

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from model import Mini, save_model
 
 HERE = Path(__file__).parent
-PACKAGE = HERE.parent.parent / "src/cones2/backbones/mini"
+PACKAGE = HERE.parent.parent / "src/cones2/mini"
 HEADS = "training_heads.safetensors"
 
 

@@ -21,8 +21,8 @@ from cones2.layout.regions import Layout
 from cones2.prompts import parse_prompt, tokenize_prompt
 from cones2.residual.residual import Residual
 from cones2.subjects import Subject
-from cones2.watching.judge import Judge, Sighting
-from cones2.watching.judge_layers import PICTURE
+from cones2.judge import Judge, Sighting
+from cones2.judge_layers import PICTURE
 from drawing import SETTINGS, make_sheet, to_picture, to_tensor
 from evaluation_cases import NAMES, mention
 from judge import load_judge

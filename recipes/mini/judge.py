@@ -1,12 +1,11 @@
 """The judge's world, and how it is written; the judge itself is in the package, where `cones2 learn` asks it."""
 
-import dataclasses
 import json
 from pathlib import Path
 
 from safetensors.torch import save_file
 
-from cones2.watching.judge import JUDGE_WEIGHTS, Judge, JudgeWorld, open_judge
+from cones2.judge import JUDGE_WEIGHTS, Judge, JudgeWorld, open_judge
 from vocabulary import CLASSES, COLOURS, SCENES
 
 WORLD = JudgeWorld(
@@ -22,7 +21,7 @@ def save_judge(judge: Judge, folder: Path = JUDGE_WEIGHTS) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in judge.state_dict().items()}
     save_file(weights, folder / "judge.safetensors")
-    config = {"threshold": judge.threshold, **dataclasses.asdict(judge.world)}
+    config = {"threshold": judge.threshold, **judge.world.model_dump()}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from cones2.watching.judge import Judge, crop
+from cones2.judge import Judge, crop
 from examples import pose
 from judge_data import any_instance, other_palette, other_sprite, other_warp, visible_box
 from world import Instance, Scene, World

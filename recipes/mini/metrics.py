@@ -8,7 +8,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from cones2.watching.judge import Sighting, overlap
+from cones2.judge import Sighting, overlap
 
 Box = tuple[float, float, float, float]
 LEAST_OVERLAP = 0.4

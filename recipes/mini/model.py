@@ -152,5 +152,11 @@ def save_model(folder: Path, mini: Mini, vae: AutoencoderKL, *, half: bool) -> N
         path.write_text(json.dumps(config, indent=2) + "\n")
     heads = {key: value.to(dtype).contiguous() for key, value in mini.heads.state_dict().items()}
     save_file(heads, folder / "training_heads.safetensors")
-    (folder / "lexicon.txt").write_text("\n".join(word for word in lexicon() if word.isalpha()) + "\n")
-    (folder / "class_words.txt").write_text("\n".join(word.word for word in CLASSES) + "\n")
+    facts = {
+        "guidance_scale": 4.0,
+        "recipe": "direct",
+        "draws": "drawings of ten kinds of things",
+        "class_words": [word.word for word in CLASSES],
+        "lexicon": [word for word in lexicon() if word.isalpha()],
+    }
+    (folder / "cones2.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from cones2.backbones.opening import MINI
-from cones2.watching.judge import JUDGE_WEIGHTS
+from cones2.judge import JUDGE_WEIGHTS
 from examples import FOLDER
 
 

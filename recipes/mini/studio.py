@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cones2.backbones import Backbone
 from cones2.composing.settings import ComposeSettings
-from cones2.watching.judge import Judge, Sighting
+from cones2.judge import Judge, Sighting
 from drawing import SETTINGS, draw_case, make_sheet, to_picture
 from evaluation_cases import Case
 from sprites import SpriteAtlas

@@ -11,8 +11,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cones2.watching.judge import JUDGE_WEIGHTS, Judge, crop
-from cones2.watching.judge_layers import GRID, Detections
+from cones2.judge import JUDGE_WEIGHTS, Judge, crop
+from cones2.judge_layers import GRID, Detections
 from judge import WORLD, load_judge, save_judge
 from judge_data import Block, augment, draw_block, judge_world
 from sprites import SpriteAtlas

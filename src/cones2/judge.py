@@ -4,33 +4,40 @@ A small detector and a small identity embedder, trained on renders of their own 
 of it is ever used to train the model that it judges.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pydantic
 import torch
 from jaxtyping import Float, Int
-from PIL.Image import Image
+from PIL import ImageOps
+from PIL.Image import Image, Resampling
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, max_pool2d, normalize
 
-from cones2.errors import BackboneError, PhotoError
+from cones2.errors import ModelError, PhotoError
+from cones2.files import read_bounded
+from cones2.judge_layers import CROP, PICTURE, Detector, Embedder
+from cones2.libraries import first_line, quiet_libraries
 from cones2.photos import Photo, crop_square, stack_pixels
-from cones2.watching.judge_layers import CROP, PICTURE, Detector, Embedder
-from cones2.watching.watch import Identity
+
+Measure = Callable[[Sequence[Image]], float]
+"""How like a subject pictures are: higher is more like it."""
 
 Corners = tuple[float, float, float, float]
 """xmin, ymin, xmax, ymax in 0..1."""
 
-JUDGE_WEIGHTS = Path(__file__).parent / "judge_weights"
+JUDGE_WEIGHTS = Path(__file__).with_name("judge_weights")
+_LARGEST_JSON = 2**16
 _MARGIN = 1.2  # side of a crop, in longer sides of the box
 
 
-@dataclass(frozen=True)
-class JudgeWorld:
+class JudgeWorld(pydantic.BaseModel, frozen=True, extra="forbid"):
     """What the judge tells apart.
 
     Attributes:
@@ -44,6 +51,10 @@ class JudgeWorld:
     worn: tuple[str, ...]
     colours: tuple[str, ...]
     scenes: tuple[str, ...]
+
+
+class _JudgeConfig(JudgeWorld, frozen=True):
+    threshold: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +111,7 @@ class Judge(nn.Module):
     def colours(
         self, images: Float[Tensor, "batch 3 128 128"], boxes: Float[Tensor, "boxes 4"], rows: Int[Tensor, "boxes"]
     ) -> list[str]:
-        """Give the surest colour word for what is in `boxes` of the pictures `rows`."""
+        """Return the surest colour word for what is in `boxes` of the pictures `rows`."""
         logits = self.embedder(crop(images, boxes, rows)).colour[:, : len(self.world.colours)]
         return [self.world.colours[index] for index in logits.argmax(1).tolist()]
 
@@ -129,25 +140,26 @@ def open_judge(folder: Path = JUDGE_WEIGHTS) -> Judge:
     """Open the judge of the embedded model, or one that its recipe trained into another folder.
 
     Raises:
-        BackboneError: it is no judge's folder, or is damaged.
+        ModelError: it is no judge's folder, or is damaged.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        world = JudgeWorld(**{name: tuple(config[name]) for name in ("classes", "worn", "colours", "scenes")})
-        judge = Judge(world, config["threshold"])
+        config = _JudgeConfig.model_validate_json(
+            read_bounded(folder / "config.json", limit=_LARGEST_JSON, error=ModelError)
+        )
+        judge = Judge(JudgeWorld(**config.model_dump(exclude={"threshold"})), config.threshold)
         weights = load_file(folder / "judge.safetensors")
         judge.load_state_dict({name: w.float() if w.is_floating_point() else w for name, w in weights.items()})
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise BackboneError(
-            f"can't open {folder} as a judge: {type(error).__name__}. Install cones2 again, with its weights, or give a"
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"can't open {folder} as a judge: {first_line(error)} Install cones2 again, with its weights, or give a"
             " folder that recipes/mini/train_judge.py wrote."
         ) from error
     judge.eval().requires_grad_(False)
     return judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def judged_likeness(photos: Sequence[Photo], class_word: str, judge: Judge) -> Identity:
-    """Give a measure of pictures: how like the photos' subject what the judge sees of its class in them is, -1 to 1.
+def judged_likeness(photos: Sequence[Photo], class_word: str, judge: Judge) -> Measure:
+    """Return a measure of pictures: how like the photos' subject what the judge sees of its class in them is, -1 to 1.
 
     Individuals are compared by the dot product of their embeddings, each picture's best against the photos' mean; a
     picture where the judge sees none of the class counts 0.
@@ -173,7 +185,7 @@ def judged_likeness(photos: Sequence[Photo], class_word: str, judge: Judge) -> I
 
 
 def _of_class(judge: Judge, pictures: Sequence[Image], class_word: str) -> list[list[Float[Tensor, "64"]]]:
-    """Give the embeddings of what is of a class in each picture, the surest first."""
+    """Return the embeddings of what is of a class in each picture, the surest first."""
     return [
         [one.embedding for one in sightings if judge.world.classes[one.class_index] == class_word]
         for sightings in judge.look(_see(pictures))
@@ -205,3 +217,62 @@ def overlap(one: Corners, other: Corners) -> float:
 
 def _see(pictures: Sequence[Image]) -> Float[Tensor, "batch 3 128 128"]:
     return stack_pixels([crop_square(picture.convert("RGB"), PICTURE) for picture in pictures]) / 255
+
+
+def clip_similarity(photos: Sequence[Photo], folder: Path) -> Measure:
+    """Return a measure of pictures: their mean cosine similarity with the photos by a CLIP model, -1 to 1.
+
+    The "image alignment" of arXiv:2305.19327, Sec. 4, for pictures of one subject. Backgrounds count, too.
+
+    Args:
+        photos: of the subject.
+        folder: of the CLIP model, on this machine, such as `clip-vit-base-patch32` copied from the Hub.
+
+    Raises:
+        ModelError: it is no CLIP model's folder, or is damaged.
+    """
+    model, processing = _open_clip(folder)
+    size = int(model.config.image_size)
+    mean, std = (np.asarray(values, dtype=np.float32) for values in (processing.image_mean, processing.image_std))
+
+    @torch.no_grad()
+    def embed(pictures: Sequence[Image]) -> Float[Tensor, "pictures dim"]:
+        # What is not square is cut in the middle.
+        squares = [ImageOps.fit(each.convert("RGB"), (size, size), Resampling.BICUBIC) for each in pictures]
+        pixels = np.stack([(np.asarray(square, dtype=np.float32) / 255 - mean) / std for square in squares])
+        embeddings: Tensor = model(torch.from_numpy(pixels).permute(0, 3, 1, 2)).image_embeds
+        return normalize(embeddings, dim=-1)
+
+    wanted = embed([crop_square(photo.image, size) for photo in photos])
+    return lambda pictures: float((embed(pictures) @ wanted.T).mean())
+
+
+class _Processing(pydantic.BaseModel):
+    """How CLIP's training pictures were normalised; the released models' numbers where a folder does not say."""
+
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+def _open_clip(folder: Path) -> tuple[Any, _Processing]:
+    """Open the image half of a CLIP model, and read how its pictures are normalised."""
+    try:
+        with quiet_libraries():
+            from transformers import CLIPConfig, CLIPVisionModelWithProjection
+
+            config: Any = CLIPConfig.from_pretrained(folder, local_files_only=True)
+            config.vision_config.projection_dim = config.projection_dim
+            options = {"config": config.vision_config, "dtype": torch.float32, "output_loading_info": True}
+            kind: Any = CLIPVisionModelWithProjection
+            model, report = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
+        said = folder / "preprocessor_config.json"
+        content = read_bounded(said, limit=_LARGEST_JSON, error=ModelError) if said.is_file() else "{}"
+        processing = _Processing.model_validate_json(content)
+    except Exception as error:  # transformers raises nearly anything over a damaged folder
+        raise ModelError(
+            f"can't open {folder} as a CLIP model: {first_line(error)} Give a folder with its config.json and"
+            " model.safetensors."
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"{folder} lacks {len(missing)} weights of a CLIP model, {missing[0]} first: copy it again.")
+    return model.eval().requires_grad_(False), processing
