@@ -205,7 +205,9 @@ def test_a_picture_is_drawn_again_from_its_record(pipe: Cones2Pipeline) -> None:
         layout_settings=settings,
         **{**SMALL, "seeds": (3, 9)},
     )
-    again = pipe.redraw(output.records[1])
+    other = Cones2Pipeline(in_dtype(pipe.pipeline, torch.float32))
+    other.scheduler = make_scheduler("euler-karras", pipe.scheduler)  # the record's is what counts
+    again = other.redraw(output.records[1])
     assert np.array_equal(np.asarray(again.images[0]), np.asarray(output.images[1]))
     assert again.records[0] == output.records[1]
 

@@ -27,7 +27,7 @@ from cones2.subjects import Subject
 
 _WITHOUT_EFFECT = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "measure_attention")
 _NOT_OF_CONES_V2 = frozenset(
-    {"seed", "sampler", "measure_attention", "num_images_per_prompt", "callback_on_step_end_tensor_inputs"}
+    {"seed", "generator", "sampler", "measure_attention", "num_images_per_prompt", "callback_on_step_end_tensor_inputs"}
     | {"layout_scale", "layout_effect", "layout_levels", "preset", "guided_steps", "weight_negative"}
 )
 _THREADS = threading.RLock()
@@ -59,10 +59,8 @@ def redraw(record: PictureRecord, pipe: Any, **arguments: Any) -> Any:
     call = record.arguments(recall_subjects(record, pipe.subjects)) | arguments
     warn_of_differences(record, pipe)
     with threads(record.threads):
-        if record.is_cones_v2:
-            output = _draw_cones_v2(record, pipe, call)
-        else:
-            output = with_scheduler(pipe, make_scheduler(record.scheduler, pipe.scheduler))(**call)
+        drawing = with_scheduler(pipe, make_scheduler(record.scheduler, pipe.scheduler))
+        output = _draw_cones_v2(record, drawing, call) if record.is_cones_v2 else drawing(**call)
     kept = slice(record.index, record.index + 1)
     images, attention, records = output.images[kept], output.attention[kept], output.records[kept]
     return replace(output, images=images, attention=attention, records=records)
