@@ -4,9 +4,9 @@ import shlex
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -27,10 +27,11 @@ from cones2.cli.options import (
     picture_side,
     read_seed,
 )
-from cones2.errors import Cones2Warning, LearningError, LibraryError, SettingsError
+from cones2.errors import Cones2Warning, LearningError, LibraryError, OutputError, PhotoError, SettingsError
 
 _PREVIEWS = "Previews"
 _RECIPES = "paper, mini, direct or a .toml file; default: what suits the model."
+_CLIP = "Measure them by the CLIP model in this folder; those of mini are measured by its judge."
 _PATIENCE = "Stop after N previews that are no more like the photos, and keep the best."
 SaveMemory = Annotated[bool, option("--save-memory", "Learn in less GPU memory; each step takes longer.", panel=MODEL)]
 
@@ -52,6 +53,7 @@ def learn(
     preview: Annotated[
         int | None, option("--preview", "Draw it every N steps, into NAME-previews.", "N", _PREVIEWS, min=1)
     ] = None,
+    clip: Annotated[Path | None, option("--clip", _CLIP, "DIR", _PREVIEWS)] = None,
     patience: Annotated[int | None, option("--patience", _PATIENCE, "N", _PREVIEWS, min=1)] = None,
     model_config: ModelConfig = None,
     save_memory: SaveMemory = False,
@@ -76,6 +78,8 @@ def learn(
 
         class_word = check_class_word(class_word)
         kept = _Kept(name, out, library, replace=replace)
+        previews = _Previews(preview, clip, patience, (out or Path(name or "")).with_suffix(""))
+        previews.check(replace=replace or resume)
         chosen = find_recipe(recipe) if recipe else None
         texts = read_captions(captions, class_word) if captions else None
         loaded = load_photos(photos, masks=masks)
@@ -88,15 +92,19 @@ def learn(
         options = {"seed": seed, "captions": texts, "checkpoint": folder, "resume": resume, "save_memory": save_memory}
         with waiting("looking at photos and captions"):
             taken = pipe.learn_steps(loaded, class_word, chosen, **options)
+            taken = previews.drawn(taken, pipe, loaded, class_word=class_word, checkpoint=folder)
         last = follow(
             taken,
             f"learning {kept.file.stem}",
-            tell=lambda step: f"loss {step.loss:.4f}",
+            tell=lambda step: ", ".join(f"{key} {value:.4f}" for key, value in _measured(step).items()),
             at_interrupt=lambda step: step.save_checkpoint(),
         )
         kept.save(last.residual)
-        with waiting("measuring how far other words moved"):
-            moved = last.displacement()
+        best = getattr(last, "best", None)
+        moved = None
+        if best is None or best.step == last.step:  # else the encoder was tuned further than what is kept
+            with waiting("measuring how far other words moved"):
+                moved = getattr(last, "learned", last).displacement()
     report = {
         **kept.describe(),
         "sha256": last.residual.sha256,
@@ -106,8 +114,9 @@ def learn(
         "model": pipe.facts.name,
         "recipe": dict(last.residual.recipe),
         "findings": findings,
-        "steps": last.step,
-        "loss": last.loss,
+        "steps": best.step if best else last.step,
+        "last_step": last.step,
+        **(_measured(best) if best else _measured(last)),
         "displacement": moved and moved.relative,
         "preservation": moved and moved.preservation,
         "seconds": round(time.monotonic() - began, 3),
@@ -116,10 +125,76 @@ def learn(
         print_json(report)
         return
     say(f"{kept.file}: {class_word!r} learned from {len(loaded)} photos in {report['seconds']:.0f} s.")
+    if best is not None and best.step < last.step:
+        say(f"Kept: step {best.step} of {last.step}, whose preview is the most like the photos.")
     if moved is not None:
         value = f"{100 * moved.relative:.1f} % of their length (Eq. 3: {moved.preservation:.3g})"
         say(f"Other words moved by {value}; near 0 is best.")
     say(f"Draw it with: {kept.command(model, model_config)}")
+
+
+def _measured(step: Any) -> dict[str, float]:
+    """Return loss and, where it was measured, identity of a step or preview."""
+    identity = getattr(step, "identity", None)
+    loss = getattr(step, "learned", step).loss
+    return {"loss": loss} if identity is None else {"loss": loss, "identity": identity}
+
+
+class _Previews(NamedTuple):
+    """What is drawn on the way, and what measures it."""
+
+    every: int | None
+    clip: Path | None
+    patience: int | None
+    base: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.base.with_name(f"{self.base.name}-previews")
+
+    def check(self, *, replace: bool) -> None:
+        if self.every is None and (self.clip is not None or self.patience is not None):
+            raise SettingsError("--clip and --patience are about previews, and there are none: give --preview N.")
+        if self.every is not None and self.folder.exists() and not replace:
+            raise OutputError(f"{self.folder} is there already. Add --replace if it may be lost, or move it.")
+
+    def drawn(self, steps: Any, pipe: Any, photos: Any, *, class_word: str, checkpoint: Path) -> Any:
+        """Draw previews of steps and write them, with a table of what was measured."""
+        from cones2.learning.previews import with_previews
+
+        if self.every is None:
+            return steps
+        identity = self._identity(pipe, photos, class_word)
+        taken = with_previews(
+            steps, pipe, every=self.every, identity=identity, patience=self.patience, checkpoint=checkpoint
+        )
+        return self._written(taken)
+
+    def _identity(self, pipe: Any, photos: Any, class_word: str) -> Any:
+        from cones2.judge import clip_similarity, judged_likeness, open_judge
+
+        if self.clip is not None:
+            return clip_similarity(photos, self.clip)
+        if class_word in pipe.facts.class_words:
+            with nullcontext() if self.patience else suppress(PhotoError):  # the judge may not see the subject in them
+                return judged_likeness(photos, class_word, open_judge())
+        if self.patience is not None:
+            raise SettingsError("--patience needs a measure of identity, and here there is none: give --clip DIR.")
+        return None
+
+    def _written(self, steps: Any) -> Iterator[Any]:
+        from cones2.files import make_folder
+
+        make_folder(self.folder)
+        with closing(steps), (self.folder / "curves.csv").open("a", encoding="utf-8") as curves:
+            if curves.tell() == 0:
+                curves.write("step,loss,identity\n")
+            for step in steps:
+                identity = "" if step.identity is None else f"{step.identity:.6g}"
+                curves.write(f"{step.step},{step.learned.loss:.6g},{identity}\n")
+                for number, image in enumerate(step.images):
+                    image.save(self.folder / f"{step.step:04}-{number}.png")
+                yield step
 
 
 class _Kept:
