@@ -11,6 +11,7 @@ import pydantic
 
 from cones2.checking import first_problem
 from cones2.errors import SettingsError
+from cones2.presets import find_preset
 from cones2.residual import Residual
 from cones2.run import LayoutSettings
 from cones2.schedulers import scheduler_name
@@ -73,6 +74,8 @@ class Axis:
         for value in self.values:
             if kind == "scheduler":
                 scheduler_name(value)
+            elif kind == "preset":
+                find_preset(value)
             elif kind in _LAYOUT and kind != "weight_negative":  # which needs its preset beside it
                 LayoutSettings(**{_LAYOUT[kind]: value})
 

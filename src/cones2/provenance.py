@@ -1,12 +1,15 @@
-"""What a picture depends on beside its prompt, as JSON values: inputs, scheduler, adapters, encoders, surroundings."""
+"""How a picture was made, as JSON values: the call, and the scheduler, adapters, encoders and machine behind it."""
 
+import base64
 import functools
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import math
 import weakref
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,12 +20,107 @@ from torch import Tensor
 from cones2.errors import ModelError
 from cones2.families import family_of, unwrapped
 from cones2.fingerprint import fingerprint
+from cones2.layout import Layout
+from cones2.models import ModelFacts
+from cones2.prompts import parse_prompt
+from cones2.run import LayoutSettings
+from cones2.subjects import Subject
 
 Library = Literal["cones2", "diffusers", "torch", "transformers"]
 """Those that move the last bits of a picture."""
 
+MOST_STATES = 16
+"""Generators whose states a record holds; each takes 10 KB."""
+CPU_STATE = 5056
+"""Bytes of the state of a generator on the CPU."""
+
 _LARGEST_OPTION = 2**16  # characters of JSON
 _ENCODERS: "weakref.WeakKeyDictionary[torch.nn.Module, tuple[object, dict[str, Any]]]" = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DrawCall:
+    """A call of `Cones2Pipeline`, as far as it makes the pictures.
+
+    Attributes:
+        seeds: of each picture; None where generators were given.
+        generator_states: of these, before the call; one for all pictures, or one for each.
+        num_images: how many pictures were drawn.
+        options: every other argument of the wrapped pipeline's call.
+    """
+
+    prompt: str
+    subjects: Mapping[str, Subject]
+    layout: Layout | None
+    seeds: tuple[int, ...] | None
+    generator_states: tuple[Tensor, ...] | None
+    num_images: int
+    num_inference_steps: int
+    guidance_scale: float | None
+    negative_prompt: str
+    layout_settings: LayoutSettings
+    force: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def describe(pipeline: Any, facts: ModelFacts, call: DrawCall) -> tuple[dict[str, Any], ...]:
+    """Return for each picture how it was made, as JSON values: all that is needed to draw it again.
+
+    Images and tensors among the options are there as hashes; what has neither JSON nor a hash, by name only.
+
+    Args:
+        pipeline: the diffusers pipeline that drew, as it was then.
+        facts: what the model is called.
+        call: what was asked of it.
+    """
+    residuals = {each.residual.sha256: each.residual for each in call.subjects.values() if each.residual is not None}
+    levels = call.layout_settings.levels
+    record = {
+        "prompt": call.prompt,
+        "text": parse_prompt(call.prompt, {name: each.class_word for name, each in call.subjects.items()}).text,
+        "subjects": {name: _describe_subject(subject) for name, subject in call.subjects.items()},
+        "layout": None if call.layout is None else json.loads(call.layout.to_json()),
+        **_describe_noise(pipeline, call),
+        "num_images": call.num_images,
+        "num_inference_steps": call.num_inference_steps,
+        "guidance_scale": call.guidance_scale,
+        "negative_prompt": call.negative_prompt,
+        "layout_settings": {**asdict(call.layout_settings), "levels": None if levels is None else list(levels)},
+        "force": call.force,
+        **describe_options(call.options),
+        "scheduler": describe_scheduler(pipeline.scheduler),
+        "pipeline": type(pipeline).__name__,
+        "model": {"name": facts.name, "encoders": describe_encoders(pipeline)},
+        "adapters": describe_adapters(pipeline),
+        **describe_surroundings(pipeline),
+        "residuals": {key: base64.b64encode(each.to_bytes()).decode() for key, each in residuals.items()},
+    }
+    seeds = call.seeds or (None,) * call.num_images
+    return tuple({**record, "seed": seeds[index], "index": index} for index in range(call.num_images))
+
+
+def _describe_subject(subject: Subject) -> dict[str, Any]:
+    return {
+        "class_word": subject.class_word,
+        "residual": None if subject.residual is None else subject.residual.sha256,
+        "strength": subject.strength,
+        "during": list(subject.during),
+        "negative": subject.negative,
+    }
+
+
+def _describe_noise(pipeline: Any, call: DrawCall) -> dict[str, Any]:
+    """Return the seeds, or the generators' states, or why the pictures can't be drawn again."""
+    found: dict[str, Any] = {"seeds": None, "generators": None, "not_repeatable": ""}
+    states = call.generator_states or ()
+    if call.seeds is not None:
+        return found | {"seeds": list(call.seeds)}
+    if getattr(pipeline.scheduler, "noise_sampler_seed", 0) is None:
+        return found | {"not_repeatable": f"{type(pipeline.scheduler).__name__} ignores generators; give seeds to it"}
+    if not 1 <= len(states) <= MOST_STATES:
+        return found | {"not_repeatable": f"a record holds the states of 1 to {MOST_STATES} generators; give seeds"}
+    device = "cpu" if len(states[0]) == CPU_STATE else str(pipeline._execution_device)
+    return found | {"generators": {"device": device, "states": [bytes(each.tolist()).hex() for each in states]}}
 
 
 def content_hash(value: Any) -> str | None:
@@ -76,7 +174,8 @@ def restored(value: Any) -> Any:
 
 def describe_scheduler(scheduler: Any) -> dict[str, Any]:
     """Return a scheduler's class and settings; settings that are no JSON values are left out."""
-    settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    taken = inspect.signature(type(scheduler)).parameters  # the config also keeps what was made for other classes
+    settings = {name: value for name, value in scheduler.config.items() if name in taken}
     return {"class_name": type(scheduler).__name__, "config": describe_options(settings)["options"]}
 
 

@@ -1,11 +1,11 @@
-"""How a picture was made: the record that goes into its file, and what a record from anyone may ask for."""
+"""The record of how a picture was made, read back from anyone's file; `cones2.provenance` writes it."""
 
 import base64
 import binascii
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,23 +20,13 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from torch import Tensor
 
 from cones2.checking import first_problem
 from cones2.errors import PictureError
 from cones2.layout import Layout
-from cones2.models import ModelFacts
 from cones2.png import read_record, strip_residuals, write_picture
-from cones2.prompts import LONGEST_PROMPT, parse_prompt
-from cones2.provenance import (
-    Library,
-    describe_adapters,
-    describe_encoders,
-    describe_options,
-    describe_scheduler,
-    describe_surroundings,
-    restored,
-)
+from cones2.prompts import LONGEST_PROMPT
+from cones2.provenance import CPU_STATE, MOST_STATES, DrawCall, Library, describe, restored
 from cones2.residual import Residual
 from cones2.run import LayoutSettings
 from cones2.subjects import Subject
@@ -48,95 +38,8 @@ MOST_PICTURES = 64
 MOST_PIXELS = 2**26
 """Pixels of a record's batch."""
 
-_MOST_STATES = 16  # of generators; each takes 10 KB
-_CPU_STATE = 5056  # bytes
 _MOST_STEPS = 1000
 _USUAL_SIDE = 1024  # pixels, where a record does not say
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DrawCall:
-    """A call of `Cones2Pipeline`, as far as it makes the pictures.
-
-    Attributes:
-        seeds: of each picture; None where generators were given.
-        generator_states: of these, before the call; one for all pictures, or one for each.
-        num_images: how many pictures were drawn.
-        options: every other argument of the wrapped pipeline's call.
-    """
-
-    prompt: str
-    subjects: Mapping[str, Subject]
-    layout: Layout | None
-    seeds: tuple[int, ...] | None
-    generator_states: tuple[Tensor, ...] | None
-    num_images: int
-    num_inference_steps: int
-    guidance_scale: float | None
-    negative_prompt: str
-    layout_settings: LayoutSettings
-    force: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-def describe(pipeline: Any, facts: ModelFacts, call: DrawCall) -> tuple[dict[str, Any], ...]:
-    """Return for each picture how it was made, as JSON values: all that is needed to draw it again.
-
-    Images and tensors among the options are there as hashes; what has neither JSON nor a hash, by name only.
-
-    Args:
-        pipeline: the diffusers pipeline that drew, as it was then.
-        facts: what the model is called.
-        call: what was asked of it.
-    """
-    residuals = {each.residual.sha256: each.residual for each in call.subjects.values() if each.residual is not None}
-    levels = call.layout_settings.levels
-    record = {
-        "prompt": call.prompt,
-        "text": parse_prompt(call.prompt, {name: each.class_word for name, each in call.subjects.items()}).text,
-        "subjects": {name: _describe_subject(subject) for name, subject in call.subjects.items()},
-        "layout": None if call.layout is None else json.loads(call.layout.to_json()),
-        **_describe_noise(pipeline, call),
-        "num_images": call.num_images,
-        "num_inference_steps": call.num_inference_steps,
-        "guidance_scale": call.guidance_scale,
-        "negative_prompt": call.negative_prompt,
-        "layout_settings": {**asdict(call.layout_settings), "levels": None if levels is None else list(levels)},
-        "force": call.force,
-        **describe_options(call.options),
-        "scheduler": describe_scheduler(pipeline.scheduler),
-        "pipeline": type(pipeline).__name__,
-        "model": {"name": facts.name, "encoders": describe_encoders(pipeline)},
-        "adapters": describe_adapters(pipeline),
-        **describe_surroundings(pipeline),
-        "residuals": {key: base64.b64encode(each.to_bytes()).decode() for key, each in residuals.items()},
-    }
-    seeds = call.seeds or (None,) * call.num_images
-    return tuple({**record, "seed": seeds[index], "index": index} for index in range(call.num_images))
-
-
-def _describe_subject(subject: Subject) -> dict[str, Any]:
-    return {
-        "class_word": subject.class_word,
-        "residual": None if subject.residual is None else subject.residual.sha256,
-        "strength": subject.strength,
-        "during": list(subject.during),
-        "negative": subject.negative,
-    }
-
-
-def _describe_noise(pipeline: Any, call: DrawCall) -> dict[str, Any]:
-    """Return the seeds, or the generators' states, or why the pictures can't be drawn again."""
-    found: dict[str, Any] = {"seeds": None, "generators": None, "not_repeatable": ""}
-    states = call.generator_states or ()
-    if call.seeds is not None:
-        return found | {"seeds": list(call.seeds)}
-    if getattr(pipeline.scheduler, "noise_sampler_seed", 0) is None:
-        return found | {"not_repeatable": f"{type(pipeline.scheduler).__name__} ignores generators; give seeds to it"}
-    if not 1 <= len(states) <= _MOST_STATES:
-        return found | {"not_repeatable": f"a record holds the states of 1 to {_MOST_STATES} generators; give seeds"}
-    device = "cpu" if len(states[0]) == _CPU_STATE else str(pipeline._execution_device)
-    return found | {"generators": {"device": device, "states": [bytes(each.tolist()).hex() for each in states]}}
 
 
 _Short = Annotated[str, Field(max_length=1000)]
@@ -167,9 +70,7 @@ class RecordedGenerators(_Strict):
     """Generators before a picture was drawn: one for all pictures, or one for each."""
 
     device: _Device
-    states: Annotated[
-        tuple[Annotated[str, Field(max_length=20_000)], ...], Field(min_length=1, max_length=_MOST_STATES)
-    ]
+    states: Annotated[tuple[Annotated[str, Field(max_length=20_000)], ...], Field(min_length=1, max_length=MOST_STATES)]
 
     def make(self) -> torch.Generator | list[torch.Generator]:
         """Return generators in these states.
@@ -181,7 +82,7 @@ class RecordedGenerators(_Strict):
         try:
             for state in map(bytes.fromhex, self.states):
                 # PyTorch does not check these two against each other, and would read beyond its 624 numbers.
-                left, _, following = struct.unpack_from("<8xiiQ", state) if len(state) == _CPU_STATE else (1, 1, 0)
+                left, _, following = struct.unpack_from("<8xiiQ", state) if len(state) == CPU_STATE else (1, 1, 0)
                 if (left, following) != (1, 0) and left + following != 625:
                     raise ValueError("it is damaged")
                 made.append(torch.Generator(self.device).set_state(torch.tensor(list(state), dtype=torch.uint8)))
@@ -353,7 +254,6 @@ class PictureRecord(_Strict):
         if not (self.seeds or self.generators):
             raise PictureError(f"the picture can't be drawn again: {self.not_repeatable}.")
         settings = asdict(self.layout_settings)
-        noise = {"seed": list(self.seeds)} if self.seeds else {"generator": self.generators and self.generators.make()}
         return {
             **{name: restored(value) for name, value in self.options.items()},
             "prompt": self.prompt,
@@ -366,7 +266,8 @@ class PictureRecord(_Strict):
             **{f"layout_{name}": settings.pop(name) for name in ("scale", "effect", "levels")},
             **settings,
             "force": self.force,
-            **noise,
+            "seed": list(self.seeds) if self.seeds else None,
+            "generator": self.generators.make() if self.generators else None,
         }
 
     @property
