@@ -25,6 +25,10 @@ def size(box: Box) -> tuple[float, float]:
     return box.xmax - box.xmin, box.ymax - box.ymin
 
 
+def center(box: Box) -> tuple[float, float]:
+    return (box.xmin + box.xmax) / 2, (box.ymin + box.ymax) / 2
+
+
 def apart(one: Box, other: Box) -> bool:
     return one.xmin > other.xmax or one.xmax < other.xmin or one.ymin > other.ymax or one.ymax < other.ymin
 
@@ -64,7 +68,7 @@ def test_words_are_areas(words, area) -> None:
     box = place_layout({"it": words}, class_words={}).regions["it"].bounds
     assert area.xmin < box.xmin < box.xmax < area.xmax
     assert area.ymin < box.ymin < box.ymax < area.ymax
-    assert box.center[0] == pytest.approx(area.center[0])
+    assert center(box)[0] == pytest.approx(center(area)[0])
     assert size(box)[0] == pytest.approx(size(box)[1], abs=ROUNDING)  # of a class that nobody knows, square
 
 
@@ -109,7 +113,7 @@ def test_the_middle_makes_room_for_itself() -> None:
     assert len({box.ymax for box in row.values()}) == 1
     corners = placed(rex="top_left", cup="top_right", herbie="bottom_left", bo="bottom_right", shades="center")
     assert all_apart(corners)
-    assert corners["shades"].center == pytest.approx((0.5, 0.5), abs=0.1)
+    assert center(corners["shades"]) == pytest.approx((0.5, 0.5), abs=0.1)
 
 
 def test_who_says_no_height_is_out_of_the_way() -> None:

@@ -29,9 +29,6 @@ _GROUND, _TALLEST = 0.9, 0.8  # of a row: where its boxes stand, and how high th
 _LONGEST, _SHORTEST = 0.7, 0.25  # longer side of a box, in shorter sides of the picture; smaller subjects get lost
 _LEAST_ROOM = 0.15  # of the picture's area
 
-Shape = tuple[float, float]
-"""Width and height of a box, the longer one 1."""
-
 
 @dataclass(frozen=True)
 class _Place:
@@ -67,16 +64,9 @@ def place_layout(
     regions = {name: Region((place.scene,), place.z) for name, place in places.items() if place.scene is not None}
     for z in {place.z for place in places.values()}:
         level = {name: place for name, place in places.items() if place.z == z and place.scene is None}
-        arranged = {
-            area: (names, *_arrange([_shape(class_words.get(name)) for name in names], area, aspect))
-            for area, names in _areas(level).items()
-        }
-        scale = min((scale for _, _, scale in arranged.values()), default=0.0)
-        for area, (names, rows, _) in arranged.items():
-            boxes = _stand(rows, scale, area, aspect)
-            regions |= {name: Region((box,), z) for name, box in zip(names, boxes, strict=True)}
-    before = given.regions if given else {}
-    return Layout({**before, **{name: regions[name] for name in words}})
+        boxes = _boxes(_areas(level), class_words, aspect)
+        regions |= {name: Region((box,), z) for name, box in boxes.items()}
+    return Layout({**(given.regions if given else {}), **{name: regions[name] for name in words}})
 
 
 def auto_layout(
@@ -96,10 +86,9 @@ def auto_layout(
     """
     regions = dict(given.regions) if given else {}
     others = [name for name in dict.fromkeys(names) if name not in regions]
-    taken = [region.bounds for region in regions.values() if region.bounds != WHOLE]
-    area = _free_area(taken)
-    boxes = _stand(*_arrange([_shape(class_words.get(name)) for name in others], area, aspect), area, aspect)
-    return Layout({**regions, **{name: Region((box,)) for name, box in zip(others, boxes, strict=True)}})
+    area = _free_area([region.bounds for region in regions.values() if region.bounds != WHOLE])
+    boxes = _boxes({area: others}, class_words, aspect)
+    return Layout({**regions, **{name: Region((box,)) for name, box in boxes.items()}})
 
 
 def _read(text: str) -> _Place:
@@ -113,13 +102,10 @@ def _read(text: str) -> _Place:
         if len(found) > 1:
             raise LayoutError(f"{text[:40]!r} says two places: expected 'all', 'everywhere' or 'rest' alone.")
         return _Place(scene=scene)
-    is_middle = not _MIDDLE.isdisjoint(found)
-    if column is row is None and not is_middle and depth == -1:
-        return _Place(z=-1, scene=WHOLE)
-    if is_middle:
-        column, row = (1, row) if row is not None else (column, 1) if column is not None else (1, 1)
-    elif column is None and depth == 1 and row is None:
-        row = 2
+    if not _MIDDLE.isdisjoint(found):
+        column, row = (1 if line is None else line for line in (column, row))
+    elif column is row is None and depth is not None:
+        return _Place(row=2, z=1) if depth > 0 else _Place(z=-1, scene=WHOLE)
     return _Place(column, row, depth or 0)
 
 
@@ -160,41 +146,45 @@ def _spans(lines: Mapping[str, int | None], usual: Sequence[int]) -> dict[str, t
     return {name: (line / 4, line / 4 + 0.5) for name, line in filled.items()}
 
 
-def _shape(class_word: str | None) -> Shape:
-    ratio = PROPORTIONS.get((class_word or "").lower(), 1.0)
-    return min(ratio, 1.0), min(1 / ratio, 1.0)
+def _boxes(areas: Mapping[Box, Sequence[str]], class_words: Mapping[str, str], aspect: float) -> dict[str, Box]:
+    """Return a box for everybody in their areas, all of one scale, standing in rows and evenly apart."""
+    ratios = {
+        name: PROPORTIONS.get(class_words.get(name, "").lower(), 1.0) for names in areas.values() for name in names
+    }
+    shapes = {name: (min(ratio, 1.0), min(1 / ratio, 1.0)) for name, ratio in ratios.items()}  # the longer side is 1
+    rows = {area: _rows(len(names), area, aspect) for area, names in areas.items() if names}
+    scale = min((scale for _, scale in rows.values()), default=0.0)
+    found: dict[str, Box] = {}
+    for area, (count, _) in rows.items():
+        height, ends = (
+            (area.ymax - area.ymin) / count,
+            [-(-len(areas[area]) * row // count) for row in range(count + 1)],
+        )
+        for number, (start, end) in enumerate(pairwise(ends)):
+            names, ground = areas[area][start:end], area.ymin + (number + _GROUND) * height
+            taken = scale / aspect * sum(shapes[name][0] for name in names)
+            space, right = (area.xmax - area.xmin - taken) / (len(names) + 1), area.xmin
+            for name in names:
+                left = right + space
+                right = left + scale / aspect * shapes[name][0]
+                sides = (left, ground - scale * shapes[name][1], right, ground)
+                found[name] = Box(*(round(side, 4) for side in sides))
+    return found
 
 
-def _arrange(shapes: Sequence[Shape], area: Box, aspect: float) -> tuple[list[Sequence[Shape]], float]:
-    """Return the fewest rows that keep everybody large, and how long a longer side may be there."""
+def _rows(count: int, area: Box, aspect: float) -> tuple[int, float]:
+    """Return the fewest rows that keep `count` subjects large, and how long a longer side may be in them."""
     width, height, short = (area.xmax - area.xmin) * aspect, area.ymax - area.ymin, min(aspect, 1.0)
-    best: list[Sequence[Shape]] = []
-    scale = 0.0
-    for count in range(1, len(shapes) + 1):
-        rows = [shapes[start:end] for start, end in pairwise(-(-len(shapes) * i // count) for i in range(count + 1))]
-        cell = width / len(rows[0])
-        across = cell - min(_GAP * short, cell / 12) * (len(rows[0]) + 1) / len(rows[0])
-        found = min(across, _TALLEST * height / count / max(h for _, h in shapes), _LONGEST * short)
-        if found > scale:
-            best, scale = rows, found
-        if scale >= _SHORTEST * short:
+    best = (1, 0.0)
+    for rows in range(1, count + 1):
+        columns = -(-count // rows)
+        cell = width / columns
+        across = cell - min(_GAP * short, cell / 12) * (columns + 1) / columns
+        scale = min(across, _TALLEST * height / rows, _LONGEST * short)
+        best = max(best, (rows, scale), key=lambda found: found[1])
+        if best[1] >= _SHORTEST * short:
             break
-    return best, scale
-
-
-def _stand(rows: Sequence[Sequence[Shape]], scale: float, area: Box, aspect: float) -> list[Box]:
-    """Return boxes that stand in rows, evenly apart."""
-    boxes = []
-    for number, row in enumerate(rows):
-        ground = area.ymin + (number + _GROUND) * (area.ymax - area.ymin) / len(rows)
-        space = ((area.xmax - area.xmin) * aspect - scale * sum(w for w, _ in row)) / (len(row) + 1)
-        right = area.xmin * aspect
-        for w, h in row:
-            left = right + space
-            right = left + scale * w
-            sides = (left / aspect, ground - scale * h, right / aspect, ground)
-            boxes.append(Box(*(round(side, 4) for side in sides)))
-    return boxes
+    return best
 
 
 def _free_area(taken: Sequence[Box]) -> Box:

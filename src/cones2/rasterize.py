@@ -5,7 +5,9 @@ edges, it is also cut along evenly spaced lines, at least eight to a cell, and t
 piece. Numbers are then summed over cells.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import astuple
+from functools import reduce
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cones2.layout import Box, Layout, Mask, Polygon, Region
+from cones2.layout import Box, Layout, Mask, Polygon, Region, Rest
 from cones2.layout.layout import Shape
 
 _LEAST_LINES, _MOST_LINES = 512, 2048
@@ -48,17 +50,10 @@ def cover(layout: Layout, height: int, width: int) -> dict[str, Cover]:
         [('rex', [[0.5, 0.5]]), ('hat', [[0.5, 0.0]])]
     """
     xs, ys = _cuts(layout, height, width)
-    rest = 1 - _union(layout, xs, ys)
-    above = np.zeros_like(rest)
     found: dict[str, Cover] = {}
-    for level in _from_the_top(layout):
-        behind = 1 - above
-        for name, region in level:
-            alpha = rest if region.is_rest else _draw(region, xs, ys)
-            seen = alpha * behind
-            seen[seen <= _NOTHING] = 0
-            found[name] = Cover(*(_reduce(each, xs, ys, height, width) for each in (seen, (seen > 0).astype(float))))
-            above = np.maximum(above, alpha)
+    for name, seen in _seen(layout, lambda region: _draw(region, xs, ys)):
+        reach = (seen > _NOTHING).astype(float)
+        found[name] = Cover(*(_reduce(each, xs, ys, height, width) for each in (seen * reach, reach)))
     return {name: found[name] for name in layout.names}
 
 
@@ -90,40 +85,43 @@ def pixel_maps(layout: Layout) -> dict[str, Bool[Tensor, "768 768"]]:
     A box has the pixels `round(768·x)`, left and top in, right and bottom out; of other shapes, a pixel is inside where
     its middle is, and of grey from a half on.
     """
-    drawn = {name: _pixels(region) for name, region in layout.regions.items()}
-    above = np.zeros((_MAP_SIDE, _MAP_SIDE), bool)
-    rest = ~np.any([above, *drawn.values()], axis=0)
-    found: dict[str, Bool[Tensor, "768 768"]] = {}
-    for level in _from_the_top(layout):
-        inside = {name: rest if region.is_rest else drawn[name] for name, region in level}
-        found |= {name: torch.from_numpy(pixels & ~above) for name, pixels in inside.items()}
-        above = np.any([above, *inside.values()], axis=0)
+    found = {name: torch.from_numpy(seen >= 0.5) for name, seen in _seen(layout, _pixels)}
     return {name: found[name] for name in layout.names}
 
 
-def _from_the_top(layout: Layout) -> Iterator[list[tuple[str, Region]]]:
-    """Yield the regions of each height, the greatest `z` first."""
-    regions = sorted(layout.regions.items(), key=lambda item: -item[1].z)
-    return (list(level) for _, level in groupby(regions, key=lambda item: item[1].z))
+def _seen(layout: Layout, draw: Callable[[Region], Pieces]) -> Iterator[tuple[str, Pieces]]:
+    """Yield what can be seen of each region, from the top: all but what regions of greater `z` cover."""
+    # The rest is what all others leave. They are drawn twice where somebody asks for it: many take too much memory.
+    asked = layout.regions.values() if any(region.is_rest for region in layout.regions.values()) else ()
+    rest = 1 - reduce(np.maximum, map(draw, asked), np.zeros(1))
+    above = np.zeros(1)
+    by_height = sorted(layout.regions.items(), key=lambda item: -item[1].z)
+    for _, level in groupby(by_height, key=lambda item: item[1].z):
+        behind = 1 - above
+        for name, region in level:
+            alpha = rest if region.is_rest else draw(region)
+            yield name, alpha * behind
+            above = np.maximum(above, alpha)
 
 
-def _pixels(region: Region) -> Bool[np.ndarray, "768 768"]:
+def _pixels(region: Region) -> Pieces:
     lines = np.arange(_MAP_SIDE + 1) / _MAP_SIDE
-    inside = np.zeros((_MAP_SIDE, _MAP_SIDE), bool)
+    inside = np.zeros((_MAP_SIDE, _MAP_SIDE))
     for shape in region.shapes:
         if isinstance(shape, Box):
-            left, top, right, bottom = (round(_MAP_SIDE * side) for side in vars(shape).values())
-            inside[top:bottom, left:right] = True
+            left, top, right, bottom = (round(_MAP_SIDE * side) for side in astuple(shape))
+            inside[top:bottom, left:right] = 1
         else:
-            inside |= _draw_shape(shape, lines, lines) >= 0.5
+            inside[_draw_shape(shape, lines, lines) >= 0.5] = 1
     return inside
 
 
 def _cuts(layout: Layout, height: int, width: int) -> tuple[Cuts, Cuts]:
     """Return where the picture is cut, across and down."""
-    boxes = [shape for region in layout.regions.values() for shape in region.shapes if isinstance(shape, Box)]
-    count = sum(len(region.shapes) for region in layout.regions.values() if not region.is_rest)
-    is_exact = len(boxes) == count and not any(region.feather for region in layout.regions.values())
+    shapes = [shape for region in layout.regions.values() for shape in region.shapes]
+    boxes = [shape for shape in shapes if isinstance(shape, Box)]
+    is_exact = all(isinstance(shape, Box | Rest) for shape in shapes)
+    is_exact = is_exact and not any(region.feather for region in layout.regions.values())
 
     def cut(cells: int, *sides: float) -> Cuts:
         lines = min(max(8 * cells, _LEAST_LINES), max(cells, _MOST_LINES))
@@ -131,15 +129,6 @@ def _cuts(layout: Layout, height: int, width: int) -> tuple[Cuts, Cuts]:
 
     xs = cut(width, *(side for box in boxes for side in (box.xmin, box.xmax)))
     return xs, cut(height, *(side for box in boxes for side in (box.ymin, box.ymax)))
-
-
-def _union(layout: Layout, xs: Cuts, ys: Cuts) -> Pieces:
-    """Return what all regions but the rest cover; nothing where nobody asks for the rest, as drawing takes time."""
-    taken = np.zeros((len(ys) - 1, len(xs) - 1))
-    if any(region.is_rest for region in layout.regions.values()):
-        for region in layout.regions.values():
-            taken = np.maximum(taken, _draw(region, xs, ys))
-    return taken
 
 
 def _draw(region: Region, xs: Cuts, ys: Cuts) -> Pieces:

@@ -83,11 +83,6 @@ class Box:
         return f"Box({self.xmin}, {self.ymin}, {self.xmax}, {self.ymax})"
 
     @property
-    def center(self) -> tuple[float, float]:
-        """The point in its middle, x first."""
-        return (self.xmin + self.xmax) / 2, (self.ymin + self.ymax) / 2
-
-    @property
     def bounds(self) -> "Box":
         """The box itself."""
         return self
