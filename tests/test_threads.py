@@ -102,6 +102,7 @@ def test_an_abandoned_block_ends_when_it_is_collected(tiny: Any) -> None:
     assert np.array_equal(draw(tiny, LAYOUT), draw(tiny, LAYOUT))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("way", ["whole", "in place", "blocks"])
 def test_compiled_models_get_their_layout(tiny_folder: Any, way: str) -> None:
     from cones2.models import open_pipeline

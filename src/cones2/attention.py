@@ -8,6 +8,7 @@ change without a graph break or a new compilation.
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -197,6 +198,9 @@ class CrossAttention:
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return attended.transpose(1, 2).flatten(2).to(query.dtype)
 
+
+# diffusers reads this in every call of a layer; to work it out anew each time is 2 % of a small model's picture.
+setattr(CrossAttention.__call__, "__signature__", inspect.signature(CrossAttention.__call__))  # noqa: B010
 
 _PLAIN: Any = AttnProcessor2_0()  # type: ignore[no-untyped-call]
 
