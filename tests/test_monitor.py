@@ -1,5 +1,7 @@
 """The attention meter: numbers worked by hand, diffusers' own attention, and a measurement that changes nothing."""
 
+# mypy: allow-untyped-calls
+
 import copy
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
 from cones2.conditioning import conditioned
 from cones2.errors import SettingsError
@@ -37,7 +38,7 @@ def test_even_attention_falls_by_area() -> None:
     meter = AttentionMeter(LAYOUT, {**SPANS, "fog": ((4, 5),)})
     meter.look(torch.zeros(1, 2, 16, 3), torch.randn(1, 2, 6, 3), (4, 4))
     found = reading(meter)
-    expected = {
+    expected: dict[str, Any] = {
         "rex": {"own": 0.5, "others": {"cup": 0.25}, "outside": 0.25},
         "cup": {"own": 0.25, "others": {"rex": 0.5}, "outside": 0.25},
         "fog": {"own": None, "others": {"rex": 0.5, "cup": 0.25}, "outside": 0.25},
@@ -68,7 +69,8 @@ def test_where_regions_overlap_it_is_ones_own() -> None:
     meter = AttentionMeter(Layout.of({"rex": everything, "cup": everything}), SPANS)
     meter.look(torch.zeros(1, 1, 4, 3), torch.randn(1, 1, 6, 3), (2, 2))
     for found in reading(meter).values():
-        assert (found.own, list(found.others.values()), found.outside) == (pytest.approx(1), [0], 0)
+        assert found.own == pytest.approx(1)
+        assert (list(found.others.values()), found.outside) == ([0], 0)
 
 
 def test_every_fifth_call_is_looked_at() -> None:
@@ -98,9 +100,7 @@ def test_without_regions_there_is_nothing_to_measure_by() -> None:
 # In drawing
 
 
-def drawn(
-    pipeline: DiffusionPipeline, *, meter: bool, seeds: tuple[int, ...] = (3, 4), steps: int = 2, **settings: Any
-) -> Any:
+def drawn(pipeline: Any, *, meter: bool, seeds: tuple[int, ...] = (3, 4), steps: int = 2, **settings: Any) -> Any:
     """Return two pictures' numbers, and what the meter read."""
     pipeline = copy.copy(pipeline)
     pipeline.scheduler = copy.deepcopy(pipeline.scheduler)
@@ -108,14 +108,14 @@ def drawn(
     size = {"height": 64, "width": 80, "num_inference_steps": steps, "output_type": "np"}
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     subjects = {"rex": "cat", "cup": "dog"}
-    options = {"layout": LAYOUT, "layout_settings": LayoutSettings(**settings), "meter": meter}
+    options: dict[str, Any] = {"layout": LAYOUT, "layout_settings": LayoutSettings(**settings), "meter": meter}
     with conditioned(pipeline, "a {rex} and a {cup}", subjects=subjects, **options) as inputs:
         pictures = pipeline(**inputs, **size, generator=generators, num_images_per_prompt=len(seeds)).images
         return pictures, inputs.attention()
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "flux"])
-def test_measuring_changes_no_bit(opened: dict[str, DiffusionPipeline], family: str) -> None:
+def test_measuring_changes_no_bit(opened: dict[str, Any], family: str) -> None:
     plain, none = drawn(opened[family], meter=False)
     measured, readings = drawn(opened[family], meter=True)
     assert none == ()
@@ -130,13 +130,13 @@ def test_measuring_changes_no_bit(opened: dict[str, DiffusionPipeline], family: 
             assert float(each.heat.sum()) == pytest.approx(1)
 
 
-def test_a_reading_does_not_depend_on_batch_mates(tiny: DiffusionPipeline) -> None:
+def test_a_reading_does_not_depend_on_batch_mates(tiny: Any) -> None:
     _, both = drawn(tiny, meter=True)
     _, alone = drawn(tiny, meter=True, seeds=(4,))
     assert both[1][0].own == pytest.approx(alone[0][0].own, rel=1e-3)
 
 
-def test_it_measures_what_diffusers_computes(tiny: DiffusionPipeline) -> None:
+def test_it_measures_what_diffusers_computes(tiny: Any) -> None:
     """The layout is off and one step is drawn: the layers' own queries and keys give the masses."""
     layers = [module for name, module in tiny.unet.named_modules() if name.endswith("attn2")]
     masses: list[torch.Tensor] = []

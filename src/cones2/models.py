@@ -27,7 +27,7 @@ from cones2.schedulers import SCHEDULERS
 from cones2.single_files import find_config, load_single_file
 
 with without_import_notices():
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 MINI = Path(__file__).with_name("mini")
 """The folder of the embedded model."""
