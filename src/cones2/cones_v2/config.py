@@ -71,10 +71,7 @@ class _Entry(BaseModel):
 class ConesV2Config:
     """A config of the authors' inference script.
 
-    Attributes:
-        entry: what it says.
-        residuals: by name, those that `subject_list` puts into the prompt; no others are read.
-        masks: by colour, the regions that the colour map has.
+    It holds what the config says, its residuals that the prompt has, and the regions of the colours that its map has.
     """
 
     entry: _Entry
@@ -85,9 +82,9 @@ class ConesV2Config:
     def load(cls, path: Path | str) -> "ConesV2Config":
         """Read a config, its colour map and its residuals, all of which may come from anyone.
 
-        Paths in it are relative to its own folder, or else to the working folder. As the authors' script does, it takes
-        the first entry only, and leaves unknown keys out. Each of these makes a `Cones2Warning`, and so does a colour
-        that no pixel has: its word gets no region.
+        Paths in it are relative to its own folder, or else to the working folder. As in the authors' script, only the
+        first entry counts, and unknown keys do not; either makes a `Cones2Warning`, and so does a colour that no pixel
+        has, whose word gets no region.
 
         Raises:
             SettingsError: it can't be read, or is no such config.
@@ -117,14 +114,11 @@ class ConesV2Config:
         mentions in their order, where in the authors' code they cancel each other. Seeds and sizes are those of their
         script; take others with `_replace`.
 
-        Args:
-            pipeline: a `Cones2Pipeline`, or diffusers' pipeline.
-
         Raises:
-            ModelError: the model has another kind of text encoder than Stable Diffusion 1.x and 2.x.
+            ModelError: the model is not of Stable Diffusion 1.x or 2.x.
             PromptError: a residual is not where `subject_list` says, or two things are at one word.
             LayoutError: a word has several colours, and another number of mentions.
-            ResidualMismatchError: a residual has another width than the model.
+            ResidualMismatchError: a residual does not fit the model.
         """
         entry, encoder, words = self.entry, encoder_of(pipeline), _Words(pipeline.tokenizer, self.entry.prompt)
         residuals, colours = self._residual_spans(words), self._colour_spans(words)
@@ -216,17 +210,12 @@ class _Words:
 
 
 def read_colours(path: Path | str, colours: Iterable[Colour]) -> dict[Colour, Mask]:
-    """Read a colour map as the authors' code does: scaled to 768 x 768 pixels, and each colour exactly as given.
+    """Read the regions of those colours that a colour map has, scaled to 768 x 768 pixels as by the authors' code.
 
-    Args:
-        path: a PNG, JPEG or WebP file; JPEG blurs colours, so that few pixels have the very one.
-        colours: red, green and blue in 0..255.
-
-    Returns:
-        The region of each colour; those that no pixel has are left out.
+    A pixel has a colour exactly or not at all; JPEG blurs colours, so that few pixels have the very one.
 
     Raises:
-        LayoutError: it can't be read, is too large, damaged or no such picture.
+        LayoutError: the picture can't be read, is too large, damaged, or no PNG, JPEG or WebP.
     """
     content = read_bounded(expanded(path), limit=LARGEST_FILE, error=LayoutError)
     advice = "Save it again as a PNG."

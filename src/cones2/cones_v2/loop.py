@@ -27,7 +27,6 @@ SAMPLER = "cones_v2"
 """What a record's options call this loop."""
 
 _AUTHORS = LayoutSettings(preset="cones_v2")
-_SMALLEST_SIDE, _LARGEST_SIDE = 64, 4096
 
 Latents = Float[Tensor, "pictures channels height width"]
 
@@ -72,6 +71,7 @@ def draw(
     """
     numbers = seeds_of(seeds, None, None) or ()
     given = pipe._subjects_for(prompt, subjects or {})
+    pipe._warn_of_unknown_words(prompt, given)
     placed = None if layout is None else Layout.of(layout)
     with pipe._drawing(numbers) as (inner, cancelled):
         size = _checked_size(inner, height, width)
@@ -91,7 +91,7 @@ def draw(
             scaled = latents.to(inner.vae.dtype) / inner.vae.config.scaling_factor
             decoded = inner.vae.decode(scaled, return_dict=False)[0]
         inner.maybe_free_model_hooks()
-        known = ("negative_prompt", "force", "meter")
+        encoding = {k: v for k, v in conditions.items() if k not in ("negative_prompt", "force", "meter")}
         call = DrawCall(
             prompt=prompt,
             subjects=given,
@@ -104,8 +104,7 @@ def draw(
             negative_prompt=conditions.get("negative_prompt") or "",
             layout_settings=layout_settings,
             force=conditions.get("force", False),
-            options={"sampler": SAMPLER, "height": size[0], "width": size[1]}
-            | {name: value for name, value in conditions.items() if name not in known},
+            options={"sampler": SAMPLER, "height": size[0], "width": size[1], **encoding},
         )
         images = inner.image_processor.postprocess(decoded, output_type="pil")
         return Cones2Output(images, placed, inputs.attention(), describe(inner, pipe.facts, call))
@@ -127,10 +126,10 @@ def recurrent_euler(
         latents: pure noise times the first σ.
         sigmas: the noise before each step, and after the last one.
         guided: how many steps are run twice.
-        prediction_type: what the model predicts: `epsilon` or `v_prediction`.
-        predict: what it predicts for latents of variance 1 in a step.
+        prediction_type: `epsilon` or `v_prediction`.
+        predict: the model, given latents of variance 1 and the step.
         draw_noise: makes fresh noise of variance 1 for all pictures.
-        after: is shown the step and the latents after each run, and returns those to go on with.
+        after: is given the step and the latents after each run, and returns those to go on with.
     """
     for step, (sigma, lower) in enumerate(itertools.pairwise(sigmas)):
         for run in range(2 if step < guided else 1):
@@ -146,25 +145,23 @@ def recurrent_euler(
 
 def _denoise(inner: Any, inputs: Inputs, size: tuple[int, int], seeds: Sequence[int], watcher: StepWatcher) -> Latents:
     """Draw latents from noise, each picture's from its own generator."""
-    scheduler, generators = inner.scheduler, generators_of(seeds)
+    scheduler, generators, runs = inner.scheduler, generators_of(seeds), itertools.count()
     shape = (len(seeds), inner.unet.config.in_channels, *(side // inner.vae_scale_factor for side in size))
     steps, wanted = len(scheduler.timesteps), inputs.run.settings.guided_steps
     guided = steps if wanted is None else min(wanted, steps)
     inner._num_timesteps, inner._interrupt = steps + guided, False  # as a pipeline's own call does
-    runs = itertools.count()
 
     def draw_noise() -> Latents:
         noise: Tensor = randn_tensor(shape, generators, inner._execution_device, torch.float32)
         return noise
 
+    def after(step: int, latents: Latents) -> Latents:
+        changed = watcher(inner, next(runs), scheduler.timesteps[step], {"latents": latents})
+        bar.update()
+        found: Tensor = changed.get("latents", latents)
+        return found
+
     with inner.progress_bar(total=steps + guided) as bar:
-
-        def after(step: int, latents: Latents) -> Latents:
-            changed = watcher(inner, next(runs), scheduler.timesteps[step], {"latents": latents})
-            bar.update()
-            found: Tensor = changed.get("latents", latents)
-            return found
-
         return recurrent_euler(
             draw_noise() * scheduler.init_noise_sigma,
             scheduler.sigmas.tolist(),
@@ -203,29 +200,25 @@ def _predictor(inner: Any, inputs: Inputs, size: tuple[int, int], count: int) ->
 
 
 def _checked_size(inner: Any, height: int | None, width: int | None) -> tuple[int, int]:
-    """Return height and width in pixels."""
-    unet, factor = getattr(inner, "unet", None), getattr(inner, "vae_scale_factor", 8)
+    """Return height and width in pixels, of a model that needs nothing but noise and text."""
+    unet, factor = getattr(inner, "unet", None), inner.vae_scale_factor
     if unet is None or unet.config.in_channels != inner.vae.config.latent_channels:
         raise ModelError(
-            f"{type(inner).__name__} can't be drawn with by the authors' loop: expected a text-to-image model of Stable"
+            f"a {type(inner).__name__} can't follow the authors' loop: expected a text-to-image model of Stable"
             " Diffusion 1.x, 2.x or XL."
         )
     trained = unet.config.sample_size
-    trained = (trained, trained) if isinstance(trained, int) else trained
-    size = (height or trained[0] * factor, width or trained[1] * factor)
-    for side in size:
-        if side % factor or not _SMALLEST_SIDE <= side <= _LARGEST_SIDE:
-            raise SettingsError(
-                f"a side of {side} pixels can't be used: expected a multiple of {factor} from {_SMALLEST_SIDE} to"
-                f" {_LARGEST_SIDE}."
-            )
-    return size
+    trained = [trained, trained] if isinstance(trained, int) else trained
+    rows, columns = (given or side * factor for given, side in zip((height, width), trained, strict=True))
+    for side in (rows, columns):
+        if side % factor or not 64 <= side <= 4096:
+            raise SettingsError(f"a side of {side} pixels can't be used: expected 64 to 4096, a multiple of {factor}.")
+    return rows, columns
 
 
 def _set_scheduler(inner: Any, steps: int) -> None:
     """Give Euler's noise levels to a copy of the pipeline."""
-    scheduler = make_scheduler("euler", inner.scheduler)
-    if not 1 <= steps <= scheduler.config.num_train_timesteps:
+    if not 1 <= steps <= inner.scheduler.config.num_train_timesteps:
         raise SettingsError(f"num_inference_steps {steps} can't be used: expected 1 to 1000.")
-    scheduler.set_timesteps(steps, device=inner._execution_device)
-    vars(inner)["scheduler"] = scheduler
+    vars(inner)["scheduler"] = make_scheduler("euler", inner.scheduler)
+    inner.scheduler.set_timesteps(steps, device=inner._execution_device)

@@ -41,8 +41,6 @@ _PROGRAM = re.compile(
 )
 _NEEDED = {"data.pkl", "data/0", "version"}
 _OF_NEWER_TORCH = {"byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"}
-_ARCHIVE_END = b"PK\x05\x06"
-_ARCHIVE_END_BYTES = 22
 _PLAIN_FLAGS = 0x0808  # sizes after the data, names in UTF-8
 
 
@@ -56,17 +54,14 @@ class SavedTensor(NamedTuple):
 def import_residual(pipeline: Any, path: Path | str, class_word: str) -> Residual:
     """Read a `residual.pt` that the authors' training script wrote; nothing in it is ever executed.
 
-    The file holds numbers alone. That they were learned on this model and for this class word is for the caller to
-    know: only their width and their number of tokens can be checked.
-
-    Args:
-        pipeline: the model that it was learned on: a `Cones2Pipeline`, or diffusers' pipeline.
-        path: the file.
-        class_word: the word, or words, that it was learned for: their `--instance_prompt`.
+    The file holds numbers alone. That they were learned on this pipeline's model, for this class word (their
+    `--instance_prompt`), is for the caller to know: only their shape can be checked.
 
     Raises:
+        CaptionError: the class word can't be used.
+        ModelError: the model is not of Stable Diffusion 1.x or 2.x.
         ResidualError: the file is anything but one tensor as that script saves it.
-        Cones2Error: as `encoder_of` and `adopt`.
+        ResidualMismatchError: it has another shape than the class word's embedding has on this model.
     """
     saved = read_tensor(path)
     return adopt(encoder_of(pipeline), pipeline.tokenizer, saved, class_word, origin=str(path))
@@ -89,12 +84,7 @@ def encoder_of(pipeline: Any) -> EncoderId:
 
 
 def adopt(encoder: EncoderId, tokenizer: Any, saved: SavedTensor, class_word: str, *, origin: str) -> Residual:
-    """Make a residual of what was read; `origin` names it in errors.
-
-    Raises:
-        CaptionError: the class word can't be used.
-        ResidualMismatchError: it has another width than the encoder, or another number of tokens than the class word.
-    """
+    """Make a residual of what was read, as `import_residual`; `origin` names it in errors."""
     class_word = check_class_word(class_word)
     ids = tokenizer(class_word, add_special_tokens=False, verbose=False)["input_ids"]
     if saved.vector.shape != (len(ids), encoder.width):
@@ -134,10 +124,7 @@ def _tensor_in(content: bytes) -> Float32[Tensor, "tokens dim"]:
     count, tokens, width, *strides = (int.from_bytes(each[1:], "little") for each in found.groups()[3:])
     numbers = np.frombuffer(entries["data/0"], "<f4" if found[1] == b"Float" else "<f2").astype(np.float32)
     if not (1 <= tokens <= MAX_TOKENS and 1 <= width <= _LARGEST_WIDTH and strides == [width, 1]):
-        raise ResidualError(
-            f"it has shape [{tokens}, {width}] and strides {strides}: expected at most [{MAX_TOKENS}, {_LARGEST_WIDTH}]"
-            " in order."
-        )
+        raise ResidualError(f"its shape [{tokens}, {width}] with strides {strides} makes no sense.")
     if not tokens * width == count == len(numbers):
         raise ResidualError(f"it has {len(numbers)} numbers and claims {count}, expected {tokens * width}.")
     if not np.isfinite(numbers).all():
@@ -152,7 +139,7 @@ def _entries(content: bytes) -> dict[str, bytes]:
     """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
-        if min(entry.header_offset for entry in entries) or content[-_ARCHIVE_END_BYTES:][:4] != _ARCHIVE_END:
+        if min(entry.header_offset for entry in entries) or content[-22:][:4] != b"PK\x05\x06":
             raise ResidualError("there is something before or after its archive.")
         folders, _, parts = zip(*(entry.filename.partition("/") for entry in entries), strict=True)
         names = set(parts)
