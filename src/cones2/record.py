@@ -254,8 +254,9 @@ class PictureRecord(_Strict):
         if not (self.seeds or self.generators):
             raise PictureError(f"the picture can't be drawn again: {self.not_repeatable}.")
         settings = asdict(self.layout_settings)
+        noise = {"seed": list(self.seeds)} if self.seeds else {"generator": self.generators and self.generators.make()}
         return {
-            **{name: restored(value) for name, value in self.options.items()},
+            **{name: restored(value) for name, value in self.options.items() if name not in ("seed", "generator")},
             "prompt": self.prompt,
             "layout": self.layout,
             "subjects": dict(subjects),
@@ -266,8 +267,7 @@ class PictureRecord(_Strict):
             **{f"layout_{name}": settings.pop(name) for name in ("scale", "effect", "levels")},
             **settings,
             "force": self.force,
-            "seed": list(self.seeds) if self.seeds else None,
-            "generator": self.generators.make() if self.generators else None,
+            **noise,
         }
 
     @property

@@ -27,7 +27,7 @@ from cones2.subjects import Subject
 
 _WITHOUT_EFFECT = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "measure_attention")
 _NOT_OF_CONES_V2 = frozenset(
-    {"seed", "generator", "sampler", "measure_attention", "num_images_per_prompt", "callback_on_step_end_tensor_inputs"}
+    {"seed", "sampler", "measure_attention", "num_images_per_prompt", "callback_on_step_end_tensor_inputs"}
     | {"layout_scale", "layout_effect", "layout_levels", "preset", "guided_steps", "weight_negative"}
 )
 _THREADS = threading.RLock()
