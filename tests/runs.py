@@ -1,5 +1,6 @@
 """Edits of the tiny UNet's attention, and calls of it, without a prompt and without a picture."""
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from typing import Any
@@ -79,14 +80,13 @@ def call(
     timestep: Any = 500,
 ) -> torch.Tensor:
     """The UNet's prediction, edited where there is a run: by default an unconditional and a conditional row."""
-    unet = pipeline.unet
+    unet: Any = pipeline.unet
     text = texts(2) if text is None else text
     latents = random(len(text), 4, 8, 8) if latents is None else latents
     arguments = latents.to(unet.dtype), timestep, text.to(unet.dtype)
-    if run is None:
-        return unet(*arguments).sample
-    with edited_attention(unet, run.family, run):
-        return unet(*arguments).sample
+    with contextlib.nullcontext() if run is None else edited_attention(unet, run.family, run):
+        prediction: torch.Tensor = unet(*arguments).sample
+    return prediction
 
 
 def layer_outputs(pipeline: Any, run: Run | None, **arguments: Any) -> Mapping[str, torch.Tensor]:

@@ -16,6 +16,8 @@ from cones2.families import FAMILIES
 from runs import SPANS, call, in_dtype, random, run_of, texts
 
 SD = FAMILIES[0]
+UNet: Any = UNet2DConditionModel
+DEFAULT: Any = AttnProcessor2_0
 
 
 class Adds:
@@ -45,7 +47,8 @@ class Denoiser(torch.nn.Module):
         self.block = Block(Attention(**({"query_dim": 16, "heads": 2, "dim_head": 8} | settings)))
 
     def forward(self, *args: Any, **options: Any) -> torch.Tensor:
-        return self.block.attn2(*args, **options)
+        attended: torch.Tensor = self.block.attn2(*args, **options)
+        return attended
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +164,7 @@ def test_a_gradient_finds_its_way_back_through_all_layers(pipeline: Any) -> None
             with torch.enable_grad():
                 unet(latents.requires_grad_(), 500, text).sample.square().sum().backward()
         before, after = (unet(latents + sign * step, 500, text).sample.square().sum() for sign in (-1, 1))
+    assert latents.grad is not None
     assert float((latents.grad * step).sum()) == pytest.approx(float(after - before) / 2, rel=0.02)
 
 
@@ -272,7 +276,7 @@ def test_layers_whose_attention_is_computed_elsewhere(pipeline: Any) -> None:
     unet, before = pipeline.unet, pipeline.unet.attn_processors
     expected = sum(name.endswith("attn2.processor") for name in before)
     with edited_attention(unet, SD, Adds()):
-        unet.set_attn_processor(AttnProcessor2_0())
+        unet.set_attn_processor(DEFAULT())
         with pytest.raises(ModelError, match=f"0 of {expected} "):
             unet(random(2, 4, 8, 8), 500, texts(2))
     unet.set_attn_processor(dict(before))
@@ -280,6 +284,6 @@ def test_layers_whose_attention_is_computed_elsewhere(pipeline: Any) -> None:
 
 def test_a_unet_without_cross_attention_is_refused() -> None:
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
-    plain = UNet2DConditionModel(block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, **blocks)
+    plain = UNet(block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, **blocks)
     with pytest.raises(ModelError), edited_attention(plain, SD, Adds()):
         pass

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ CAT, TEAPOT = (0, 128, 255), (0, 200, 0)
 LAYOUT = Layout.of({"rex": (0.0, 0.25, 0.5, 1.0), "cup": (0.5, 0.5, 1.0, 1.0)})
 PROMPT = "a {rex} and a {cup} on the beach"
 PLAIN = {"rex": "cat", "cup": "teapot"}
-SMALL = {"height": 64, "width": 64, "num_inference_steps": 4, "seeds": 0}
+SMALL: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 4, "seeds": 0}
 AUTHORS = LayoutSettings(preset="cones_v2")
 
 
@@ -113,7 +114,7 @@ def test_guided_steps_are_run_twice_in_one_batch(pipe: Cones2Pipeline) -> None:
 
     hook = pipe.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     settings = replace(AUTHORS, guided_steps=1)
-    options = {**SMALL, "seeds": (0, 1), "layout_settings": settings, "callback_on_step_end": tell}
+    options: dict[str, Any] = {**SMALL, "seeds": (0, 1), "layout_settings": settings, "callback_on_step_end": tell}
     try:
         output = draw(pipe, PROMPT, subjects=PLAIN, layout=LAYOUT, **options)
     finally:
@@ -285,12 +286,12 @@ def test_a_perfect_model_is_followed_to_the_picture(prediction_type: str, guided
     """A model that knows the picture takes Euler's steps straight to it, with or without noise put back between."""
     generator = torch.Generator().manual_seed(0)
     picture, noise = torch.randn(2, 1, 4, 8, 8, generator=generator)
-    sigmas = (5.0, 2.0, 0.5, 0.0)
+    sigmas: tuple[float, ...] = (5.0, 2.0, 0.5, 0.0)
     seen: list[int] = []
 
     def predict(latents: torch.Tensor, step: int) -> torch.Tensor:
         sigma = sigmas[step]
-        alpha, beta = 1 / (sigma**2 + 1) ** 0.5, sigma / (sigma**2 + 1) ** 0.5
+        alpha, beta = 1 / math.hypot(sigma, 1), sigma / math.hypot(sigma, 1)
         known = (latents - alpha * picture) / beta
         return alpha * known - beta * picture if prediction_type == "v_prediction" else known
 

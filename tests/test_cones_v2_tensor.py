@@ -208,7 +208,8 @@ def hostile_programs() -> Iterator[tuple[str, bytes]]:
             argument = b"1\n1\n" if operation.arg and operation.arg.n < 0 else b"\x01" * 8
             for place, part in ("middle", b""), ("end", b"."):
                 evil = operation.code.encode("latin-1") + (argument if operation.arg else b"") + part
-                yield f"{operation.name} at the {place}", program(**{place: evil})
+                arguments: dict[str, Any] = {place: evil}
+                yield f"{operation.name} at the {place}", program(**arguments)
 
 
 def other_programs() -> Iterator[tuple[str, bytes]]:
@@ -354,12 +355,13 @@ def test_there_are_many_and_no_two_are_the_same() -> None:
 
 def test_the_canary_sings() -> None:
     """What follows would mean nothing if the hostile files were harmless."""
+    storage: Any = torch.FloatStorage
     for name in ("os.mkdir", "posix.mkdir", "os.makedirs"):
         for place in ("alone", "first", "last"):
             with zipfile.ZipFile(io.BytesIO(HOSTILE[f"a program: {name} {place}"])) as file:
                 opened = file.read("residual/data.pkl")
             reader = pickle.Unpickler(io.BytesIO(opened))
-            reader.persistent_load = lambda _: torch.FloatStorage(8)  # type: ignore[method-assign]
+            reader.persistent_load = lambda _: storage(8)  # type: ignore[method-assign]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 reader.load()

@@ -159,7 +159,8 @@ class Block(torch.nn.Module):
         self.attn2 = layer
 
     def forward(self, pixels: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        return self.attn2(pixels, text)
+        attended: torch.Tensor = self.attn2(pixels, text)
+        return attended
 
 
 class Denoiser(torch.nn.Module):
@@ -168,7 +169,8 @@ class Denoiser(torch.nn.Module):
         self.block = Block(layer)
 
     def forward(self, pixels: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        return self.block(pixels, text)
+        attended: torch.Tensor = self.block(pixels, text)
+        return attended
 
 
 class GoldenEdit:
@@ -219,7 +221,8 @@ def test_an_edited_layer_is_the_authors(
 
 def golden_gain(golden: dict[str, Any], side: int, source: str) -> torch.Tensor:
     if source == "authors":
-        return golden[f"map.{side}"]
+        authors: torch.Tensor = golden[f"map.{side}"]
+        return authors
     spans = {name: ((token, token + 1),) for name, token in json.loads(golden["subjects"]).items()}
     preset, layout = ConesV2Preset(), Layout.of(json.loads(golden["boxes"]))
     regions = preset.weigh(layout, side, side)

@@ -21,12 +21,14 @@ from cones2.presets import PRESETS, ConesV2Preset, NoiseLevel, PaperPreset, cone
 from cones2.rasterize import own_cells, pixel_maps
 from runs import HALVES
 
+DDIM: Any = DDIMScheduler
+LMS: Any = LMSDiscreteScheduler
 GOLDEN = Path(__file__).parent / "data" / "golden"
 COLOURS = {"cat": (0, 128, 255), "teapot": (0, 200, 0)}
 
 
 def strength(preset: Any, time: float, step: int = 0, steps: int = 50) -> float:
-    return preset.strength(NoiseLevel(torch.tensor([time]), step, steps)).item()
+    return float(preset.strength(NoiseLevel(torch.tensor([time]), step, steps)))
 
 
 # M, preset `paper`
@@ -127,7 +129,7 @@ def test_the_papers_strength_is_concave_in_time() -> None:
 
 def test_the_authors_strength_is_the_log_of_the_noise() -> None:
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    alphas_cumprod = DDIMScheduler(**betas).alphas_cumprod
+    alphas_cumprod = DDIM(**betas).alphas_cumprod
     for step in (0, 499, 998, 999):  # in a table of all timesteps
         variance = 1 / alphas_cumprod[999 - step] - 1  # σ²
         expected = 0.08 * math.log(1 + variance)
@@ -138,7 +140,7 @@ def test_the_authors_strength_is_the_log_of_the_noise() -> None:
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 def test_the_authors_table_is_that_of_their_scheduler(steps: int) -> None:
-    scheduler = LMSDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler = LMS(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     scheduler.set_timesteps(steps)
     found = torch.tensor([strength(ConesV2Preset(), 0.5, step, steps) for step in range(steps)])
     torch.testing.assert_close(found, 0.08 * (1 + scheduler.sigmas[:-1] ** 2).log(), rtol=1e-5, atol=1e-8)

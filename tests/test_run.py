@@ -19,6 +19,7 @@ from runs import HALVES, PROMPT, SPANS, TOKENS, call, in_dtype, layer_outputs, r
 
 CORNERS = Layout.of({"rex": (0.0, 0.0, 0.25, 0.25), "cup": (0.75, 0.75, 1.0, 1.0)})
 ALL: Spans = {"rex": ((0, 4),), "cup": ((4, TOKENS),)}  # each cell outside both regions has no token left
+UNet: Any = UNet2DConditionModel
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FINEST = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 NEXT = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
@@ -101,7 +102,7 @@ def test_rows_that_are_neighbours_or_not_give_the_same(pipelines: dict[torch.dty
     unconditional, prompt = texts(2)
     apart = call(pipeline, run_of(pipeline), latents=latents, text=torch.stack([prompt, unconditional, prompt]))
     beside = call(pipeline, run_of(pipeline), latents=latents, text=torch.stack([prompt, prompt, unconditional]))
-    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    tolerance: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
     torch.testing.assert_close(apart[[0, 2]], beside[[0, 1]], **tolerance)
     torch.testing.assert_close(apart[1], beside[2], **tolerance)
     assert not torch.allclose(apart[0], call(pipeline, latents=latents[:1], text=prompt[None])[0], rtol=0.02, atol=0.02)
@@ -131,7 +132,7 @@ def test_each_row_has_its_own_time(pipeline: Any) -> None:
 def test_blocked_tokens_get_no_attention(tiny: Any, dtype: torch.dtype) -> None:
     # One head, one-hot texts, values and output as they come: the layer returns its attention. `rex` has the left half.
     pipeline = in_dtype(tiny, torch.float32)
-    vars(pipeline)["unet"] = unet = UNet2DConditionModel(
+    vars(pipeline)["unet"] = unet = UNet(
         sample_size=4, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
         down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), attention_head_dim=1,
     ).eval()  # fmt: skip
@@ -163,11 +164,13 @@ def test_strengthening_and_weakening_add_up_to_both(pipeline: Any, preset: str) 
     def bias(effect: str) -> torch.Tensor:
         run = run_of(pipeline, preset=preset, effect=effect)
         run.begin((random(1, 4, 3, 4), 500, PROMPT), {})
-        return run.bias(query, key)
+        found = run.bias(query, key)
+        assert found is not None
+        return found
 
     both, strong, weak = bias("both"), bias("strengthen"), bias("weaken")
     assert torch.equal(strong + weak, both)
-    assert (strong.min(), weak.max()) == (0, 0)
+    assert strong.min() == weak.max() == 0
     assert strong.max() > 0
     assert weak.min() < -1e6
     assert torch.equal(strong > 0, both > 0)
@@ -180,7 +183,9 @@ def test_a_regions_weight_strengthens_it_alone(pipeline: Any) -> None:
     for layout in (HALVES, double):
         run = run_of(pipeline, layout=layout)
         run.begin((random(1, 4, 4, 4), 500, PROMPT), {})
-        found.append(run.bias(query, key).clone())
+        bias = run.bias(query, key)
+        assert bias is not None
+        found.append(bias.clone())
     plain, weighed = (each[0, 0] for each in found)
     torch.testing.assert_close(weighed[:, 2][plain[:, 2] > 0], 2 * plain[:, 2][plain[:, 2] > 0])
     assert torch.equal(weighed[:, 2][plain[:, 2] <= 0], plain[:, 2][plain[:, 2] <= 0])
@@ -204,7 +209,7 @@ def test_a_level_that_the_unet_lacks(pipeline: Any) -> None:
 
 
 def test_settings_outside_their_range() -> None:
-    for settings, value in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"scale": -1.0}, "-1.0"),
         ({"scale": float("nan")}, "nan"),
         ({"scale": float("inf")}, "inf"),
@@ -213,7 +218,8 @@ def test_settings_outside_their_range() -> None:
         ({"levels": (0, -1)}, r"\(0, -1\)"),
         ({"guided_steps": -1}, "-1"),
         ({"weight_negative": 1.0}, "1.0"),
-    ]:
+    ]
+    for settings, value in cases:
         with pytest.raises(SettingsError, match=value):
             LayoutSettings(**settings)
 
@@ -298,7 +304,7 @@ def test_a_negative_is_seen_by_unconditional_rows_from_its_region_alone(
 
     def first_layer(negatives: dict[str, torch.Tensor]) -> torch.Tensor:
         run = run_of(pipeline, layout=layout, edit=TextEdit((), negatives), **settings)
-        return layer_outputs(pipeline, run, **arguments)[FINEST].unflatten(1, (8, 8))
+        return layer_outputs(pipeline, run, **arguments)[FINEST].view(len(conditional), 8, 8, -1)
 
     plain, one = first_layer({}), first_layer({"cup": random(3, 32, seed=2)})
     both = first_layer({"cup": random(3, 32, seed=2), "rex": random(2, 32, seed=3)})
