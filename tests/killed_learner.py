@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from cones2.backbones import open_backbone
-from cones2.learning.loop import learn
+from cones2.learning.learner import learn_steps
 from cones2.learning.recipe import Recipe
+from cones2.models import open_pipeline
 from cones2.photos import Photo
 
 RECIPE = Recipe(steps=20, batch_size=2, learning_rate=1e-3, captions_per_step=2, caption_count=4)
@@ -24,21 +24,20 @@ RECIPE = Recipe(steps=20, batch_size=2, learning_rate=1e-3, captions_per_step=2,
 
 def main(model: str, out: Path) -> None:
     torch.set_num_threads(1)
-    backbone = open_backbone(model, device="cpu")
+    pipeline = open_pipeline(model, device="cpu")
     photos = [Photo(Path("a.png"), "a" * 64, Image.radial_gradient("L").convert("RGB"))]
 
-    def study(name: str, *, resume: bool) -> None:
-        steps = learn(
-            backbone, photos, "dog", recipe=RECIPE, checkpoint=out / f"{name}-state", checkpoint_every=1, resume=resume
-        )
+    def learn(name: str, *, resume: bool) -> None:
+        folder = out / f"{name}-state"
+        steps = learn_steps(pipeline, photos, "dog", RECIPE, checkpoint=folder, checkpoint_every=1, resume=resume)
         *_, last = steps
         last.residual.save(out / f"{name}.safetensors")
 
-    wait(in_child(lambda: study("undisturbed", resume=False)))
+    wait(in_child(lambda: learn("undisturbed", resume=False)))
     draw = random.Random(1)
     for _ in range(5):
-        kill_after(in_child(lambda: study("killed", resume=True)), out / "killed-state", draw)
-    wait(in_child(lambda: study("killed", resume=True)))
+        kill_after(in_child(lambda: learn("killed", resume=True)), out / "killed-state", draw)
+    wait(in_child(lambda: learn("killed", resume=True)))
 
 
 def kill_after(child: int, state: Path, draw: random.Random) -> None:

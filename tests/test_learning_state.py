@@ -58,7 +58,7 @@ def test_a_damaged_newest_is_passed_over(tmp_path_factory: pytest.TempPathFactor
     assert_loads(checkpoints, 2)
 
 
-@pytest.mark.parametrize("manifest", [b"", b"{", b"[]", b"{}", b'{"format": 2}', b"\xff"])
+@pytest.mark.parametrize("manifest", [b"", b"{", b"[]", b"{}", b'{"format": 1}', b"\xff"])
 def test_a_damaged_manifest_is_passed_over(tmp_path: Path, manifest: bytes) -> None:
     checkpoints = saved(tmp_path, 2, 4)
     (tmp_path / "step-00000004.json").write_bytes(manifest)
@@ -75,10 +75,20 @@ def test_half_a_checkpoint_is_passed_over(tmp_path: Path, suffix: str) -> None:
 def test_other_settings_are_named(tmp_path: Path) -> None:
     saved(tmp_path, 2)
     with pytest.raises(
-        LearningError, match=r"learning_rate is 0.001, but it began with 0.0001. Resume with what"
+        LearningError, match=r"learning_rate is 0.001, but it began with 0.0001"
     ) as caught:
         Checkpoints(tmp_path, SETTINGS | {"learning_rate": 1e-3}).load()
+    with pytest.raises(LearningError, match=r"learning_rate is 0.001, but it began with 0.0001"):
+        Checkpoints(tmp_path, SETTINGS | {"learning_rate": 1e-3}).check(10)
     assert "\n" not in str(caught.value)
+
+
+def test_steps_that_are_taken_already(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 2, 4)
+    checkpoints.check(5)
+    with pytest.raises(LearningError, match="4 steps are taken already, and steps is 4"):
+        checkpoints.check(4)
+    Checkpoints(tmp_path / "none", SETTINGS).check(1)
 
 
 def test_delete_leaves_other_files(tmp_path: Path) -> None:
@@ -102,7 +112,7 @@ def test_what_a_killed_learner_was_writing_is_swept_away(tmp_path: Path) -> None
 
 def test_two_learners_in_one_folder(tmp_path: Path) -> None:
     first, second = Checkpoints(tmp_path, SETTINGS), Checkpoints(tmp_path, SETTINGS)
-    with first.held(), pytest.raises(LearningError, match=r"another learner is at work in .* choose another folder"):
+    with first.held(), pytest.raises(LearningError, match="another learner"):
         second.held().__enter__()
     with second.held():
         pass
@@ -110,7 +120,7 @@ def test_two_learners_in_one_folder(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
-    with pytest.raises(OutputError, match=r"can't write in .*: Is a directory. Choose another folder"):
+    with pytest.raises(OutputError, match="lock"):
         Checkpoints(tmp_path, SETTINGS).held().__enter__()
 
 

@@ -41,12 +41,12 @@ def test_toml_starts_from_the_paper(tmp_path: Path) -> None:
 
 
 def test_unknown_setting_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"mine.toml: 'step' is no setting of a recipe. Did you mean 'steps'\?"):
+    with pytest.raises(SettingsError, match=r"mine.toml: 'step' .*'steps'"):
         Recipe.from_toml(write(tmp_path, "step = 7"))
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(SettingsError, match=r"no recipe 'fast'. Expected paper, mini, direct or the path of a .toml"):
+    with pytest.raises(SettingsError, match="no recipe 'fast'"):
         find_recipe("fast")
 
 
@@ -60,7 +60,7 @@ def test_unknown_preset_in_toml(tmp_path: Path, preset: str) -> None:
 def test_file_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(content)
-    with pytest.raises(SettingsError, match=r"can't read the recipe .*mine.toml: .* Expected a TOML file") as caught:
+    with pytest.raises(SettingsError, match=r"can't read the recipe .*mine.toml") as caught:
         Recipe.from_toml(path)
     assert "\n" not in str(caught.value)
 
@@ -71,44 +71,50 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("setting", "told"),
     [
-        ("steps = 0", "mine.toml: steps is 0. Expected a whole number of at least 1: correct the recipe"),
-        ("batch_size = 1.5", "batch_size is 1.5. Expected a whole number of at least 1"),
-        ("captions_per_step = true", "captions_per_step is True. Expected a whole number"),
-        ("caption_count = -1", "caption_count is -1"),
-        ("views_per_photo = 0", "views_per_photo is 0"),
-        ("learning_rate = 0", "learning_rate is 0. Expected a number above 0"),
-        ("learning_rate = nan", "learning_rate is nan"),
-        ("learning_rate = true", "learning_rate is True"),
-        ('learning_rate = "fast"', "learning_rate is 'fast'"),
-        (f"learning_rate = 1{'0' * 400}", "learning_rate is 1000"),
-        ("weight_decay = -0.1", "weight_decay is -0.1. Expected a number of at least 0"),
-        ("weight_decay = []", r"weight_decay is \[\]. Expected a number of at least 0"),
-        ("preservation_weight = inf", "preservation_weight is inf"),
-        ('tune = "direct"', "tune is 'direct'. Expected all, layers or residual"),
+        ("steps = 0", "mine.toml: steps of a recipe is 0"),
+        ("batch_size = 1.5", "batch_size of a recipe is 1.5"),
+        ("captions_per_step = true", "captions_per_step of a recipe is True"),
+        ("caption_count = -1", "caption_count of a recipe is -1"),
+        ("views_per_photo = 0", "views_per_photo of a recipe is 0"),
+        ("learning_rate = 0", "learning_rate of a recipe is 0"),
+        ("learning_rate = nan", "learning_rate of a recipe is nan"),
+        ("learning_rate = true", "learning_rate of a recipe is True"),
+        ('learning_rate = "fast"', "learning_rate of a recipe is 'fast'"),
+        (f"learning_rate = 1{'0' * 400}", "learning_rate of a recipe is 1000"),
+        ("weight_decay = -0.1", "weight_decay of a recipe is -0.1"),
+        ("weight_decay = []", r"weight_decay of a recipe is \[\]"),
+        ("preservation_weight = inf", "preservation_weight of a recipe is inf"),
+        ('tune = "direct"', "tune of a recipe is 'direct'"),
+        ("averaged = true", "averaged .* tune is 'all'"),
+        ("averaged = 1", "averaged of a recipe is 1"),
     ],
 )
-def test_values_out_of_range(tmp_path: Path, setting: str, message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
+@pytest.mark.usefixtures("unchecked_types")
+def test_values_out_of_range(tmp_path: Path, setting: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=told) as caught:
         Recipe.from_toml(write(tmp_path, setting))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("tune='direct'", "tune is 'direct'. Expected all, layers or residual: correct the recipe."),
-        ("steps=1.5", "steps is 1.5. Expected a whole number of at least 1: correct the recipe."),
-        ("weight_decay='little'", "weight_decay is 'little'. Expected a number of at least 0: correct the recipe."),
-    ],
-)
-def test_values_of_another_type_in_python(setting: str, message: str) -> None:
+@pytest.mark.parametrize("settings", [{"tune": "direct"}, {"steps": 1.5}, {"weight_decay": "little"}])
+def test_values_of_another_type_in_python(settings: dict[str, object]) -> None:
     """In a process of its own: here, beartype is before it."""
-    script = f"from cones2.learning.recipe import Recipe; Recipe({setting})"
+    script = f"from cones2.learning.recipe import Recipe; Recipe(**{settings})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines()[-1] == f"cones2.errors.SettingsError: {message}"
+    ((name, value),) = settings.items()
+    assert done.stderr.splitlines()[-1].startswith(f"cones2.errors.SettingsError: {name} of a recipe is {value!r}.")
 
 
+def test_a_recipe_is_found_by_itself_and_by_a_path(tmp_path: Path) -> None:
+    recipe = Recipe(steps=7)
+    assert find_recipe(recipe) is recipe
+    assert find_recipe(write(tmp_path, "steps = 7")) == recipe
+
+
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_whole_number_for_a_rate(tmp_path: Path) -> None:
     recipe = Recipe.from_toml(write(tmp_path, "weight_decay = 0"))
     assert repr(recipe.weight_decay) == "0.0"
@@ -116,20 +122,21 @@ def test_a_whole_number_for_a_rate(tmp_path: Path) -> None:
 
 def test_a_recipe_that_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.toml")
-    with pytest.raises(SettingsError, match="it is a pipe or device, expected a regular file"):
+    with pytest.raises(SettingsError, match=r"pipe\.toml"):
         Recipe.from_toml(tmp_path / "pipe.toml")
 
 
 def test_a_recipe_that_is_too_large(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="is too large: expected at most 1,048,576 bytes"):
+    with pytest.raises(SettingsError, match=r"mine\.toml"):
         Recipe.from_toml(write(tmp_path, "#" * (LARGEST_RECIPE + 1)))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (f"steps = {'[' * 9999}", "can't read the recipe .* recursion"),
-        (f"steps.{'a.' * 9999}a = 1", r"steps is \{'a': .* Expected a whole number"),
+        (f"steps.{'a.' * 9999}a = 1", r"steps of a recipe is \{'a'"),
         (f"{'a.' * 9999}a = 1", "'a' is no setting of a recipe"),
     ],
 )

@@ -384,7 +384,7 @@ class _Learner:
         """Return all that a checkpoint's state depends on, as short JSON values: not how many steps are to follow."""
         learned = {name: value for name, value in self._how_learned().items() if name not in ("steps", "taken")}
         subject = {"class word": self.class_word, "photos": hash_of([photo.sha256 for photo in self.photos])}
-        return learned | subject | model_settings(self.pipeline, self.encoder_ids)
+        return subject | learned | model_settings(self.pipeline, self.encoder_ids)
 
     def begin(self, taken: int, state: Mapping[str, Tensor]) -> None:
         """Go on after a step, from what `save` wrote of it."""

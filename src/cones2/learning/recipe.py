@@ -58,7 +58,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         try:
-            checked = _checker().model_validate(dataclasses.asdict(self))
+            checked = _checker().model_validate(dict(vars(self)))
         except pydantic.ValidationError as error:
             name, message, got = first_problem(error)
             raise SettingsError(f"{name} of a recipe is {got}. {message}: correct the recipe.") from error

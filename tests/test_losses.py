@@ -5,14 +5,16 @@ from diffusers import DDIMScheduler
 from hypothesis import given
 from torch.testing import assert_close
 
-from cones2.learning.objective import add_noise, mean_shift, preservation_loss, subject_loss
+from cones2.learning.losses import add_noise, displacement, mean_shift, preservation_loss, subject_loss
 
 
 def full(value: float, *shape: int) -> torch.Tensor:
     return torch.full(shape, float(value))
 
 
-@pytest.mark.parametrize(("prediction_type", "target"), [("epsilon", 2.0), ("v_prediction", 0.8 * 2 - 0.6 * 1)])
+@pytest.mark.parametrize(
+    ("prediction_type", "target"), [("epsilon", 2.0), ("sample", 1.0), ("v_prediction", 0.8 * 2 - 0.6 * 1)]
+)
 def test_noise_worked_by_hand(prediction_type: str, target: float) -> None:
     noised = add_noise(full(1, 1, 2, 3, 5), full(2, 1, 2, 3, 5), torch.tensor([0.64]), prediction_type)
     assert_close(noised.latents, full(0.8 * 1 + 0.6 * 2, 1, 2, 3, 5))
@@ -85,3 +87,15 @@ def test_only_the_class_words_shift_counts_as_residual_and_the_rest_as_loss(shif
     moved = original + torch.where(own[..., None], shift, 0.0)
     assert preservation_loss(moved, original, own) == 0
     assert_close(mean_shift([(moved, original, own)], 1), full(shift, 1, 3), rtol=1e-5, atol=1e-5)
+
+
+def test_displacement_worked_by_hand() -> None:
+    # Every embedding is half as long again: other words moved by a quarter of their squared length, half their length.
+    original = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(0))
+    own = torch.zeros(5, 7, dtype=torch.bool)
+    own[:, 2:4] = True
+    chunks = zip((1.5 * original).split(2), original.split(2), own.split(2), strict=True)
+    moved = displacement(chunks)
+    lengths = original.square().sum(-1).masked_fill(own, 0).sum(-1)
+    assert moved.preservation == pytest.approx(0.25 * float(lengths.mean()), rel=1e-5)
+    assert moved.relative == pytest.approx(0.5, rel=1e-5)
