@@ -292,8 +292,9 @@ def test_a_perfect_model_is_followed_to_the_picture(prediction_type: str, guided
     def predict(latents: torch.Tensor, step: int) -> torch.Tensor:
         sigma = sigmas[step]
         alpha, beta = 1 / math.hypot(sigma, 1), sigma / math.hypot(sigma, 1)
-        known = (latents - alpha * picture) / beta
-        return alpha * known - beta * picture if prediction_type == "v_prediction" else known
+        known: torch.Tensor = (latents - alpha * picture) / beta
+        velocity: torch.Tensor = alpha * known - beta * picture
+        return velocity if prediction_type == "v_prediction" else known
 
     def after(step: int, latents: torch.Tensor) -> torch.Tensor:
         seen.append(step)
