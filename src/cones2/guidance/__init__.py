@@ -1,1 +1,0 @@
-"""Layout guidance: the edit of cross-attention (arXiv:2305.19327, Sec. 3.3)."""
