@@ -4,7 +4,7 @@ import shlex
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -160,6 +160,7 @@ class _Previews(NamedTuple):
 
     def drawn(self, steps: Any, pipe: Any, photos: Any, *, class_word: str, checkpoint: Path) -> Any:
         """Draw previews of steps and write them, with a table of what was measured."""
+        from cones2.learning.log import logged
         from cones2.learning.previews import with_previews
 
         if self.every is None:
@@ -168,7 +169,7 @@ class _Previews(NamedTuple):
         taken = with_previews(
             steps, pipe, every=self.every, identity=identity, patience=self.patience, checkpoint=checkpoint
         )
-        return self._written(taken)
+        return logged(taken, self.folder)
 
     def _identity(self, pipe: Any, photos: Any, class_word: str) -> Any:
         from cones2.judge import clip_similarity, judged_likeness, open_judge
@@ -181,20 +182,6 @@ class _Previews(NamedTuple):
         if self.patience is not None:
             raise SettingsError("--patience needs a measure of identity, and here there is none: give --clip DIR.")
         return None
-
-    def _written(self, steps: Any) -> Iterator[Any]:
-        from cones2.files import make_folder
-
-        make_folder(self.folder)
-        with closing(steps), (self.folder / "curves.csv").open("a", encoding="utf-8") as curves:
-            if curves.tell() == 0:
-                curves.write("step,loss,identity\n")
-            for step in steps:
-                identity = "" if step.identity is None else f"{step.identity:.6g}"
-                curves.write(f"{step.step},{step.learned.loss:.6g},{identity}\n")
-                for number, image in enumerate(step.images):
-                    image.save(self.folder / f"{step.step:04}-{number}.png")
-                yield step
 
 
 class _Kept:
