@@ -117,11 +117,12 @@ class TextReader:
         every = torch.arange(len(captions.own))
         return torch.cat([self.read(captions.rows(rows)) for rows in torch.split(every, _CHUNK)])
 
-    @torch.no_grad()
     def compare(self, captions: Captions, original: Float[Tensor, "batch tokens dim"]) -> Iterator[CaptionChunk]:
         """Yield what these encoders make of captions, beside what the original ones made, some at a time."""
         for rows in torch.split(torch.arange(len(original)), _CHUNK):
-            yield self.read(captions.rows(rows)), original[rows], captions.own[rows]
+            with torch.no_grad():
+                tuned = self.read(captions.rows(rows))
+            yield tuned, original[rows], captions.own[rows]
 
 
 def _class_spans(tokenizer: Any, captions: Sequence[str], class_word: str) -> list[tuple[int, int]]:
