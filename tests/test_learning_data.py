@@ -1,105 +1,166 @@
-import copy
+"""What is learned from: captions as tokens, photos as latents, and warnings of a small world."""
+
 import dataclasses
 import math
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
-import numpy
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from cones2.backbones import Backbone
+from cones2.captions import captions_for
 from cones2.errors import CaptionError, Cones2Warning
-from cones2.learning.data import encode_captions, encode_views, rebuild_error, warn_if_strange
+from cones2.families import family_of
+from cones2.learning.data import (
+    TextReader,
+    encode_images,
+    encode_views,
+    held_out_captions,
+    learning_size,
+    rebuild_error,
+    warn_if_strange,
+)
+from cones2.models import ModelFacts, open_pipeline
 from cones2.photos import Photo, crop_square
+from learning import with_parts
 
 PHOTO = Photo(Path("rex.png"), "a" * 64, Image.radial_gradient("L").convert("RGB"))
 
 
 @pytest.fixture(scope="module")
-def small(tiny: Backbone) -> Backbone:
-    """The tiny model, drawing 64 pixels instead of 768."""
-    unet = copy.deepcopy(tiny.unet)
-    unet.register_to_config(sample_size=8)
-    return dataclasses.replace(tiny, unet=unet)
+def small(small_folder: Path) -> Any:
+    return open_pipeline(str(small_folder), device="cpu")
 
 
-def test_the_class_words_own_tokens_spell_it(tiny: Backbone) -> None:
-    captions = ["a teddy bear on the beach", "on the beach stands a teddy bear"]
-    encoded = encode_captions(tiny, captions, "teddy bear")
-    assert encoded.input_ids.shape == encoded.own.shape == (2, tiny.window)
-    for ids, own in zip(encoded.input_ids, encoded.own, strict=True):
-        assert tiny.tokenizer.decode(ids[own]).strip() == "teddy bear"
-        assert len(ids[own]) == encoded.class_tokens
+@pytest.fixture(scope="module")
+def reader(small: Any) -> TextReader:
+    return TextReader.copy_of(small, family_of(small))
 
 
-def test_a_class_word_of_more_tokens_than_a_residual_can_have(tiny: Backbone) -> None:
-    word = "very " * 16 + "big dog"
-    with pytest.raises(
-        CaptionError, match=r"is \d\d tokens long for tiny, expected at most 16. Take a shorter class word"
-    ):
-        encode_captions(tiny, [f"a {word}"], word)
+def test_the_class_words_own_tokens_spell_it(opened: dict[str, Any]) -> None:
+    xl = opened["sdxl"]
+    encoded = TextReader.copy_of(xl, family_of(xl)).tokenize(
+        ["a teddy bear on the beach", "on the beach stands a teddy bear"], "teddy bear"
+    )
+    for ids, tokens in zip(encoded.input_ids, encoded.class_tokens, strict=True):
+        assert ids.shape == encoded.own.shape == (2, 77)
+        for row, own in zip(ids, encoded.own, strict=True):
+            assert xl.tokenizer.decode(row[own]).strip() == "teddy bear"
+            assert tuple(xl.tokenizer.convert_ids_to_tokens(row[own].tolist())) == tokens
+    first, second = (ids[0, -1] for ids in encoded.input_ids)
+    assert first != second  # the second tokenizer has another padding
 
 
-def test_a_caption_without_the_class_word(tiny: Backbone) -> None:
-    with pytest.raises(CaptionError, match="mentions 'dog' 0 times"):
-        encode_captions(tiny, ["a dog", "a cat"], "dog")
+@pytest.mark.parametrize(
+    ("captions", "word", "told"),
+    [
+        (["a " + "very " * 16 + "big dog"], "very " * 16 + "big dog", r"\d\d tokens long"),
+        (["a dog", "a cat"], "dog", "'a cat'"),
+        (["very " * 80 + "big dog"], "dog", "77 tokens"),
+    ],
+)
+def test_captions_that_can_not_be_used(reader: TextReader, captions: list[str], word: str, told: str) -> None:
+    with pytest.raises(CaptionError, match=told):
+        reader.tokenize(captions, word)
 
 
-def test_a_caption_that_is_cut_off(tiny: Backbone) -> None:
-    with pytest.raises(CaptionError, match=r"is cut off before the class word ends, at 77 tokens. Put the class word"):
-        encode_captions(tiny, [f"{'very ' * 80}big dog"], "dog")
+def test_a_caption_cut_off_after_the_class_word_is_usable(reader: TextReader) -> None:
+    encoded = reader.tokenize([f"a dog that is {'very ' * 80}big"], "dog")
+    assert encoded.own.sum() == len(encoded.class_tokens[0])
 
 
-def test_a_caption_cut_off_after_the_class_word_is_usable(tiny: Backbone) -> None:
-    encoded = encode_captions(tiny, [f"a dog that is {'very ' * 80}big"], "dog")
-    assert encoded.own.sum() == encoded.class_tokens
+def test_held_out_captions_were_not_learned_from() -> None:
+    learned = captions_for("dog", count=1000)
+    unseen = held_out_captions("dog", learned)
+    assert len(unseen) == len(set(unseen)) == 50
+    assert not set(unseen) & set(learned)
+    assert held_out_captions("dog", captions_for("dog", count=200, seed=1)) == ()
 
 
-def test_views_are_encoded_as_the_backbone_does(small: Backbone) -> None:
-    moments = encode_views(small, [PHOTO, PHOTO], 3, torch.Generator().manual_seed(0))
-    assert moments.mean.shape == moments.std.shape == (6, 4, 8, 8)
-    assert_close(moments.mean[0], moments.mean[3])  # both photos' whole view
-    assert not torch.equal(moments.mean[1], moments.mean[4])
+def test_views_are_encoded_as_the_autoencoder_does(small: Any) -> None:
+    views = encode_views(small, [PHOTO, PHOTO], 3, torch.Generator().manual_seed(0))
+    assert views.mean.shape == views.std.shape == (6, 4, 8, 8)
+    assert_close(views.mean[0], views.mean[3])  # both photos' whole view
+    assert not torch.equal(views.mean[1], views.mean[4])
     pixels = torch.linspace(-1, 1, 64)  # a horizontal ramp: columns, not rows, must differ
     ramp = Image.linear_gradient("L").rotate(90).resize((64, 64), Image.Resampling.BILINEAR).convert("RGB")
-    expected = small.encode_images(pixels.expand(1, 3, 64, 64))
+    with torch.no_grad():
+        expected = small.vae.encode(pixels.expand(1, 3, 64, 64)).latent_dist.mean * small.vae.config.scaling_factor
     got = encode_views(small, [Photo(Path("ramp.png"), "b" * 64, ramp)], 1, torch.Generator())
-    assert_close(got.mean, expected.mean, rtol=0, atol=0.05)
+    assert_close(got.mean, expected, rtol=0, atol=0.05)
 
 
-def test_rebuild_error_is_psnr(small: Backbone) -> None:
+def test_latents_of_an_autoencoder_with_units_of_its_own(opened: dict[str, Any]) -> None:
+    """As Stable Diffusion XL's pipelines have it: decoding multiplies by std and adds mean, channel by channel."""
+    xl, image = opened["sdxl"], crop_square(PHOTO.image, 64)
+    vae = type(xl.vae).from_config({**xl.vae.config, "latents_mean": [1.0, 2, 3, 4], "latents_std": [2.0, 3, 5, 7]})
+    vae.load_state_dict(xl.vae.state_dict())
+    plain, shifted = encode_images(xl, [image]), encode_images(with_parts(xl, vae=vae.eval()), [image])
+    scale = xl.vae.config.scaling_factor
+    shift, spread = (torch.tensor(each)[:, None, None] for each in ([1.0, 2, 3, 4], [2.0, 3, 5, 7]))
+    assert_close(shifted[0] * spread / scale + shift, plain[0] / scale, rtol=1e-5, atol=1e-5)
+    assert_close(shifted[1] * spread, plain[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_latents_in_half_precision(small: Any, small_folder: Path, dtype: torch.dtype) -> None:
+    half = open_pipeline(str(small_folder), device="cpu", dtype=dtype)
     image = crop_square(PHOTO.image, 64)
-    pixels = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None] / 255
-    (rebuilt,) = small.decode(small.encode_images(pixels * 2 - 1).mean)
-    error = (torch.from_numpy(numpy.array(rebuilt)).permute(2, 0, 1)[None] / 255 - pixels).square().mean()
-    assert rebuild_error(small, [PHOTO, PHOTO]) == pytest.approx([-10 * math.log10(error)] * 2, rel=1e-5)
+    (mean, std), (expected, _) = encode_images(half, [image]), encode_images(small, [image])
+    assert mean.dtype == std.dtype == torch.float32
+    assert half.vae.dtype == dtype
+    assert_close(mean, expected, rtol=0, atol=0.05)
 
 
-def test_warnings_of_a_small_world(small: Backbone) -> None:
+def test_the_size_that_is_learned_at(small: Any, opened: dict[str, Any]) -> None:
+    assert learning_size(small) == learning_size(opened["sdxl"]) == 64
+
+
+def test_rebuild_error_is_psnr(small: Any) -> None:
+    pixels = torch.from_numpy(np.array(crop_square(PHOTO.image, 64))).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        rebuilt = small.vae.decode(small.vae.encode(pixels * 2 - 1).latent_dist.mean).sample
+    (shown,) = small.image_processor.postprocess(rebuilt)
+    error = (torch.from_numpy(np.array(shown)).permute(2, 0, 1)[None] / 255 - pixels).square().mean()
+    assert rebuild_error(small, [PHOTO, PHOTO]) == pytest.approx([-10 * math.log10(error)] * 2, rel=1e-4)
+
+
+def warned(small: Any, facts: ModelFacts, class_word: str) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_if_strange(dataclasses.replace(small, lexicon=frozenset({"dog", "guppy", "red"})), [PHOTO], "Red puppy")
-    word, photo = caught
-    assert word.category is photo.category is Cones2Warning
-    assert str(word.message) == "tiny does not know 'puppy'; the nearest word that it knows is 'guppy'."
-    assert re.match(r"tiny can't draw rex.png well \(PSNR \d+ dB, 22 is fair\): expect", str(photo.message))
+        warn_if_strange(small, facts, [PHOTO], class_word)
+    assert all(each.category is Cones2Warning for each in caught)
+    return [str(each.message) for each in caught]
 
 
-def test_a_word_is_near_to_what_can_be_drawn(small: Backbone) -> None:
+def test_warnings_of_a_small_world(small: Any) -> None:
+    facts = ModelFacts(name="tiny", lexicon=frozenset({"dog", "guppy", "red"}))
+    word, photo = warned(small, facts, "Red puppy")
+    assert re.search(r"tiny .*'puppy'.*'guppy'", word)
+    assert re.search(r"tiny .*rex\.png.*PSNR \d+ dB", photo)
+    (photo,) = warned(small, ModelFacts(name="tiny", draws="toys"), "puppy")
+    assert "rex.png" in photo
+
+
+def test_a_word_is_near_to_what_can_be_drawn(small: Any) -> None:
     lexicon = frozenset({"at", "dog", "cat", "teddy", "bear"})
-    knowing = dataclasses.replace(small, lexicon=lexicon, class_words=("dog", "cat", "teddy bear"))
-    told = "tiny does not know 'mat'; the nearest word that it knows is 'cat'. It draws dog, cat, teddy bear."
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        warn_if_strange(knowing, [PHOTO], "mat")
-    assert str(caught[0].message) == told
+    facts = ModelFacts(name="tiny", lexicon=lexicon, class_words=("dog", "cat", "teddy bear"))
+    assert re.search("'mat'.*'cat'.*dog, cat, teddy bear", warned(small, facts, "mat")[0])
 
 
-def test_no_warning_of_a_large_world(small: Backbone) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warn_if_strange(small, [PHOTO], "axolotl")
+def test_no_warning_of_a_large_world(small: Any) -> None:
+    assert warned(small, ModelFacts(name="tiny"), "axolotl") == []
+
+
+def test_two_tokenizers_that_disagree(small: Any, reader: TextReader) -> None:
+    """One of them has a word more, so that the class word is one token for it."""
+    other = type(small.tokenizer).from_pretrained(Path(__file__).parent / "data" / "golden" / "tiny" / "tokenizer")
+    other.add_tokens("axolotl")
+    both = dataclasses.replace(reader, tokenizers=(small.tokenizer, other))
+    with pytest.raises(CaptionError, match="'axolotl'"):
+        both.tokenize(["an axolotl"], "axolotl")

@@ -88,12 +88,11 @@ class TextReader:
 
         Raises:
             CaptionError: a caption lacks the class word, is too long for the model, or splits the class word's tokens
-                otherwise than the others; or these are more than a residual can have.
-            LearningError: the tokenizers of two encoders split the class word differently.
+                otherwise than the others; or these are more than a residual can have, or differ between tokenizers.
         """
         spans = [_class_spans(tokenizer, texts, class_word) for tokenizer in self.tokenizers]
         if any(other != spans[0] for other in spans):
-            raise LearningError(f"the model's tokenizers split {class_word!r} differently: choose another class word.")
+            raise CaptionError(f"the model's tokenizers split {class_word!r} differently: choose another class word.")
         window = min(int(tokenizer.model_max_length) for tokenizer in self.tokenizers)
         own = torch.zeros(len(texts), window, dtype=torch.bool)
         for row, (start, stop) in enumerate(spans[0]):
