@@ -19,7 +19,8 @@ from torch import Tensor
 from cones2.layout import Box, Layout, Mask, Polygon, Region, Rest
 from cones2.layout.layout import Shape
 
-_LEAST_LINES, _MOST_LINES = 512, 2048
+_LINES, _FEWER_LINES, _MOST_LINES = 1024, 512, 2048  # fewer for layouts of many regions, which may be a stranger's
+_MANY = 16
 _NOTHING = 1e-6  # what rounding leaves of nothing
 _MAP_SIDE = 768  # pixels of the authors' layout pictures
 
@@ -123,8 +124,10 @@ def _cuts(layout: Layout, height: int, width: int) -> tuple[Cuts, Cuts]:
     is_exact = all(isinstance(shape, Box | Rest) for shape in shapes)
     is_exact = is_exact and not any(region.feather for region in layout.regions.values())
 
+    least = _LINES if len(layout.regions) <= _MANY else _FEWER_LINES
+
     def cut(cells: int, *sides: float) -> Cuts:
-        lines = min(max(8 * cells, _LEAST_LINES), max(cells, _MOST_LINES))
+        lines = min(max(8 * cells, least), max(cells, _MOST_LINES))
         return np.unique([*sides, *np.linspace(0, 1, 2 if is_exact else lines + 1)])
 
     xs = cut(width, *(side for box in boxes for side in (box.xmin, box.xmax)))

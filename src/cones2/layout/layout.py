@@ -264,7 +264,6 @@ def _regions(values: Mapping[str, object], folder: Path | None) -> dict[str, Reg
 
     found: dict[str, Region] = {}
     for name, value in values.items():
-        check_name(name)
         try:
             found[name] = _region(value, load_mask)
         except ValidationError as error:
