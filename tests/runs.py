@@ -11,7 +11,6 @@ from cones2.attention import edited_attention
 from cones2.families import family_of
 from cones2.guidance import Spans
 from cones2.layout import Layout
-from cones2.presets import find_preset
 from cones2.run import LayoutSettings, Run, TextEdit
 
 TOKENS = 9
@@ -56,18 +55,10 @@ def run_of(
     """What `conditioned` makes of a layout; `prompt` is what conditional rows read."""
     named = preset if isinstance(preset, str) else "paper"
     chosen = LayoutSettings(preset=named, **settings)
-    return Run(
-        pipeline,
-        family_of(pipeline),
-        {"prompt_embeds": prompt},
-        layout=layout if layout.names and chosen.scale > 0 else None,
-        regions=layout,
-        spans=spans,
-        preset=find_preset(named) if named == preset else preset,
-        settings=chosen,
-        text=edit,
-        meter=None,
-    )
+    run = Run(pipeline, family_of(pipeline), {"prompt_embeds": prompt}, layout, spans, chosen, edit, False)
+    if named != preset:
+        run.preset = preset
+    return run
 
 
 @torch.no_grad()

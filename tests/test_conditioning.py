@@ -152,7 +152,7 @@ def test_each_setting_of_a_layout_acts(tiny: Any, acting: dict[str, Any]) -> Non
 def test_no_guided_step_and_no_scale_are_no_layout(tiny: Any) -> None:
     pipeline, call = text_to_image(tiny)
     plain = drawn(pipeline, call, subjects=PLAIN)
-    for settings in (LayoutSettings(guided_steps=0), LayoutSettings(scale=0)):
+    for settings in (LayoutSettings(guided_steps=0), LayoutSettings(scale=0.0)):
         found = drawn(pipeline, call, subjects=PLAIN, layout=LAYOUT, layout_settings=settings)
         np.testing.assert_allclose(found, plain, atol=1e-5)
 
@@ -465,7 +465,7 @@ def test_what_can_not_be_drawn(tiny: Any) -> None:
     refused(ResidualMismatchError, "sd", pipeline, "{rex}", subjects={"rex": stranger})
     longer = residual_for(tiny, "teddy bear")
     two = Residual("cat", longer.parts, {}, (), "0")
-    refused(ResidualMismatchError, "2 tokens", pipeline, "{rex}", subjects={"rex": Subject("cat", two)})
+    refused(ResidualMismatchError, "this model makes 1", pipeline, "{rex}", subjects={"rex": Subject("cat", two)})
 
 
 def test_a_residual_is_added_at_every_mention_and_nowhere_else(tiny: Any) -> None:

@@ -104,7 +104,7 @@ def _install(denoiser: Any, family: Family) -> Undo:
     saved = {layer: layer.processor for layer in layers.values()}
     processor = CrossAttention(id(denoiser))
     for layer in saved:
-        layer.set_processor(processor)
+        layer.set_processor(processor)  # type: ignore[arg-type]
     unwrap = _wrap_call(denoiser, expected, is_joint=family.attention == "joint")
 
     def undo() -> None:
@@ -292,7 +292,7 @@ def _cross_layers(denoiser: Any) -> dict[str, Attention]:
     if not layers:
         raise ModelError("this UNet has no cross-attention layers (`attn2`): expected Stable Diffusion's kind of UNet.")
     for name, layer in layers.items():
-        if type(layer.processor) is not AttnProcessor2_0:
+        if type(layer.processor) is not AttnProcessor2_0:  # type: ignore[comparison-overlap]
             raise ModelError(
                 f"{name} has the processor {type(layer.processor).__name__}, expected AttnProcessor2_0: unload the"
                 " adapter that set it (an IP-Adapter by unload_ip_adapter()), or call"

@@ -19,8 +19,6 @@ from cones2.errors import LayoutError, ModelError, PromptError, ResidualMismatch
 from cones2.families import Family, family_of
 from cones2.fingerprint import fingerprint
 from cones2.layout import Layout
-from cones2.monitor import AttentionMeter
-from cones2.presets import find_preset
 from cones2.prompts import (
     ParsedPrompt,
     TokenizedPrompt,
@@ -93,9 +91,9 @@ def conditioned(
     text = parse_prompt(_one_text("prompt", prompt), class_words)
     given = {mention.name: given[mention.name] for mention in text.mentions}
     negative = _one_text("negative_prompt", negative_prompt or "")
+    check_no_weights(negative)
     placed = None if layout is None else Layout.of(layout)
     _check_layout(placed, given, scale)
-    check_no_weights(negative)
     with ExitStack() as stack:
         stack.enter_context(_alone(pipeline))
         with torch.no_grad(), _models_put_back(pipeline):
@@ -105,23 +103,9 @@ def conditioned(
             tokens = encoder.tokenize(prompt, class_words)
             inputs["prompt_embeds"] = add_residuals(inputs["prompt_embeds"], family, tokens, given)
             edit = _text_edit(encoder, tokens, inputs["prompt_embeds"], given)
-        if family.guidance_scale is not None:
+        if scale is not None:
             inputs["guidance_scale"] = scale
-        elif guidance_scale is not None:
-            inputs["guidance_scale"] = guidance_scale
-        spans = _layout_spans(family, tokens)
-        run = Run(
-            pipeline,
-            family,
-            inputs,
-            layout=placed if placed and placed.names and settings.scale > 0 else None,
-            regions=placed or Layout({}),
-            spans=spans,
-            preset=find_preset(settings.preset, weight_negative=settings.weight_negative),
-            settings=settings,
-            text=edit,
-            meter=AttentionMeter(placed or Layout({}), spans) if meter else None,
-        )
+        run = Run(pipeline, family, inputs, placed, _layout_spans(family, tokens), settings, edit, meter)
         if run.acts:
             _check_scheduler(pipeline, family)
             denoiser = getattr(pipeline, family.denoiser)
@@ -233,7 +217,8 @@ class _Encoder:
         plain = ParsedPrompt(plain_text(text), ())
         tokenizer = getattr(self.pipeline, self.family.text_parts[0].tokenizer)
         count = len(tokenizer(self._written(plain.text, tokenizer), truncation=True, verbose=False)["input_ids"])
-        return self.encode(plain, "")["prompt_embeds"][0, 1:count]
+        embedded: Tensor = self.encode(plain, "")["prompt_embeds"]
+        return embedded[0, 1:count]
 
 
 def _additions(

@@ -9,27 +9,27 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL.Image import Image
 
 from cones2.call import StepWatcher, generators_of, read_layout, seeds_of, sliced_decoding, split_options, states_of
 from cones2.conditioning import LayoutSettings, conditioned
 from cones2.errors import Cones2Warning, SettingsError
 from cones2.families import family_of
 from cones2.layout import Layout
-from cones2.learning.learner import LearnStep, learn_steps
 from cones2.learning.recipe import Recipe
 from cones2.models import ModelFacts, facts_of, open_pipeline
 from cones2.monitor import AttentionReading
-from cones2.photos import Photo
 from cones2.prompts import parse_prompt, placeholders, unknown_words
 from cones2.record import DrawCall, PictureRecord, describe, write_picture
 from cones2.residual import Residual
 from cones2.shared import lock_of
 from cones2.sources import find_residual
 from cones2.subjects import Subject, as_subject, check_mentioned
+
+if TYPE_CHECKING:
+    from cones2.learning.learner import LearnStep
 
 _NOT_PASSED_ON = ("from_pipe", "from_single_file", "from_config", "download", "load_config", "extract_init_dict")
 
@@ -88,7 +88,7 @@ class Cones2Pipeline:
     """
 
     def __init__(self, pipeline: Any) -> None:
-        pipeline = pipeline.pipeline if isinstance(pipeline, Cones2Pipeline) else pipeline
+        pipeline = getattr(pipeline, "pipeline", pipeline)
         self.family = family_of(pipeline)
         self.facts: ModelFacts = facts_of(pipeline)
         self._subjects: dict[str, Subject] = {}
@@ -165,7 +165,7 @@ class Cones2Pipeline:
 
     def learn(
         self,
-        photos: Path | str | Sequence[Photo | Image | Path | str],
+        photos: Path | str | Sequence[Any],
         class_word: str,
         recipe: Recipe | str | None = None,
         *,
@@ -184,7 +184,7 @@ class Cones2Pipeline:
         Raises:
             Cones2Error: as `learn_steps`.
         """
-        from tqdm.auto import tqdm  # diffusers' own bar
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]  # diffusers' own bar
 
         steps = self.learn_steps(photos, class_word, recipe, **options)
         last: LearnStep | None = None
@@ -199,11 +199,11 @@ class Cones2Pipeline:
 
     def learn_steps(
         self,
-        photos: Path | str | Sequence[Photo | Image | Path | str],
+        photos: Path | str | Sequence[Any],
         class_word: str,
         recipe: Recipe | str | None = None,
         **options: Any,
-    ) -> Generator[LearnStep, None, None]:
+    ) -> Generator["LearnStep", None, None]:
         """Return a generator of the steps of learning; each step holds the residual so far. Checked at the call.
 
         Args:
@@ -216,6 +216,8 @@ class Cones2Pipeline:
         Raises:
             Cones2Error: something can't be used.
         """
+        from cones2.learning.learner import learn_steps  # drawing does without
+
         return learn_steps(self.pipeline, photos, class_word, recipe or self.facts.recipe, facts=self.facts, **options)
 
     def __call__(
@@ -344,7 +346,8 @@ class Cones2Pipeline:
             Cones2Error: as a call.
         """
         found = record if isinstance(record, PictureRecord) else PictureRecord.load(record)
-        return found.redraw(self, **arguments)
+        output: Cones2Output = found.redraw(self, **arguments)
+        return output
 
     def cancel(self) -> None:
         """Stop every picture that is being drawn, at the end of its running step; their calls raise `Cancelled`."""

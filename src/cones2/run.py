@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from cones2.families import Arguments, Family, unwrapped
 from cones2.guidance import Bias, Key, Query, RegionWeights, Spans, TokenWeights, floor_of, layout_bias, token_weights
 from cones2.layout import Layout
 from cones2.monitor import AttentionMeter
-from cones2.presets import NoiseLevel, Preset
+from cones2.presets import NoiseLevel, find_preset
 from cones2.rasterize import cover, own_cells
 
 EFFECTS = ("both", "strengthen", "weaken")
@@ -114,38 +114,37 @@ class _Call:
     is_measured: bool = False
 
 
-@dataclass(eq=False)
 class Run:
     """The edit of one `with` block: asked before each call of the denoiser, and by each of its layers.
 
     Attributes:
         inputs: what to call the pipeline with.
-        layout: the layout that acts; None where none does.
-        regions: for negative texts, also where the layout does not act.
-        spans: every subject's tokens in the text.
+        meter: measures where the attention goes; None where nothing is measured.
         step: which step the next calls belong to, for loops that set it themselves; None counts the calls.
     """
 
-    pipeline: Any
-    family: Family
-    inputs: dict[str, Any]
-    layout: Layout | None
-    regions: Layout
-    spans: Spans
-    preset: Preset
-    settings: LayoutSettings
-    text: TextEdit | None
-    meter: AttentionMeter | None
-    step: int | None = None
-    _seen: tuple[Tensor, slice | list[int] | None] | None = None
-    _timesteps: Tensor | None = None
-    _calls: int = 0
-    _total: int = 0
-    _guided: int = 0
-    _call: _Call = field(default_factory=_Call)
-    _masks: dict[tuple[object, ...], _Mask] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        family: Family,
+        inputs: dict[str, Any],
+        layout: Layout | None,
+        spans: Spans,
+        settings: LayoutSettings,
+        text: TextEdit | None,
+        is_measured: bool,
+    ) -> None:
+        self.pipeline, self.family, self.inputs = pipeline, family, inputs
+        self.regions, self.spans, self.settings, self.text = layout or Layout({}), spans, settings, text
+        self.layout = self.regions if self.regions.names and settings.scale > 0 else None
+        self.preset = find_preset(settings.preset, weight_negative=settings.weight_negative)
+        self.meter = AttentionMeter(self.regions, spans) if is_measured else None
+        self.step: int | None = None
+        self._seen: tuple[Tensor, slice | list[int] | None] | None = None
+        self._timesteps: Tensor | None = None
+        self._calls = self._total = self._guided = 0
+        self._call = _Call()
+        self._masks: dict[tuple[object, ...], _Mask] = {}
         for name, region in (cover(self.layout, 1, 1) if self.layout else {}).items():
             if not region.cover.any():
                 raise LayoutError(
