@@ -61,13 +61,14 @@ class TrainingHeads(nn.Module):
 
     `code` turns an individual's thumbnail into what is added at its noun before the text encoder's last norm: it stands
     for the millions of names, breeds and brands by which Stable Diffusion's vectors reach individuals. `read` reads
-    class, colour and pattern off a noun's vector.
+    class, colour and pattern off a noun's vector, and `warp` the individual's proportions.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.code = Coder()
         self.read = nn.Linear(WIDTH, len(CLASSES) + len(COLOURS) + 1 + len(PATTERNS))
+        self.warp = nn.Linear(WIDTH, 3)
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -105,29 +106,66 @@ def new_unet(channels: int) -> UNet2DConditionModel:
 
 
 class Mini(nn.Module):
-    """Everything that is trained together."""
+    """Everything that is trained together.
+
+    Attributes:
+        kinds: a caption of each class: `[classes, tokens]`.
+        places: where in them each class word stands: `[nouns, classes * tokens]`, 0 or 1.
+        nouns: the class words' token ids.
+    """
+
+    kinds: Tensor
+    places: Tensor
+    nouns: Tensor
 
     def __init__(self, folder: Path | None, channels: int) -> None:
         super().__init__()
         self.tokenizer = build_tokenizer(lexicon(), WINDOW)
         self.heads = TrainingHeads()
+        for name, value in zip(("kinds", "places", "nouns"), class_captions(self.tokenizer), strict=True):
+            self.register_buffer(name, value, persistent=False)
         if folder is None:
             self.text_encoder, self.unet = new_text_encoder(self.tokenizer), new_unet(channels)
             return
         self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         self.unet = UNet2DConditionModel.from_pretrained(folder / "unet").float()
         self.heads.load_state_dict(
-            {key: value.float() for key, value in load_file(folder / "training_heads.safetensors").items()}
+            {key: value.float() for key, value in load_file(folder / "training_heads.safetensors").items()},
+            strict=False,  # heads that came later begin anew
         )
 
-    def embed(self, input_ids: Tensor, code: Tensor) -> Tensor:
-        """Embeddings `[batch, tokens, dim]`, with `code` of the same shape added before the last norm."""
-        norm = self.text_encoder.final_layer_norm
-        handle = norm.register_forward_pre_hook(lambda _, arguments: (arguments[0] + code,))
-        try:
-            return self.text_encoder(input_ids).last_hidden_state
-        finally:
-            handle.remove()
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """What the text encoder's last norm gets: `[batch, tokens, dim]`.
+
+        As `CLIPTextModel` computes it, but with nothing that a CUDA graph can't hold: a product looks the tokens up.
+        """
+        encoder, length = self.text_encoder, input_ids.shape[1]
+        table = encoder.embeddings.token_embedding.weight
+        chosen = (input_ids[..., None] == torch.arange(len(table), device=table.device)).to(table.dtype)
+        states = chosen @ table + encoder.embeddings.position_embedding.weight[:length]
+        for layer in encoder.encoder.layers:
+            states = layer(states, None, is_causal=True)
+        return states
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        """The text encoder's last norm."""
+        return self.text_encoder.final_layer_norm(hidden)
+
+
+def class_captions(tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor, Tensor]:
+    """A caption of each class, `[classes, tokens]`; where each class word stands in them, 0 or 1; and its token id."""
+    captions = [tokenizer(f"a photo of {kind.phrase()}")["input_ids"] for kind in CLASSES]
+    length = max(map(len, captions))
+    ids = torch.tensor([caption + [tokenizer.eos_token_id] * (length - len(caption)) for caption in captions])
+    found = [
+        (row, len(caption) - 1 - back)
+        for row, caption in enumerate(captions)
+        for back in range(len(CLASSES[row].word.split()), 0, -1)
+    ]
+    rows, columns = torch.tensor(found).T
+    places = torch.zeros(len(rows), *ids.shape)
+    places[torch.arange(len(rows)), rows, columns] = 1
+    return ids, places.flatten(1), ids[rows, columns]
 
 
 def save_model(folder: Path, mini: Mini, vae: AutoencoderKL, *, half: bool) -> None:

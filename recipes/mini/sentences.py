@@ -31,7 +31,8 @@ class Caption:
 
 def describe(scene: Scene, rng: np.random.Generator) -> Caption:
     """Write a random caption of a scene."""
-    modes = tuple(int(mode) for mode in rng.choice(3, len(scene.objects), p=[0.1, 0.7, 0.2]))
+    drawn = rng.choice(3, len(scene.objects), p=[0.1, 0.7, 0.2])
+    modes = tuple(CODE if o.coded else int(mode) for o, mode in zip(scene.objects, drawn, strict=True))
     words: list[str] = []
     nouns: dict[int, tuple[int, ...]] = {}
     where = SCENES.get(scene.scene, "").split()
@@ -77,15 +78,20 @@ def _groups(scene: Scene, rng: np.random.Generator) -> list[list[tuple[int, list
 def _add_object(
     words: list[str], nouns: dict[int, tuple[int, ...]], index: int, placed: Placed, mode: int, rng: np.random.Generator
 ) -> None:
-    instance = placed.instance
-    class_word = CLASSES[instance.class_index]
-    words += class_word.phrase(adjectives(placed) if mode == WORDS else "", _article(rng)).split()
+    class_word = CLASSES[placed.instance.class_index]
+    words += class_word.phrase(_looks(placed, mode), _article(rng)).split()
     length = len(class_word.word.split())
     nouns[index] = tuple(range(len(words) - length, len(words)))
 
 
 def _article(rng: np.random.Generator) -> str:
     return str(rng.choice(["a", "the", "this", "one"], p=[0.88, 0.08, 0.02, 0.02]))
+
+
+def _looks(placed: Placed, mode: int) -> str:
+    if mode == CODE and placed.told is not None:
+        return placed.instance.colour_word or ""
+    return adjectives(placed) if mode == WORDS else ""
 
 
 def adjectives(placed: Placed) -> str:

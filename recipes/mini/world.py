@@ -6,6 +6,7 @@ where.
 """
 
 import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -54,6 +55,8 @@ class Placed:
     size: float
     turn: float = 0.0
     light: float = 1.0
+    told: Instance | None = None  # the individual that a code tells of, where its colour is told in words
+    coded: bool = False  # whether captions always tell it by its code
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,66 @@ class Scene:
 
 
 @dataclass(frozen=True)
+class Strokes:
+    """Placed objects as numbers, which cross to another process or device in one piece.
+
+    Attributes:
+        sprite: `[objects]`.
+        numbers: `[objects, 8]`, x, y, size, turn, light and the warp's three.
+        palette: `[objects, 4, 3]`.
+        pattern: `[objects]`, index into `PATTERNS`.
+        pattern_colour: `[objects, 3]`.
+    """
+
+    sprite: Tensor
+    numbers: Tensor
+    palette: Tensor
+    pattern: Tensor
+    pattern_colour: Tensor
+
+    @staticmethod
+    def of(objects: Sequence[Placed]) -> "Strokes":
+        """Tell objects in numbers."""
+        instances = [o.instance for o in objects]
+        numbers = [[o.x, o.y, o.size, o.turn, o.light, *o.instance.warp] for o in objects]
+        return Strokes(
+            torch.tensor([i.sprite for i in instances]),
+            torch.tensor(np.array(numbers), dtype=torch.float32).reshape(-1, 8),
+            torch.tensor(np.array([i.palette for i in instances]), dtype=torch.float32).reshape(-1, PARTS, 3),
+            torch.tensor([i.pattern for i in instances]),
+            torch.tensor(np.array([i.pattern_colour for i in instances]), dtype=torch.float32).reshape(-1, 3),
+        )
+
+    def to(self, device: str) -> "Strokes":
+        """The same on a device."""
+        return Strokes(*(value.to(device, non_blocking=True) for value in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Scenes as numbers: their backgrounds, and for each object slot whose it is and its strokes."""
+
+    names: Tensor
+    backgrounds: Tensor
+    slots: tuple[tuple[Tensor, Strokes], ...]
+
+    @staticmethod
+    def of(scenes: Sequence[Scene], scene_names: Sequence[str]) -> "Composition":
+        """Tell scenes in numbers."""
+        slots = []
+        for slot in range(max(len(scene.objects) for scene in scenes)):
+            rows = [row for row, scene in enumerate(scenes) if len(scene.objects) > slot]
+            slots.append((torch.tensor(rows), Strokes.of([scenes[row].objects[slot] for row in rows])))
+        names = torch.tensor([scene_names.index(scene.scene) for scene in scenes])
+        return Composition(names, torch.tensor([scene.background for scene in scenes]), tuple(slots))
+
+    def to(self, device: str) -> "Composition":
+        """The same on a device."""
+        slots = tuple((rows.to(device), strokes.to(device)) for rows, strokes in self.slots)
+        return Composition(self.names.to(device), self.backgrounds.to(device), slots)
+
+
+@dataclass(frozen=True)
 class Rendered:
     """Drawn scenes: pictures in 0..1 and, for each object slot, its visible alpha."""
 
@@ -76,7 +139,17 @@ class Rendered:
 
 
 class World:
-    """Draws random instances and scenes from one numpy generator, and renders them with torch."""
+    """Draws random instances and scenes from one numpy generator, and renders them with torch.
+
+    Attributes:
+        counts: the shares of scenes of one to four objects.
+        related: the share of scenes of two and more in which two are related.
+        relations: the shares of wearing, on, behind and next to.
+    """
+
+    counts = (0.38, 0.3, 0.18, 0.14)
+    related = 0.22
+    relations = (0.5, 0.2, 0.15, 0.15)
 
     def __init__(self, atlas: SpriteAtlas, backgrounds: np.ndarray, device: str = "cpu") -> None:
         self.device = device
@@ -94,8 +167,7 @@ class World:
         """Draw an individual; `unseen` takes a sprite of the held-out style."""
         if class_index is None:
             class_index = int(rng.integers(len(CLASSES)))
-        choices = self.unseen_sprites[class_index] if unseen else self.sprites[class_index]
-        sprite = int(rng.choice(choices))
+        sprite = self.choose_drawing(rng, class_index, unseen=unseen)
         palette = self.palette[sprite].copy()
         if rng.random() < 0.8:
             palette[0] = random_colour(rng)
@@ -114,15 +186,20 @@ class World:
             np.array([rng.normal(0, 0.10), rng.normal(0, 0.06), rng.normal(0, 0.06)]).clip(-0.25, 0.25),
         )
 
+    def choose_drawing(self, rng: np.random.Generator, class_index: int, *, unseen: bool) -> int:
+        """Choose a sprite of a class, `unseen` one of the held-out styles."""
+        choices = self.unseen_sprites if unseen else self.sprites
+        return int(rng.choice(choices[class_index]))
+
     def scene(self, rng: np.random.Generator, *, count: int | None = None, close: bool = False) -> Scene:
         """Draw a scene of one to four objects; at least one in ten of two or more holds two of one class.
 
         `close` draws few and large ones, as for small pictures.
         """
-        count = count or int(rng.choice([1, 2, 3, 4], p=[0.5, 0.4, 0.1, 0] if close else [0.38, 0.3, 0.18, 0.14]))
+        count = count or int(rng.choice([1, 2, 3, 4], p=[0.5, 0.4, 0.1, 0] if close else self.counts))
         name = str(rng.choice(self.scene_names, p=[0.14] * 6 + [0.16]))
         background = int(rng.integers(self.backgrounds.shape[1]))
-        if count >= 2 and not close and rng.random() < 0.22:
+        if count >= 2 and not close and rng.random() < self.related:
             return self._scene_with_relation(rng, name, background, count)
         classes = rng.choice(len(CLASSES), count, replace=False)
         if count >= 2 and rng.random() < 0.2:
@@ -138,7 +215,7 @@ class World:
 
     def _scene_with_relation(self, rng: np.random.Generator, name: str, background: int, count: int) -> Scene:
         (x, y, size), *others = place(rng, count - 1)
-        kind = str(rng.choice(["wearing", "on", "behind", "next to"], p=[0.5, 0.2, 0.15, 0.15]))
+        kind = str(rng.choice(["wearing", "on", "behind", "next to"], p=self.relations))
         if kind == "wearing":
             size = max(size, 0.36)
             y = float(np.clip(y, size / 2 + 0.18, 0.99 - size / 2))
@@ -176,51 +253,40 @@ class World:
 
     # Rendering
 
-    @torch.no_grad()
     def render(self, scenes: list[Scene], size: int) -> Rendered:
         """Draw scenes: objects in order, alpha over, with the visible alpha of each."""
-        names = [self.scene_names.index(scene.scene) for scene in scenes]
-        canvas = self.backgrounds[names, [scene.background for scene in scenes]].float() / 255
+        return self.compose(Composition.of(scenes, self.scene_names), size)
+
+    @torch.no_grad()
+    def compose(self, composition: Composition, size: int) -> Rendered:
+        """The same of scenes told in numbers."""
+        composition = composition.to(self.device)
+        canvas = self.backgrounds[composition.names, composition.backgrounds].float() / 255
         if canvas.shape[-1] != size:
             canvas = interpolate(canvas, (size, size), mode="bilinear", antialias=True)
-        masks = torch.zeros(len(scenes), MAX_OBJECTS, size, size, device=self.device)
-        for slot in range(MAX_OBJECTS):
-            rows = [row for row, scene in enumerate(scenes) if len(scene.objects) > slot]
-            if not rows:
-                break
-            colour, alpha = self._draw([scenes[row].objects[slot] for row in rows], size)
+        masks = torch.zeros(len(canvas), MAX_OBJECTS, size, size, device=self.device)
+        for slot, (rows, strokes) in enumerate(composition.slots):
+            colour, alpha = self.paint(strokes, size)
             canvas[rows] = canvas[rows] * (1 - alpha) + colour
             masks[rows] = masks[rows] * (1 - alpha)
             masks[rows, slot] = alpha[:, 0]
         return Rendered(canvas.clamp(0, 1), masks)
 
-    @torch.no_grad()
     def thumbnails(self, instances: list[Instance]) -> Tensor:
         """Draw each individual by itself, tiny and upright: `[batch, 4, 24, 24]`, colour over grey and alpha."""
-        colour, alpha = self._draw([Placed(instance, 0.5, 0.5, 0.95) for instance in instances], THUMBNAIL * 2)
+        return self.thumbnails_of(portraits(instances))
+
+    @torch.no_grad()
+    def thumbnails_of(self, strokes: Strokes) -> Tensor:
+        """The same of individuals told in numbers."""
+        colour, alpha = self.paint(strokes.to(self.device), THUMBNAIL * 2)
         picture = torch.cat([colour + 0.5 * (1 - alpha), alpha], dim=1)
         return interpolate(picture, (THUMBNAIL, THUMBNAIL), mode="area")
 
-    def _draw(self, objects: list[Placed], size: int) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def paint(self, strokes: Strokes, size: int) -> tuple[Tensor, Tensor]:
         """Premultiplied colour `[batch, 3, size, size]` and alpha `[batch, 1, size, size]` of one object a picture."""
-        numbers = torch.tensor(
-            np.array(
-                [
-                    [
-                        o.x,
-                        o.y,
-                        o.size,
-                        o.turn,
-                        o.light,
-                        *o.instance.warp,
-                    ]
-                    for o in objects
-                ]
-            ),
-            dtype=torch.float32,
-            device=self.device,
-        )
-        x, y, side, turn, light, aspect, keystone, bulge = numbers.unbind(1)
+        x, y, side, turn, light, aspect, keystone, bulge = strokes.numbers.unbind(1)
         width, height = side * torch.exp(aspect.clamp(max=0)), side * torch.exp(-aspect.clamp(min=0))
         cos, sin = torch.cos(turn), torch.sin(turn)
         cx, cy = 2 * x - 1, 2 * y - 1
@@ -231,33 +297,37 @@ class World:
             ],
             1,
         )
-        grid = affine_grid(theta, [len(objects), 1, size, size], align_corners=False)
+        grid = affine_grid(theta, [len(x), 1, size, size], align_corners=False)
         u, v = grid.unbind(-1)
         u = u * (1 + keystone[:, None, None] * v) * (1 + bulge[:, None, None] * (v * v - 0.5))
-        sharp = [0 if o.size * size > 0.4 * self.planes.shape[-1] else 1 for o in objects]
-        planes = self.planes[[o.instance.sprite for o in objects], sharp]
+        blurred = (side * size <= 0.4 * self.planes.shape[-1]).long()
+        planes = self.planes[strokes.sprite, blurred]
         planes = grid_sample(
             planes, torch.stack([u, v], -1), mode="bilinear", padding_mode="zeros", align_corners=False
         )
         masks, shading = planes[:, :PARTS], planes[:, PARTS:]
-        palette = torch.from_numpy(np.stack([o.instance.palette for o in objects])).float().to(self.device)
-        colour = torch.einsum("bkhw,bkc->bchw", masks, palette) + shading
-        ink = self._ink(objects, u, v) * masks[:, 0]
-        pattern = torch.from_numpy(np.stack([o.instance.pattern_colour for o in objects])).float().to(self.device)
-        colour = colour + ink[:, None] * (pattern - palette[:, 0])[:, :, None, None]
+        colour = torch.einsum("bkhw,bkc->bchw", masks, strokes.palette) + shading
+        ink = _ink(strokes.pattern, u, v) * masks[:, 0]
+        colour = colour + ink[:, None] * (strokes.pattern_colour - strokes.palette[:, 0])[:, :, None, None]
         alpha = masks.sum(1, keepdim=True).clamp(0, 1)
         return (colour * light[:, None, None, None]).clamp(min=0).minimum(alpha), alpha
 
-    def _ink(self, objects: list[Placed], u: Tensor, v: Tensor) -> Tensor:
-        """How much of the pattern's colour lies on each pixel: stripes, spots or one patch, in sprite coordinates.
 
-        Of each kind there is one, as broad as a cell of the latents: finer ones, at any angle, were never learned.
-        """
-        kinds = torch.tensor([o.instance.pattern for o in objects], device=self.device)[:, None, None]
-        stripes = torch.sigmoid(8 * (torch.sin(2 * np.pi * v) - 0.1))
-        spots = torch.sigmoid(16 * (torch.sin(2 * np.pi * u) * torch.sin(2 * np.pi * v) - 0.35))
-        patch = torch.sigmoid(14 * (0.55 - ((u - 0.4) ** 2 + (v + 0.3) ** 2).sqrt()))
-        return (kinds == 1) * stripes + (kinds == 2) * spots + (kinds == 3) * patch
+def portraits(instances: Sequence[Instance]) -> Strokes:
+    """Each individual by itself, upright in the middle."""
+    return Strokes.of([Placed(instance, 0.5, 0.5, 0.95) for instance in instances])
+
+
+def _ink(patterns: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """How much of the pattern's colour lies on each pixel: stripes, spots or one patch, in sprite coordinates.
+
+    Of each kind there is one, as broad as a cell of the latents: finer ones, at any angle, were never learned.
+    """
+    kinds = patterns[:, None, None]
+    stripes = torch.sigmoid(8 * (torch.sin(2 * np.pi * v) - 0.1))
+    spots = torch.sigmoid(16 * (torch.sin(2 * np.pi * u) * torch.sin(2 * np.pi * v) - 0.35))
+    patch = torch.sigmoid(14 * (0.55 - ((u - 0.4) ** 2 + (v + 0.3) ** 2).sqrt()))
+    return (kinds == 1) * stripes + (kinds == 2) * spots + (kinds == 3) * patch
 
 
 def random_colour(rng: np.random.Generator) -> np.ndarray:
