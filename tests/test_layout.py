@@ -17,8 +17,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cones2.errors import LayoutError, OutputError
-from cones2.layout import WHOLE, Box, Layout, Mask, Polygon, Region, Rest
-from cones2.layout.layout import LARGEST_JSON, MAX_CHARACTERS, MAX_MASK_FILES, MAX_SHAPES
+from cones2.layout import (
+    LARGEST_JSON,
+    MAX_CHARACTERS,
+    MAX_MASK_FILES,
+    MAX_SHAPES,
+    WHOLE,
+    Box,
+    Layout,
+    Mask,
+    Polygon,
+    Region,
+    Rest,
+)
 
 LEFT = Box(0.0, 0.0, 0.5, 1.0)
 TRIANGLE = Polygon(((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)))

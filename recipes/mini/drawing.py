@@ -11,8 +11,7 @@ from torch import Tensor
 from cones2.backbones import Backbone
 from cones2.composing.loop import compose
 from cones2.composing.settings import ComposeSettings
-from cones2.judge import Sighting
-from cones2.judge_layers import PICTURE
+from cones2.judge import PICTURE, Sighting
 from evaluation_cases import Case
 from metrics import Box
 

@@ -21,8 +21,7 @@ from cones2.layout.regions import Layout
 from cones2.prompts import parse_prompt, tokenize_prompt
 from cones2.residual.residual import Residual
 from cones2.subjects import Subject
-from cones2.judge import Judge, Sighting
-from cones2.judge_layers import PICTURE
+from cones2.judge import PICTURE, Judge, Sighting
 from drawing import SETTINGS, make_sheet, to_picture, to_tensor
 from evaluation_cases import NAMES, mention
 from judge import load_judge
@@ -30,7 +29,7 @@ from judge_data import judge_world, visible_box
 from metrics import Wanted, at_place, fits, rate
 from shipped import measured_hash
 from sprites import SpriteAtlas
-from train import record_attention
+from objective import record_attention
 from vocabulary import CLASSES
 from world import World
 

@@ -11,8 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cones2.judge import JUDGE_WEIGHTS, Judge, crop
-from cones2.judge_layers import GRID, Detections
+from cones2.judge import GRID, JUDGE_WEIGHTS, Detections, Judge, crop
 from judge import WORLD, load_judge, save_judge
 from judge_data import Block, augment, draw_block, judge_world
 from sprites import SpriteAtlas

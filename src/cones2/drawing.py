@@ -30,13 +30,10 @@ Plate = tuple[int, int, int, int]
 def draw_layout(
     layout: Layout, *, width: int = 512, height: int = 512, background: Image.Image | None = None
 ) -> Image.Image:
-    """Draw a layout's regions and names on white, or over a picture (resized to fit).
+    """Draw a layout's regions and names on white, or over a picture (resized to fit), as an RGB picture.
 
-    A region is drawn without what those of greater `z` cover; those of equal `z` shine through each other. Soft edges
-    are fainter. Where not all have the same `z`, names are followed by it.
-
-    Returns:
-        An RGB picture of `width` x `height` pixels.
+    A region is drawn without what those of greater `z` cover; those of equal `z` shine through each other. Where not
+    all have the same `z`, names are followed by it.
 
     Raises:
         LayoutError: a side is outside 1..8192 pixels.
@@ -93,12 +90,7 @@ def _meet(one: Plate, other: Plate) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A row of a contact sheet.
-
-    Attributes:
-        label: heading above the pictures; may be empty.
-        images: the pictures, at least one, of any shape.
-        captions: a line for each picture, drawn under it, or none at all.
+    """A row of a contact sheet: a heading, at least one picture, and a caption for each picture or none at all.
 
     Raises:
         PictureError: there are no pictures, or another number of captions.
@@ -112,19 +104,14 @@ class Row:
         if not self.images:
             raise PictureError(f"row {self.label!r} has no pictures; expected at least one.")
         if len(self.captions) not in (0, len(self.images)):
-            raise PictureError(
-                f"row {self.label!r} has {len(self.captions)} captions for {len(self.images)} pictures; "
-                "expected one for each, or none."
-            )
+            numbers = f"{len(self.captions)} captions for {len(self.images)} pictures"
+            raise PictureError(f"row {self.label!r} has {numbers}; expected one for each, or none.")
 
 
 def contact_sheet(rows: Sequence[Row], *, cell: int = 256) -> Image.Image:
     """Return one picture of all rows, each picture scaled to fit a cell of `cell` x `cell` pixels, its shape kept.
 
     Long headings and captions are wrapped, and after three lines cut with an ellipsis.
-
-    Raises:
-        PictureError: there are no rows.
     """
     if not rows:
         raise PictureError("a contact sheet of no rows; expected at least one.")

@@ -7,7 +7,7 @@ of it is ever used to train the model that it judges.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydantic
@@ -18,11 +18,18 @@ from PIL.Image import Image, Resampling
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import grid_sample, max_pool2d, normalize
+from torch.nn.functional import (
+    adaptive_avg_pool2d,
+    grid_sample,
+    interpolate,
+    max_pool2d,
+    normalize,
+    silu,
+    softplus,
+)
 
 from cones2.errors import ModelError, PhotoError
 from cones2.files import read_bounded
-from cones2.judge_layers import CROP, PICTURE, Detector, Embedder
 from cones2.libraries import first_line, quiet_libraries
 from cones2.photos import Photo, crop_square, stack_pixels
 
@@ -33,19 +40,15 @@ Corners = tuple[float, float, float, float]
 """xmin, ymin, xmax, ymax in 0..1."""
 
 JUDGE_WEIGHTS = Path(__file__).with_name("judge_weights")
+PICTURE, CROP = 128, 56  # sides in pixels, of what the two networks look at
+GRID = 16
+WIDTH = 64  # of an identity
 _LARGEST_JSON = 2**16
 _MARGIN = 1.2  # side of a crop, in longer sides of the box
 
 
 class JudgeWorld(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """What the judge tells apart.
-
-    Attributes:
-        classes: class words.
-        worn: those of them that share an animal's place.
-        colours: words of an object's main colour.
-        scenes: names of scenes; a plain wall is none of them.
-    """
+    """What the judge tells apart: class words, those of them that are worn, colour words, and scenes."""
 
     classes: tuple[str, ...]
     worn: tuple[str, ...]
@@ -59,14 +62,7 @@ class _JudgeConfig(JudgeWorld, frozen=True):
 
 @dataclass(frozen=True, eq=False)
 class Sighting:
-    """One object that the judge found.
-
-    Attributes:
-        class_index: index into the world's classes.
-        score: how sure the judge is that there is one, 0..1.
-        box: where.
-        embedding: of length 1; individuals are compared by its dot product.
-    """
+    """One object: its index in the world's classes, how sure the judge is (0..1), its box, its identity."""
 
     class_index: int
     score: float
@@ -86,17 +82,13 @@ class Judge(nn.Module):
     @torch.no_grad()
     def look(self, images: Float[Tensor, "batch 3 128 128"]) -> list[list[Sighting]]:
         """Find the objects of each picture in 0..1, surest first."""
-        detections = self.detector(images)
-        found = [
-            self._peaks(heat, boxes) for heat, boxes in zip(detections.heat.sigmoid(), detections.boxes, strict=True)
-        ]
-        rows = torch.tensor(
-            [row for row, peaks in enumerate(found) for _ in peaks], dtype=torch.long, device=images.device
-        )
-        if not len(rows):
+        heat, boxes, _ = self.detector(images)
+        found = list(map(self._peaks, heat.sigmoid(), boxes))
+        rows = [row for row, peaks in enumerate(found) for _ in peaks]
+        if not rows:
             return [[] for _ in found]
-        boxes = torch.tensor([box for peaks in found for _, _, box in peaks], device=images.device)
-        embeddings = iter(self.embed(images, boxes, rows))
+        corners = torch.tensor([box for peaks in found for _, _, box in peaks], device=images.device)
+        embeddings = iter(self.embed(images, corners, torch.tensor(rows, device=images.device)))
         return [[Sighting(kind, score, box, next(embeddings)) for kind, score, box in peaks] for peaks in found]
 
     @torch.no_grad()
@@ -104,8 +96,7 @@ class Judge(nn.Module):
         self, images: Float[Tensor, "batch 3 128 128"], boxes: Float[Tensor, "boxes 4"], rows: Int[Tensor, "boxes"]
     ) -> Float[Tensor, "boxes 64"]:
         """Embed what is in `boxes` of the pictures `rows`."""
-        embedded: Tensor = self.embedder(crop(images, boxes, rows)).identity
-        return embedded
+        return self.embedder(crop(images, boxes, rows)).identity  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def colours(
@@ -150,19 +141,15 @@ def open_judge(folder: Path = JUDGE_WEIGHTS) -> Judge:
         weights = load_file(folder / "judge.safetensors")
         judge.load_state_dict({name: w.float() if w.is_floating_point() else w for name, w in weights.items()})
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"can't open {folder} as a judge: {first_line(error)} Install cones2 again, with its weights, or give a"
-            " folder that recipes/mini/train_judge.py wrote."
-        ) from error
+        raise ModelError(f"can't open {folder} as a judge: {first_line(error)} Install cones2 again.") from error
     judge.eval().requires_grad_(False)
     return judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def judged_likeness(photos: Sequence[Photo], class_word: str, judge: Judge) -> Measure:
-    """Return a measure of pictures: how like the photos' subject what the judge sees of its class in them is, -1 to 1.
+    """Return a measure of pictures: how like the photos' subject what they show of its class is, -1 to 1.
 
-    Individuals are compared by the dot product of their embeddings, each picture's best against the photos' mean; a
-    picture where the judge sees none of the class counts 0.
+    Each picture's most similar individual counts; a picture without any counts 0.
 
     Raises:
         PhotoError: the judge does not know the class, or does not see it in most of the photos.
@@ -170,10 +157,8 @@ def judged_likeness(photos: Sequence[Photo], class_word: str, judge: Judge) -> M
     shown = [each for each in _of_class(judge, [photo.image for photo in photos], class_word) if each]
     if 2 * len(shown) <= len(photos):
         known = ", ".join(judge.world.classes)
-        raise PhotoError(
-            f"the judge of pictures sees a {class_word!r} in {len(shown)} of {len(photos)} photos: expected most of"
-            f" them, and one of {known}."
-        )
+        seen = f"sees a {class_word!r} in {len(shown)} of {len(photos)} photos"
+        raise PhotoError(f"the judge {seen}: expected most of them, and one of {known}.")
     wanted = normalize(torch.stack([embeddings[0] for embeddings in shown]).mean(dim=0), dim=0)
 
     def measure(pictures: Sequence[Image]) -> float:
@@ -188,7 +173,9 @@ def _of_class(judge: Judge, pictures: Sequence[Image], class_word: str) -> list[
     """Return the embeddings of what is of a class in each picture, the surest first."""
     return [
         [one.embedding for one in sightings if judge.world.classes[one.class_index] == class_word]
-        for sightings in judge.look(_see(pictures))
+        for sightings in judge.look(
+            stack_pixels([crop_square(each.convert("RGB"), PICTURE) for each in pictures]) / 255
+        )
     ]
 
 
@@ -215,14 +202,10 @@ def overlap(one: Corners, other: Corners) -> float:
     return width * height / (areas - width * height)
 
 
-def _see(pictures: Sequence[Image]) -> Float[Tensor, "batch 3 128 128"]:
-    return stack_pixels([crop_square(picture.convert("RGB"), PICTURE) for picture in pictures]) / 255
-
-
 def clip_similarity(photos: Sequence[Photo], folder: Path) -> Measure:
     """Return a measure of pictures: their mean cosine similarity with the photos by a CLIP model, -1 to 1.
 
-    The "image alignment" of arXiv:2305.19327, Sec. 4, for pictures of one subject. Backgrounds count, too.
+    The "image alignment" of arXiv:2305.19327, Sec. 4, for one subject. Backgrounds count, too.
 
     Args:
         photos: of the subject.
@@ -269,10 +252,87 @@ def _open_clip(folder: Path) -> tuple[Any, _Processing]:
         content = read_bounded(said, limit=_LARGEST_JSON, error=ModelError) if said.is_file() else "{}"
         processing = _Processing.model_validate_json(content)
     except Exception as error:  # transformers raises nearly anything over a damaged folder
-        raise ModelError(
-            f"can't open {folder} as a CLIP model: {first_line(error)} Give a folder with its config.json and"
-            " model.safetensors."
-        ) from error
+        raise ModelError(f"can't open {folder} as a CLIP model: {first_line(error)} Copy it again.") from error
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"{folder} lacks {len(missing)} weights of a CLIP model, {missing[0]} first: copy it again.")
     return model.eval().requires_grad_(False), processing
+
+
+class Detections(NamedTuple):
+    """Logits of objects' centres; boxes in 0..1, those of worn things second; logits of scenes, a plain wall last."""
+
+    heat: Float[Tensor, "batch classes 16 16"]
+    boxes: Float[Tensor, "batch 2 4 16 16"]
+    scene: Float[Tensor, "batch scenes"]
+
+
+class Embedded(NamedTuple):
+    """Identities, of length 1, compared by dot product; logits of classes; and of colour words, none of them last."""
+
+    identity: Float[Tensor, "crops 64"]
+    kind: Float[Tensor, "crops classes"]
+    colour: Float[Tensor, "crops colours"]
+
+
+class Detector(nn.Module):
+    """Centres, boxes and the scene of pictures in 0..1."""
+
+    def __init__(self, classes: int, scenes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_convolution(3, 24, 2), nn.SiLU(), _convolution(24, 48, 2), nn.SiLU(), _Block(48))
+        self.middle = nn.Sequential(_convolution(48, 96, 2), nn.SiLU(), _Block(96))
+        self.deep = nn.Sequential(_convolution(96, 160, 2), nn.SiLU(), _Block(160), _Block(160))
+        self.up = nn.Conv2d(160, 96, 1)
+        self.fuse = nn.Sequential(_Block(96), _convolution(96, 96), nn.SiLU())
+        self.heat = nn.Conv2d(96, classes, 1)
+        self.sides = nn.Conv2d(96, 8, 1)
+        self.scene = nn.Linear(160, scenes)
+        nn.init.constant_(self.heat.bias, -4.0)  # type: ignore[arg-type]
+
+    def forward(self, images: Float[Tensor, "batch 3 128 128"]) -> Detections:
+        """Look at whole pictures."""
+        middle = self.middle(self.stem(images - 0.5))
+        deep = self.deep(middle)
+        fused = self.fuse(middle + interpolate(self.up(deep), scale_factor=2.0, mode="bilinear"))
+        sides = torch.unflatten(softplus(self.sides(fused)) * 0.2, 1, (2, 4))
+        centres = (torch.arange(GRID, device=images.device) + 0.5) / GRID
+        y, x = centres[:, None].expand(GRID, GRID), centres.expand(GRID, GRID)
+        left, top, right, bottom = sides.unbind(2)
+        boxes = torch.stack([x - left, y - top, x + right, y + bottom], 2)
+        return Detections(self.heat(fused), boxes, self.scene(deep.mean((2, 3))))
+
+
+class Embedder(nn.Module):
+    """Identity, class and colour of what is in square crops of pictures in 0..1."""
+
+    def __init__(self, classes: int, colours: int) -> None:
+        super().__init__()
+        first = (_convolution(3, 32, 2), nn.SiLU(), _convolution(32, 64, 2), nn.SiLU(), _Block(64))
+        self.body = nn.Sequential(*first, _convolution(64, 128, 2), nn.SiLU(), _Block(128))
+        features = nn.Linear(48 * (CROP // 8) ** 2, WIDTH)
+        self.identity = nn.Sequential(_convolution(128, 48), nn.SiLU(), nn.Flatten(), features)
+        self.norm = nn.BatchNorm1d(128)
+        self.kind = nn.Linear(128, classes)
+        self.colour = nn.Sequential(nn.Linear(128 + 3 * 8 * 8, 128), nn.SiLU(), nn.Linear(128, colours + 1))
+
+    def forward(self, crops: Float[Tensor, "crops 3 56 56"]) -> Embedded:
+        """Look at one object each."""
+        features = self.body(crops - 0.5)
+        pooled = self.norm(features.mean((2, 3)))
+        shown = torch.cat([pooled, 4 * adaptive_avg_pool2d(crops - 0.5, 8).flatten(1)], dim=1)
+        return Embedded(normalize(self.identity(features), dim=-1), self.kind(pooled), self.colour(shown))
+
+
+class _Block(nn.Module):
+    """Two convolutions and a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.second = _convolution(channels, channels), _convolution(channels, channels)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        return silu(x + self.second(silu(self.first(x))))
+
+
+def _convolution(channels: int, out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out))

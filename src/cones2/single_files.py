@@ -1,7 +1,6 @@
 """Reading a single `.safetensors` checkpoint, in the layout of the first Stable Diffusion releases.
 
-Such a file holds weights alone. What they are the weights of comes from the configurations in this package, or from a
-diffusers folder that the user names: never from the network. diffusers converts the weights.
+Such a file holds weights alone. Their configurations are in this package, or in a diffusers folder that the user names.
 """
 
 from collections.abc import Sequence
@@ -36,24 +35,18 @@ def find_config(file: Path, config: str | Path | None) -> Path:
 
     Args:
         file: a `.safetensors` with UNet, autoencoder and text encoders under their first releases' names.
-        config: a name of `CONFIG_NAMES`, or a diffusers folder with the model's configurations; it needs no weights,
-            and no tokenizer if that is CLIP's. By default, what the weights' names tell.
+        config: a name of `CONFIG_NAMES`, or a diffusers folder, without weights, and without tokenizer if that is
+            CLIP's. By default, what the weights' names tell.
 
     Raises:
         ModelError: the file is a pickle, damaged, or no such checkpoint.
         SettingsError: the configuration is unknown, or needed.
     """
     if file.suffix.lower() in _PICKLES:
-        raise ModelError(
-            f"{file} is a pickle, which can run code on being opened, so it is never read: get the model as"
-            " .safetensors, or convert it on a machine that you can spare."
-        )
+        raise ModelError(f"{file} is a pickle, which can run code on being opened: get the model as .safetensors.")
     kind = _kind_of(file)
     if config is None and kind == "sd2":
-        raise SettingsError(
-            f"{file.name} is a Stable Diffusion 2 checkpoint, and does not say which: expected config 'sd2' for 768"
-            " pixels (v-prediction) or 'sd2-base' for 512."
-        )
+        raise SettingsError(f"{file.name} needs a config: 'sd2' (768 pixels, v-prediction) or 'sd2-base' (512).")
     config = kind if config is None else str(config)
     if config in CONFIG_NAMES:
         return CONFIGS / config
@@ -71,22 +64,13 @@ def _kind_of(file: Path) -> str:
         raise ModelError(f"can't read {file} as safetensors: {first_line(error)} Get it again.") from error
     kinds = [kind for name, kind in _KINDS.items() if name in names]
     if len(kinds) != 1 or not any(name.startswith("model.diffusion_model.") for name in names):
-        raise ModelError(
-            f"{file} is no checkpoint of Stable Diffusion 1.x, 2.x or XL: expected UNet and text encoders under their"
-            " first releases' names. A LoRA, a refiner or a part alone can't be opened."
-        )
+        expected = "UNet and text encoders under their first releases' names"
+        raise ModelError(f"{file} is no checkpoint of Stable Diffusion 1.x, 2.x or XL: expected {expected}.")
     return kinds[0]
 
 
 def load_single_file(file: Path, folder: Path, kind: Any, parts: Sequence[str], dtype: torch.dtype) -> dict[str, Any]:
-    """Load the parts of a checkpoint.
-
-    Args:
-        file: the checkpoint.
-        folder: its configurations.
-        kind: diffusers' pipeline class.
-        parts: the names of the parts that this class takes.
-        dtype: of all weights.
+    """Load the `parts` of a checkpoint for diffusers' pipeline class `kind`, by the configurations in `folder`.
 
     Raises:
         ModelError: weights are missing.
@@ -105,18 +89,14 @@ def load_single_file(file: Path, folder: Path, kind: Any, parts: Sequence[str], 
     for model in loaded.values():
         weights = model.named_parameters() if isinstance(model, torch.nn.Module) else ()
         if missing := [name for name, weight in weights if weight.is_meta]:  # diffusers goes on without them
-            raise ModelError(
-                f"{file} lacks {len(missing)} weights that {folder.name} has, {missing[0]} first: name its kind, or get"
-                " it again."
-            )
+            raise ModelError(f"{file} lacks {len(missing)} weights that {folder.name} has, {missing[0]} first.")
     return loaded
 
 
 def _tokenizer(folder: Path, part: str, **options: str) -> CLIPTokenizer:
     if not (folder / part).is_dir():
         return clip_tokenizer(**options)
-    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, subfolder=part, local_files_only=True)
-    return tokenizer
+    return CLIPTokenizer.from_pretrained(folder, subfolder=part, local_files_only=True)  # type: ignore[no-any-return]
 
 
 def clip_tokenizer(*, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:

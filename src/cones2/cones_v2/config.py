@@ -21,9 +21,9 @@ from cones2.errors import Cones2Warning, LayoutError, PromptError, SettingsError
 from cones2.files import expanded, read_bounded
 from cones2.images import opened_image
 from cones2.layout import Layout, Mask, Region
-from cones2.layout.masks import FORMATS, LARGEST_FILE
 from cones2.presets import ConesV2Preset
 from cones2.run import LayoutSettings
+from cones2.shapes import FORMATS, LARGEST_FILE
 from cones2.subjects import Subject
 
 SIDE = 768
@@ -82,9 +82,8 @@ class ConesV2Config:
     def load(cls, path: Path | str) -> "ConesV2Config":
         """Read a config, its colour map and its residuals, all of which may come from anyone.
 
-        Paths in it are relative to its own folder, or else to the working folder. As in the authors' script, only the
-        first entry counts, and unknown keys do not; either makes a `Cones2Warning`, and so does a colour that no pixel
-        has, whose word gets no region.
+        Paths are relative to the config's folder, or else to the working folder. As in the authors' script, only the
+        first entry counts; further ones, unknown keys, and colours that no pixel has make a `Cones2Warning`.
 
         Raises:
             SettingsError: it can't be read, or is no such config.
@@ -98,12 +97,11 @@ class ConesV2Config:
             raise LayoutError(f"{path}: color_context has one colour twice. Give each region a colour of its own.")
         picture = _find(entry.layout, path)
         masks = read_colours(picture, colours)
-        for text in (text for colour, text in colours.items() if colour not in masks):
-            word = entry.color_context[text][0]
-            _warn(f"no pixel of {picture} is {text}, so {word!r} gets no region; a JPEG blurs colours.")
-        for name, _ in entry.subject_list:
-            if name not in entry.residual_dict:
-                raise SettingsError(f"{path}: subject_list has {name!r}, and residual_dict no file for it. Name one.")
+        for colour, text in colours.items():
+            if colour not in masks:
+                _warn(f"no pixel of {picture} is {text}, so {entry.color_context[text][0]!r} gets no region.")
+        if unnamed := [name for name, _ in entry.subject_list if name not in entry.residual_dict]:
+            raise SettingsError(f"{path}: subject_list has {unnamed[0]!r}, and residual_dict no file for it.")
         files = {name: _find(entry.residual_dict[name], path) for name, _ in entry.subject_list}
         return cls(entry, {name: read_tensor(file) for name, file in files.items()}, masks)
 
@@ -111,8 +109,7 @@ class ConesV2Config:
         """Return the same in our terms, for the model that the residuals were learned on.
 
         Words become subjects by name. A colour is for all mentions of its word; several colours of one word are for its
-        mentions in their order, where in the authors' code they cancel each other. Seeds and sizes are those of their
-        script; take others with `_replace`.
+        mentions in their order. Seeds and sizes are those of the authors' script; `_replace` gives others.
 
         Raises:
             ModelError: the model is not of Stable Diffusion 1.x or 2.x.
@@ -125,8 +122,7 @@ class ConesV2Config:
         spans = sorted({*residuals, *colours})
         for (start, stop), (later, end) in itertools.pairwise(spans):
             if later < stop:
-                text = words.text((start, end))
-                raise PromptError(f"residuals and colours of {text!r} overlap in the prompt: give them the same words.")
+                raise PromptError(f"residuals and colours of {words.text((start, end))!r} overlap in the prompt.")
         template, position = "", 0
         subjects: dict[str, Subject] = {}
         regions: dict[str, Region] = {}
@@ -160,10 +156,8 @@ class ConesV2Config:
             if span[1] > len(words.ids) - 1:
                 raise PromptError(f"subject_list puts {name!r} at token {start}, where the prompt has ended.")
             if known and start not in known:
-                raise PromptError(
-                    f"subject_list puts {name!r} at token {start}, which is {words.text((start, start + 1))!r};"
-                    f" {name!r} is token {' or '.join(map(str, known))} of the prompt."
-                )
+                text, others = words.text((start, start + 1)), " or ".join(map(str, known))
+                raise PromptError(f"subject_list puts {name!r} at token {start}, {text!r}; {name!r} is token {others}.")
             if span in found:
                 raise PromptError(f"subject_list puts two residuals at token {start}: give each a word of its own.")
             found[span] = name
@@ -178,12 +172,10 @@ class ConesV2Config:
         for word, own in colours.items():
             spans = words.find(word)
             if own and not spans:
-                _warn(f"color_context has a region for {word!r}, which the prompt does not mention: it is left out.")
+                _warn(f"color_context has a region for {word!r}, which the prompt does not mention.")
             elif len(own) > 1 and len(own) != len(spans):
-                raise LayoutError(
-                    f"color_context has {len(own)} colours for {word!r}, the prompt has it {len(spans)} times: expected"
-                    " one for all, or one for each."
-                )
+                times = f"{len(own)} colours for {word!r}, which the prompt has {len(spans)} times"
+                raise LayoutError(f"color_context has {times}: expected one for all, or one for each.")
             found |= zip(spans, own if len(own) > 1 else own * len(spans), strict=False)
         return found
 
@@ -212,7 +204,7 @@ class _Words:
 def read_colours(path: Path | str, colours: Iterable[Colour]) -> dict[Colour, Mask]:
     """Read the regions of those colours that a colour map has, scaled to 768 x 768 pixels as by the authors' code.
 
-    A pixel has a colour exactly or not at all; JPEG blurs colours, so that few pixels have the very one.
+    A pixel has a colour exactly or not at all.
 
     Raises:
         LayoutError: the picture can't be read, is too large, damaged, or no PNG, JPEG or WebP.
@@ -243,16 +235,13 @@ def _read_entry(path: Path) -> _Entry:
     except ValidationError as error:
         problem = first_problem(error)
         at = f" at {problem.place!r}" if problem.place else ""
-        raise SettingsError(
-            f"{path} is no config of the authors' script{at}: {problem.message}. Expected their"
-            " guidance_config_example.json with values of your own."
-        ) from error
+        raise SettingsError(f"{path} is no config of the authors' script{at}: {problem.message}.") from error
     if not entries:
         raise SettingsError(f"{path} is an empty list: expected one entry, that says what to draw.")
     if len(entries) > 1:
-        _warn(f"{path} has {len(entries)} entries: as in the authors' script, only the first is drawn.")
+        _warn(f"{path} has {len(entries)} entries: only the first is drawn.")
     for key in entries[0].model_extra or ():
-        _warn(f"{path} has {key[:60]!r}, which is none of the authors' settings: it is left out.")
+        _warn(f"{path} has {key[:60]!r}, which is none of the authors' settings.")
     return entries[0]
 
 

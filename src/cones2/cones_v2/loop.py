@@ -55,8 +55,8 @@ def draw(
         subjects: those of this call beside the loaded ones, by name.
         layout: a `Layout` or what `Layout.of` takes; None leaves places to the model.
         seeds: of each picture.
-        num_inference_steps: how many steps Euler's method takes.
-        guidance_scale: classifier-free guidance.
+        num_inference_steps: of Euler's method.
+        guidance_scale: of classifier-free guidance.
         layout_settings: how the layout acts. Its `guided_steps` are run twice, also without a layout.
         height: in pixels; None is what the model was trained at.
         width: likewise.
@@ -67,7 +67,6 @@ def draw(
         Cancelled: `pipe.cancel` was called, or the callback raised or asked to stop; there is no picture.
         ModelError: the model is of another family, or draws on other pictures.
         SettingsError: an argument can't be used, or the pictures came out as no numbers.
-        Cones2Error: as `conditioned`.
     """
     numbers = seeds_of(seeds, None, None) or ()
     given = pipe._subjects_for(prompt, subjects or {})
@@ -75,17 +74,13 @@ def draw(
     placed = None if layout is None else Layout.of(layout)
     with pipe._drawing(numbers) as (inner, cancelled):
         size = _checked_size(inner, height, width)
-        _set_scheduler(inner, num_inference_steps)
+        if not 1 <= num_inference_steps <= inner.scheduler.config.num_train_timesteps:
+            raise SettingsError(f"num_inference_steps {num_inference_steps} can't be used: expected 1 to 1000.")
+        vars(inner)["scheduler"] = make_scheduler("euler", inner.scheduler)  # a copy's
+        inner.scheduler.set_timesteps(num_inference_steps, device=inner._execution_device)
         watcher = StepWatcher(cancelled, callback_on_step_end, ("latents",))
-        with conditioned(
-            inner,
-            prompt,
-            subjects=given,
-            layout=placed,
-            guidance_scale=guidance_scale,
-            layout_settings=layout_settings,
-            **conditions,
-        ) as inputs:
+        guidance: dict[str, Any] = {"guidance_scale": guidance_scale, "layout_settings": layout_settings}
+        with conditioned(inner, prompt, subjects=given, layout=placed, **guidance, **conditions) as inputs:
             latents = _denoise(inner, inputs, size, numbers, watcher)
             watcher.check_finished()
             scaled = latents.to(inner.vae.dtype) / inner.vae.config.scaling_factor
@@ -100,11 +95,10 @@ def draw(
             generator_states=None,
             num_images=len(numbers),
             num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
             negative_prompt=conditions.get("negative_prompt") or "",
-            layout_settings=layout_settings,
             force=conditions.get("force", False),
             options={"sampler": SAMPLER, "height": size[0], "width": size[1], **encoding},
+            **guidance,
         )
         images = inner.image_processor.postprocess(decoded, output_type="pil")
         return Cones2Output(images, placed, inputs.attention(), describe(inner, pipe.facts, call))
@@ -204,21 +198,12 @@ def _checked_size(inner: Any, height: int | None, width: int | None) -> tuple[in
     unet, factor = getattr(inner, "unet", None), inner.vae_scale_factor
     if unet is None or unet.config.in_channels != inner.vae.config.latent_channels:
         raise ModelError(
-            f"a {type(inner).__name__} can't follow the authors' loop: expected a text-to-image model of Stable"
-            " Diffusion 1.x, 2.x or XL."
+            f"a {type(inner).__name__} can't follow the authors' loop: expected text-to-image, SD 1.x to XL."
         )
     trained = unet.config.sample_size
-    trained = [trained, trained] if isinstance(trained, int) else trained
-    rows, columns = (given or side * factor for given, side in zip((height, width), trained, strict=True))
+    native = [side * factor for side in (trained if isinstance(trained, list | tuple) else (trained, trained))]
+    rows, columns = height or native[0], width or native[1]
     for side in (rows, columns):
         if side % factor or not 64 <= side <= 4096:
             raise SettingsError(f"a side of {side} pixels can't be used: expected 64 to 4096, a multiple of {factor}.")
     return rows, columns
-
-
-def _set_scheduler(inner: Any, steps: int) -> None:
-    """Give Euler's noise levels to a copy of the pipeline."""
-    if not 1 <= steps <= inner.scheduler.config.num_train_timesteps:
-        raise SettingsError(f"num_inference_steps {steps} can't be used: expected 1 to 1000.")
-    vars(inner)["scheduler"] = make_scheduler("euler", inner.scheduler)
-    inner.scheduler.set_timesteps(steps, device=inner._execution_device)

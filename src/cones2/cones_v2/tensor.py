@@ -45,7 +45,7 @@ _PLAIN_FLAGS = 0x0808  # sizes after the data, names in UTF-8
 
 
 class SavedTensor(NamedTuple):
-    """What such a file holds, and the sha256 of its bytes; it does not say for which word, nor on which model."""
+    """What such a file holds, and the sha256 of its bytes."""
 
     vector: Float32[Tensor, "tokens dim"]
     sha256: str
@@ -54,11 +54,9 @@ class SavedTensor(NamedTuple):
 def import_residual(pipeline: Any, path: Path | str, class_word: str) -> Residual:
     """Read a `residual.pt` that the authors' training script wrote; nothing in it is ever executed.
 
-    The file holds numbers alone. That they were learned on this pipeline's model, for this class word (their
-    `--instance_prompt`), is for the caller to know: only their shape can be checked.
+    The file holds numbers alone: that they were learned on this model, for this class word, is for the caller to know.
 
     Raises:
-        CaptionError: the class word can't be used.
         ModelError: the model is not of Stable Diffusion 1.x or 2.x.
         ResidualError: the file is anything but one tensor as that script saves it.
         ResidualMismatchError: it has another shape than the class word's embedding has on this model.
@@ -68,18 +66,11 @@ def import_residual(pipeline: Any, path: Path | str, class_word: str) -> Residua
 
 
 def encoder_of(pipeline: Any) -> EncoderId:
-    """Return the fingerprint of the text encoder that the authors' residuals are for.
-
-    Raises:
-        ModelError: the model is not of Stable Diffusion 1.x or 2.x.
-    """
+    """Return the fingerprint of the text encoder that such residuals are for, of Stable Diffusion 1.x or 2.x."""
     inner = getattr(pipeline, "pipeline", pipeline)
     family = family_of(inner)
     if [part.encoder for part in family.text_parts] != ["text_encoder"]:
-        raise ModelError(
-            f"this model is {family.name}, and residuals of the authors' code are for Stable Diffusion 1.x and 2.x:"
-            " open the model that they were learned on."
-        )
+        raise ModelError(f"{family.name} has no residuals of the authors' code: expected Stable Diffusion 1.x or 2.x.")
     return fingerprint(inner.text_encoder, "text_encoder", str(inner.name_or_path or type(inner).__name__))
 
 
@@ -88,10 +79,8 @@ def adopt(encoder: EncoderId, tokenizer: Any, saved: SavedTensor, class_word: st
     class_word = check_class_word(class_word)
     ids = tokenizer(class_word, add_special_tokens=False, verbose=False)["input_ids"]
     if saved.vector.shape != (len(ids), encoder.width):
-        raise ResidualMismatchError(
-            f"{origin} has shape {list(saved.vector.shape)}, and {class_word!r} on {encoder.name} needs"
-            f" {[len(ids), encoder.width]}: open the model, and give the class word, that it was learned on."
-        )
+        shapes = f"{list(saved.vector.shape)}, and {class_word!r} on {encoder.name} needs {[len(ids), encoder.width]}"
+        raise ResidualMismatchError(f"{origin} has shape {shapes}: it was learned on another model or class word.")
     part = ResidualPart(encoder, tuple(tokenizer.convert_ids_to_tokens(ids)), saved.vector)
     recipe = {"imported_from": "ali-vilab/Cones-V2", "sha256": saved.sha256}
     return Residual(class_word, (part,), recipe, (), importlib.metadata.version("cones2"))
@@ -107,10 +96,8 @@ def read_tensor(path: Path | str) -> SavedTensor:
     try:
         vector = _tensor_in(content)
     except Exception as error:  # on hostile bytes zipfile raises nearly anything
-        reason = str(error) if isinstance(error, ResidualError) else f"it is no sound archive ({type(error).__name__})."
-        raise ResidualError(
-            f"{path} is no residual of the authors' code: {reason} Expected the residual.pt that torch.save wrote."
-        ) from error
+        reason = error if isinstance(error, ResidualError) else f"it is no sound archive ({type(error).__name__})."
+        raise ResidualError(f"{path} is no residual.pt of the authors' code: {reason}") from error
     return SavedTensor(vector, hashlib.sha256(content).hexdigest())
 
 
@@ -133,10 +120,7 @@ def _tensor_in(content: bytes) -> Float32[Tensor, "tokens dim"]:
 
 
 def _entries(content: bytes) -> dict[str, bytes]:
-    """Return the archive's entries by their names below its one folder: plain files, stored as they are.
-
-    So nothing can be larger than the file itself.
-    """
+    """Return the archive's entries by their names below its one folder: plain files, as large as they say."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
         if min(entry.header_offset for entry in entries) or content[-22:][:4] != b"PK\x05\x06":

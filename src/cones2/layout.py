@@ -1,9 +1,8 @@
-"""Regions and layouts: checked, read from Python values and from JSON, and written."""
+"""Layouts: which subject belongs where. Checked, read from Python values and from JSON, and written."""
 
 import io
 import json
 import os
-import re
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
@@ -13,13 +12,15 @@ from typing import Annotated, Any, Literal, SupportsFloat
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
+from cones2.checking import first_problem, is_name
 from cones2.errors import LayoutError
 from cones2.files import expanded, read_bounded, write_atomically
-from cones2.layout.masks import Mask
-from cones2.layout.shapes import Box, Polygon, Rest, number, point_of
+from cones2.shapes import WHOLE, Box, Mask, Polygon, Rest, Shape, number
+
+__all__ = ["WHOLE", "Box", "Layout", "Mask", "Polygon", "Region", "Rest"]
 
 MAX_SHAPES = 256
 MAX_MASK_FILES = 32
@@ -27,9 +28,6 @@ MAX_CHARACTERS = 1 << 20  # that are read
 LARGEST_JSON = 900_000  # characters that are written, so that a picture's record has room for them
 EXAMPLE = '{"version": 1, "regions": {"rex": [[0.05, 0.25, 0.5, 0.95]]}}'
 _RANGES = {"z": (-100, 100), "weight": (0, 100), "feather": (0, 0.5)}
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
-
-Shape = Box | Polygon | Mask | Rest
 LoadMask = Callable[[str], Mask]
 
 
@@ -37,12 +35,10 @@ LoadMask = Callable[[str], Mask]
 class Region:
     """The union of shapes: the place of one subject.
 
-    Where regions of different subjects overlap, the one of the greatest `z` has the place, and those below it are
-    covered there. Regions of equal `z` share it.
+    Where regions overlap, the one of the greatest `z` has the place; regions of equal `z` share it.
 
     Attributes:
-        shapes: boxes, polygons and masks, mixed freely; or the rest, alone. One shape, four numbers and pictures are
-            taken too, as by `Layout.of`.
+        shapes: boxes, polygons and masks, mixed freely; or the rest, alone. Short forms are taken as by `Layout.of`.
         z: a whole number in -100..100; greater is nearer to the viewer.
         weight: multiplies how strongly the subject is drawn to its region (γ+ of arXiv:2305.19327, Alg. 1); 0..100.
         feather: width of the ramp that its edges become, in sides of the picture, 0..0.5; 0 is a hard edge.
@@ -59,9 +55,9 @@ class Region:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shapes", tuple(_shape(shape) for shape in _shapes_in(self.shapes)))
         if not self.shapes:
-            raise LayoutError("no shape; expected at least one box, polygon or mask. Give it one, or leave it out.")
+            raise LayoutError("no shape; expected at least one box, polygon or mask.")
         if self.is_rest and len(self.shapes) > 1:
-            raise LayoutError("the rest is mixed with other shapes; expected it alone. Leave one of both out.")
+            raise LayoutError("the rest is mixed with other shapes; expected it alone.")
         for what, (lowest, highest) in _RANGES.items():
             value = number(getattr(self, what), what)
             if not lowest <= value <= highest:  # NaN is in no range
@@ -97,8 +93,7 @@ class Layout:
     """Regions by subject name; they may overlap, see `Region`.
 
     Raises:
-        LayoutError: a name is no identifier, there are more than 256 shapes, or as JSON they take more than 900,000
-            characters.
+        LayoutError: a name is no identifier, there are over 256 shapes, or their JSON takes over 900,000 characters.
     """
 
     regions: Mapping[str, Region]
@@ -106,17 +101,21 @@ class Layout:
     def __post_init__(self) -> None:
         regions = dict(self.regions)
         for name, region in regions.items():
-            check_name(name)
+            if not isinstance(name, str) or not is_name(name):
+                got = reprlib.repr(name)
+                raise LayoutError(
+                    f"{got} can't name a region: expected up to 64 letters, digits and _, no digit first."
+                )
             if not isinstance(region, Region):
                 raise LayoutError(f"region {name!r} is {reprlib.repr(region)}; expected a Region. Use Layout.of.")
         object.__setattr__(self, "regions", MappingProxyType(regions))
         shapes = [shape for region in regions.values() for shape in region.shapes]
         if len(shapes) > MAX_SHAPES:
-            raise LayoutError(f"the layout has {len(shapes)} shapes; expected at most {MAX_SHAPES}. Use fewer.")
+            raise LayoutError(f"the layout has {len(shapes)} shapes; expected at most {MAX_SHAPES}.")
         size = 0 if all(isinstance(shape, Box | Rest) for shape in shapes) else len(self.to_json())
         if size > LARGEST_JSON:
             raise LayoutError(
-                f"the layout takes {size:,} characters; expected at most {LARGEST_JSON:,}. Use fewer or plainer masks."
+                f"the layout takes {size:,} characters; expected at most {LARGEST_JSON:,}: simplify masks."
             )
 
     def __repr__(self) -> str:
@@ -139,9 +138,9 @@ class Layout:
         """Return a layout, whatever describes it.
 
         Args:
-            value: a layout; the path of a layout's file; or a mapping of subject names to a box of four numbers (a
-                list, a tuple, an array's row), a `Box`, `Polygon`, `Mask` or `Rest`, a picture that is a mask, a list
-                of any of these, a `Region`, or what stands in a layout's JSON.
+            value: a layout; the path of a layout's file; or a mapping of subject names to four numbers, a `Box`,
+                `Polygon`, `Mask` or `Rest`, a picture that is a mask, a list of any of these, a `Region`, or what
+                stands in a layout's JSON.
 
         Raises:
             LayoutError: it is none of these, or makes no sense.
@@ -155,10 +154,8 @@ class Layout:
         if isinstance(value, str | os.PathLike):
             return cls.load(Path(value))
         if not isinstance(value, Mapping):
-            raise LayoutError(
-                f"a layout can't be {reprlib.repr(value)}: expected regions by subject name, such as"
-                " {'rex': (0.05, 0.25, 0.5, 0.95)}, a Layout, or the path of its file."
-            )
+            expected = "regions by subject name, such as {'rex': (0.05, 0.25, 0.5, 0.95)}, or a path"
+            raise LayoutError(f"a layout can't be {reprlib.repr(value)}: expected {expected}.")
         return cls(_regions(value, None))
 
     @classmethod
@@ -190,26 +187,16 @@ class Layout:
 
     @classmethod
     def load(cls, path: Path | str) -> "Layout":
-        """Read a layout's JSON file, and the mask files that it names, beside it or below.
-
-        Raises:
-            LayoutError: a file can't be read, or its content makes no sense.
-        """
+        """Read a layout's JSON file, and the mask files that it names, beside it or below."""
         path = expanded(path)
         content = read_bounded(path, limit=MAX_CHARACTERS, error=LayoutError)
         try:
             return cls.from_json(content.decode("utf-8-sig"), folder=path.parent)
-        except UnicodeDecodeError as error:
-            raise LayoutError(f"{path} is not text in UTF-8. Expected a JSON file: {EXAMPLE}") from error
-        except LayoutError as error:
+        except (UnicodeDecodeError, LayoutError) as error:
             raise LayoutError(f"{path}: {error}") from error
 
     def save(self, path: Path | str) -> None:
-        """Write a layout's JSON file, masks and all.
-
-        Raises:
-            OutputError: it can't be written.
-        """
+        """Write a layout's JSON file, masks and all."""
         write_atomically(expanded(path), self.to_json().encode())
 
     @property
@@ -218,36 +205,19 @@ class Layout:
         return tuple(self.regions)
 
 
-def check_name(name: str) -> None:
-    """Check that a prompt can hold a name.
-
-    Raises:
-        LayoutError: it can't.
-    """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        got = reprlib.repr(name)
-        raise LayoutError(
-            f"{got} can't name a region: expected up to 64 letters, digits and _, no digit first. Rename it."
-        )
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _Document(_Strict):
+class _Document(BaseModel, extra="forbid", strict=True):
     version: Literal[1]
     regions: dict[str, Any]
 
 
-class _RegionForm(_Strict):
+class _RegionForm(BaseModel, extra="forbid", strict=True):
     shapes: list[Any]
     z: int = Region.z
     weight: float = Region.weight
     feather: float = Region.feather
 
 
-class _ShapeForm(_Strict):
+class _ShapeForm(BaseModel, extra="forbid", strict=True):
     polygon: list[Any] = []
     mask: str | Annotated[dict[Literal["png"], str], Field(min_length=1)] | None = None
 
@@ -309,21 +279,18 @@ def _shape(value: object, load_mask: LoadMask | None = None) -> Shape:
     if isinstance(value, Mapping):
         form = _ShapeForm.model_validate(value)
         if form.mask is None:
-            return Polygon(tuple(map(point_of, form.polygon)))
-        return (
-            (load_mask or _load_mask)(form.mask) if isinstance(form.mask, str) else Mask.from_base64(form.mask["png"])
-        )
-    raise LayoutError(
-        f"{reprlib.repr(value)} is no shape: expected a box [xmin, ymin, xmax, ymax], a polygon, a mask or 'rest'."
-    )
+            return Polygon(form.polygon)
+        if isinstance(form.mask, str):
+            return (load_mask or _load_mask)(form.mask)
+        return Mask.from_base64(form.mask["png"])
+    raise LayoutError(f"{reprlib.repr(value)} is no shape: expected a box of 4 numbers, a polygon, a mask or 'rest'.")
 
 
 def _load_mask(name: str, folder: Path | None = None) -> Mask:
     path = PurePosixPath(name)
     if folder is None or path.is_absolute() or ".." in path.parts or {"\\", ":"} & set(name):
         raise LayoutError(
-            f"the mask {reprlib.repr(name)} can't be used: expected a file in the layout's folder or below it,"
-            " such as rex.png. Put it there, and load the layout from its file."
+            f"the mask {reprlib.repr(name)} can't be used: expected a file in the layout's folder or below."
         )
     return Mask.load(folder / path)
 
@@ -338,9 +305,8 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))[:100]
-    return f"at {place!r}: {first['msg']}, got {reprlib.repr(first['input'])}"
+    problem = first_problem(error)
+    return f"at {problem.place!r}: {problem.message}, got {problem.got}"
 
 
 def _written(region: Region) -> object:
