@@ -6,6 +6,7 @@ import shutil
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -17,7 +18,7 @@ from cones2.learning.recipe import RECIPES, Recipe
 from cones2.library import Library
 from cones2.photos import load_photos
 from cones2.pipeline import Cones2Pipeline
-from learning import finish, residual_of, with_parts
+from learning import residual_of, with_parts
 
 RECIPE = Recipe(steps=3, learning_rate=1e-3, caption_count=4, captions_per_step=2)
 
@@ -46,7 +47,8 @@ def states(pipe: Cones2Pipeline, library: Library, *assignments: Assignment) -> 
 
 
 def outcomes(pipe: Cones2Pipeline, library: Library, *assignments: Assignment) -> tuple[Outcome, ...]:
-    return finish(learn_all(pipe, assignments, library)).outcomes  # type: ignore[arg-type, attr-defined]
+    *_, last = learn_all(pipe, assignments, library)
+    return last.outcomes
 
 
 def test_one_that_fails_harms_no_other(small: Cones2Pipeline, photos: Path, library: Library) -> None:
@@ -73,7 +75,13 @@ def test_one_that_fails_harms_no_other(small: Cones2Pipeline, photos: Path, libr
 
 def test_a_bug_in_one_is_told_and_harms_no_other(small: Cones2Pipeline, photos: Path, library: Library) -> None:
     bad, rex = Assignment("bad", photos, "dog", RECIPE), Assignment("rex", photos, "dog", RECIPE)
-    bug = small.pipeline.unet.register_forward_pre_hook(lambda *_: (bug.remove(), [][0]))
+    handles: list[Any] = []
+
+    def fail(*_: object) -> None:
+        handles[0].remove()
+        _ = [][0]
+
+    handles.append(small.pipeline.unet.register_forward_pre_hook(fail))
     told = outcomes(small, library, bad, rex)
     assert [(each.state, each.problem) for each in told] == [
         ("failed", "IndexError: list index out of range"),

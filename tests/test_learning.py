@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from PIL import Image
 from torch.testing import assert_close
 
@@ -344,7 +343,7 @@ def test_resuming_with_another_model(small: Any, tmp_path: Path, part: str, told
     stop_after(learn(small, recipe, checkpoint=tmp_path))
     module = copy.deepcopy(getattr(small, part))
     if part == "scheduler":
-        module = DDIMScheduler.from_config(module.config, prediction_type="epsilon")
+        module = type(module).from_config(module.config, prediction_type="epsilon")
     else:
         next(module.parameters()).data += 1e-3  # as a fine-tune changes all
     with pytest.raises(LearningError, match=f"{told} is"):
@@ -430,8 +429,14 @@ def test_photos_as_files_folders_and_images(small: Any, tmp_path: Path) -> None:
     recipe = dataclasses.replace(DIRECT, steps=1)
     for photo in PHOTOS:
         photo.image.save(tmp_path / photo.path)
-    images = [photo.image for photo in PHOTOS]
-    sources = (tmp_path, [tmp_path / "a.png", tmp_path / "b.png"], PHOTOS, images, [images[0], tmp_path / "b.png"])
+    images: list[Any] = [photo.image for photo in PHOTOS]
+    sources: tuple[Any, ...] = (
+        tmp_path,
+        [tmp_path / "a.png", tmp_path / "b.png"],
+        PHOTOS,
+        images,
+        [images[0], tmp_path / "b.png"],
+    )
     vectors = [residual_of(learn_steps(small, source, "dog", recipe)).parts[0].vector for source in sources]
     assert all(torch.equal(vector, vectors[0]) for vector in vectors)
     hashes = [residual_of(learn_steps(small, images, "dog", recipe)).photos for _ in range(2)]

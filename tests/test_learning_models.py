@@ -2,12 +2,12 @@
 
 import copy
 import dataclasses
+import importlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from torch.testing import assert_close
@@ -21,6 +21,8 @@ from cones2.learning.recipe import Recipe
 from cones2.models import open_pipeline
 from learning import PHOTOS, RECIPE, finish, learn, residual_of, stop_after, with_parts
 from test_conditioning import save_lora
+
+diffusers: Any = importlib.import_module("diffusers")  # which has few types
 
 UNETS = ("sd1", "sd2-base", "sd2", "sdxl")
 DIRECT = dataclasses.replace(RECIPE, tune="residual")
@@ -311,3 +313,32 @@ def test_models_that_can_not_be_learned_on(own: Any, change: Callable[[Any], Any
 def test_learning_is_for_unets(opened: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=r"FLUX\.1"):
         learn_steps(opened["flux"], PHOTOS, "dog")
+
+
+# In less memory
+
+
+def test_activations_are_made_again_only_while_it_learns(own: Any) -> None:
+    ran: list[int] = []
+    own.unet.up_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: ran.append(1))
+    recipe = dataclasses.replace(DIRECT, steps=2)
+    usual, once = residual_of(learn(own, recipe)), len(ran)
+    saving, both = residual_of(learn(own, recipe, save_memory=True)), len(ran)
+    assert (once, both - once) == (2, 4)
+    assert usual.to_bytes() == saving.to_bytes()
+    assert not own.unet.is_gradient_checkpointing
+
+
+def test_a_unet_that_makes_them_again_already_goes_on(own: Any) -> None:
+    own.unet.enable_gradient_checkpointing()
+    finish(learn(own, DIRECT, save_memory=True))
+    assert own.unet.is_gradient_checkpointing
+
+
+def test_the_unet_is_restored_after_an_error(own: Any) -> None:
+    own.unet.conv_in.weight.data *= float("nan")
+    own.unet.conv_in.requires_grad_()
+    with pytest.raises(LearningError, match="loss nan"):
+        finish(learn(own, DIRECT, save_memory=True))
+    assert not own.unet.is_gradient_checkpointing
+    assert own.unet.conv_in.weight.requires_grad

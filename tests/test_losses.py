@@ -1,3 +1,5 @@
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -22,7 +24,7 @@ def test_noise_worked_by_hand(prediction_type: str, target: float) -> None:
 
 
 def test_noise_agrees_with_diffusers() -> None:
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    scheduler: Any = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     latents, noise = torch.randn(2, 3, 4, 5, 7, generator=torch.Generator().manual_seed(0))
     timesteps = torch.tensor([0, 500, 999])
     noised = add_noise(latents, noise, scheduler.alphas_cumprod[timesteps], "v_prediction")
@@ -74,7 +76,7 @@ def test_mean_shift_does_not_depend_on_chunks(size: int, class_tokens: int, seed
     own = torch.zeros(7, 5, dtype=torch.bool)
     for row, start in enumerate(torch.randint(6 - class_tokens, (7,), generator=draw).tolist()):
         own[row, start : start + class_tokens] = True
-    chunks = zip(tuned.split(size), original.split(size), own.split(size), strict=True)
+    chunks = zip(*(torch.split(each, size) for each in (tuned, original, own)), strict=True)
     assert_close(
         mean_shift(chunks, class_tokens), mean_shift([(tuned, original, own)], class_tokens), rtol=1e-6, atol=0
     )
@@ -94,7 +96,7 @@ def test_displacement_worked_by_hand() -> None:
     original = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(0))
     own = torch.zeros(5, 7, dtype=torch.bool)
     own[:, 2:4] = True
-    chunks = zip((1.5 * original).split(2), original.split(2), own.split(2), strict=True)
+    chunks = zip(*(torch.split(each, 2) for each in (1.5 * original, original, own)), strict=True)
     moved = displacement(chunks)
     lengths = original.square().sum(-1).masked_fill(own, 0).sum(-1)
     assert moved.preservation == pytest.approx(0.25 * float(lengths.mean()), rel=1e-5)

@@ -16,7 +16,7 @@ from cones2.pipeline import Cones2Pipeline
 from learning import PHOTOS, finish, learn, residual_of
 
 RECIPE = Recipe(steps=4, batch_size=1, learning_rate=1e-3, captions_per_step=2, caption_count=6)
-QUICK = {"seed": (3, 4), "num_inference_steps": 2}
+QUICK: dict[str, Any] = {"seed": (3, 4), "num_inference_steps": 2}
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,9 @@ from cones2.learning.learner import LearnStep
 from cones2.learning.model import model_settings
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.library import Library, check_name
-from cones2.photo_report import photo_report
-from cones2.photos import Photo, load_photos
+from cones2.photos import Photo, load_photos, photo_report
 from cones2.pipeline import Cones2Pipeline
-from cones2.provenance import describe_adapters
+from cones2.record import describe_adapters
 from cones2.residual import EncoderId, Residual
 
 LARGEST_MANIFEST = 2**20
@@ -138,7 +137,8 @@ def _steps(
         began = time.monotonic()
         outcome = Outcome(assignment.name, assignment.class_word, "finished")
         try:
-            for learning, outcome in _learn(pipe, assignment, library, save_memory=save_memory):
+            for learning, told in _learn(pipe, assignment, library, save_memory=save_memory):
+                outcome = told
                 yield replace(at, learning=learning)
                 del learning  # and with it the optimiser, before the next subject begins
         except Exception as error:  # of any kind: the other subjects must not suffer

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from cones2.errors import LearningError, OutputError
-from cones2.files import locked, make_folder, read_bounded, write_atomically
+from cones2.files import locked, make_folder, write_atomically
 
 _KEPT = 2
-_LARGEST_MANIFEST = 2**20
 _OURS = re.compile(r"step-[0-9]{8,}\.(json|safetensors)", re.ASCII)
 _UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.part", re.ASCII)
 
@@ -78,29 +77,15 @@ class Checkpoints:
         kept = {path.stem for path in [*reversed(self._files(_OURS, ".json"))][:_KEPT]}
         _delete(path for path in self._files(_OURS) if path.stem not in kept)
 
-    def check(self, steps: int) -> None:
-        """Check that learning of so many steps can go on from the newest checkpoint, if there is one.
-
-        Raises:
-            LearningError: it was made with other settings, says which differs; or no step is left to take.
-        """
-        _, newest = next(self._manifests(), (None, None))
-        if newest is not None:
-            self._check_settings(newest)
-            if newest.step >= steps:
-                raise LearningError(
-                    f"can't resume: {newest.step} steps are taken already, and steps is {steps}. Resume with more"
-                    " steps, or begin again without resuming."
-                )
-
     def load(self) -> tuple[int, dict[str, Tensor]]:
         """Return the newest sound checkpoint's step and state; step 0 and no state where there is none.
 
         Raises:
             LearningError: it was made with other settings; says which differs.
         """
-        for path, manifest in self._manifests():
-            with contextlib.suppress(OSError):
+        for path in reversed(self._files(_OURS, ".json")):
+            with contextlib.suppress(OSError, pydantic.ValidationError):
+                manifest = _Manifest.model_validate_json(path.read_bytes())
                 content = path.with_suffix(".safetensors").read_bytes()
                 if manifest.sha256 == hashlib.sha256(content).hexdigest():
                     self._check_settings(manifest)
@@ -115,13 +100,6 @@ class Checkpoints:
         # Sorted, each manifest is before the state that it vouches for.
         files = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(path for path in files if name.fullmatch(path.name) and path.name.endswith(suffix))
-
-    def _manifests(self) -> Iterator[tuple[Path, _Manifest]]:
-        """Yield the sound ones, the newest first."""
-        for path in reversed(self._files(_OURS, ".json")):
-            with contextlib.suppress(LearningError, pydantic.ValidationError):
-                content = read_bounded(path, limit=_LARGEST_MANIFEST, error=LearningError)
-                yield path, _Manifest.model_validate_json(content)
 
     def _check_settings(self, manifest: _Manifest) -> None:
         for name, value in self.settings.items():

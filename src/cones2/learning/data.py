@@ -24,7 +24,7 @@ from cones2.learning.recipe import Recipe
 from cones2.models import ModelFacts
 from cones2.photos import Photo, View, crop_square, load_photos, stack_pixels, views
 from cones2.prompts import token_span
-from cones2.provenance import content_hash
+from cones2.record import content_hash
 from cones2.residual import MAX_TOKENS
 
 PhotoSource = Path | str | Photo | Image.Image

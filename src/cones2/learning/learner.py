@@ -40,7 +40,7 @@ from cones2.learning.model import alone_if_offloaded, frozen, learnable_family, 
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.models import ModelFacts, facts_of
 from cones2.photos import Photo
-from cones2.provenance import describe_adapters
+from cones2.record import describe_adapters
 from cones2.residual import Residual, ResidualPart
 
 _HALF_SCALE = 2.0**12
@@ -121,25 +121,23 @@ def learn_steps(
     if checkpoint is not None:
         learner.checkpoints = Checkpoints(expanded(checkpoint), learner.settings())
         with learner.checkpoints.held():
-            if resume:
-                learner.checkpoints.check(recipe.steps)
-    return _take_steps(learner, every=checkpoint_every, resume=resume, save_memory=save_memory)
+            learner.begin(*(learner.checkpoints.load() if resume else (0, {})))
+    return _take_steps(learner, every=checkpoint_every, save_memory=save_memory)
 
 
-def _take_steps(
-    learner: "_Learner", *, every: int, resume: bool, save_memory: bool
-) -> Generator["LearnStep", None, None]:
+def _take_steps(learner: "_Learner", *, every: int, save_memory: bool) -> Generator["LearnStep", None, None]:
     """Take one step after the other, and write a checkpoint after every few."""
-    pipeline, steps, checkpoints = learner.pipeline, learner.recipe.steps, learner.checkpoints
+    pipeline, checkpoints = learner.pipeline, learner.checkpoints
+    began, steps = learner.taken or 0, learner.recipe.steps
     with ExitStack() as stack:
         stack.callback(learner.end)
         if checkpoints is not None:
             stack.enter_context(checkpoints.held())
-            learner.begin(*(checkpoints.load() if resume else (0, {})))
+            if not began:
+                checkpoints.delete()
         stack.enter_context(frozen(pipeline.unet))
         if save_memory:
             stack.enter_context(memory_saved(pipeline))
-        began = learner.taken or 0
         for number in range(began + 1, steps + 1):
             try:
                 losses = learner.take_step(number)
@@ -387,11 +385,18 @@ class _Learner:
         return subject | learned | model_settings(self.pipeline, self.encoder_ids)
 
     def begin(self, taken: int, state: Mapping[str, Tensor]) -> None:
-        """Go on after a step, from what `save` wrote of it."""
+        """Go on after a step, from what `save` wrote of it.
+
+        Raises:
+            LearningError: no step is left to take.
+        """
+        if taken >= self.recipe.steps:
+            raise LearningError(
+                f"can't resume: {taken} steps are taken already, and steps is {self.recipe.steps}. Resume with more"
+                " steps, or begin again without resuming."
+            )
         restore(state, self.optimizer, self.average)
         self.taken = self.saved = taken
-        if not taken and self.checkpoints is not None:
-            self.checkpoints.delete()
 
     def save(self) -> None:
         """Write a checkpoint.

@@ -10,7 +10,7 @@ import torch
 
 from cones2.errors import ModelError
 from cones2.families import Family, family_of, unwrapped
-from cones2.provenance import describe_adapters
+from cones2.record import describe_adapters
 from cones2.residual import EncoderId
 from cones2.shared import Undo, lock_of, shared_change
 
