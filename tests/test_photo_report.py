@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from PIL import Image, ImageFilter
 
 from cones2.examples import EXAMPLES
-from cones2.photo_report import difference_hash, photo_report, sharpness
-from cones2.photos import Photo
+from cones2.photos import Photo, difference_hash, photo_report, sharpness
 
 
 def grey(pixels: np.ndarray) -> Image.Image:

@@ -29,7 +29,7 @@ from .learning.learner import LearnStep as LearnStep
 from .learning.recipe import RECIPES as RECIPES
 from .learning.recipe import Recipe as Recipe
 from .library import Library as Library
-from .photo_report import photo_report as photo_report
+from .photos import photo_report as photo_report
 from .photos import Photo as Photo
 from .photos import load_photos as load_photos
 from .pipeline import Cones2Output as Cones2Output

@@ -1,8 +1,7 @@
 """Captions that contain a class word: made here, offline and reproducibly, or read from the user's own file.
 
 Learning compares the tuned text encoder with the original one over 1,000 such captions (arXiv:2305.19327, Sec. 3.2 and
-Eqs. 3, 5). The paper asks ChatGPT for them; here the sentence frames of `captions.toml` are filled with everyday words,
-so that anyone gets the same ones.
+Eqs. 3, 5). The paper asks ChatGPT for them; here everyday words fill the sentence frames of `captions.toml`.
 """
 
 import functools
@@ -57,9 +56,7 @@ def check_class_word(class_word: str) -> str:
     if not any(char.isalnum() for char in word):
         raise CaptionError(f"class word {class_word!r} has no letters; expected a word such as 'dog' or 'teddy bear'.")
     if len(word) > LONGEST_CLASS_WORD:
-        raise CaptionError(
-            f"class word of {len(word)} characters; expected at most {LONGEST_CLASS_WORD}. Name only the category."
-        )
+        raise CaptionError(f"class word of {len(word)} characters; expected at most {LONGEST_CLASS_WORD}.")
     if word.split()[0].lower() in {"a", "an", "the"}:
         raise CaptionError(f"class word {word!r} starts with an article; expected only the noun, such as 'dog'.")
     if not (word[0].isalnum() and word[-1].isalnum() and word.isprintable()):
@@ -71,9 +68,6 @@ def photo_caption(class_word: str) -> str:
     """Return the caption of a photo of the subject: "a photo of a dog", "... of an owl", "... of sunglasses".
 
     arXiv:2305.19327, Sec. 3.2. It mentions the class word once: what is a photo itself is "a picture of a photo".
-
-    Raises:
-        CaptionError: the class word can't be used.
     """
     word = check_class_word(class_word)
     medium = "picture" if _mentions(word).search("photo") else "photo"
@@ -83,22 +77,19 @@ def photo_caption(class_word: str) -> str:
 def find_class_word(caption: str, class_word: str) -> tuple[int, int]:
     """Return the span (start, stop), in characters, of the only mention of `class_word` in `caption`.
 
-    Only whole words count ("hotdog", "dogs" and "dog-eared" do not mention "dog"); capitals and the number of spaces do
-    not matter.
+    Only whole words count ("hotdog", "dogs" and "dog-eared" do not mention "dog"), in capitals or not.
 
     Raises:
-        CaptionError: the caption mentions it not once, but never or several times.
+        CaptionError: the caption mentions it never or several times.
     """
     mentions = list(_mentions(class_word).finditer(caption))
     if len(mentions) != 1:
-        raise CaptionError(
-            f"caption {caption!r} mentions {class_word!r} {len(mentions)} times; expected once, as a word of its own."
-        )
+        raise CaptionError(f"caption {caption!r} mentions {class_word!r} {len(mentions)} times; expected once.")
     return mentions[0].span()
 
 
 def read_captions(path: Path, class_word: str) -> tuple[str, ...]:
-    """Return the captions in the text file `path`: one a line, UTF-8, empty lines skipped, each with one `class_word`.
+    """Return the captions in a UTF-8 text file: one a line, empty lines skipped, each with one `class_word`.
 
     Raises:
         CaptionError: the class word or the file can't be used; the message names the line.
@@ -126,15 +117,13 @@ def captions_for(
 ) -> tuple[str, ...]:
     """Return `count` distinct, grammatical captions that mention `class_word` once, the same for the same arguments.
 
-    All sentence frames take turns, so that any first part is as varied as the whole, and no frame makes more than 3 %
-    of them. The class word stands as given; where it is a plural, the rest agrees ("these sunglasses are").
+    Sentence frames take turns, so that any first part is as varied as the whole, and none makes more than 3 % of them.
 
     Args:
-        class_word: one or more words.
+        class_word: one or more words; where it is a plural, the rest agrees ("these sunglasses are").
         count: how many, 1 to 5000.
         seed: another seed gives other captions.
-        lexicon: words that the model knows, in lower case; other words and marks are then avoided, except for the class
-            word, and "an", which goes with "a".
+        lexicon: words that the model knows, in lower case; others are avoided, except for the class word and "an".
 
     Raises:
         CaptionError: the class word can't be used, or so many captions can't be made, as when the lexicon is small.
@@ -152,11 +141,8 @@ def captions_for(
         made.update((_finished(caption, word), None) for caption in turn if caption is not None)
         if len(made) >= count:
             return tuple(made)[:count]
-    known = "" if lexicon is None else " out of words that the model knows"
-    raise CaptionError(
-        f"only {len(made)} captions for {word!r} can be made{known}; expected {count}. Ask for fewer, or give a file of"
-        " your own captions."
-    )
+    known = "" if lexicon is None else " of words that the model knows"
+    raise CaptionError(f"only {len(made)} captions for {word!r} can be made{known}; expected {count}. Ask for fewer.")
 
 
 def _usable(class_word: str, lexicon: Collection[str] | None) -> tuple[list[str], dict[str, list[str]]]:
@@ -169,12 +155,11 @@ def _usable(class_word: str, lexicon: Collection[str] | None) -> tuple[list[str]
         known = lexicon is None or lexicon.issuperset(_WORD_OR_MARK.findall(text))
         return known and not mention.search(text)
 
-    data = _data()
-    frames = [_agreed(frame, class_word) for frame in data["frames"]]
     slots = {
         name: [choice for choice in choices if fits(choice) and own.isdisjoint(_telling_words(choice))]
-        for name, choices in data["slots"].items()
+        for name, choices in _data()["slots"].items()
     }
+    frames = [_agreed(frame, class_word) for frame in _data()["frames"]]
     return [frame for frame in frames if fits(_FIELD.sub(" ", frame))], slots
 
 
@@ -214,11 +199,8 @@ def _agreed(frame: str, class_word: str) -> str:
 def _finished(caption: str, class_word: str) -> str:
     """Put the class word for `{subject}`, and "an" for "a" where the next word wants it."""
     words = [word.replace("{subject}", class_word) for word in caption.split()]
-    followers = [*words[1:], ""]
-    return " ".join(
-        indefinite_article(follower) if word == "a" and follower else word
-        for word, follower in zip(words, followers, strict=True)
-    )
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    return " ".join(indefinite_article(after) if word == "a" and after else word for word, after in pairs)
 
 
 def _mentions(class_word: str) -> re.Pattern[str]:
@@ -228,7 +210,6 @@ def _mentions(class_word: str) -> re.Pattern[str]:
 
 @functools.cache
 def _data() -> dict[str, Any]:
-    """Read the frames, and the words of each slot; the file says what they mean."""
     return tomllib.loads((resources.files("cones2") / "captions.toml").read_text(encoding="utf-8"))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from cones2.checking import first_problem, is_name
 from cones2.errors import LayoutError
 from cones2.files import expanded, read_bounded, write_atomically
-from cones2.shapes import WHOLE, Box, Mask, Polygon, Rest, Shape, number
+from cones2.shapes import WHOLE, Box, Mask, Polygon, Rest, Shape, number, point_of
 
 __all__ = ["WHOLE", "Box", "Layout", "Mask", "Polygon", "Region", "Rest"]
 
@@ -279,7 +279,7 @@ def _shape(value: object, load_mask: LoadMask | None = None) -> Shape:
     if isinstance(value, Mapping):
         form = _ShapeForm.model_validate(value)
         if form.mask is None:
-            return Polygon(form.polygon)
+            return Polygon(tuple(map(point_of, form.polygon)))
         if isinstance(form.mask, str):
             return (load_mask or _load_mask)(form.mask)
         return Mask.from_base64(form.mask["png"])

@@ -7,8 +7,6 @@ import inspect
 import re
 import warnings
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,20 +33,14 @@ MINI = Path(__file__).with_name("mini")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LARGEST_JSON = 2**20
 
-# Pipelines by the class that a model_index.json names. What is distilled to a latent consistency model draws the same
-# pictures with the plain class.
-_PIPELINES = {
-    **{
-        name: name
-        for family in ("StableDiffusion", "StableDiffusionXL")
-        for task in ("", "Img2Img", "Inpaint", "ControlNet")
-        for name in [f"{family}{task}Pipeline"]
-    },
-    "LatentConsistencyModelPipeline": "StableDiffusionPipeline",
-    "FluxPipeline": "FluxPipeline",
+_LCM = "LatentConsistencyModelPipeline"  # what is distilled to it draws the same pictures with the plain class
+_FAMILIES, _TASKS = ("StableDiffusion", "StableDiffusionXL"), ("", "Img2Img", "Inpaint", "ControlNet")
+_PIPELINES = [*(f"{family}{task}Pipeline" for family in _FAMILIES for task in _TASKS), _LCM, "FluxPipeline"]
+_CLIP: dict[str, tuple[str, ...]] = {
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "text_encoder": ("CLIPTextModel",),
 }
-_CLIP = {"tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"), "text_encoder": ("CLIPTextModel",)}
-_UNET_PARTS: dict[str, tuple[str, ...]] = _CLIP | {
+_UNET_PARTS = _CLIP | {
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "text_encoder_2": ("CLIPTextModelWithProjection",),
     "unet": ("UNet2DConditionModel",),
@@ -56,7 +48,7 @@ _UNET_PARTS: dict[str, tuple[str, ...]] = _CLIP | {
     "vae": ("AutoencoderKL",),
     "scheduler": tuple(SCHEDULERS.values()),
 }
-_FLUX_PARTS: dict[str, tuple[str, ...]] = _CLIP | {
+_FLUX_PARTS = _CLIP | {
     "tokenizer_2": ("T5TokenizerFast", "T5Tokenizer"),
     "text_encoder_2": ("T5EncoderModel",),
     "transformer": ("FluxTransformer2DModel",),
@@ -122,39 +114,35 @@ def open_pipeline(
         SettingsError: the device, dtype or config is unknown, missing on this machine, or needed.
     """
     target = _choose_device(str(device or ""))
-    number = str(dtype or ("bfloat16" if target.type == "cuda" else "float32")).removeprefix("torch.")
-    if (weights := _DTYPES.get(number)) is None:
-        raise SettingsError(f"unknown dtype {number!r}; expected one of {', '.join(_DTYPES)}.")
+    wanted = str(dtype or ("bfloat16" if target.type == "cuda" else "float32")).removeprefix("torch.")
+    if wanted not in _DTYPES:
+        raise SettingsError(f"unknown dtype {wanted!r}; expected one of {', '.join(_DTYPES)}.")
     asked = str(name_or_path)
     file = expanded(asked) if asked != "mini" and expanded(asked).is_file() else None
     if config is not None and file is None:
         raise SettingsError(f"config is for a single .safetensors file, which {asked} is not: leave it out.")
     folder, name = _find_folder(asked) if file is None else (find_config(file, config), file.stem)
-    index = _read_index(folder)
-    kind, classes = _choose_classes(index, asked)
-    with _told_in_one_line(asked if file is None else f"{asked} as {folder.name}"), quiet_libraries():
-        if file is None:
-            parts = {part: _load_part(folder, part, name, weights) for part, name in classes.items()}
-        else:
-            parts = load_single_file(file, folder, kind, list(classes), weights)
-        pipeline: Any = _assemble(kind, parts, index)
-        _check_parts_agree(pipeline, asked)
-        pipeline.to(target)
+    try:
+        with quiet_libraries():
+            pipeline = _load(folder, file, _DTYPES[wanted], shown=asked).to(target)
+    except Cones2Error:
+        raise
+    except Exception as error:  # the libraries raise nearly anything over damaged weights
+        shown = asked if file is None else f"{asked} as {folder.name}"
+        raise ModelError(f"can't open {shown}: {first_line(error)} Get the model again, or check its kind.") from error
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
-    pipeline.register_to_config(_name_or_path=name)
+    pipeline.register_to_config(_name_or_path=name)  # type: ignore[no-untyped-call]
     _FACTS[_denoiser_of(pipeline)] = ModelFacts(name=name) if file is not None else _read_facts(folder, name)
-    return pipeline  # type: ignore[no-any-return]
+    return pipeline
 
 
 def facts_of(model: DiffusionPipeline | str | Path) -> ModelFacts:
     """Return what a model says of itself, given a pipeline or what `open_pipeline` takes; nothing is downloaded.
 
     A pipeline that was opened otherwise is known by its `name_or_path`, if that is `mini`, a folder or a Hub id.
-
-    Raises:
-        ModelError: its `cones2.json` is damaged.
+    A damaged `cones2.json` is a `ModelError`.
     """
     name = str(model)
     if not isinstance(model, str | Path):
@@ -206,9 +194,8 @@ def _find_folder(asked: str) -> tuple[Path, str]:
     if path.is_dir():
         return path, path.resolve().name
     if path.exists() or not is_hub_id(asked):
-        raise ModelError(
-            f"no model at {asked}: expected 'mini', a diffusers folder, a .safetensors file or a Hub id 'owner/name'."
-        )
+        expected = "'mini', a diffusers folder, a .safetensors file or a Hub id 'owner/name'"
+        raise ModelError(f"no model at {asked}: expected {expected}.")
     return _download(asked), asked
 
 
@@ -253,7 +240,7 @@ def _choose_classes(index: dict[str, Any], shown: str) -> tuple[Any, dict[str, s
     if not isinstance(class_name, str) or class_name not in _PIPELINES:
         raise ModelError(f"{shown} is a {class_name!r}; supported are {', '.join(_PIPELINES)}.")
     with without_import_notices():
-        kind = getattr(diffusers, _PIPELINES[class_name])
+        kind = getattr(diffusers, "StableDiffusionPipeline" if class_name == _LCM else class_name)
     wanted = inspect.signature(kind.__init__).parameters
     allowed = _FLUX_PARTS if "transformer" in wanted else _UNET_PARTS
     found = {  # parts that are left out are there as nulls
@@ -288,10 +275,17 @@ def _load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype) -> 
     return component
 
 
-def _assemble(kind: Any, parts: dict[str, Any], index: dict[str, Any]) -> Any:
-    tokenizer, encoder = parts["tokenizer"], parts["text_encoder"]
+def _load(folder: Path, file: Path | None, dtype: torch.dtype, *, shown: str) -> DiffusionPipeline:
+    """Make a pipeline of a folder's parts, or of a single file by the folder's configurations."""
+    index = _read_index(folder)
+    kind, classes = _choose_classes(index, shown)
+    if file is None:
+        parts = {part: _load_part(folder, part, class_name, dtype) for part, class_name in classes.items()}
+    else:
+        parts = load_single_file(file, folder, kind, list(classes), dtype)
     # The prompt fills the text encoder's window and no more, whatever the tokenizer's own file says.
-    tokenizer.model_max_length = min(encoder.config.max_position_embeddings, tokenizer.model_max_length)
+    window = parts["text_encoder"].config.max_position_embeddings
+    parts["tokenizer"].model_max_length = min(window, parts["tokenizer"].model_max_length)
     options = {
         "safety_checker": None,
         "feature_extractor": None,
@@ -302,17 +296,9 @@ def _assemble(kind: Any, parts: dict[str, Any], index: dict[str, Any]) -> Any:
     wanted = inspect.signature(kind.__init__).parameters
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of settings in old models' files that diffusers then mends
-        return kind(**parts, **{name: options[name] for name in options if name in wanted})
-
-
-@contextmanager
-def _told_in_one_line(shown: str) -> Iterator[None]:
-    try:
-        yield
-    except Cones2Error:
-        raise
-    except Exception as error:  # the libraries raise nearly anything over damaged weights
-        raise ModelError(f"can't open {shown}: {first_line(error)} Get the model again, or check its kind.") from error
+        pipeline: DiffusionPipeline = kind(**parts, **{name: options[name] for name in options if name in wanted})
+    _check_parts_agree(pipeline, shown)
+    return pipeline
 
 
 def _check_parts_agree(pipeline: Any, shown: str) -> None:
@@ -331,13 +317,12 @@ def _check_parts_agree(pipeline: Any, shown: str) -> None:
 
 
 def _flux_needs(pipeline: Any) -> dict[str, dict[str, list[Any]]]:
-    return {
-        "transformer": {
-            "joint_attention_dim": [pipeline.text_encoder_2.config.d_model],
-            "pooled_projection_dim": [pipeline.text_encoder.config.hidden_size],
-            "in_channels": [4 * pipeline.vae.config["latent_channels"]],
-        }
+    needs = {
+        "joint_attention_dim": [pipeline.text_encoder_2.config.d_model],
+        "pooled_projection_dim": [pipeline.text_encoder.config.hidden_size],
+        "in_channels": [4 * pipeline.vae.config["latent_channels"]],
     }
+    return {"transformer": needs}
 
 
 def _unet_needs(pipeline: Any) -> dict[str, dict[str, list[Any]]]:

@@ -1,4 +1,4 @@
-"""A user's photos: read safely, upright and in sRGB, and cropped to square views around the subject.
+"""A user's photos: read safely, upright and in sRGB, cropped to square views around the subject, and judged.
 
 The subject is where its mask is, or else where the photo has most detail. Metadata is dropped.
 """
@@ -7,14 +7,14 @@ import contextlib
 import hashlib
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image, ImageCms
 from torch import Tensor
 
@@ -26,6 +26,8 @@ MOST_PHOTOS = 200
 LARGEST_FILE = 100_000_000
 SMALLEST_SIDE = 16
 LONGEST_SHAPE = 8
+FEWEST = 3
+BLURRED = 100.0
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _LONGEST_SIDE = 2048  # no model draws larger, and a folder of 50-megapixel photos stays in memory
@@ -38,6 +40,8 @@ _SUBJECT = 128  # the least value of a mask, of 255, that counts as subject wher
 _MOST_TINT = 16  # difference of a grey picture's channels; JPEG leaves a little
 _MOST_STRETCH = 0.02  # difference of shapes; rounding leaves a little
 _CLOSEST_VIEW = 0.8
+_NEARLY_THE_SAME = 4  # bits of 64
+_TILES = 4
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,25 +68,22 @@ class Photo:
 def load_photos(source: Path | str | Sequence[Path | str], *, masks: Path | str | None = None) -> tuple[Photo, ...]:
     """Read photos: those in a folder, sorted by name, or files and folders in the given order.
 
-    In a folder, hidden files, sub-folders and files that are not pictures by their suffix are skipped; every picture
-    must be usable, so that nobody learns from fewer photos than they think. EXIF orientation and colour profiles are
-    applied, transparency becomes white, and of an animation the first frame counts.
+    In a folder, hidden files, sub-folders and files that are not pictures by their suffix are skipped, but every
+    picture must be usable. EXIF orientation and colour profiles are applied, and transparency becomes white.
 
     Args:
         source: a folder, a file, or a list of them.
-        masks: a folder with a mask for each photo: a greyscale picture of the same name but for its suffix, and of the
-            same shape, white where the subject is.
+        masks: a folder with a mask for each photo: a grey picture, white on the subject, of the same shape, and of the
+            same name but for its suffix.
 
     Raises:
-        PhotoError: there is none or there are too many, or one is not a JPEG, PNG or WebP picture, is damaged, or is
-            too large, too small or too long; or a mask is missing, empty, coloured or of another shape.
+        PhotoError: there are none or too many; one is no JPEG, PNG or WebP picture, damaged, too large or too small;
+            or a mask is missing, empty, coloured or of another shape.
     """
     sources = [source] if isinstance(source, Path | str) else source
     paths = list(itertools.chain.from_iterable(_pictures_in(expanded(one)) for one in sources))
-    if not paths:
-        raise PhotoError("no photos were given; expected JPEG, PNG or WebP pictures of the subject, 3 to 5 do best.")
-    if len(paths) > MOST_PHOTOS:
-        raise PhotoError(f"{len(paths)} photos are too many; expected at most {MOST_PHOTOS}, 3 to 5 do best.")
+    if not 0 < len(paths) <= MOST_PHOTOS:
+        raise PhotoError(f"there are {len(paths)} photos; expected 1 to {MOST_PHOTOS}, and 3 to 5 do best.")
     return tuple(_load_photo(path, None if masks is None else expanded(masks)) for path in paths)
 
 
@@ -105,9 +106,7 @@ def _listed(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise PhotoError(
-            f"can't read the folder {folder}: {error.strerror}. Check the path and its permissions."
-        ) from error
+        raise PhotoError(f"can't read the folder {folder}: {error.strerror}. Check the path.") from error
 
 
 def _read_picture(path: Path) -> tuple[Image.Image, str]:
@@ -115,21 +114,16 @@ def _read_picture(path: Path) -> tuple[Image.Image, str]:
     content = read_bounded(path, limit=LARGEST_FILE, error=PhotoError)
     advice = "Save it as a PNG, or take it out."
     with opened_image(content, name=str(path), formats=_FORMATS, error=PhotoError, advice=advice) as image:
-        _check_shape(path, *image.size)
+        shape = f"{path} is {image.width}x{image.height}"
+        if max(image.size) > LONGEST_SHAPE * min(image.size):
+            raise PhotoError(f"{shape}; expected a longer side of at most {LONGEST_SHAPE} times the shorter. Crop it.")
+        if min(image.size) < SMALLEST_SIDE:
+            raise PhotoError(f"{shape}; expected at least {SMALLEST_SIDE} pixels a side.")
         image.draft(None, (_LONGEST_SIDE, _LONGEST_SIDE))  # lets JPEG decode at a fraction of its size
         picture = _in_srgb(upright(image), image.info.get("icc_profile"))
         picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     picture.info = {}
     return picture, hashlib.sha256(content).hexdigest()
-
-
-def _check_shape(path: Path, width: int, height: int) -> None:
-    if max(width, height) > LONGEST_SHAPE * min(width, height):
-        raise PhotoError(
-            f"{path} is {width}x{height}; expected a longer side of at most {LONGEST_SHAPE} times the shorter. Crop it."
-        )
-    if min(width, height) < SMALLEST_SIDE:
-        raise PhotoError(f"{path} is {width}x{height}; expected at least {SMALLEST_SIDE} pixels a side.")
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -153,19 +147,16 @@ def _read_mask(folder: Path, photo: Path, size: tuple[int, int]) -> Image.Image:
     """Read the mask of a photo of this name and size: 8-bit grey, of the photo's size."""
     found = [path for path in _listed(folder) if path.stem == photo.stem and path.suffix.lower() in _MASK_SUFFIXES]
     if not found:
-        expected = f"expected {photo.stem}.png, white where the subject is"
-        raise PhotoError(f"{folder} has no mask for {photo.name}: {expected}; all white counts all of the photo.")
+        raise PhotoError(f"{folder} has no mask for {photo.name}; expected {photo.stem}.png, white on the subject.")
     path = min(found, key=lambda path: _MASK_SUFFIXES.index(path.suffix.lower()))
     image, _ = _read_picture(path)
     if np.ptp(np.asarray(image, dtype=np.int16), axis=2).max() > _MOST_TINT:
         raise PhotoError(f"the mask {path} has colours; expected grey: white on the subject, black elsewhere.")
-    ratio = image.width * size[1] / (image.height * size[0])
-    if abs(ratio - 1) > _MOST_STRETCH:
-        shapes = f"{image.width}x{image.height}, its photo {size[0]}x{size[1]}"
-        raise PhotoError(f"the mask {path} is {shapes}; expected the same shape, upright.")
+    if abs(image.width * size[1] / (image.height * size[0]) - 1) > _MOST_STRETCH:
+        raise PhotoError(f"the mask {path} is {image.width}x{image.height}; expected its photo's shape, upright.")
     mask = image.convert("L").resize(size, Image.Resampling.BILINEAR)
     if int(np.asarray(mask).max()) < _SUBJECT:
-        raise PhotoError(f"the mask {path} is empty: expected white where the subject is. Paint it, or leave it out.")
+        raise PhotoError(f"the mask {path} is empty: expected white on the subject.")
     return mask
 
 
@@ -196,15 +187,12 @@ class View(NamedTuple):
 def views(photo: Photo, *, count: int, generator: torch.Generator) -> list[View]:
     """Choose `count` square views of a photo: first the whole one, then random ones up to 20 % closer.
 
-    None is mirrored: a subject's left and right may differ. With a mask, no closer view cuts off what it can keep of
-    the subject.
+    None is mirrored, and with a mask, none cuts off what it can keep of the subject.
     """
     whole = _whole_view(photo.image, photo.mask)
     closer = torch.rand(count - 1, 3, generator=generator).tolist()
-    return [
-        whole,
-        *(_closer(whole, 1 - (1 - _CLOSEST_VIEW) * zoom, (x, y), photo.mask) for zoom, x, y in closer),
-    ]
+    zooms = [(1 - (1 - _CLOSEST_VIEW) * zoom, (x, y)) for zoom, x, y in closer]
+    return [whole, *(_closer(whole, scale, center, photo.mask) for scale, center in zooms)]
 
 
 def crop_square(
@@ -212,15 +200,13 @@ def crop_square(
 ) -> Image.Image:
     """Return a square view of `image`, `size` x `size` pixels, RGB, that keeps the subject.
 
-    At scale 1 it is the whole view: the largest square, slid along the longer side to where the photo has most detail.
-    It is cut, not padded or squeezed, since bars and wrong proportions would be learned as part of the subject.
+    It is cut where the photo has most detail; bars and wrong proportions would be learned as part of the subject.
 
     Args:
         image: an upright RGB photo of any shape.
         size: the side of the result.
-        scale: side of the crop relative to the whole view, above 0 and at most 1.
-        center: where a smaller crop lies in the whole view, from (0, 0), touching its upper left corner, to (1, 1),
-            touching its lower right one. Nothing outside the whole view is ever shown.
+        scale: side of the crop relative to the largest square, above 0 and at most 1.
+        center: where a smaller crop lies in that square, from (0, 0), its upper left corner, to (1, 1).
     """
     return _closer(_whole_view(image, None), scale, center, None).cut(image, size, Image.Resampling.LANCZOS)
 
@@ -233,7 +219,11 @@ def stack_pixels(squares: Sequence[Image.Image]) -> Float[Tensor, "batch 3 heigh
 
 def _whole_view(image: Image.Image, mask: Image.Image | None) -> View:
     side = min(image.size)
-    middle = _middle_of_detail(image) if mask is None else _middle_of_mask(mask)
+    if mask is None:
+        middle = _middle_of_detail(image)
+    else:
+        (first, last), (upper, lower) = _sides(mask)
+        middle = (first + last) / 2 / mask.width, (upper + lower) / 2 / mask.height
     left, top = (
         min(max(share * length - side / 2, 0), length - side) for share, length in zip(middle, image.size, strict=True)
     )
@@ -263,14 +253,101 @@ def _middle_of_detail(image: Image.Image) -> tuple[float, float]:
     return float(detail.sum(0) @ places / detail.sum()), float(detail.sum(1) @ places / detail.sum())
 
 
-def _middle_of_mask(mask: Image.Image) -> tuple[float, float]:
-    """Return the middle, in 0..1, of the box around the subject."""
-    (left, right), (top, bottom) = _sides(mask)
-    return (left + right) / 2 / mask.width, (top + bottom) / 2 / mask.height
-
-
 def _sides(mask: Image.Image) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the box around the subject as (left, right), (top, bottom), in pixels."""
     subject = np.asarray(mask) >= _SUBJECT
     columns, rows = np.flatnonzero(subject.any(axis=0)), np.flatnonzero(subject.any(axis=1))
     return (float(columns[0]), float(columns[-1] + 1)), (float(rows[0]), float(rows[-1] + 1))
+
+
+@dataclass(frozen=True)
+class PhotoFacts:
+    """What was measured of one photo: its size in pixels, and `sharpness` at the size that is learned."""
+
+    path: Path
+    width: int
+    height: int
+    sharpness: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with photos, and what to do about it.
+
+    Attributes:
+        kind: `count`, `size`, `blur` or `duplicate`.
+        photos: the names of those that it is about; none means all.
+        text: for the user.
+    """
+
+    kind: str
+    photos: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class PhotoReport:
+    """Facts about photos, in their order, and what they mean for pictures of `size` pixels a side."""
+
+    size: int
+    photos: tuple[PhotoFacts, ...]
+    findings: tuple[Finding, ...]
+
+
+def photo_report(photos: Sequence[Photo], *, size: int = 512) -> PhotoReport:
+    """Judge photos of one subject before they are learned from: their number, sizes, blur and copies.
+
+    All findings are advice. How the thresholds were found is in `docs/learning.md`.
+
+    Args:
+        photos: of one subject.
+        size: the side, in pixels, of the pictures that the model draws.
+    """
+    facts = tuple(PhotoFacts(each.path, *each.image.size, sharpness(each.image, size)) for each in photos)
+    return PhotoReport(size, facts, (*_findings_on_all(photos), *_findings_on_each(facts, size)))
+
+
+def _findings_on_all(photos: Sequence[Photo]) -> Iterator[Finding]:
+    if len(photos) < FEWEST:
+        yield Finding("count", (), f"only {len(photos)} of the 3 to 5 photos that do best: add more views.")
+    left = [(photo.path.name, difference_hash(photo.image)) for photo in photos]
+    while left:
+        (first, bits), *others = left
+        alike = [name for name, other in others if np.count_nonzero(bits != other) <= _NEARLY_THE_SAME]
+        left = [(name, other) for name, other in others if np.count_nonzero(bits != other) > _NEARLY_THE_SAME]
+        if alike:
+            listed = f"{', '.join((first, *alike[:-1]))} and {alike[-1]}"
+            yield Finding("duplicate", (first, *alike), f"{listed} are nearly the same picture: take others.")
+
+
+def _findings_on_each(photos: Sequence[PhotoFacts], size: int) -> Iterator[Finding]:
+    for facts in photos:
+        name = facts.path.name
+        if min(facts.width, facts.height) < size:
+            problem = f"{name} is {facts.width}x{facts.height} where {size} pixels are drawn"
+            yield Finding("size", (name,), f"{problem}: detail is missing. Take a larger one.")
+        if facts.sharpness < BLURRED:
+            yield Finding("blur", (name,), f"{name} is blurred: its blur will be learned. Take a sharper one.")
+
+
+def sharpness(image: Image.Image, size: int) -> float:
+    """Return the variance of the Laplacian in the sharpest of 4 x 4 tiles, the shorter side scaled down to `size`.
+
+    A background out of focus is no fault, and blur that is finer than what is learned does no harm.
+    """
+    scale = min(1.0, size / min(image.size))
+    scaled = image.convert("L").resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)
+    grey = np.asarray(scaled, dtype=np.float64)
+    laplacian = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
+    tiles = [tile for row in np.array_split(laplacian, _TILES) for tile in np.array_split(row, _TILES, axis=1)]
+    return max(float(tile.var()) for tile in tiles)
+
+
+def difference_hash(image: Image.Image) -> Bool[np.ndarray, " bits"]:
+    """Return the 64 bits of dHash: whether each cell of an 8 x 9 thumbnail is darker than its right neighbour.
+
+    Copies of a picture at another size, quality or brightness differ in a few bits, different pictures in about 30.
+    """
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    bits: Bool[np.ndarray, " bits"] = (grey[:, 1:] > grey[:, :-1]).ravel()
+    return bits

@@ -9,37 +9,29 @@ from typing import Any
 
 from cones2.errors import SettingsError
 
+_CLASSES = {
+    "DDIM": ("ddim",),
+    "DDIMParallel": ("ddim-parallel",),
+    "DDPM": ("ddpm",),
+    "DDPMParallel": ("ddpm-parallel",),
+    "DEISMultistep": ("deis",),
+    "DPMSolverMultistep": ("dpm++", "dpm++-karras", "dpm++-2m-sde", "dpm++-2m-sde-karras"),
+    "DPMSolverSDE": ("dpm++-sde", "dpm++-sde-karras"),
+    "DPMSolverSinglestep": ("dpm++-single",),
+    "EulerAncestralDiscrete": ("euler-a",),
+    "EulerDiscrete": ("euler", "euler-karras"),
+    "HeunDiscrete": ("heun", "heun-karras"),
+    "KDPM2AncestralDiscrete": ("dpm2-a", "dpm2-a-karras"),
+    "KDPM2Discrete": ("dpm2", "dpm2-karras"),
+    "LCM": ("lcm",),
+    "LMSDiscrete": ("lms", "lms-karras"),
+    "PNDM": ("pndm",),
+    "SASolver": ("sa",),
+    "TCD": ("tcd",),
+    "UniPCMultistep": ("unipc",),
+}
 SCHEDULERS: Mapping[str, str] = MappingProxyType(
-    {
-        "ddim": "DDIMScheduler",
-        "ddim-parallel": "DDIMParallelScheduler",
-        "ddpm": "DDPMScheduler",
-        "ddpm-parallel": "DDPMParallelScheduler",
-        "deis": "DEISMultistepScheduler",
-        "dpm++": "DPMSolverMultistepScheduler",
-        "dpm++-2m-sde": "DPMSolverMultistepScheduler",
-        "dpm++-2m-sde-karras": "DPMSolverMultistepScheduler",
-        "dpm++-karras": "DPMSolverMultistepScheduler",
-        "dpm++-sde": "DPMSolverSDEScheduler",
-        "dpm++-sde-karras": "DPMSolverSDEScheduler",
-        "dpm++-single": "DPMSolverSinglestepScheduler",
-        "dpm2": "KDPM2DiscreteScheduler",
-        "dpm2-a": "KDPM2AncestralDiscreteScheduler",
-        "dpm2-a-karras": "KDPM2AncestralDiscreteScheduler",
-        "dpm2-karras": "KDPM2DiscreteScheduler",
-        "euler": "EulerDiscreteScheduler",
-        "euler-a": "EulerAncestralDiscreteScheduler",
-        "euler-karras": "EulerDiscreteScheduler",
-        "heun": "HeunDiscreteScheduler",
-        "heun-karras": "HeunDiscreteScheduler",
-        "lcm": "LCMScheduler",
-        "lms": "LMSDiscreteScheduler",
-        "lms-karras": "LMSDiscreteScheduler",
-        "pndm": "PNDMScheduler",
-        "sa": "SASolverScheduler",
-        "tcd": "TCDScheduler",
-        "unipc": "UniPCMultistepScheduler",
-    }
+    dict(sorted((name, f"{kind}Scheduler") for kind, names in _CLASSES.items() for name in names))
 )
 """diffusers' class by name: all that draw from text and have the `alphas_cumprod` that a layout needs.
 
@@ -55,7 +47,7 @@ def scheduler_name(name: str) -> str:
     Raises:
         SettingsError: the name is unknown, or of a class that can't be used.
     """
-    plain = {class_name: key for key, class_name in reversed(list(SCHEDULERS.items()))}  # the first of a class's names
+    plain = {f"{kind}Scheduler": names[0] for kind, names in _CLASSES.items()}
     names = {_squeezed(each): key for each, key in [*plain.items(), *((key, key) for key in SCHEDULERS)]} | _OTHER_NAMES
     typed = _squeezed(name)
     if typed in names:

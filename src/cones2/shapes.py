@@ -46,7 +46,8 @@ def _fraction(value: object, what: str) -> float:
     return found
 
 
-def _point_of(value: Any) -> tuple[float, float]:
+def point_of(value: Any) -> tuple[float, float]:
+    """Return x and y of a point; what is no pair of numbers in 0..1 is a `LayoutError`."""
     try:
         x, y = value
     except (TypeError, ValueError) as error:
@@ -104,7 +105,7 @@ class Polygon:
     def __post_init__(self) -> None:
         if not 3 <= len(self.points) <= MAX_POINTS:
             raise LayoutError(f"a polygon has {len(self.points)} points; expected 3 to {MAX_POINTS}.")
-        object.__setattr__(self, "points", tuple(map(_point_of, self.points)))
+        object.__setattr__(self, "points", tuple(map(point_of, self.points)))
         (x, y), *others = self.points
         triangles = (((x1 - x) * (y2 - y) - (x2 - x) * (y1 - y)) / 2 for (x1, y1), (x2, y2) in pairwise(others))
         if max(map(abs, triangles)) < _THINNEST:

@@ -29,8 +29,7 @@ def check(
     Example: cones2 check photos/rex
     """
     with waiting("starting"):
-        from cones2.photo_report import photo_report
-        from cones2.photos import load_photos
+        from cones2.photos import load_photos, photo_report
 
         loaded = load_photos(photos, masks=masks)
     pipe = open_model(model, device="cpu", config=model_config)

@@ -223,7 +223,7 @@ class _Kept:
 
 def _judge(photos: Any, size: int) -> list[str]:
     """Warn of what is doubtful about photos."""
-    from cones2.photo_report import photo_report
+    from cones2.photos import photo_report
 
     with waiting("looking at the photos"):
         findings = [finding.text for finding in photo_report(photos, size=size).findings]

@@ -157,7 +157,9 @@ class ConesV2Config:
                 raise PromptError(f"subject_list puts {name!r} at token {start}, where the prompt has ended.")
             if known and start not in known:
                 text, others = words.text((start, start + 1)), " or ".join(map(str, known))
-                raise PromptError(f"subject_list puts {name!r} at token {start}, {text!r}; {name!r} is token {others}.")
+                raise PromptError(
+                    f"subject_list puts {name!r} at token {start}, which is {text!r}; {name!r} is token {others}."
+                )
             if span in found:
                 raise PromptError(f"subject_list puts two residuals at token {start}: give each a word of its own.")
             found[span] = name
