@@ -1,30 +1,40 @@
 """Drawing cases with mini by cones2's own API, and sheets of pictures with their boxes."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from cones2.backbones import Backbone
-from cones2.composing.loop import compose
-from cones2.composing.settings import ComposeSettings
 from cones2.judge import PICTURE, Sighting
+from cones2.pipeline import Cones2Pipeline
+from cones2.schedulers import make_scheduler
 from evaluation_cases import Case
 from metrics import Box
 
-SETTINGS = ComposeSettings(steps=20, scheduler="dpm++")
-TAUGHT_SETTINGS = replace(SETTINGS, guidance_scale=4.0)
+Settings = Mapping[str, Any]
+"""Arguments of a call of `Cones2Pipeline`."""
+
+SETTINGS: Settings = MappingProxyType({"num_inference_steps": 20, "guidance_scale": 7.5})
+TAUGHT_SETTINGS: Settings = MappingProxyType({**SETTINGS, "guidance_scale": 4.0})
 """For mini's subjects: at this scale they are known best, and keep to their boxes best (`evaluate.py guidance`)."""
 
 
-def draw_case(backbone: Backbone, case: Case, settings: ComposeSettings = SETTINGS) -> Tensor:
+def open_for_drawing(model: str | Path) -> Cones2Pipeline:
+    """Open `mini` or a diffusers folder on the CPU, with DPM++."""
+    pipe = Cones2Pipeline.from_pretrained(model, device="cpu")
+    pipe.scheduler = make_scheduler("dpm++", pipe.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw_case(pipe: Cones2Pipeline, case: Case, settings: Settings = SETTINGS) -> Tensor:
     """Pictures of a case, one for each of its seeds: `[seeds, 3, 128, 128]` in 0..1."""
-    settings = replace(settings, seeds=case.seeds)
-    *_, last = compose(backbone, case.prompt, subjects=case.subjects, layout=case.layout, settings=settings)
-    return to_tensor(last.pictures)
+    return to_tensor(pipe(case.prompt, case.layout, subjects=case.subjects, seed=case.seeds, **settings).images)
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:

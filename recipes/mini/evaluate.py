@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cones2.backbones import open_backbone
-from cones2.subjects import Subject
 from cones2.judge import Judge
-from drawing import TAUGHT_SETTINGS
+from cones2.subjects import Subject
+from drawing import TAUGHT_SETTINGS, open_for_drawing
 from evaluate_judge import evaluate_judge
 from evaluation_cases import SEED, Case, Known, any_known, colour_case, holds, relation_case, scene_case
 from examples import example_subjects, example_world
@@ -171,7 +170,7 @@ def save_rates(stage: str, rates: dict[str, Rate], about: dict[str, object]) -> 
 
 
 STAGES = {
-    "judge": lambda studio: evaluate_judge(studio.judge, studio.world, studio.backbone.vae, studio.pictures),
+    "judge": lambda studio: evaluate_judge(studio.judge, studio.world, studio.pipe.vae, studio.pictures),
     "plain": evaluate_plain,
     "layout": evaluate_layout,
     "identity": evaluate_identity,
@@ -197,8 +196,8 @@ def main() -> None:
         return
     judge = load_judge()
     atlas = SpriteAtlas.load(arguments.work / "sprites.safetensors")
-    world, backbone = judge_world(atlas), open_backbone(arguments.model, device="cpu")
-    studio = Studio(backbone, judge, world, atlas, arguments.pictures)
+    pipe, world = open_for_drawing(arguments.model), judge_world(atlas)
+    studio = Studio(pipe, judge, world, atlas, arguments.pictures)
     for stage in STAGES if arguments.stage == "all" else [arguments.stage]:
         start = time.monotonic()
         rates = STAGES[stage](studio)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cones2.layout.regions import Layout
+from cones2.layout import Layout
 from cones2.subjects import Subject
 from metrics import Box, Wanted
 from sprites import SpriteAtlas
@@ -108,7 +108,7 @@ def scene_case(
     wanted, layout = tuple(one.wanted for one in known), None
     if in_boxes:
         boxes = draw_boxes(rng, [one.shape for one in known])
-        layout = Layout.from_numbers({name: [box] for name, box in zip(names, boxes, strict=True)})
+        layout = Layout.of(dict(zip(names, boxes, strict=True)))
         wanted = tuple(Wanted(one.class_index, box, one.identity) for one, box in zip(wanted, boxes, strict=True))
     subjects = {name: one.subject for name, one in zip(names, known, strict=True)}
     return Case(prompt, subjects, wanted, seeds, layout, scene)

@@ -8,18 +8,18 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from cones2.backbones import Backbone, open_backbone
-from cones2.learning.loop import learn
+from cones2.fingerprint import fingerprint
+from cones2.learning.learner import LearnStep
 from cones2.learning.recipe import RECIPES, Recipe
-from cones2.photos import load_photos
-from cones2.residual.residual import Residual
+from cones2.pipeline import Cones2Pipeline
+from cones2.residual import Residual
 from scenes import draw_pool
 from sprites import SpriteAtlas
 from vocabulary import CLASSES
@@ -134,7 +134,7 @@ def draw_photos(world: World, folder: Path) -> None:
 
 
 def learn_residuals(
-    backbone: Backbone, recipe: Recipe, folder: Path, *, names: Collection[str] = (), again: bool = False
+    pipe: Cones2Pipeline, recipe: Recipe, folder: Path, *, names: Collection[str] = (), again: bool = False
 ) -> None:
     """Learn subjects (all, or `names`) from their shipped photos into `folder`; skip what was so learned there.
 
@@ -142,21 +142,29 @@ def learn_residuals(
     """
     for name, about in json.loads((FOLDER / "subjects.json").read_text()).items():
         path = folder / name / f"{name}.safetensors"
-        if (names and name not in names) or (not again and _is_taught(path, backbone, recipe)):
+        if (names and name not in names) or (not again and _is_taught(path, pipe, recipe)):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        *_, last = learn(backbone, load_photos(FOLDER / name / "photos"), about["class_word"], recipe=recipe)
+        last = last_step(pipe.learn_steps(FOLDER / name / "photos", about["class_word"], recipe))
         last.residual.save(path)
-        seconds, length = time.monotonic() - start, float(last.residual.vector.norm())
+        seconds, length = time.monotonic() - start, float(last.residual.parts[0].vector.norm())
         print(f"{path}: {seconds:.0f} s, length {length:.1f}, L_sub {last.subject_loss:.3f}", flush=True)
 
 
-def _is_taught(path: Path, backbone: Backbone, recipe: Recipe) -> bool:
+def last_step(steps: Iterable[LearnStep]) -> LearnStep:
+    """Take all steps of learning."""
+    *_, last = steps
+    return last
+
+
+def _is_taught(path: Path, pipe: Cones2Pipeline, recipe: Recipe) -> bool:
     if not path.exists():
         return False
     residual = Residual.load(path)
-    return residual.encoder == backbone.encoder_id and residual.recipe.items() >= dataclasses.asdict(recipe).items()
+    encoder = fingerprint(pipe.text_encoder, "text_encoder", pipe.facts.name)
+    same_encoder = residual.parts[0].encoder.weights == encoder.weights
+    return same_encoder and residual.recipe.items() >= dataclasses.asdict(recipe).items()
 
 
 def main() -> None:
@@ -170,8 +178,8 @@ def main() -> None:
     if arguments.task == "render":
         draw_photos(example_world(), arguments.folder)
     else:
-        backbone = open_backbone(arguments.model)
-        learn_residuals(backbone, RECIPES[backbone.learn_preset], arguments.folder, again=arguments.again)
+        pipe = Cones2Pipeline.from_pretrained(arguments.model)
+        learn_residuals(pipe, RECIPES[pipe.facts.recipe or "mini"], arguments.folder, again=arguments.again)
 
 
 if __name__ == "__main__":

@@ -13,23 +13,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from cones2.backbones import Backbone, open_backbone
 from cones2.composing.loop import compose
 from cones2.layout.regions import Layout
-from cones2.prompts import parse_prompt, tokenize_prompt
 from cones2.residual.residual import Residual
-from cones2.subjects import Subject
+from torch import Tensor
+
 from cones2.judge import PICTURE, Judge, Sighting
+from cones2.prompts import parse_prompt, tokenize_prompt
+from cones2.subjects import Subject
 from drawing import SETTINGS, make_sheet, to_picture, to_tensor
 from evaluation_cases import NAMES, mention
 from judge import load_judge
 from judge_data import judge_world, visible_box
 from metrics import Wanted, at_place, fits, rate
+from objective import record_attention
 from shipped import measured_hash
 from sprites import SpriteAtlas
-from objective import record_attention
 from vocabulary import CLASSES
 from world import World
 

@@ -5,29 +5,30 @@ from dataclasses import replace
 
 import numpy as np
 
-from cones2.composing.settings import ComposeSettings
-from drawing import SETTINGS
+from drawing import SETTINGS, Settings
 from evaluation_cases import SEED, any_known, class_shapes, scene_case
 from metrics import Rate, all_present, in_right_boxes, rate
 from studio import Seen, Studio
 from taught import flat
 
 COUNTS = (2, 3)
-STRENGTHS = {f"layout scale {scale:g}": replace(SETTINGS, layout_scale=scale) for scale in (0.5, 1.0, 2.0, 4.0)}
-ABLATIONS = {
-    "no layout": replace(SETTINGS, layout_scale=0.0),
-    "strengthening alone": replace(SETTINGS, layout_effect="strengthen"),
-    "weakening alone": replace(SETTINGS, layout_effect="weaken"),
+STRENGTHS: Mapping[str, Settings] = {
+    f"layout scale {scale:g}": {**SETTINGS, "layout_scale": scale} for scale in (0.5, 1.0, 2.0, 4.0)
+}
+ABLATIONS: Mapping[str, Settings] = {
+    "no layout": {**SETTINGS, "layout_scale": 0.0},
+    "strengthening alone": {**SETTINGS, "layout_effect": "strengthen"},
+    "weakening alone": {**SETTINGS, "layout_effect": "weaken"},
     "both": SETTINGS,
-    "the first 5 of 20 steps": replace(SETTINGS, guided_steps=5),
-    "the first 10 of 20 steps": replace(SETTINGS, guided_steps=10),
-    "on the finest grid alone": replace(SETTINGS, layout_levels=(0,)),
-    "on all grids but the finest": replace(SETTINGS, layout_levels=(1, 2)),
-    "preset official-layout": replace(SETTINGS, preset="official-layout"),
+    "the first 5 of 20 steps": {**SETTINGS, "guided_steps": 5},
+    "the first 10 of 20 steps": {**SETTINGS, "guided_steps": 10},
+    "on the finest grid alone": {**SETTINGS, "layout_levels": (0,)},
+    "on all grids but the finest": {**SETTINGS, "layout_levels": (1, 2)},
+    "preset cones_v2": {**SETTINGS, "preset": "cones_v2"},
 }
 
 
-def draw_with_layout(studio: Studio, count: int, settings: ComposeSettings = SETTINGS) -> list[Seen]:
+def draw_with_layout(studio: Studio, count: int, settings: Settings = SETTINGS) -> list[Seen]:
     """Scenes of untaught words, each with a random box."""
     rng, shapes = np.random.default_rng([SEED, 2, count]), class_shapes(studio.atlas)
     cases = [scene_case(rng, any_known(rng, count, shapes), seeds, in_boxes=True) for seeds in studio.seeds()]
@@ -44,7 +45,7 @@ def evaluate_ablations(studio: Studio) -> dict[str, Rate]:
     return _compare(studio, ABLATIONS)
 
 
-def _compare(studio: Studio, variants: Mapping[str, ComposeSettings]) -> dict[str, Rate]:
+def _compare(studio: Studio, variants: Mapping[str, Settings]) -> dict[str, Rate]:
     """The share in its right box, and of pictures that show all, for each variant."""
     studio, rates = replace(studio, pictures=max(studio.pictures // 4, 1)), {}
     for name, settings in variants.items():

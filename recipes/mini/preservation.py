@@ -4,18 +4,15 @@ Too small a λ hides the subject in other words, from which no residual is taken
 """
 
 from dataclasses import replace
+from typing import Any
 
-from cones2.captions.corpus import captions_for
-from cones2.learning.displacement import unseen_displacement
-from cones2.learning.loop import learn
+from cones2.learning.learner import LearnStep
 from cones2.learning.recipe import RECIPES
-from cones2.learning.study import LearnStep
-from cones2.photos import load_photos
-from cones2.residual.residual import Residual
-from cones2.steps import finish
+from cones2.pipeline import Cones2Pipeline
+from cones2.residual import Residual
 from cones2.subjects import Subject
 from drawing import TAUGHT_SETTINGS
-from examples import FOLDER, ExampleSubject, example_subjects, example_world
+from examples import FOLDER, ExampleSubject, example_subjects, example_world, last_step
 from lookalikes import CHANCE
 from metrics import Rate, rate
 from studio import Studio
@@ -37,8 +34,9 @@ def evaluate_preservation(studio: Studio) -> dict[str, Rate]:
             (example,) = one.examples
             last = _learn(studio, example, weight)
             alone += _hits(each, one, last.residual)
-            tuned += _hits(replace(each, backbone=last.tuned), one, None)
-            moved.append(_displacement(studio, example, last))
+            tuned += _hits(replace(each, pipe=with_encoder(studio.pipe, last.tuned_encoders[0])), one, None)
+            displacement = last.displacement()
+            moved.append(displacement.relative if displacement else 0.0)
         label = f"λ {weight:g}, other words moved by {100 * sum(moved) / len(moved):.1f} %"
         rates[f"{label}: the residual alone"] = rate(alone, CHANCE)
         rates[f"{label}: the tuned encoder"] = rate(tuned, CHANCE)
@@ -46,8 +44,16 @@ def evaluate_preservation(studio: Studio) -> dict[str, Rate]:
 
 
 def _learn(studio: Studio, example: ExampleSubject, weight: float) -> LearnStep:
-    photos, recipe = load_photos(FOLDER / example.name / "photos"), replace(RECIPE, preservation_weight=weight)
-    return finish(learn(studio.backbone, photos, example.class_word, recipe=recipe))
+    recipe = replace(RECIPE, preservation_weight=weight)
+    return last_step(studio.pipe.learn_steps(FOLDER / example.name / "photos", example.class_word, recipe))
+
+
+def with_encoder(pipe: Cones2Pipeline, text_encoder: Any) -> Cones2Pipeline:
+    """The same model with another text encoder."""
+    parts = {**pipe.components, "text_encoder": text_encoder.eval()}
+    other = Cones2Pipeline(type(pipe.pipeline)(**parts, requires_safety_checker=False))
+    other.set_progress_bar_config(disable=True)
+    return other
 
 
 def _hits(studio: Studio, one: Taught, residual: Residual | None) -> list[bool]:
@@ -57,9 +63,3 @@ def _hits(studio: Studio, one: Taught, residual: Residual | None) -> list[bool]:
         for case in cases
     ]
     return flat(one.identify(list(studio.draw(cases, TAUGHT_SETTINGS)), who, one.line_ups, studio.judge.embed))
-
-
-def _displacement(studio: Studio, example: ExampleSubject, last: LearnStep) -> float:
-    learned = captions_for(example.class_word, count=RECIPE.caption_count, lexicon=studio.backbone.lexicon)
-    moved = unseen_displacement(studio.backbone, last.tuned, learned, class_word=example.class_word)
-    return 0.0 if moved is None else moved.relative

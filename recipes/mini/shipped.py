@@ -3,8 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from cones2.backbones.opening import MINI
 from cones2.judge import JUDGE_WEIGHTS
+from cones2.models import MINI
 from examples import FOLDER
 
 

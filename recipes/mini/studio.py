@@ -6,10 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cones2.backbones import Backbone
-from cones2.composing.settings import ComposeSettings
 from cones2.judge import Judge, Sighting
-from drawing import SETTINGS, draw_case, make_sheet, to_picture
+from cones2.pipeline import Cones2Pipeline
+from drawing import SETTINGS, Settings, draw_case, make_sheet, to_picture
 from evaluation_cases import Case
 from sprites import SpriteAtlas
 from world import World
@@ -30,16 +29,16 @@ class Seen:
 class Studio:
     """What every stage needs."""
 
-    backbone: Backbone
+    pipe: Cones2Pipeline
     judge: Judge
     world: World
     atlas: SpriteAtlas
     pictures: int
 
-    def draw(self, cases: Sequence[Case], settings: ComposeSettings = SETTINGS) -> Iterator[Seen]:
+    def draw(self, cases: Sequence[Case], settings: Settings = SETTINGS) -> Iterator[Seen]:
         """Draw cases and look at them."""
         for case in cases:
-            images = draw_case(self.backbone, case, settings)
+            images = draw_case(self.pipe, case, settings)
             for image, sightings in zip(images, self.judge.look(images), strict=True):
                 yield Seen(case, image, sightings)
 

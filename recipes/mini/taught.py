@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cones2.residual.residual import Residual
+from cones2.residual import Residual
 from cones2.subjects import Subject
 from evaluation_cases import Case, Known, scene_case
 from examples import FOLDER, ExampleSubject

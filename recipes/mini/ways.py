@@ -3,9 +3,8 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from cones2.composing.settings import ComposeSettings
 from cones2.learning.recipe import RECIPES, Recipe
-from drawing import TAUGHT_SETTINGS
+from drawing import TAUGHT_SETTINGS, Settings
 from examples import WORK, example_subjects, example_world, learn_residuals
 from lookalikes import CHANCE
 from metrics import Rate, in_right_boxes, rate
@@ -29,10 +28,10 @@ def evaluate_ways(studio: Studio) -> dict[str, Rate]:
     examples, rates = example_subjects(example_world()), {}
     for label, recipe in WAYS.items():
         folder = WORK / "ways" / label.replace(", ", "-").replace(" ", "-")
-        learn_residuals(studio.backbone, recipe, folder, names=NAMES)
+        learn_residuals(studio.pipe, recipe, folder, names=NAMES)
         taught = taught_subjects(studio, examples, folder=folder, names=NAMES)
         rates |= measure(studio, taught, label)
-        if label == studio.backbone.learn_preset:
+        if label == studio.pipe.facts.recipe:
             for strength in STRENGTHS:
                 rates |= measure(studio, taught, f"{label} at strength {strength:g}", strength)
     return rates
@@ -44,7 +43,7 @@ def measure(
     label: str,
     strength: float = 1.0,
     *,
-    settings: ComposeSettings = TAUGHT_SETTINGS,
+    settings: Settings = TAUGHT_SETTINGS,
     counts: Sequence[int] = COUNTS,
 ) -> dict[str, Rate]:
     """Identity among look-alikes and the share in the right box, by how many subjects there are."""
