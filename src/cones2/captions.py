@@ -50,7 +50,7 @@ def check_class_word(class_word: str) -> str:
     """Return `class_word` with outer and doubled spaces removed, its case as given.
 
     Raises:
-        CaptionError: it is empty, only punctuation, too long, starts with an article, or starts or ends with a mark.
+        CaptionError: it is empty, too long, starts with an article, or starts or ends with a mark.
     """
     word = " ".join(class_word.split())
     if not any(char.isalnum() for char in word):

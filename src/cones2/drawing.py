@@ -154,9 +154,8 @@ def _text(text: str, width: int, *, size: int, colour: str) -> Image.Image:
     font = ImageFont.load_default(size)
     lines: list[str] = []
     for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
         elif len(lines) < _MOST_LINES:
             lines.append(word)
         else:

@@ -1,7 +1,7 @@
 """The judge of the embedded model's pictures: who is in them, where, and how like a known individual.
 
-A small detector and a small identity embedder, trained on renders of their own (`recipes/mini/train_judge.py`); nothing
-of it is ever used to train the model that it judges.
+A small detector and a small identity embedder, trained on renders of their own (`recipes/mini/train_judge.py`), and
+never used to train the model that it judges. CLIP's similarity, for other models, is here, too.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,26 +18,21 @@ from PIL.Image import Image, Resampling
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import (
-    adaptive_avg_pool2d,
-    grid_sample,
-    interpolate,
-    max_pool2d,
-    normalize,
-    silu,
-    softplus,
-)
+from torch.nn.functional import adaptive_avg_pool2d, grid_sample, interpolate, max_pool2d, normalize, silu, softplus
 
-from cones2.errors import ModelError, PhotoError
+from cones2.errors import ModelError, PhotoError, first_line
 from cones2.files import read_bounded
-from cones2.libraries import first_line, quiet_libraries
 from cones2.photos import Photo, crop_square, stack_pixels
+from cones2.shared import quiet_libraries
 
 Measure = Callable[[Sequence[Image]], float]
 """How like a subject pictures are: higher is more like it."""
 
 Corners = tuple[float, float, float, float]
 """xmin, ymin, xmax, ymax in 0..1."""
+
+Pictures = Float[Tensor, "batch 3 128 128"]
+Boxes = Float[Tensor, "boxes 4"]
 
 JUDGE_WEIGHTS = Path(__file__).with_name("judge_weights")
 PICTURE, CROP = 128, 56  # sides in pixels, of what the two networks look at
@@ -80,7 +75,7 @@ class Judge(nn.Module):
         self.embedder = Embedder(len(world.classes), len(world.colours))
 
     @torch.no_grad()
-    def look(self, images: Float[Tensor, "batch 3 128 128"]) -> list[list[Sighting]]:
+    def look(self, images: Pictures) -> list[list[Sighting]]:
         """Find the objects of each picture in 0..1, surest first."""
         heat, boxes, _ = self.detector(images)
         found = list(map(self._peaks, heat.sigmoid(), boxes))
@@ -92,22 +87,18 @@ class Judge(nn.Module):
         return [[Sighting(kind, score, box, next(embeddings)) for kind, score, box in peaks] for peaks in found]
 
     @torch.no_grad()
-    def embed(
-        self, images: Float[Tensor, "batch 3 128 128"], boxes: Float[Tensor, "boxes 4"], rows: Int[Tensor, "boxes"]
-    ) -> Float[Tensor, "boxes 64"]:
+    def embed(self, images: Pictures, boxes: Boxes, rows: Int[Tensor, "boxes"]) -> Float[Tensor, "boxes 64"]:
         """Embed what is in `boxes` of the pictures `rows`."""
         return self.embedder(crop(images, boxes, rows)).identity  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def colours(
-        self, images: Float[Tensor, "batch 3 128 128"], boxes: Float[Tensor, "boxes 4"], rows: Int[Tensor, "boxes"]
-    ) -> list[str]:
+    def colours(self, images: Pictures, boxes: Boxes, rows: Int[Tensor, "boxes"]) -> list[str]:
         """Return the surest colour word for what is in `boxes` of the pictures `rows`."""
         logits = self.embedder(crop(images, boxes, rows)).colour[:, : len(self.world.colours)]
         return [self.world.colours[index] for index in logits.argmax(1).tolist()]
 
     @torch.no_grad()
-    def scenes(self, images: Float[Tensor, "batch 3 128 128"]) -> list[str]:
+    def scenes(self, images: Pictures) -> list[str]:
         """Name each picture's scene; "" is a plain wall."""
         names = (*self.world.scenes, "")
         return [names[index] for index in self.detector(images).scene.argmax(1).tolist()]
@@ -163,25 +154,18 @@ def judged_likeness(photos: Sequence[Photo], class_word: str, judge: Judge) -> M
 
     def measure(pictures: Sequence[Image]) -> float:
         seen = _of_class(judge, pictures, class_word)
-        likes = [max((float(embedding @ wanted) for embedding in each), default=0.0) for each in seen]
-        return sum(likes) / len(likes)
+        return sum(max((float(one @ wanted) for one in each), default=0.0) for each in seen) / len(seen)
 
     return measure
 
 
 def _of_class(judge: Judge, pictures: Sequence[Image], class_word: str) -> list[list[Float[Tensor, "64"]]]:
     """Return the embeddings of what is of a class in each picture, the surest first."""
-    return [
-        [one.embedding for one in sightings if judge.world.classes[one.class_index] == class_word]
-        for sightings in judge.look(
-            stack_pixels([crop_square(each.convert("RGB"), PICTURE) for each in pictures]) / 255
-        )
-    ]
+    seen = judge.look(stack_pixels([crop_square(each.convert("RGB"), PICTURE) for each in pictures]) / 255)
+    return [[one.embedding for one in each if judge.world.classes[one.class_index] == class_word] for each in seen]
 
 
-def crop(
-    images: Float[Tensor, "batch 3 height width"], boxes: Float[Tensor, "boxes 4"], rows: Int[Tensor, "boxes"]
-) -> Float[Tensor, "boxes 3 56 56"]:
+def crop(images: Pictures, boxes: Boxes, rows: Int[Tensor, "boxes"]) -> Float[Tensor, "boxes 3 56 56"]:
     """Cut squares around boxes of the pictures `rows`, with a margin."""
     x0, y0, x1, y1 = boxes.unbind(1)
     half = torch.maximum(x1 - x0, y1 - y0).clamp(min=0.05) * _MARGIN / 2
@@ -205,11 +189,8 @@ def overlap(one: Corners, other: Corners) -> float:
 def clip_similarity(photos: Sequence[Photo], folder: Path) -> Measure:
     """Return a measure of pictures: their mean cosine similarity with the photos by a CLIP model, -1 to 1.
 
-    The "image alignment" of arXiv:2305.19327, Sec. 4, for one subject. Backgrounds count, too.
-
-    Args:
-        photos: of the subject.
-        folder: of the CLIP model, on this machine, such as `clip-vit-base-patch32` copied from the Hub.
+    The "image alignment" of arXiv:2305.19327, Sec. 4, for one subject. Backgrounds count, too. The model lies in a
+    local folder, such as a copy of `clip-vit-base-patch32`.
 
     Raises:
         ModelError: it is no CLIP model's folder, or is damaged.

@@ -15,9 +15,8 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
-from cones2.checking import first_problem, is_name
-from cones2.errors import LayoutError
-from cones2.files import expanded, read_bounded, write_atomically
+from cones2.errors import LayoutError, first_problem
+from cones2.files import expanded, is_name, read_bounded, write_atomically
 from cones2.shapes import WHOLE, Box, Mask, Polygon, Rest, Shape, number, point_of
 
 __all__ = ["WHOLE", "Box", "Layout", "Mask", "Polygon", "Region", "Rest"]
@@ -104,7 +103,7 @@ class Layout:
             if not isinstance(name, str) or not is_name(name):
                 got = reprlib.repr(name)
                 raise LayoutError(
-                    f"{got} can't name a region: expected up to 64 letters, digits and _, no digit first."
+                    f"{got} can't name a region: expected letters, digits and _, 64 at most, no digit first."
                 )
             if not isinstance(region, Region):
                 raise LayoutError(f"region {name!r} is {reprlib.repr(region)}; expected a Region. Use Layout.of.")
@@ -115,7 +114,7 @@ class Layout:
         size = 0 if all(isinstance(shape, Box | Rest) for shape in shapes) else len(self.to_json())
         if size > LARGEST_JSON:
             raise LayoutError(
-                f"the layout takes {size:,} characters; expected at most {LARGEST_JSON:,}: simplify masks."
+                f"the layout takes {size:,} characters; expected at most {LARGEST_JSON:,}: use fewer masks."
             )
 
     def __repr__(self) -> str:
@@ -164,9 +163,7 @@ class Layout:
 
         A shape is `[xmin, ymin, xmax, ymax]`, `{"polygon": [[x, y], ...]}`, `{"mask": FILE}`, a file in `folder` or
         below it, `{"mask": {"png": BASE64}}`, or `"rest"`. A region is `{"shapes": [...], "z", "weight", "feather"}`.
-
-        Raises:
-            LayoutError: over 1 MiB, no JSON, an unknown or missing key, a name twice, or a region that makes no sense.
+        Anything else is a `LayoutError`.
         """
         if len(text) > MAX_CHARACTERS:
             raise LayoutError(f"the layout JSON is over {MAX_CHARACTERS} characters long. Expected less: {EXAMPLE}")
@@ -256,9 +253,8 @@ def _region(value: object, load_mask: LoadMask) -> Region:
 def _shapes_in(value: object) -> list[Any]:
     """Return a list's shapes; what is no list, or holds numbers, is one shape."""
     items = _items(value)
-    if not items:
-        return [value] if items is None else []
-    return [value] if isinstance(items[0], SupportsFloat) and _items(items[0]) is None else items
+    is_one = items is None or (items and isinstance(items[0], SupportsFloat) and _items(items[0]) is None)
+    return [value] if is_one or items is None else items
 
 
 def _items(value: object) -> list[Any] | None:
@@ -289,9 +285,7 @@ def _shape(value: object, load_mask: LoadMask | None = None) -> Shape:
 def _load_mask(name: str, folder: Path | None = None) -> Mask:
     path = PurePosixPath(name)
     if folder is None or path.is_absolute() or ".." in path.parts or {"\\", ":"} & set(name):
-        raise LayoutError(
-            f"the mask {reprlib.repr(name)} can't be used: expected a file in the layout's folder or below."
-        )
+        raise LayoutError(f"the mask {reprlib.repr(name)} can't be used: expected a file in the layout's folder.")
     return Mask.load(folder / path)
 
 
@@ -315,8 +309,11 @@ def _written(region: Region) -> object:
 
 
 def _shape_written(shape: Shape) -> object:
-    if isinstance(shape, Box):
-        return astuple(shape)
-    if isinstance(shape, Polygon):
-        return {"polygon": shape.points}
-    return {"mask": {"png": shape.to_base64()}} if isinstance(shape, Mask) else "rest"
+    match shape:
+        case Box():
+            return astuple(shape)
+        case Polygon():
+            return {"polygon": shape.points}
+        case Mask():
+            return {"mask": {"png": shape.to_base64()}}
+    return "rest"

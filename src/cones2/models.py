@@ -17,11 +17,10 @@ import pydantic
 import torch
 import transformers
 
-from cones2.checking import first_problem, is_hub_id
-from cones2.errors import Cones2Error, ModelError, SettingsError
-from cones2.files import expanded, read_bounded
-from cones2.libraries import first_line, quiet_libraries, without_import_notices
+from cones2.errors import Cones2Error, ModelError, SettingsError, first_line, first_problem
+from cones2.files import expanded, is_hub_id, read_bounded
 from cones2.schedulers import SCHEDULERS
+from cones2.shared import quiet_libraries, without_import_notices
 from cones2.single_files import find_config, load_single_file
 
 with without_import_notices():
@@ -327,21 +326,13 @@ def _flux_needs(pipeline: Any) -> dict[str, dict[str, list[Any]]]:
 
 def _unet_needs(pipeline: Any) -> dict[str, dict[str, list[Any]]]:
     channels, second = pipeline.vae.config["latent_channels"], getattr(pipeline, "text_encoder_2", None)
-    width, added = pipeline.text_encoder.config.hidden_size, None
-    if second is not None:  # Stable Diffusion XL reads the pooled text, and six sizes as sinusoids
-        width += second.config.hidden_size
-        added = second.config.projection_dim + 6 * (pipeline.unet.config["addition_time_embed_dim"] or 0)
+    width = pipeline.text_encoder.config.hidden_size + (second.config.hidden_size if second is not None else 0)
     unet = {
         "cross_attention_dim": [width],
         "addition_embed_type": [None if second is None else "text_time"],
-        "projection_class_embeddings_input_dim": [added],
         "class_embed_type": [None],
         "num_class_embeds": [None],
         "in_channels": [channels, 2 * channels + 1] if "Inpaint" in type(pipeline).__name__ else [channels],
     }
     needs = {"unet": unet, "scheduler": {"prediction_type": ["epsilon", "v_prediction", "sample"]}}
-    if second is None:  # only Stable Diffusion XL's pipelines read these
-        needs["vae"] = {"latents_mean": [None], "latents_std": [None]}
-    if hasattr(pipeline, "controlnet"):
-        needs["controlnet"] = {"cross_attention_dim": [width]}
-    return needs
+    return needs | ({"controlnet": {"cross_attention_dim": [width]}} if hasattr(pipeline, "controlnet") else {})

@@ -52,7 +52,7 @@ class Photo:
         path: where it was read.
         sha256: hash of the file's bytes.
         image: RGB, upright, at most 2048 pixels long, without metadata.
-        mask: where the subject is, of the image's size: 8-bit grey, white on the subject; None counts all of the photo.
+        mask: 8-bit grey of the image's size, white on the subject; None counts all of the photo.
     """
 
     path: Path
@@ -84,12 +84,11 @@ def load_photos(source: Path | str | Sequence[Path | str], *, masks: Path | str 
     paths = list(itertools.chain.from_iterable(_pictures_in(expanded(one)) for one in sources))
     if not 0 < len(paths) <= MOST_PHOTOS:
         raise PhotoError(f"there are {len(paths)} photos; expected 1 to {MOST_PHOTOS}, and 3 to 5 do best.")
-    return tuple(_load_photo(path, None if masks is None else expanded(masks)) for path in paths)
-
-
-def _load_photo(path: Path, masks: Path | None) -> Photo:
-    image, sha256 = _read_picture(path)
-    return Photo(path, sha256, image, _read_mask(masks, path, image.size) if masks else None)
+    pictures = ((path, *_read_picture(path)) for path in paths)
+    return tuple(
+        Photo(path, sha256, image, None if masks is None else _read_mask(expanded(masks), path, image.size))
+        for path, image, sha256 in pictures
+    )
 
 
 def _pictures_in(source: Path) -> list[Path]:
@@ -127,10 +126,7 @@ def _read_picture(path: Path) -> tuple[Image.Image, str]:
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Return `image` as RGB, converted to sRGB by its colour profile; one that can't be used is ignored, as viewers do.
-
-    Models learned from sRGB: the numbers of a phone's Display P3 would make all colours paler.
-    """
+    """Return `image` as RGB in sRGB, from which models learned; a colour profile that can't be used is ignored."""
     flat = flattened(image, "RGB", background="white")
     if profile and len(profile) <= LARGEST_PROFILE:
         with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
@@ -272,13 +268,7 @@ class PhotoFacts:
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with photos, and what to do about it.
-
-    Attributes:
-        kind: `count`, `size`, `blur` or `duplicate`.
-        photos: the names of those that it is about; none means all.
-        text: for the user.
-    """
+    """What is wrong with photos (their names; none means all): `count`, `size`, `blur` or `duplicate`, and advice."""
 
     kind: str
     photos: tuple[str, ...]
@@ -297,11 +287,7 @@ class PhotoReport:
 def photo_report(photos: Sequence[Photo], *, size: int = 512) -> PhotoReport:
     """Judge photos of one subject before they are learned from: their number, sizes, blur and copies.
 
-    All findings are advice. How the thresholds were found is in `docs/learning.md`.
-
-    Args:
-        photos: of one subject.
-        size: the side, in pixels, of the pictures that the model draws.
+    All findings are advice for pictures of `size` pixels a side. `docs/learning.md` has the thresholds' origin.
     """
     facts = tuple(PhotoFacts(each.path, *each.image.size, sharpness(each.image, size)) for each in photos)
     return PhotoReport(size, facts, (*_findings_on_all(photos), *_findings_on_each(facts, size)))
@@ -344,10 +330,7 @@ def sharpness(image: Image.Image, size: int) -> float:
 
 
 def difference_hash(image: Image.Image) -> Bool[np.ndarray, " bits"]:
-    """Return the 64 bits of dHash: whether each cell of an 8 x 9 thumbnail is darker than its right neighbour.
-
-    Copies of a picture at another size, quality or brightness differ in a few bits, different pictures in about 30.
-    """
+    """Return the 64 bits of dHash: whether each cell of an 8 x 9 thumbnail is darker than its right neighbour."""
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     bits: Bool[np.ndarray, " bits"] = (grey[:, 1:] > grey[:, :-1]).ravel()
     return bits

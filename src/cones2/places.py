@@ -70,13 +70,9 @@ def place_layout(
 def auto_layout(
     names: Sequence[str], class_words: Mapping[str, str], *, given: Layout | None = None, aspect: float = 1.0
 ) -> Layout:
-    """Place subjects side by side, in their order, in as many rows as it takes to keep them large.
+    """Place subjects that have no region in `given` side by side, in as many rows as it takes to keep them large.
 
-    Args:
-        names: those that have no region in `given` are placed, in the largest strip beside those that have.
-        class_words: by subject, for the proportions of its box; square where there is none.
-        given: regions that are drawn already; they stay.
-        aspect: the picture's width by its height.
+    Arguments are those of `place_layout`; what is given keeps its place, and the others get the largest strip beside.
 
     Example:
         >>> auto_layout(["rex", "car"], {"rex": "dog", "car": "car"})

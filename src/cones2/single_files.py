@@ -12,9 +12,8 @@ import safetensors
 import torch
 from transformers import CLIPTokenizer
 
-from cones2.errors import ModelError, SettingsError
+from cones2.errors import ModelError, SettingsError, first_line
 from cones2.files import expanded
-from cones2.libraries import first_line
 
 CONFIGS = Path(__file__).with_name("configs")
 """Where the configurations lie, a folder for each name of `CONFIG_NAMES`."""
@@ -31,12 +30,9 @@ _KINDS = {  # a weight that only this kind of checkpoint has
 
 
 def find_config(file: Path, config: str | Path | None) -> Path:
-    """Return the folder of a checkpoint's configurations.
+    """Return the folder of a checkpoint's configurations: of the name or folder `config`, or what the weights tell.
 
-    Args:
-        file: a `.safetensors` with UNet, autoencoder and text encoders under their first releases' names.
-        config: a name of `CONFIG_NAMES`, or a diffusers folder, without weights, and without tokenizer if that is
-            CLIP's. By default, what the weights' names tell.
+    A folder needs no weights, and no tokenizer if that is CLIP's.
 
     Raises:
         ModelError: the file is a pickle, damaged, or no such checkpoint.
@@ -102,8 +98,7 @@ def _tokenizer(folder: Path, part: str, **options: str) -> CLIPTokenizer:
 def clip_tokenizer(*, pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     """Return CLIP's tokenizer; Stable Diffusion XL's second text encoder pads with `!`.
 
-    OpenAI's vocabulary (MIT licence), which every Stable Diffusion model reads: 256 bytes, the same at a word's end,
-    48,894 merges in order of rank, and two special tokens.
+    OpenAI's vocabulary (MIT licence): 256 bytes, the same at a word's end, merges in order of rank, two special tokens.
     """
     merges: Any = [tuple(line.split(" ")) for line in (CONFIGS / "merges.txt").read_text("utf-8").splitlines()[1:]]
     # The letter that stands for each byte, in CLIP's order: those that print, then the others from 256 on.

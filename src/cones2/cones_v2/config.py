@@ -1,7 +1,6 @@
 """The config of the authors' inference script and its colour map, read and put into our own terms.
 
-The config is a JSON list whose first entry says what to draw. The colour map is a picture with a plain colour for each
-subject; whatever else it has is background.
+The config is a JSON list whose first entry says what to draw; the colour map is a picture, a plain colour a subject.
 """
 
 import itertools
@@ -15,9 +14,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from cones2.checking import first_problem
 from cones2.cones_v2.tensor import SavedTensor, adopt, encoder_of, read_tensor
-from cones2.errors import Cones2Warning, LayoutError, PromptError, SettingsError
+from cones2.errors import Cones2Warning, LayoutError, PromptError, SettingsError, first_problem
 from cones2.files import expanded, read_bounded
 from cones2.images import opened_image
 from cones2.layout import Layout, Mask, Region
@@ -41,7 +39,7 @@ Span = tuple[int, int]
 
 
 class ConesV2Request(NamedTuple):
-    """What `cones2.cones_v2.loop.draw` takes: `draw(pipe, **request._asdict())`."""
+    """What the loop takes: `draw(pipe, **request._asdict())`."""
 
     prompt: str
     subjects: Mapping[str, Subject]
@@ -69,10 +67,7 @@ class _Entry(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class ConesV2Config:
-    """A config of the authors' inference script.
-
-    It holds what the config says, its residuals that the prompt has, and the regions of the colours that its map has.
-    """
+    """A config of the authors' inference script, with its residuals and the regions of its colour map's colours."""
 
     entry: _Entry
     residuals: Mapping[str, SavedTensor]
@@ -157,11 +152,10 @@ class ConesV2Config:
                 raise PromptError(f"subject_list puts {name!r} at token {start}, where the prompt has ended.")
             if known and start not in known:
                 text, others = words.text((start, start + 1)), " or ".join(map(str, known))
-                raise PromptError(
-                    f"subject_list puts {name!r} at token {start}, which is {text!r}; {name!r} is token {others}."
-                )
+                where = f"token {start}, which is {text!r}; {name!r} is token {others}"
+                raise PromptError(f"subject_list puts {name!r} at {where}.")
             if span in found:
-                raise PromptError(f"subject_list puts two residuals at token {start}: give each a word of its own.")
+                raise PromptError(f"subject_list puts two residuals at token {start}.")
             found[span] = name
         return found
 

@@ -1,8 +1,7 @@
 """The authors' sampling loop: Euler's method, in which each guided step is run twice ("self-recurrence").
 
-It is the only sampling loop here that is not diffusers' own (ali-vilab/Cones-V2 at 447c194; the paper has none of it).
-After its first run, a guided step gets as much fresh noise back as it took away, and is run again from there.
-diffusers' schedulers count their steps, so none of them can do that.
+After its first run, a guided step gets as much fresh noise back as it took away, and is run again from there
+(ali-vilab/Cones-V2 at 447c194; the paper has none of it). diffusers' schedulers count their steps, and can't do that.
 """
 
 import itertools
@@ -146,14 +145,12 @@ def _denoise(inner: Any, inputs: Inputs, size: tuple[int, int], seeds: Sequence[
     inner._num_timesteps, inner._interrupt = steps + guided, False  # as a pipeline's own call does
 
     def draw_noise() -> Latents:
-        noise: Tensor = randn_tensor(shape, generators, inner._execution_device, torch.float32)
-        return noise
+        return randn_tensor(shape, generators, inner._execution_device, torch.float32)  # type: ignore[no-any-return]
 
     def after(step: int, latents: Latents) -> Latents:
-        changed = watcher(inner, next(runs), scheduler.timesteps[step], {"latents": latents})
         bar.update()
-        found: Tensor = changed.get("latents", latents)
-        return found
+        changed = watcher(inner, next(runs), scheduler.timesteps[step], {"latents": latents})
+        return changed.get("latents", latents)  # type: ignore[no-any-return]
 
     with inner.progress_bar(total=steps + guided) as bar:
         return recurrent_euler(
@@ -187,8 +184,7 @@ def _predictor(inner: Any, inputs: Inputs, size: tuple[int, int], count: int) ->
         if len(prediction) == count:
             return prediction
         unconditional, conditional = prediction.chunk(2)
-        guided: Tensor = unconditional + inputs["guidance_scale"] * (conditional - unconditional)
-        return guided
+        return unconditional + inputs["guidance_scale"] * (conditional - unconditional)  # type: ignore[no-any-return]
 
     return predict
 
@@ -197,9 +193,7 @@ def _checked_size(inner: Any, height: int | None, width: int | None) -> tuple[in
     """Return height and width in pixels, of a model that needs nothing but noise and text."""
     unet, factor = getattr(inner, "unet", None), inner.vae_scale_factor
     if unet is None or unet.config.in_channels != inner.vae.config.latent_channels:
-        raise ModelError(
-            f"a {type(inner).__name__} can't follow the authors' loop: expected text-to-image, SD 1.x to XL."
-        )
+        raise ModelError(f"a {type(inner).__name__} can't follow the authors' loop: expected a text-to-image UNet.")
     trained = unet.config.sample_size
     native = [side * factor for side in (trained if isinstance(trained, list | tuple) else (trained, trained))]
     rows, columns = height or native[0], width or native[1]
