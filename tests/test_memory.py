@@ -38,6 +38,6 @@ def test_stable_diffusion_2_learns_at_512_pixels_in_12_gb() -> None:
     assert saving["what the frozen encoder makes of the captions"] == 4 * 1000 * 77 * 1024
     assert saving["gradients and activations"] > 4 * 340_387_840
     assert saving["gradients and activations"] < 0.6 * usual["gradients and activations"]
-    assert saving["autoencoder, frozen, float32"] == saving["text encoder, frozen, float32"] == 0
+    assert saving["autoencoder, frozen, bfloat16"] == saving["text encoder, frozen, bfloat16"] == 0
     assert sum(saving.values()) < 8 * GB
     assert sum(usual.values()) < 12 * GB

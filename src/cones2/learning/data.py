@@ -1,5 +1,6 @@
 """What a residual is learned from: captions as tokens and embeddings, photos as the moments of their latents."""
 
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -19,7 +20,6 @@ from cones2.errors import CaptionError, Cones2Warning, LearningError, PhotoError
 from cones2.families import Family
 from cones2.images import flattened, upright
 from cones2.learning.losses import CaptionChunk
-from cones2.learning.model import float32_copy
 from cones2.learning.recipe import Recipe
 from cones2.models import ModelFacts
 from cones2.photos import Photo, View, crop_square, load_photos, stack_pixels, views
@@ -122,6 +122,20 @@ class TextReader:
             with torch.no_grad():
                 tuned = self.read(captions.rows(rows))
             yield tuned, original[rows], captions.own[rows]
+
+
+def float32_copy(module: Any, device: torch.device) -> Any:
+    """Copy a model in float32 to a device, without the hook by which offloading moves its original.
+
+    The hook knows the other models, which must not be copied along.
+    """
+    hook = getattr(module, "_hf_hook", None)
+    twin = copy.deepcopy(module, {id(hook): hook})
+    if hook is not None:
+        from accelerate.hooks import remove_hook_from_module  # type: ignore[import-untyped]  # comes with such hooks
+
+        remove_hook_from_module(twin)
+    return twin.to(device, torch.float32).requires_grad_(False)
 
 
 def _class_spans(tokenizer: Any, captions: Sequence[str], class_word: str) -> list[tuple[int, int]]:

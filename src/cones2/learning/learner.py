@@ -35,23 +35,19 @@ from cones2.learning.data import (
     random_numbers,
     warn_if_strange,
 )
-from cones2.learning.losses import Displacement, add_noise, displacement, mean_shift, preservation_loss, subject_loss
-from cones2.learning.model import alone_if_offloaded, frozen, learnable_family, memory_saved, model_settings
+from cones2.learning.losses import Displacement, displacement, mean_shift, preservation_loss
+from cones2.learning.model import Denoiser, alone_if_offloaded, frozen, learnable_family, memory_saved, model_settings
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.models import ModelFacts, facts_of
 from cones2.photos import Photo
 from cones2.record import describe_adapters
 from cones2.residual import Residual, ResidualPart
 
+# What the loss is multiplied by where gradients pass a UNet in float16: they are means over a latent's 10,000 numbers
+# or so, and most would be 0 there. A power of two, so that dividing by it is exact.
 _HALF_SCALE = 2.0**12
-"""What the loss is multiplied by where gradients pass a UNet in float16.
-
-They are means over a latent's 10,000 numbers or so, and most of them would be 0 there. A power of two, so that dividing
-by it is exact.
-"""
-
+# η of polynomial-decay averaging (arXiv:1212.1824): half of the weight is on the last sixth of the steps.
 _DECAY = 3.0
-"""η of polynomial-decay averaging (arXiv:1212.1824): half of the weight is on the last sixth of the steps."""
 
 
 def learn_steps(
@@ -74,8 +70,7 @@ def learn_steps(
     from `seed` and its own number: the same call gives the same residual, bit for bit on a CPU with the same number of
     threads, however often it was interrupted, and whatever else the pipeline draws meanwhile.
 
-    Unlike the authors' code: Eq. 3 as printed, originals from the untouched encoder also after resuming, and any batch
-    size.
+    Unlike the authors' code: Eq. 3 as printed, originals from the untouched encoder also after resuming.
 
     Args:
         pipeline: a diffusers pipeline of Stable Diffusion 1.x, 2.x or XL in any dtype, also with model offloading or
@@ -95,12 +90,10 @@ def learn_steps(
 
     Raises:
         ModelError: residuals can't be learned on this model; says on which.
-        CaptionError: the class word or a caption can't be used.
-        PhotoError: a photo can't be used, or a square view of it shows nothing of what its mask marks.
-        PromptError: a caption can't be split into tokens.
+        CaptionError, PhotoError, PromptError: class word, captions or photos can't be used.
         SettingsError: the recipe or another setting can't be used.
-        LearningError: there are no photos, or the checkpoint folder is in use or began with other settings. While
-            learning: a loss is not finite.
+        LearningError: there are no photos, or the checkpoint folder is in use or began with other settings; while
+            learning, a loss is not finite.
         OutputError: a checkpoint can't be written.
     """
     family = learnable_family(pipeline)
@@ -183,7 +176,7 @@ class LearnStep:
 
     @property
     def tuned_encoders(self) -> tuple[Any, ...]:
-        """The tuned copies of the text encoders, which the next step tunes further; untouched if Δ itself is learned.
+        """The tuned copies of the text encoders, which the next step tunes further; none if Δ itself is learned.
 
         Raises:
             LearningError: another step was taken.
@@ -249,10 +242,6 @@ class _Learner:
         self.checkpoints: Checkpoints | None = None
         self.taken: int | None = 0  # None while a step changes what is learned
         self.saved = 0
-        self.dtype: torch.dtype = pipeline.unet.dtype
-        self.device: torch.device = pipeline._execution_device
-        self.prediction_type = str(pipeline.scheduler.config["prediction_type"])
-        self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.detach().float().cpu().clone()
         self.adapters = describe_adapters(pipeline)
 
         self.reader = reader = TextReader.copy_of(pipeline, family)
@@ -265,13 +254,15 @@ class _Learner:
         self.prompt = reader.tokenize([photo_caption(class_word)], class_word)
         self.views = encode_views(pipeline, photos, recipe.views_per_photo, random_numbers(seed, 0))
         with torch.no_grad():
-            self.added = family.added_conditions(reader.encoders, self.prompt.input_ids, learning_size(pipeline))
+            added = family.added_conditions(reader.encoders, self.prompt.input_ids, learning_size(pipeline))
+        self.denoiser = Denoiser.of(pipeline, added)
         self.average: Tensor | None = None
         if recipe.tune == "residual":
             self.original = reader.embed(self.prompt)
             self.span = torch.where(self.prompt.own[0])[0]
             self.parameters = [torch.zeros_like(self.original[0, self.span], requires_grad=True)]
             self.average = torch.zeros_like(self.parameters[0], requires_grad=False)
+            self.reader = dataclasses.replace(reader, encoders=())  # their memory is free
         else:
             self.original = reader.embed(self.captions)
             self.parameters = [
@@ -294,9 +285,9 @@ class _Learner:
         self.optimizer.zero_grad()
         with torch.enable_grad(), unedited(), alone_if_offloaded(self.pipeline):
             prompt, preservation = self._read_texts(draw)
-            subject = self._denoise(prompt, draw)
+            subject = self.denoiser.loss(prompt, self.views, self.recipe.batch_size, draw)  # Eq. 2
             loss = subject + self.recipe.preservation_weight * preservation  # Eq. 4
-            scale = _HALF_SCALE if self.dtype == torch.float16 else 1.0
+            scale = _HALF_SCALE if self.denoiser.dtype == torch.float16 else 1.0
             torch.autograd.backward(scale * loss)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         if scale != 1:
@@ -321,27 +312,8 @@ class _Learner:
         rows = torch.randint(len(self.original), (self.recipe.captions_per_step,), generator=draw)
         pairs = zip(self.prompt.input_ids, self.captions.rows(rows), strict=True)
         embeddings = self.reader.read([torch.cat(pair) for pair in pairs])
-        preservation = preservation_loss(embeddings[1:], self.original[rows], self.captions.own[rows])
+        preservation = preservation_loss(embeddings[1:], self.original[rows], self.captions.own[rows])  # Eq. 3
         return embeddings[:1], preservation
-
-    def _denoise(self, prompt: Float[Tensor, "1 tokens dim"], draw: torch.Generator) -> Float[Tensor, ""]:
-        """Return L_sub: Eq. 2 on a batch of photos, each with a latent, noise and a timestep of its own."""
-        views, device = self.views, self.device
-        rows = torch.randint(len(views.mean), (self.recipe.batch_size,), generator=draw)
-        mean, std = views.mean[rows], views.std[rows]
-        latents = mean + std * torch.randn(mean.shape, generator=draw)
-        noise = torch.randn(mean.shape, generator=draw)
-        timesteps = torch.randint(len(self.alphas_cumprod), rows.shape, generator=draw)
-        noised = add_noise(latents, noise, self.alphas_cumprod[timesteps], self.prediction_type)
-        prediction = self.pipeline.unet(
-            noised.latents.to(device, self.dtype),
-            timesteps.to(device),
-            encoder_hidden_states=prompt.expand(len(rows), -1, -1).to(self.dtype),
-            added_cond_kwargs={name: each.expand(len(rows), -1) for name, each in self.added.items()} or None,
-            return_dict=False,
-        )[0]
-        weights = None if views.weights is None else views.weights[rows].to(device)
-        return subject_loss(prediction, noised.target.to(device), weights)
 
     def residual(self) -> Residual:
         """Return Δ of what is learned so far: Eq. 5 over all captions, or what was learned directly.
@@ -367,6 +339,8 @@ class _Learner:
 
     def displacement(self) -> Displacement | None:
         """Measure how far other words moved, on captions that were not learned from."""
+        if self.average is not None:
+            return Displacement(0.0, 0.0)
         unseen = held_out_captions(self.class_word, self.captions.texts, lexicon=self.facts.lexicon)
         if not unseen:
             return None

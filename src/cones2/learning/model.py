@@ -1,21 +1,74 @@
 """The model that is learned on: which ones will do, and what learning does to one for as long as it lasts."""
 
-import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from cones2.errors import ModelError
 from cones2.families import Family, family_of, unwrapped
+from cones2.learning.data import Views
+from cones2.learning.losses import add_noise, subject_loss
 from cones2.record import describe_adapters
 from cones2.residual import EncoderId
 from cones2.shared import Undo, lock_of, shared_change
 
 _SAMPLED = 16  # numbers of each weight
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A UNet with its noise schedule, and all that it reads beside latents and text.
+
+    Attributes:
+        unet: in any dtype.
+        dtype: of the UNet.
+        device: where it runs.
+        alphas_cumprod: α² of each timestep, on the CPU.
+        prediction_type: `epsilon`, `sample` or `v_prediction`.
+        added: conditions of one row, such as Stable Diffusion XL's pooled text and sizes.
+    """
+
+    unet: Any
+    dtype: torch.dtype
+    device: torch.device
+    alphas_cumprod: Float[Tensor, "timesteps"]
+    prediction_type: str
+    added: Mapping[str, Float[Tensor, "1 numbers"]]
+
+    @classmethod
+    def of(cls, pipeline: Any, added: Mapping[str, Float[Tensor, "1 numbers"]]) -> "Denoiser":
+        """Return a pipeline's UNet with the schedule of its scheduler."""
+        alphas_cumprod = pipeline.scheduler.alphas_cumprod.detach().float().cpu().clone()
+        prediction_type = str(pipeline.scheduler.config["prediction_type"])
+        device = pipeline._execution_device
+        return cls(pipeline.unet, pipeline.unet.dtype, device, alphas_cumprod, prediction_type, added)
+
+    def loss(
+        self, prompt: Float[Tensor, "1 tokens dim"], views: Views, batch_size: int, draw: torch.Generator
+    ) -> Float[Tensor, ""]:
+        """Return Eq. 2 on a batch of photos, each with a view, a latent, noise and a timestep of its own."""
+        rows = torch.randint(len(views.mean), (batch_size,), generator=draw)
+        mean, std = views.mean[rows], views.std[rows]
+        latents = mean + std * torch.randn(mean.shape, generator=draw)
+        noise = torch.randn(mean.shape, generator=draw)
+        timesteps = torch.randint(len(self.alphas_cumprod), rows.shape, generator=draw)
+        noised = add_noise(latents, noise, self.alphas_cumprod[timesteps], self.prediction_type)
+        prediction = self.unet(
+            noised.latents.to(self.device, self.dtype),
+            timesteps.to(self.device),
+            encoder_hidden_states=prompt.expand(batch_size, -1, -1).to(self.dtype),
+            added_cond_kwargs={name: each.expand(batch_size, -1) for name, each in self.added.items()} or None,
+            return_dict=False,
+        )[0]
+        weights = None if views.weights is None else views.weights[rows].to(self.device)
+        return subject_loss(prediction, noised.target.to(self.device), weights)
 
 
 def learnable_family(pipeline: Any) -> Family:
@@ -103,20 +156,6 @@ def memory_saved(pipeline: Any) -> Iterator[None]:
         finally:
             pipeline.remove_all_hooks()
             pipeline.to(device)
-
-
-def float32_copy(module: Any, device: torch.device) -> Any:
-    """Copy a model in float32 to a device, without the hook by which offloading moves its original.
-
-    The hook knows the other models, which must not be copied along.
-    """
-    hook = getattr(module, "_hf_hook", None)
-    twin = copy.deepcopy(module, {id(hook): hook})
-    if hook is not None:
-        from accelerate.hooks import remove_hook_from_module  # type: ignore[import-untyped]  # comes with such hooks
-
-        remove_hook_from_module(twin)
-    return twin.to(device, torch.float32).requires_grad_(False)
 
 
 def model_settings(pipeline: Any, encoders: Sequence[EncoderId]) -> dict[str, Any]:

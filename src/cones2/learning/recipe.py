@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from cones2.checking import first_problem
-from cones2.errors import SettingsError
+from cones2.errors import SettingsError, first_problem
 from cones2.files import expanded, read_bounded
 
 LARGEST_RECIPE = 2**20
