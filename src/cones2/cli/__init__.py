@@ -25,7 +25,7 @@ from cones2.cli.console import complain, messages, volume
 from cones2.cli.options import option
 from cones2.errors import Cones2Error, Cones2Warning
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "told_in_one_line", "with_quiet_libraries"]
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -93,11 +93,11 @@ class _Commands(_Group):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         volume.quiet = volume.verbose = False
-        with _told_in_one_line():
+        with told_in_one_line():
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        with _quiet_libraries(), _told_in_one_line():
+        with with_quiet_libraries(), told_in_one_line():
             return super().invoke(ctx)
 
 
@@ -170,7 +170,7 @@ def main() -> None:
 
 
 @contextmanager
-def _told_in_one_line() -> Iterator[None]:
+def told_in_one_line() -> Iterator[None]:
     """Print what goes wrong in one line, and end with its exit code: 1, 2 for wrong usage, 130 for Ctrl-C."""
     try:
         yield
@@ -216,7 +216,7 @@ def _is_lack_of_memory(error: MemoryError | RuntimeError) -> bool:
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def with_quiet_libraries() -> Iterator[None]:
     """Print our warnings in one line, and keep other libraries' remarks and bars off the terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

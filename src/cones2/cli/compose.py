@@ -150,7 +150,7 @@ def compose(
         "layout_levels": layout_levels and tuple(number("--layout-levels", n, int) for n in layout_levels.split(",")),
         "guided_steps": guided_steps,
         "force": force,
-        **(dict(zip(("width", "height"), read_size(size), strict=True)) if size else {}),
+        **(dict(zip(("width", "height"), read_size(size, multiple=8), strict=True)) if size else {}),
     }
     given = {name: value for name, value in given.items() if value is not None}
     places = Places(box, polygon, mask, place, z, feather, region_weight, layout)
@@ -160,15 +160,18 @@ def compose(
         from cones2.cones_v2.config import ConesV2Config
         from cones2.files import make_folder
         from cones2.library import Library
+        from cones2.redraw import PictureRecord
 
         for file, suffix, option in ((latents, ".safetensors", "--latents"), (save_layout, ".json", "--save-layout")):
             if file is not None:
                 check_new(file, suffix=suffix, replace=replace, option=option)
         if official is None:
-            request = Request.read(prompt, source, given, seed=seed, count=count)
-            texts = SubjectTexts(subject, plain, strength, during, subject_negative)
-            subjects = texts.read(Library.open(library), request.subjects)
-            request = changed(request, subjects=subjects, scheduler=scheduler).placed(places, auto=auto_layout)
+            made = None if source is None else PictureRecord.load(source)
+            subjects = SubjectTexts(subject, plain, strength, during, subject_negative).read(
+                Library.open(library), made
+            )
+            request = Request.read(prompt, made, subjects, given, seed=seed, count=count)
+            request = changed(request, scheduler=scheduler).placed(places, auto=auto_layout)
             _check_layout(request.layout, save_layout=save_layout, attention=attention)
         else:
             who: dict[str, object] = {
@@ -229,7 +232,7 @@ def _carry_out(
     import torch
 
     from cones2.files import make_folder
-    from cones2.latents import write_latents
+    from cones2.png import write_latents
 
     began, written, kept = time.monotonic(), [], {}
     size = _BATCH if request.keep is None else len(request.seeds)
@@ -252,7 +255,7 @@ def _tell_attention(drawn: "Drawn", path: Path, request: "Request") -> dict[str,
     from cones2.cli.outputs import beside
     from cones2.drawing import draw_attention
     from cones2.layout import Layout
-    from cones2.record import write_picture
+    from cones2.png import write_picture
 
     heat_map = beside(path, "attention")
     write_picture(heat_map, draw_attention(drawn.image, drawn.attention, request.layout or Layout({})), drawn.record)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -152,25 +152,14 @@ def drawing(what: str) -> Iterator[Callable[..., dict[str, Any]]]:
         yield at_step_end
 
 
-class _Stepped(Protocol):
-    @property
-    def step(self) -> int: ...
-
-    @property
-    def steps(self) -> int: ...
-
-
-StepT = TypeVar("StepT", bound=_Stepped)
-
-
 def follow(
-    steps: Generator[StepT, None, None],
+    steps: Generator[Any, None, None],
     what: str,
     *,
-    tell: Callable[[StepT], str],
-    at_interrupt: Callable[[StepT], None] = lambda _: None,
-) -> StepT:
-    """Run a generator of steps to its end, show them, and return the last one.
+    tell: Callable[[Any], str],
+    at_interrupt: Callable[[Any], object] = lambda _: None,
+) -> Any:
+    """Run a generator of steps, each with its `step` and `steps`, to its end, show them, and return the last one.
 
     Ctrl-C waits for the end of a step, and `at_interrupt` keeps that one; a second Ctrl-C does not wait.
 

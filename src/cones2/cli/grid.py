@@ -80,7 +80,8 @@ def grid(
         from cones2.drawing import Row, contact_sheet
         from cones2.grid import Axis, parse_values, plan_grid
         from cones2.library import Library
-        from cones2.record import write_picture
+        from cones2.png import write_picture
+        from cones2.redraw import PictureRecord
         from cones2.subjects import Subject
 
         shelf, axes = Library.open(library), []
@@ -91,9 +92,11 @@ def grid(
             if name.startswith("subject."):
                 values = tuple(read_residual(value, shelf) for value in values)
             axes.append(Axis(name, values, tuple(labels)))
-        request = Request.read(prompt, source, {}, seed=None, count=None)
+        made = None if source is None else PictureRecord.load(source)
+        subjects = SubjectTexts(subject, plain, strength).read(shelf, made)
         varied = {axis.subject: Subject(axis.values[0].class_word) for axis in axes if axis.name.startswith("subject.")}
-        subjects = SubjectTexts(subject, plain, strength).read(shelf, varied | dict(request.subjects))
+        request = Request.read(prompt, made, varied | subjects, {}, seed=None, count=None)
+        subjects = dict(request.subjects)
         first = request.seeds[request.keep or 0]
         rows = plan_grid(axes, subjects=subjects, **{**request.settings, "seed": first})
         places = Places(box, polygon, mask, place, z, feather, region_weight, layout)
@@ -128,8 +131,8 @@ def grid(
     ]
     sheet = out / f"{written[0].name.partition('-')[0]}-grid.png"
     varied_labels = {axis.name: list(axis.labels) for axis in axes}
-    made = {"prompt": request.prompt, "grid": varied_labels, "pictures": [path.name for path in written]}
-    write_picture(sheet, contact_sheet(sheet_rows, cell=cell), made)
+    about = {"prompt": request.prompt, "grid": varied_labels, "pictures": [path.name for path in written]}
+    write_picture(sheet, contact_sheet(sheet_rows, cell=cell), about)
     seconds = round(time.monotonic() - began, 3)
     if as_json:
         told = [

@@ -55,8 +55,8 @@ def layout(
         from cones2.drawing import draw_layout
         from cones2.files import make_folder
         from cones2.layout import Layout
+        from cones2.png import write_picture
         from cones2.prompts import placeholders
-        from cones2.record import write_picture
 
         width, height = read_size(size)
         names = tuple(placeholders(auto or "")) if count is None else tuple(f"subject{n}" for n in range(1, count + 1))
@@ -77,15 +77,16 @@ def layout(
     say(f"{out}: {', '.join(made.names) or 'no subjects'}.")
 
 
-def read_size(text: str) -> tuple[int, int]:
+def read_size(text: str, *, multiple: int = 1) -> tuple[int, int]:
     """Read `--size`: width and height in pixels.
 
     Raises:
-        SettingsError: it is not two whole numbers.
+        SettingsError: it is not two whole numbers, or not multiples of `multiple`.
     """
-    sides = text.lower().replace("\N{MULTIPLICATION SIGN}", "x").split("x")
-    if len(sides) != 2 or not all(side.strip().isdecimal() and int(side) for side in sides):
-        raise SettingsError(f"--size {text!r} can't be read: expected WIDTHxHEIGHT, such as 512x768.")
+    sides = [side.strip() for side in text.lower().replace("\N{MULTIPLICATION SIGN}", "x").split("x")]
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 and int(side) % multiple == 0 for side in sides):
+        of = "" if multiple == 1 else f" of multiples of {multiple}"
+        raise SettingsError(f"--size {text!r} can't be used: expected WIDTHxHEIGHT{of}, such as 512x768.")
     return int(sides[0]), int(sides[1])
 
 

@@ -62,7 +62,7 @@ StrengthTexts = Annotated[Texts, option("--strength", "How much of a subject's r
 Auto = Annotated[bool, option("--auto-layout", "Place all other subjects, side by side.", panel=PLACES)]
 
 
-def read_job(ctx: typer.Context, path: Path | None) -> Path | None:
+def read_job(ctx: Any, _: Any, path: Path | None) -> Path | None:
     """Read `--config`: a TOML file whose keys are the command's options, which then are their defaults.
 
     Raises:
@@ -143,7 +143,7 @@ def read_residual(source: str, library: "SubjectLibrary") -> "Residual":
         Cones2Error: there is none, or it is not sound.
     """
     from cones2.examples import EXAMPLES
-    from cones2.sources import find_residual
+    from cones2.library import find_residual
 
     if not source.isidentifier():
         return find_residual(source)

@@ -78,7 +78,7 @@ class Pictures:
         Raises:
             OutputError: it can't be written; nothing is left behind.
         """
-        from cones2.record import write_picture
+        from cones2.png import write_picture
 
         if self.path.suffix.lower() == ".png" and not self.path.is_dir():
             make_folder(self.path.parent)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,20 +13,34 @@ from torch import Tensor
 
 from cones2.cli.console import drawing
 from cones2.cli.layout import Places
-from cones2.cli.options import number, open_model, read_residual, unique
+from cones2.cli.options import hint, number, open_model, read_residual, unique
 from cones2.cones_v2 import loop
 from cones2.cones_v2.config import ConesV2Request
-from cones2.errors import LayoutError, ModelError, PictureError, SettingsError
+from cones2.errors import (
+    LayoutError,
+    ModelError,
+    PictureError,
+    ResidualError,
+    ResidualMismatchError,
+    SettingsError,
+)
 from cones2.layout import Layout
 from cones2.library import Library
 from cones2.monitor import AttentionReading
 from cones2.pipeline import Cones2Pipeline
 from cones2.prompts import parse_prompt
-from cones2.record import PictureRecord
-from cones2.redraw import check_pipeline, make_scheduler, recall_subjects, threads, warn_of_differences, with_scheduler
+from cones2.redraw import (
+    PictureRecord,
+    check_pipeline,
+    make_scheduler,
+    recall_subjects,
+    warn_of_differences,
+    with_scheduler,
+)
 from cones2.run import LayoutSettings
 from cones2.schedulers import make_scheduler as scheduler_of
 from cones2.schedulers import scheduler_name
+from cones2.shared import threads
 from cones2.subjects import Subject, check_mentioned
 
 _LAYOUT_FIELDS = {"layout_scale": "scale", "layout_effect": "effect", "layout_levels": "levels"}
@@ -55,7 +68,7 @@ class SubjectTexts:
     during: Sequence[str] | None = None
     negatives: Sequence[str] | None = None
 
-    def read(self, library: Library, recorded: Mapping[str, Subject]) -> dict[str, Subject]:
+    def read(self, library: Library, made: PictureRecord | None = None) -> dict[str, Subject]:
         """Read the subjects, over those of a record.
 
         Raises:
@@ -68,10 +81,19 @@ class SubjectTexts:
         words = unique("--plain", named, example="cup=mug")
         for name in words.keys() & sources.keys():
             raise SettingsError(f"{name!r} is both a --subject and --plain: leave one out.")
-        subjects = dict(recorded)
-        for name, source in sources.items():
-            residual, before = read_residual(source, library), recorded.get(name, Subject("it"))
-            subjects[name] = replace(before, class_word=residual.class_word, residual=residual)
+        residuals = {name: read_residual(source, library) for name, source in sources.items()}
+        subjects = {name: Subject(each.class_word, each) for name, each in residuals.items()}
+        if made is not None:
+            known = made.subjects.items()
+            lacking = {name: each for name, each in known if name not in subjects}
+            with hint(ResidualError, "--subject NAME=FILE gives it."):
+                recalled = recall_subjects(made.model_copy(update={"subjects": lacking}), subjects)
+            for name, each in ((name, each) for name, each in known if name in subjects):
+                kept: dict[str, Any] = {"strength": each.strength, "during": each.during, "negative": each.negative}
+                recalled[name] = replace(subjects[name], **kept)
+            subjects = {
+                name: recalled.get(name) or subjects[name] for name in dict.fromkeys([*made.subjects, *subjects])
+            }
         subjects |= {name: Subject(word) for name, word in words.items()}
         for name, text in self._details("--strength", self.strengths, subjects, example="rex=0.8"):
             subjects[name] = replace(subjects[name], strength=number(f"--strength {name}", text))
@@ -125,35 +147,33 @@ class Request:
     def read(
         cls,
         prompt: str | None,
-        source: Path | None,
+        made: PictureRecord | None,
+        subjects: Mapping[str, Subject],
         settings: Mapping[str, Any],
         *,
         seed: int | None,
         count: int | None,
     ) -> "Request":
-        """Read the picture to start from, if any; a new prompt leaves out those of its subjects that it does not name.
+        """Return what options ask for; a new prompt leaves out those of a picture's subjects that it does not name.
 
         Raises:
             SettingsError: there is neither a prompt nor a picture.
-            PictureError: the picture has no sound record, or can't be drawn again.
+            PictureError: the picture can't be drawn again.
         """
-        if source is None:
+        if made is None:
             if prompt is None:
                 raise SettingsError("no prompt: give one, or a picture with --from.")
             seeds = tuple(range(seed or 0, (seed or 0) + (count or 1)))
-            return cls(prompt=prompt, subjects={}, layout=None, settings=settings, seeds=seeds)
-        made = PictureRecord.load(source)
-        lacking = ", ".join([*made.inputs, *made.unrecorded])
-        if lacking:
-            raise PictureError(
-                f"{source} was drawn with {lacking}, which its record can't hold: use Cones2Pipeline.redraw."
-            )
-        call = made.arguments(recall_subjects(made)) | dict(settings)
-        subjects, layout = call.pop("subjects"), call.pop("layout")
+            return cls(prompt=prompt, subjects=subjects, layout=None, settings=settings, seeds=seeds)
+        if lacking := ", ".join([*made.inputs, *made.unrecorded]):
+            raise PictureError(f"the picture was drawn with {lacking}, which it can't hold: use Cones2Pipeline.redraw.")
+        call = made.arguments(subjects) | dict(settings)
         if prompt is not None and prompt != call["prompt"]:
             call["prompt"] = prompt
-            subjects = {name: subject for name, subject in subjects.items() if f"{{{name}}}" in prompt}
-            layout = layout and Layout({name: each for name, each in layout.regions.items() if name in subjects})
+            old = made.subjects.keys() - {name for name in made.subjects if f"{{{name}}}" in prompt}
+            call["subjects"] = {name: subject for name, subject in subjects.items() if name not in old}
+            layout = call["layout"]
+            call["layout"] = layout and Layout({n: each for n, each in layout.regions.items() if n not in old})
         batch: tuple[int, ...] = tuple(call.pop("seed", ()))
         keep: int | None = made.index
         del call["num_images_per_prompt"]
@@ -161,18 +181,9 @@ class Request:
             first = seed if seed is not None else made.seed or 0
             batch, keep = tuple(range(first, first + (count or 1))), None
         if not batch:
-            raise PictureError(
-                f"{source} was drawn with generators of its own: give --seed, or use Cones2Pipeline.redraw."
-            )
-        return cls(
-            prompt=call.pop("prompt"),
-            subjects=subjects,
-            layout=layout,
-            settings=call,
-            seeds=batch,
-            made=made,
-            keep=keep,
-        )
+            raise PictureError("the picture was drawn with generators: give --seed, or use Cones2Pipeline.redraw.")
+        given = {name: call.pop(name) for name in ("prompt", "subjects", "layout")}
+        return cls(**given, settings=call, seeds=batch, made=made, keep=keep)
 
     @classmethod
     def of_authors(
@@ -258,6 +269,7 @@ class Request:
         if self.scheduler is not None:
             pipe = with_scheduler(pipe, scheduler_of(self.scheduler, pipe.scheduler))
         with ExitStack() as stack:
+            stack.enter_context(hint(ResidualMismatchError, "--force uses it all the same."))
             stack.enter_context(threads(self.made.threads) if self.made else ExitStack())
             call["callback_on_step_end"], latents = stack.enter_context(_watched(what))
             if call.get("sampler") == loop.SAMPLER:

@@ -111,29 +111,25 @@ def mix(
     first: _Source,
     second: Annotated[str, typer.Argument(help="Another of the same class word and model.", metavar="SUBJECT")],
     out: _Out,
-    weight: Annotated[
-        float | None, option("--weight", "Of the second: 0 is the first alone, 1 the second; default: their sum.", "X")
-    ] = None,
+    weight: Annotated[float, option("--weight", "Of the second: 0 is the first alone, 1 the second.", "X")] = 0.5,
     replace: Replace = False,
     library: Library = None,
     as_json: Json = False,
 ) -> None:
-    """Make one subject of two: what lies between them, or both at once.
+    """Make one subject of two: what lies between them.
 
     Example: cones2 mix rex fido --weight 0.3 -o mixed.safetensors
     """
     from cones2.cli.outputs import check_new
 
     shelf = _open(library)
-    one, other = read_residual(first, shelf), read_residual(second, shelf)
-    mixed = one + other if weight is None else one.mix(other, weight)
+    mixed = read_residual(first, shelf).mix(read_residual(second, shelf), weight)
     check_new(out, suffix=".safetensors", replace=replace)
     _save(mixed, out)
     if as_json:
         print_json({"residual": str(out), "sha256": mixed.sha256, "class_word": mixed.class_word, "weight": weight})
     else:
-        made = "the sum" if weight is None else f"{1 - weight:g} and {weight:g}"
-        say(f"{out}: {mixed.class_word!r}, {made} of {first} and {second}.")
+        say(f"{out}: {mixed.class_word!r}, {1 - weight:g} of {first} and {weight:g} of {second}.")
 
 
 def import_(
@@ -177,7 +173,6 @@ def push(
         str | None, option("--base-model", "What it fits; default: as its file says.", "OWNER/NAME")
     ] = None,
     private: Annotated[bool, option("--private", "For your eyes only, if it is new.")] = False,
-    draft: Annotated[Path | None, option("--draft", "Write all of it to this folder; upload nothing.", "DIR")] = None,
     library: Library = None,
     as_json: Json = False,
 ) -> None:
@@ -188,7 +183,7 @@ def push(
     with waiting("starting"):
         from cones2.hub import name_for, push
         from cones2.library import Library
-        from cones2.record import read_record
+        from cones2.png import read_record
 
         residual = read_residual(subject, Library.open(library))
         name = subject if subject.isidentifier() else name_for(repo_id)
@@ -203,7 +198,6 @@ def push(
             sample=sample,
             sample_prompt=sample_prompt,
             private=private,
-            draft=draft,
         )
     if as_json:
         print_json({"name": name, "sha256": residual.sha256, "where": where})
