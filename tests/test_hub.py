@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 
-from cones2.errors import HubError, LibraryError, OutputError, PictureError, ResidualError, SettingsError
+from cones2.errors import HubError, LibraryError, PictureError, ResidualError, SettingsError
 from cones2.hub import name_for, pull, push
 from cones2.residual import EncoderId, Residual, ResidualPart
 from little_hub import TOKEN, LittleHub, little_hub
@@ -27,13 +27,6 @@ def residual(model: str = MODEL, **changes: Any) -> Residual:
     return replace(Residual("teddy bear", (part,), {"steps": 300}, ("cd" * 32,), "0.1.0"), **changes)
 
 
-def card(residual: Residual, repo_id: str = "ann/ted", **options: Any) -> Any:
-    """The card of a subject as the Hub's own class reads it."""
-    with tempfile.TemporaryDirectory() as folder:
-        push(residual, repo_id, draft=Path(folder), **{"license": "mit", **options})
-        return ModelCard.load(Path(folder) / "README.md")
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LittleHub]:
     with little_hub(monkeypatch) as server:
@@ -43,6 +36,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LittleHub]:
 @pytest.fixture
 def api(hub: LittleHub) -> HfApi:
     return HfApi(endpoint=hub.address, token=TOKEN)
+
+
+def card(api: HfApi, residual: Residual, repo_id: str = "ann/ted", **options: Any) -> Any:
+    """The card of a subject on the little Hub, as the Hub's own class reads it."""
+    push(residual, repo_id, api=api, **{"license": "mit", **options})
+    with tempfile.TemporaryDirectory() as folder:
+        return ModelCard.load(api.hf_hub_download(repo_id, "README.md", local_dir=folder))
 
 
 @pytest.fixture
@@ -56,21 +56,15 @@ def sample(tmp_path: Path) -> Path:
 # The files
 
 
-def test_the_card_is_what_the_hub_s_own_classes_read(sample: Path, tmp_path: Path) -> None:
+def test_the_card_is_what_the_hub_s_own_classes_read(api: HfApi, sample: Path) -> None:
     prompt = "a teddy bear | on the [beach]"
-    draft = tmp_path / "draft"
-    options: dict[str, Any] = {"license": "cc-by-4.0", "sample": sample, "sample_prompt": prompt}
-    assert push(residual(), "ann/ted", draft=draft, **options) == str(draft)
-    assert {path.name for path in draft.iterdir()} == {"README.md", "residual.safetensors", "sample.png"}
-    assert (draft / "sample.png").read_bytes() == sample.read_bytes()
-    card: Any = ModelCard.load(draft / "README.md")
-    assert card.data.to_dict() == {
+    found = card(api, residual(), license="cc-by-4.0", sample=sample, sample_prompt=prompt)
+    assert found.data.to_dict() == {
         "base_model": MODEL,
-        "base_model_relation": "adapter",
         "library_name": "cones2",
         "license": "cc-by-4.0",
         "pipeline_tag": "text-to-image",
-        "tags": ["cones2", "text-to-image", "stable-diffusion", "personalization", "multi-subject", "teddy-bear"],
+        "tags": ["cones2", "text-to-image", "personalization"],
         "instance_prompt": "a {ted}",
         "widget": [{"text": prompt, "output": {"url": "sample.png"}}],
     }
@@ -82,61 +76,51 @@ def test_the_card_is_what_the_hub_s_own_classes_read(sample: Path, tmp_path: Pat
         'pipe.load_subject("ted", "ann/ted")',
         "| steps | 300 |",
     ):
-        assert line in card.text.splitlines()
-    assert "cones2 pull ann/ted --name ted" in card.text
-    assert Residual.load(tmp_path / "draft" / "residual.safetensors").sha256 == residual().sha256
+        assert line in found.text.splitlines()
+    assert "cones2 pull ann/ted --name ted" in found.text
 
 
-def test_a_subject_of_mini_names_no_base_model() -> None:
-    data = card(residual("mini")).data.to_dict()
+def test_a_subject_of_mini_names_no_base_model(api: HfApi) -> None:
+    data = card(api, residual("mini")).data.to_dict()
     assert "base_model" not in data
     assert "widget" not in data
-    assert card(residual("mini"), base_model=MODEL).data.base_model == MODEL
-    assert card(residual(), "ann/my-bear").data.instance_prompt == "a {my_bear}"
-    assert card(residual(), name="bob").data.instance_prompt == "a {bob}"
+    assert card(api, residual("mini"), base_model=MODEL).data.base_model == MODEL
+    assert card(api, residual(), "ann/my-bear").data.instance_prompt == "a {my_bear}"
+    assert card(api, residual(), name="bob").data.instance_prompt == "a {bob}"
 
 
-def test_text_from_anyone_stays_text_in_the_card() -> None:
-    lines = card(residual("x\n---\n# <script> [a](b)\n```\n")).text.splitlines()
+def test_text_from_anyone_stays_text_in_the_card(api: HfApi) -> None:
+    lines = card(api, residual("x\n---\n# <script> [a](b)\n```\n")).text.splitlines()
     assert not any(line.startswith(("# script", "---")) or "<" in line or "](b" in line for line in lines)
     assert sum(line.startswith("```") for line in lines) == 2
 
 
-def test_text_that_no_file_can_hold_is_replaced() -> None:
-    odd = replace(residual(), recipe={"note": "gr\udce9y"})
-    assert "gr?y" in card(odd).text
+def test_text_that_no_file_can_hold_is_replaced(api: HfApi) -> None:
+    assert "gr?y" in card(api, replace(residual(), recipe={"note": "gr\udce9y"})).text
 
 
-def test_a_model_s_name_runs_nothing_where_readers_copy_the_code() -> None:
+def test_a_model_s_name_runs_nothing_where_readers_copy_the_code(api: HfApi) -> None:
     evil = "x') or __import__('os').system('sh') # \"\n"
-    (code,) = re.findall("```python\n(.*?)```", card(residual(evil)).text, re.DOTALL)
+    (code,) = re.findall("```python\n(.*?)```", card(api, residual(evil)).text, re.DOTALL)
     tree = list(ast.walk(ast.parse(code)))
     assert {node.id for node in tree if isinstance(node, ast.Name)} == {"cones2", "pipe"}
     assert "x') or __import__('os').system('sh') # \"" in [n.value for n in tree if isinstance(n, ast.Constant)]
 
 
-def test_what_can_not_be_published(tmp_path: Path) -> None:
+def test_what_can_not_be_published(hub: LittleHub, api: HfApi, tmp_path: Path) -> None:
     with pytest.raises(LibraryError, match="my dog"):
-        card(residual(), name="my dog")
+        card(api, residual(), name="my dog")
     with pytest.raises(SettingsError, match="All rights"):
-        card(residual(), license="All rights")
+        card(api, residual(), license="All rights")
     with pytest.raises(HubError, match="ann/ted; ls"):
-        card(residual(), "ann/ted; ls")
+        card(api, residual(), "ann/ted; ls")
     with pytest.raises(HubError, match="mine"):
-        card(residual(), base_model="mine")
+        card(api, residual(), base_model="mine")
     (tmp_path / "photo.png").write_bytes(b"\xff\xd8\xff")
     for name in ("photo.png", "missing.png"):
         with pytest.raises(PictureError, match=name):
-            card(residual(), sample=tmp_path / name)
-
-
-def test_a_draft_replaces_a_draft_and_nothing_else(tmp_path: Path) -> None:
-    for _ in range(2):
-        push(residual(), "ann/ted", license="mit", draft=tmp_path / "draft")
-    (tmp_path / "README.md").write_text("# my own project")
-    with pytest.raises(OutputError, match=r"README\.md"):
-        push(residual(), "ann/ted", license="mit", draft=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "draft"]
+            card(api, residual(), sample=tmp_path / name)
+    assert hub.files == {}
 
 
 @pytest.mark.parametrize(("repo_id", "name"), [("ann/rex", "rex"), ("ann/my-dog.v2", "my_dog_v2"), ("a/_x", "_x")])
@@ -152,12 +136,13 @@ def test_a_repository_that_makes_no_name() -> None:
 # There and back
 
 
-def test_what_is_pushed_is_pulled(hub: LittleHub, api: HfApi, sample: Path, tmp_path: Path) -> None:
+def test_what_is_pushed_is_pulled(hub: LittleHub, api: HfApi, sample: Path) -> None:
     options: dict[str, Any] = {"license": "mit", "sample": sample, "sample_prompt": "a bear"}
     assert push(residual(), "ann/ted", private=True, api=api, **options) == f"{hub.address}/ann/ted"
     assert hub.repositories == {"ann/ted": "private"}
-    push(residual(), "ann/ted", draft=tmp_path, **options)
-    assert hub.files == {f"ann/ted/{path.name}": path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert set(hub.files) == {f"ann/ted/{name}" for name in ("README.md", "residual.safetensors", "sample.png")}
+    assert hub.files["ann/ted/sample.png"] == sample.read_bytes()
+    assert hub.files["ann/ted/residual.safetensors"] == residual().to_bytes()
     assert pull("ann/ted", api=api).sha256 == residual().sha256
 
 

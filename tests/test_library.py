@@ -1,19 +1,22 @@
 """The library of subjects: names, broken files, and several writers at once."""
 
+import contextlib
 import multiprocessing
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cones2.checking import is_name
 from cones2.errors import LibraryError, OutputError, ResidualError
-from cones2.library import FOLDER_VARIABLE, Library, check_name
+from cones2.examples import EXAMPLES
+from cones2.library import FOLDER_VARIABLE, Library, check_name, find_by_hash, find_residual
 from cones2.residual import EncoderId, Residual, ResidualPart
+from subjects_for_tests import residual_for
 
 
 def residual(number: float) -> Residual:
@@ -77,14 +80,6 @@ def test_a_subject_gets_another_name(library: Library) -> None:
     assert library.names() == ["broken", "fido"]
 
 
-def test_a_subject_is_found_by_its_hash_whatever_its_name(library: Library) -> None:
-    library.add("rex", residual(1))
-    found = library.find(residual(1).sha256)
-    assert found is not None
-    assert found.sha256 == residual(1).sha256
-    assert library.find("0" * 64) is None
-
-
 def test_a_name_that_is_not_there(library: Library) -> None:
     for use in (library.load, library.remove):
         with pytest.raises(LibraryError, match="'rex'"):
@@ -110,7 +105,7 @@ def test_names_that_lead_out_of_the_folder_or_into_no_prompt(library: Library, n
 
 @given(st.text())
 def test_a_name_is_one_file_in_the_folder(name: str) -> None:
-    if is_name(name):
+    with contextlib.suppress(LibraryError):
         path = Library(Path("/library")).path_of(name)
         assert (path.parent, path.stem) == (Path("/library"), check_name(name))
 
@@ -131,7 +126,6 @@ def test_broken_files_are_listed_with_what_is_wrong(library: Library, tmp_path: 
     assert "'my-dog'" in problems["my-dog"]
     assert set(problems) == {"torn", "my-dog", "folder", "gone", "loop", "pipe"}
     assert all(problems.values())
-    assert library.find(residual(2).sha256) is None
     with pytest.raises(ResidualError, match="torn"):
         library.load("torn")
     library.remove("torn")
@@ -190,3 +184,36 @@ def test_of_many_writers_one_wins_each_name_and_no_file_is_torn(library: Library
     assert [entry.problem for entry in library.entries()] == [""] * 21
     assert sorted(path.name for path in library.folder.glob(".*")) == [".lock"]
     shutil.rmtree(library.folder)
+
+
+# Files, names, examples
+
+
+def test_a_file_a_name_or_an_example(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own, other = residual_for(tiny), residual_for(tiny, size=2.0)
+    shipped = EXAMPLES["rex"].residual
+    assert find_residual("rex").sha256 == shipped.sha256
+    Library.open().add("rex", own)
+    assert find_residual("rex").sha256 == own.sha256
+    other.save(tmp_path / "rex")
+    assert find_residual("rex").sha256 == find_residual(tmp_path / "rex").sha256 == other.sha256
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(LibraryError, match="hugoo"):
+        find_residual("hugoo")
+    with pytest.raises(LibraryError, match="no name"):
+        find_residual("no name")
+    with pytest.raises(ResidualError, match=r"none\.safetensors"):
+        find_residual(tmp_path / "none.safetensors")
+
+
+def test_a_residual_is_found_by_its_hash(tiny: Any) -> None:
+    own = residual_for(tiny)
+    assert find_by_hash(own.sha256) is None
+    Library.open().add("any", own)
+    for residual in (own, EXAMPLES["rex"].residual):
+        found = find_by_hash(residual.sha256)
+        assert found is not None
+        assert found.sha256 == residual.sha256

@@ -83,28 +83,13 @@ def test_other_tools_find_the_parameters(tmp_path: Path) -> None:
     assert read_record(tmp_path / "a.png") == MADE
 
 
-@pytest.mark.parametrize(
-    ("class_name", "config", "expected"),
-    [
-        ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "DPM++ 2M, Schedule type: Karras, CFG"),
-        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "DPM++ 2M SDE, CFG"),
-        ("SASolverScheduler", {}, "SASolver, CFG"),
-    ],
-)
-def test_samplers_have_the_names_of_other_tools(
-    tmp_path: Path, class_name: str, config: dict[str, object], expected: str
-) -> None:
-    scheduler = {"class_name": class_name, "config": config}
-    write_picture(tmp_path / "a.png", RED, {**MADE, "scheduler": scheduler})
-    assert f"Steps: 50, Sampler: {expected} scale: 7.5" in parameters(tmp_path / "a.png")[-1]
-
-
-def test_parameters_are_quoted_where_they_hold_a_separator(tmp_path: Path) -> None:
+def test_any_name_and_text_stay_in_their_field(tmp_path: Path) -> None:
     named = {"model": {"name": "my model: new, better"}, "text": "犬 \udcff", "negative_prompt": "", "seed": None}
-    write_picture(tmp_path / "a.png", RED, {**MADE, **named})
+    scheduler = {"class_name": "SASolverScheduler", "config": {}}
+    write_picture(tmp_path / "a.png", RED, {**MADE, **named, "scheduler": scheduler})
     assert parameters(tmp_path / "a.png") == [
         r"犬 \udcff",
-        'Steps: 50, Sampler: Euler a, CFG scale: 7.5, Size: 8x8, Model: "my model: new, better"',
+        "Steps: 50, Sampler: SASolver, CFG scale: 7.5, Size: 8x8, Model: my model  new  better",
     ]
 
 
@@ -155,14 +140,14 @@ def test_what_can_not_be_written(tmp_path: Path, image: object, record: dict[str
         (png_with((b"tEXt", b"parameters\0a dog")), "no record"),
         (png_with(itxt(b"{")), "damaged"),
         (png_with(itxt(b"[" * 100_000)), "damaged"),
-        (png_with(itxt(b"\xff")), "damaged"),
-        (png_with((b"iTXt", b"cones2\0")), "damaged"),
-        (png_with((b"iTXt", b"cones2\0\1\0\0\0no zlib")), "damaged"),
+        (png_with(itxt(b"\xff")), "no record"),
+        (png_with((b"iTXt", b"cones2\0")), "no record"),
+        (png_with((b"iTXt", b"cones2\0\1\0\0\0no zlib")), "no record"),
         (png_with(itxt(b"{}")).replace(b"{}", b"[]"), "checksum"),
-        (png_with(itxt(b"[1]")), "list"),
+        (png_with(itxt(b"[1]")), "no record"),
         (png_with(itxt(b'"' + b"x" * 2**20)), "1,048,577"),
-        (png_with(zipped(b" " * 2**24)), "1,048,577"),
-        (png_with(itxt(b"{}"))[:40], "no record"),
+        (png_with(zipped(b" " * 2**24)), "too large"),
+        (png_with(itxt(b"{}"))[:40], "damaged"),
         (b"\xff\xd8\xff\xe0 a JPEG", "not a PNG"),
         (b"", "not a PNG"),
     ],

@@ -4,6 +4,12 @@ Each is also the built-in error that fits, so that code which knows nothing of t
 what is wrong, what was given, what was expected and what to do next.
 """
 
+import reprlib
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class Cones2Error(Exception):
     """Base class: catch this to catch everything that this package raises on purpose."""
@@ -67,3 +73,23 @@ class Cancelled(Cones2Error):  # noqa: N818 - it is no fault
 
 class Cones2Warning(UserWarning):
     """Something that the user should know and that does not stop the work."""
+
+
+class Problem(NamedTuple):
+    """Where a document is wrong (keys and places, joined by dots), what is said of it, and what stands there."""
+
+    place: str
+    message: str
+    got: str
+
+
+def first_problem(error: "ValidationError") -> Problem:
+    """Tell the first of a document's problems, place and content cut short: they may be a stranger's."""
+    first = error.errors()[0]
+    return Problem(".".join(str(part) for part in first["loc"])[:100], first["msg"], reprlib.repr(first["input"]))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, with a full stop."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip().rstrip(".") + "."

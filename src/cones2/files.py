@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 import warnings
@@ -13,6 +14,8 @@ import filelock
 
 from cones2.errors import Cones2Error, Cones2Warning, OutputError
 
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _LOCKS_UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -21,16 +24,28 @@ def expanded(path: Path | str) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
-def read_bounded(path: Path, *, limit: int, error: type[Cones2Error]) -> bytes:
-    """Return the bytes of `path`, a regular file of at most `limit` bytes.
+def is_name(text: str) -> bool:
+    """Whether a text can name a subject and its file: up to 64 letters, digits and underscores, no digit first."""
+    return _NAME.fullmatch(text) is not None
 
-    Symbolic links are followed; pipes, devices and folders are refused without waiting for them.
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text could be the id of a repository of the Hub, `owner/name`, rather than a file."""
+    return _HUB_ID.fullmatch(text) is not None
+
+
+def read_bounded(path: Path, *, limit: int, error: type[Cones2Error]) -> bytes:
+    """Return the bytes of `path`, a regular file of at most `limit` bytes; pipes and devices are not waited for.
 
     Raises:
         Cones2Error: of the type `error`: the file is missing, unreadable, not a regular file or too large.
     """
+
+    def open_without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such flag
+
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
+        with open(path, "rb", opener=open_without_waiting) as file:
             # The open file is asked, so that nothing can be swapped in between.
             is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
             content = file.read(limit + 1) if is_regular else b""
@@ -44,7 +59,7 @@ def read_bounded(path: Path, *, limit: int, error: type[Cones2Error]) -> bytes:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path`: into a temporary file beside it, to the disk, and then under its name.
+    """Write `content` to a temporary file beside `path`, to the disk, and then under its name.
 
     Raises:
         OutputError: the folder is missing or can't be written, or the disk is full; the old content is kept.
@@ -72,11 +87,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder `path` and its parents, unless they are there already.
-
-    Raises:
-        OutputError: it can't be made, for instance because a file is in the way.
-    """
+    """Make the folder `path` and its parents where they are missing; OutputError where that can't be done."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -87,8 +98,7 @@ def make_folder(path: Path) -> None:
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
     """Hold the lock file `path` for a `with` block; the lock ends with the process, however that ends.
 
-    The file and its folder are made where they are missing; the file is never changed, and stays. Where the file
-    system has no locks, the block is entered with a warning.
+    The file is made where it is missing, and stays. Where the file system has no locks, there is a warning instead.
 
     Raises:
         BlockingIOError: somebody else holds it, and `wait` is False.
@@ -111,10 +121,6 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
             message = f"can't lock {path}: {_reason(error)}. Let nothing else write to {path.parent} at the same time."
             warnings.warn(message, Cones2Warning, stacklevel=3)
         yield
-
-
-def _open_without_waiting(name: str, flags: int) -> int:
-    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for a writer; Windows has no such
 
 
 def _reason(error: OSError | ValueError) -> str:

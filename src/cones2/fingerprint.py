@@ -21,15 +21,13 @@ TextEncoder = CLIPTextModel | CLIPTextModelWithProjection | T5EncoderModel
 
 
 def fingerprint(text_encoder: TextEncoder, role: str, name: str, *, hash_weights: bool = True) -> EncoderId:
-    """Return the fingerprint of a text encoder.
-
-    A LoRA that is loaded and not fused is no part of it, and a textual inversion leaves the probe as it is.
+    """Return the fingerprint of a text encoder, less any LoRA that is not fused.
 
     Args:
         text_encoder: in any dtype, on any device.
-        role: its name among a pipeline's components: `text_encoder`, `text_encoder_2`...
+        role: its name among a pipeline's components.
         name: what the user calls the model.
-        hash_weights: False leaves out the hash of all weights, which takes time; the probe still identifies it.
+        hash_weights: False saves the time that hashing all weights takes; the probe still identifies it.
 
     Raises:
         ModelError: it gives NaN or infinity.

@@ -9,8 +9,7 @@ from typing import Any
 
 import pydantic
 
-from cones2.checking import first_problem
-from cones2.errors import SettingsError
+from cones2.errors import SettingsError, first_problem
 from cones2.presets import find_preset
 from cones2.residual import Residual
 from cones2.run import LayoutSettings

@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,16 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-from cones2.checking import is_hub_id
-from cones2.errors import Cones2Error, HubError, OutputError, PictureError, SettingsError
-from cones2.files import make_folder, read_bounded, write_atomically
+from cones2.errors import Cones2Error, HubError, PictureError, SettingsError, first_line
+from cones2.files import is_hub_id, read_bounded
 from cones2.library import check_name
 from cones2.residual import MAX_FILE_BYTES, Residual
 
 RESIDUAL_FILE = "residual.safetensors"
 SAMPLE_FILE = "sample.png"
-CARD_FILE = "README.md"
 
 _LARGEST_SAMPLE = 2**28
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
-_TAGS = ("cones2", "text-to-image", "stable-diffusion", "personalization", "multi-subject")
 
 
 def push(
@@ -35,7 +32,6 @@ def push(
     sample: Path | None = None,
     sample_prompt: str = "",
     private: bool = False,
-    draft: Path | None = None,
     api: HfApi | None = None,
 ) -> str:
     """Push a subject to a new repository, or as a new commit to one of yours, and return its address.
@@ -49,7 +45,6 @@ def push(
         sample: a PNG picture of the subject.
         sample_prompt: what the sample shows.
         private: whether a new repository is for your eyes only; False leaves that to its owner's default.
-        draft: a folder to write all files to instead of pushing them, for a look at them; its path is returned.
         api: the Hub's client.
 
     Raises:
@@ -57,7 +52,6 @@ def push(
         LibraryError: the name can't be one.
         SettingsError: the licence does not look like the Hub's.
         PictureError: the sample can't be read, or is no PNG picture.
-        OutputError: the draft can't be written, or its folder has a README.md of something else.
     """
     _check_repo_id(repo_id)
     if base_model is not None:
@@ -66,17 +60,23 @@ def push(
         raise SettingsError(f"{license[:100]!r} is no licence of the Hub: expected one such as 'cc-by-4.0'.")
     name = name_for(repo_id) if name is None else check_name(name)
     learned_on = residual.parts[0].encoder.name
-    base_model = base_model or (learned_on if is_hub_id(learned_on) else None)
-    widget = [{"text": sample_prompt, "output": {"url": SAMPLE_FILE}}] if sample else None
-    card = _card(residual, repo_id, name=name, license=license, base_model=base_model, widget=widget)
-    files = {CARD_FILE: str(card).encode(errors="replace"), RESIDUAL_FILE: residual.to_bytes()}
+    data = ModelCardData(
+        base_model=base_model or (learned_on if is_hub_id(learned_on) else None),
+        license=license,
+        library_name="cones2",
+        pipeline_tag="text-to-image",
+        tags=["cones2", "text-to-image", "personalization"],
+        instance_prompt=f"a {{{name}}}",
+        widget=[{"text": sample_prompt, "output": {"url": SAMPLE_FILE}}] if sample else None,
+    )
+    files = {
+        "README.md": str(_card(residual, repo_id, name, data)).encode(errors="replace"),
+        RESIDUAL_FILE: residual.to_bytes(),
+    }
     if sample is not None:
         files[SAMPLE_FILE] = read_bounded(sample, limit=_LARGEST_SAMPLE, error=PictureError)
         if not files[SAMPLE_FILE].startswith(b"\x89PNG"):
             raise PictureError(f"{sample} is not a PNG picture: expected one that cones2 drew.")
-    if draft is not None:
-        _write(files, draft)
-        return str(draft)
     api = api or HfApi(library_name="cones2")
     with _asking(repo_id):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
@@ -107,58 +107,23 @@ def pull(repo_id: str, *, revision: str | None = None, api: HfApi | None = None)
 
 
 def name_for(repo_id: str) -> str:
-    """Return a subject's name made of a repository's: `ann/my-dog` gives `my_dog`.
-
-    Raises:
-        LibraryError: it gives none.
-    """
+    """Return a subject's name made of a repository's, `my_dog` of `ann/my-dog`; LibraryError where it gives none."""
     return check_name(re.sub(r"\W", "_", repo_id.rpartition("/")[2], flags=re.ASCII))
 
 
-def _write(files: Mapping[str, bytes], folder: Path) -> None:
-    make_folder(folder)
-    path = folder / CARD_FILE
-    if path.exists() and "library_name: cones2" not in path.read_text(encoding="utf-8", errors="replace"):
-        raise OutputError(f"{path} is there, and cones2 did not write it. Choose a folder of its own.")
-    for file, content in files.items():
-        write_atomically(folder / file, content)
-
-
-def _card(
-    residual: Residual,
-    repo_id: str,
-    *,
-    name: str,
-    license: str,  # noqa: A002
-    base_model: str | None,
-    widget: list[dict[str, Any]] | None,
-) -> ModelCard:
+def _card(residual: Residual, repo_id: str, name: str, data: Any) -> ModelCard:
     """Return the model card: what the subject is, what it fits, and how to use it."""
-    data = ModelCardData(
-        base_model=base_model,
-        base_model_relation="adapter" if base_model else None,
-        license=license,
-        library_name="cones2",
-        pipeline_tag="text-to-image",
-        tags=[*_TAGS, re.sub(r"\W+", "-", residual.class_word.lower()).strip("-")],
-        instance_prompt=f"a {{{name}}}",
-        widget=widget,
-    )
-    model, class_word = _plain(base_model or residual.parts[0].encoder.name), _plain(residual.class_word)
-    numbers = sum(part.vector.numel() for part in residual.parts)
+    model, class_word = _plain(data.base_model or residual.parts[0].encoder.name), _plain(residual.class_word)
     weights = ", ".join(f"`{part.encoder.weights[:12]}`" for part in residual.parts)
     settings = "\n".join(f"| {_plain(key)} | {_plain(str(value))} |" for key, value in sorted(residual.recipe.items()))
-    shown = f"![A picture of it]({SAMPLE_FILE})\n\n*{_plain(widget[0]['text'])}*\n\n" if widget else ""
+    shown = f"![A picture of it]({SAMPLE_FILE})\n\n*{_plain(data.widget[0]['text'])}*\n\n" if data.widget else ""
     return ModelCard(f"""---
 {data.to_yaml()}
 ---
 
 # {name}, a {class_word}
 
-{shown}A subject for [cones2](https://arxiv.org/abs/2305.19327): {numbers} numbers that turn the embedding of
-"{class_word}" into this one. Any number of subjects go into one picture.
-
-## Use
+{shown}A subject for [cones2](https://arxiv.org/abs/2305.19327), on the command line `cones2 pull {repo_id} --name {name}`:
 
 ```python
 import cones2
@@ -168,15 +133,8 @@ pipe.load_subject("{name}", "{repo_id}")
 pipe("a {{{name}}} on the beach").images[0].save("beach.png")
 ```
 
-On the command line, `cones2 pull {repo_id} --name {name}` puts it into your library.
-
-## What it fits
-
-The text encoder of {model} (sha256 of its weights {weights}), and no other.
-
-## How it was learned
-
-From {len(residual.photos)} photos, which are not here, with cones2 {_plain(residual.tool_version)}.
+It fits the text encoder of {model} (sha256 of its weights {weights}), and no other. It was learned from
+{len(residual.photos)} photos, which are not here, with cones2 {_plain(residual.tool_version)}.
 
 | setting | value |
 | --- | --- |
@@ -202,10 +160,8 @@ def _asking(repo_id: str) -> Iterator[None]:
     except EntryNotFoundError as error:
         raise HubError(f"{repo_id} holds no {RESIDUAL_FILE}: expected a repository that cones2 made.") from error
     except Exception as error:  # the client raises its own errors, its transport's and the system's
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise HubError(
-            f"the Hub did not take or give {repo_id}: {lines[0].rstrip('.')}. Check the network and your login."
-        ) from error
+        advice = "Check the network and your login."
+        raise HubError(f"the Hub did not take or give {repo_id}: {first_line(error)} {advice}") from error
 
 
 def _plain(text: str) -> str:

@@ -1,15 +1,15 @@
 """Opening pictures that come from anyone: within bounds, whatever their metadata, and with one kind of error.
 
-PNG files are cut down to what their pixels need before Pillow sees them: a workflow of a megabyte, an XMP packet or a
-text with a wrong checksum is no reason to refuse a sound picture, and costs nothing here.
+PNG files are cut down to what their pixels need before Pillow sees them: a workflow of a megabyte or a text with a
+wrong checksum is no reason to refuse a sound picture.
 """
 
+import contextlib
 import io
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -34,7 +34,7 @@ _TURNS: dict[object, Image.Transpose] = {
 }
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened_image(
     content: bytes,
     *,
@@ -52,7 +52,7 @@ def opened_image(
         formats: Pillow's names of what is taken.
         error: what is raised.
         advice: what to do with a file that is of another format or damaged, as a sentence.
-        most_pixels: more are refused before any is decoded.
+        most_pixels: larger pictures are refused.
 
     Raises:
         Cones2Error: of the class `error`: the picture is of another format, damaged, or too large.
@@ -89,20 +89,14 @@ def upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def scaled_grey(image: Image.Image) -> Image.Image:
-    """Return 16-bit grey in 8 bits by scaling, where Pillow's own conversion clips; other pictures stay as they are."""
-    return image.point(lambda value: value / 256).convert("L") if image.mode.startswith("I") else image
-
-
 def flattened(image: Image.Image, mode: Literal["RGB", "L"], *, background: str) -> Image.Image:
-    """Return a picture in `mode`, what is transparent over `background`, 16-bit grey scaled.
-
-    Transparency is composed in strips of rows, so that little more memory is taken than for the picture itself.
-    """
-    if image.mode.startswith("I") or not image.has_transparency_data:
-        return scaled_grey(image).convert(mode)
+    """Return a picture in `mode`, what is transparent over `background`."""
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips
+        return image.point(lambda value: value / 256).convert("L").convert(mode)
+    if not image.has_transparency_data:
+        return image.convert(mode)
     flat = Image.new(mode, image.size)
-    for top in range(0, image.height, _STRIP):
+    for top in range(0, image.height, _STRIP):  # so that little more memory is taken than for the picture
         strip = image.crop((0, top, image.width, min(top + _STRIP, image.height))).convert("RGBA")
         below = Image.new("RGBA", strip.size, background)
         flat.paste(Image.alpha_composite(below, strip).convert(mode), (0, top))
@@ -110,26 +104,19 @@ def flattened(image: Image.Image, mode: Literal["RGB", "L"], *, background: str)
 
 
 def _without_text(content: bytes) -> tuple[bytes, bytes | None]:
-    """Return a PNG file without text and animation, and its colour profile, which Pillow takes only up to 1 MB."""
+    """Return a PNG file without text and animation, and its colour profile, of which Pillow takes at most 1 MB."""
     kept, place, profile = [_PNG], len(_PNG), None
     while place < len(content):
         chunk = content[place : place + 12 + int.from_bytes(content[place : place + 4], "big")]
         kind = chunk[4:8]
         if kind == b"iCCP":
-            profile = _profile(chunk[8:-4])
+            reader = zlib.decompressobj()
+            with contextlib.suppress(zlib.error):
+                profile = reader.decompress(chunk[8:-4].partition(b"\0")[2][1:], LARGEST_PROFILE)
+            profile = profile if reader.eof else None  # damaged, or very large
         elif kind == b"eXIf":
             kept += [chunk] if struct.pack(">I", zlib.crc32(chunk[4:-4])) == chunk[-4:] else []
         elif kind == b"tRNS" or not kind[:1].islower():  # capitals: what no decoder may skip
             kept.append(chunk)
         place += len(chunk)
     return b"".join(kept), profile
-
-
-def _profile(data: bytes) -> bytes | None:
-    """Return the colour profile of an iCCP chunk; None if it is damaged or very large."""
-    try:
-        reader = zlib.decompressobj()
-        profile = reader.decompress(data.partition(b"\0")[2][1:], LARGEST_PROFILE)
-    except zlib.error:
-        return None
-    return profile if reader.eof else None

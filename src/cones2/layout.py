@@ -276,9 +276,8 @@ def _shape(value: object, load_mask: LoadMask | None = None) -> Shape:
         form = _ShapeForm.model_validate(value)
         if form.mask is None:
             return Polygon(tuple(map(point_of, form.polygon)))
-        if isinstance(form.mask, str):
-            return (load_mask or _load_mask)(form.mask)
-        return Mask.from_base64(form.mask["png"])
+        load = load_mask or _load_mask
+        return load(form.mask) if isinstance(form.mask, str) else Mask.from_base64(form.mask["png"])
     raise LayoutError(f"{reprlib.repr(value)} is no shape: expected a box of 4 numbers, a polygon, a mask or 'rest'.")
 
 

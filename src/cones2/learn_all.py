@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from cones2.captions import captions_for, check_class_word, read_captions
-from cones2.checking import first_problem
-from cones2.errors import Cones2Error, ResidualError, SettingsError
+from cones2.errors import Cones2Error, ResidualError, SettingsError, first_problem
 from cones2.families import family_of
 from cones2.files import expanded, read_bounded
 from cones2.fingerprint import fingerprint

@@ -1,4 +1,4 @@
-"""The user's subjects by name: a folder of residuals that several processes may write at once."""
+"""Where residuals come from: files, the user's own library of subjects by name, the examples and the Hub."""
 
 import contextlib
 import difflib
@@ -9,9 +9,8 @@ from pathlib import Path
 
 import platformdirs
 
-from cones2.checking import is_name
 from cones2.errors import Cones2Error, LibraryError
-from cones2.files import expanded, locked, make_folder
+from cones2.files import expanded, is_hub_id, is_name, locked, make_folder
 from cones2.residual import Residual
 
 FOLDER_VARIABLE = "CONES2_LIBRARY"
@@ -22,14 +21,7 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A file of the library.
-
-    Attributes:
-        name: of the subject.
-        path: of its file.
-        residual: what is in it; None where it is broken.
-        problem: why it is broken; empty where it is not.
-    """
+    """A file of the library, by the name of its subject; without a residual, `problem` says why it is broken."""
 
     name: str
     path: Path
@@ -51,9 +43,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Library:
-    """A folder of residuals, `NAME.safetensors` each; it need not be there yet.
+    """A folder of residuals, `NAME.safetensors` each, that several processes may write at once.
 
-    A file is whole or absent, whoever else writes. Files that other programs put there are read like any stranger's.
+    It need not be there yet. Files that other programs put there are read like any stranger's.
     """
 
     folder: Path
@@ -63,6 +55,18 @@ class Library:
         """Return the library in `folder`, else in $CONES2_LIBRARY, else in the user's data folder."""
         named = folder or os.environ.get(FOLDER_VARIABLE)
         return cls(expanded(named) if named else platformdirs.user_data_path("cones2") / "subjects")
+
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted, without reading them.
+
+        Raises:
+            LibraryError: the folder is there and can't be read.
+        """
+        try:
+            paths = list(self.folder.iterdir()) if self.folder.exists() else []
+        except (OSError, ValueError) as error:
+            raise LibraryError(f"can't read the library {self.folder}: {error}. Check the folder.") from error
+        return sorted(path.stem for path in paths if path.suffix == _SUFFIX and not path.name.startswith("."))
 
     def entries(self) -> Iterator[Entry]:
         """Read all files, sorted by name; a broken one says why.
@@ -77,31 +81,15 @@ class Library:
             except (Cones2Error, OSError) as error:
                 yield Entry(name, path, None, str(error))
 
-    def names(self) -> list[str]:
-        """Return the names of all files, sorted, without reading them.
-
-        Raises:
-            LibraryError: the folder is there and can't be read.
-        """
-        try:
-            paths = list(self.folder.iterdir()) if self.folder.exists() else []
-        except (OSError, ValueError) as error:
-            raise LibraryError(f"can't read the library {self.folder}: {error}. Check the folder.") from error
-        return sorted(path.stem for path in paths if path.suffix == _SUFFIX and not path.name.startswith("."))
-
     def path_of(self, name: str) -> Path:
-        """Return where a subject's file is, or would be.
-
-        Raises:
-            LibraryError: the name is not one.
-        """
+        """Return where a subject's file is, or would be; LibraryError for what can't be a name."""
         return self.folder / f"{check_name(name)}{_SUFFIX}"
 
     def load(self, name: str) -> Residual:
         """Read the residual of a subject.
 
         Raises:
-            LibraryError: the name is not one, or none of the library's.
+            LibraryError: the name is none of the library's.
             ResidualError: its file is damaged.
         """
         path = self.path_of(name)
@@ -109,16 +97,11 @@ class Library:
             raise self._unknown(name)
         return Residual.load(path)
 
-    def find(self, sha256: str) -> Residual | None:
-        """Return the residual whose file has this sha256, under whatever name; None where there is none."""
-        residuals = (entry.residual for entry in self.entries())
-        return next((residual for residual in residuals if residual and residual.sha256 == sha256), None)
-
     def add(self, name: str, residual: Residual, *, replace: bool = False) -> Path:
         """Keep a residual under a name, and return its path; of two that add one name at once, one wins.
 
         Raises:
-            LibraryError: the name is not one, or is taken and `replace` is False.
+            LibraryError: the name can't be one, or is taken and `replace` is False.
             OutputError: it can't be written.
         """
         path = self.path_of(name)
@@ -132,7 +115,7 @@ class Library:
         """Give a subject, sound or broken, another name, and return its path.
 
         Raises:
-            LibraryError: a name is not one, `old` is none of the library's, or `new` is taken and `replace` is False.
+            LibraryError: `old` is none of the library's, or `new` can't be one, or is taken and `replace` is False.
             OutputError: the folder can't be written.
         """
         before, after = self.path_of(old), self.path_of(new)
@@ -145,7 +128,7 @@ class Library:
         """Delete a subject, sound or broken.
 
         Raises:
-            LibraryError: the name is not one, or none of the library's, or its file can't be deleted.
+            LibraryError: the name is none of the library's, or its file can't be deleted.
             OutputError: the folder can't be written.
         """
         path = self.path_of(name)
@@ -156,8 +139,7 @@ class Library:
         """Check that a subject can have a name: where disks ignore case, names that differ only in it are one file.
 
         Raises:
-            LibraryError: the name is taken and `replace` is False, or differs only in case from one that is taken,
-                other than `besides`.
+            LibraryError: it is taken and `replace` is False, or differs only in case from another than `besides`.
         """
         names = self.names()
         if name in names and not replace:
@@ -190,13 +172,45 @@ class Library:
 
 
 def check_name(name: str) -> str:
-    """Return the name of a subject as it is.
-
-    Raises:
-        LibraryError: it can't be one.
-    """
+    """Return the name of a subject as it is; LibraryError for what can't be one."""
     if not is_name(name):
         raise LibraryError(
             f"{name[:100]!r} can't name a subject: expected up to 64 letters, digits and _, no digit first."
         )
     return name
+
+
+def find_residual(source: str | Path) -> Residual:
+    """Return the residual that a user names.
+
+    Args:
+        source: a file, or any path that ends in `.safetensors`; a name in the library; the name of an example; or a Hub
+            id, `owner/name`.
+
+    Raises:
+        ResidualError: the file is not a sound residual.
+        LibraryError: neither the library nor the examples have this name.
+        HubError: the Hub does not have this id, or can't be reached.
+    """
+    path, name = expanded(source), str(source)
+    if path.is_file() or path.suffix == _SUFFIX:
+        return Residual.load(path)
+    if is_hub_id(name):
+        from cones2.hub import pull
+
+        return pull(name)
+    from cones2.examples import EXAMPLES
+
+    library = Library.open()
+    if name in EXAMPLES and not library.path_of(name).exists():
+        return EXAMPLES[name].residual
+    return library.load(name)
+
+
+def find_by_hash(sha256: str) -> Residual | None:
+    """Return the residual of the library or of the examples whose file has this sha256; None where there is none."""
+    from cones2.examples import EXAMPLES
+
+    residuals = [entry.residual for entry in Library.open().entries()]
+    residuals += [example.residual for example in EXAMPLES.values()]
+    return next((residual for residual in residuals if residual and residual.sha256 == sha256), None)

@@ -22,14 +22,14 @@ from cones2.learning.recipe import Recipe
 from cones2.models import ModelFacts, facts_of, open_pipeline
 from cones2.monitor import AttentionReading
 from cones2.prompts import parse_prompt, placeholders, unknown_words
-from cones2.record import DrawCall, PictureRecord, describe, write_picture
+from cones2.record import DrawCall, describe
 from cones2.residual import Residual
 from cones2.shared import lock_of
-from cones2.sources import find_residual
 from cones2.subjects import Subject, as_subject, check_mentioned
 
 if TYPE_CHECKING:
     from cones2.learning.learner import LearnStep
+    from cones2.redraw import PictureRecord
 
 _NOT_PASSED_ON = ("from_pipe", "from_single_file", "from_config", "download", "load_config", "extract_init_dict")
 
@@ -57,6 +57,8 @@ class Cones2Output:
             OutputError: the file can't be written.
             PictureError: the image is not a PIL image, or its record is too large.
         """
+        from cones2.png import write_picture
+
         write_picture(path, self.images[index], self.records[index])
 
     def __repr__(self) -> str:
@@ -150,6 +152,8 @@ class Cones2Pipeline:
             HubError: the Hub does not have it.
         """
         if isinstance(source, str | Path):
+            from cones2.library import find_residual  # drawing does without
+
             source = find_residual(source)
         self._subjects[name] = replace(as_subject(name, source), strength=strength, during=during, negative=negative)
 
@@ -334,7 +338,7 @@ class Cones2Pipeline:
             )
             return Cones2Output(result.images, placed, inputs.attention(), describe(inner, self.facts, call))
 
-    def redraw(self, record: PictureRecord | Mapping[str, Any] | Path | str, **arguments: Any) -> Cones2Output:
+    def redraw(self, record: "PictureRecord | Mapping[str, Any] | Path | str", **arguments: Any) -> Cones2Output:
         """Draw the picture of a record again: the same batch, of which its own picture is kept.
 
         Args:
@@ -345,8 +349,9 @@ class Cones2Pipeline:
             PictureError: there is no record, it can't be drawn again, or something that it needs is missing.
             Cones2Error: as a call.
         """
-        found = record if isinstance(record, PictureRecord) else PictureRecord.load(record)
-        output: Cones2Output = found.redraw(self, **arguments)
+        from cones2.redraw import redraw  # drawing does without
+
+        output: Cones2Output = redraw(record, self, **arguments)
         return output
 
     def cancel(self) -> None:

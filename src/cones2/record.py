@@ -1,282 +1,244 @@
-"""The record of how a picture was made, read back from anyone's file; `cones2.provenance` writes it."""
+"""How a picture was made, as JSON values: the call, and the scheduler, adapters, encoders and machine behind it.
+
+`cones2.png` puts a record into a picture, `cones2.redraw` reads it back and draws the picture again.
+"""
 
 import base64
-import binascii
+import hashlib
+import importlib.metadata
+import inspect
 import json
+import math
 import struct
+import weakref
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    PlainValidator,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from PIL import Image
+from torch import Tensor
 
-from cones2.checking import first_problem
-from cones2.errors import PictureError
+from cones2.errors import ModelError
+from cones2.families import family_of, unwrapped
+from cones2.fingerprint import fingerprint
 from cones2.layout import Layout
-from cones2.png import read_record, strip_residuals, write_picture
-from cones2.prompts import LONGEST_PROMPT
-from cones2.provenance import CPU_STATE, MOST_STATES, DrawCall, Library, describe, restored
-from cones2.residual import Residual
+from cones2.models import ModelFacts
+from cones2.prompts import parse_prompt
 from cones2.run import LayoutSettings
 from cones2.subjects import Subject
 
-__all__ = ["DrawCall", "PictureRecord", "describe", "read_record", "strip_residuals", "write_picture"]
+LibraryName = Literal["cones2", "diffusers", "torch", "transformers"]
+"""Those that move the last bits of a picture."""
 
-MOST_PICTURES = 64
-"""Pictures of a record's batch, and subjects in it."""
-MOST_PIXELS = 2**26
-"""Pixels of a record's batch."""
-
-_MOST_STEPS = 1000
-_USUAL_SIDE = 1024  # pixels, where a record does not say
+_LARGEST_OPTION = 2**16  # characters of JSON
+_ENCODERS: "weakref.WeakKeyDictionary[torch.nn.Module, tuple[object, dict[str, Any]]]" = weakref.WeakKeyDictionary()
 
 
-_Short = Annotated[str, Field(max_length=1000)]
-_Text = Annotated[str, Field(max_length=LONGEST_PROMPT)]
-_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-_Seed = Annotated[int, Field(ge=0, lt=2**63)]
-_Number = Annotated[float, Field(ge=-1e6, le=1e6)]
-# Bounded, since numbers among a scheduler's settings decide how much memory it takes.
-_Setting = bool | Annotated[int, Field(ge=-100_000, le=100_000)] | _Number | _Short | None | list[_Number]
-_Device = Annotated[str, Field(pattern=r"^[a-z]{1,10}(:\d{1,3})?$")]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DrawCall:
+    """A call of `Cones2Pipeline`, as far as it makes the pictures.
+
+    Attributes:
+        seeds: of each picture; None where generators were given.
+        generator_states: of these, before the call; one for all pictures, or one for each.
+        num_images: how many pictures were drawn.
+        options: every other argument of the wrapped pipeline's call.
+    """
+
+    prompt: str
+    subjects: Mapping[str, Subject]
+    layout: Layout | None
+    seeds: tuple[int, ...] | None
+    generator_states: tuple[Tensor, ...] | None
+    num_images: int
+    num_inference_steps: int
+    guidance_scale: float | None
+    negative_prompt: str
+    layout_settings: LayoutSettings
+    force: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+def describe(pipeline: Any, facts: ModelFacts, call: DrawCall) -> tuple[dict[str, Any], ...]:
+    """Return for each picture how it was made, as JSON values: all that is needed to draw it again.
+
+    Args:
+        pipeline: the diffusers pipeline that drew, as it was then.
+        facts: what the model is called.
+        call: what was asked of it.
+    """
+    residuals = {each.residual.sha256: each.residual for each in call.subjects.values() if each.residual is not None}
+    levels = call.layout_settings.levels
+    seeds, reason = _seeds(pipeline, call)
+    record = {
+        "prompt": call.prompt,
+        "text": parse_prompt(call.prompt, {name: each.class_word for name, each in call.subjects.items()}).text,
+        "subjects": {name: _describe_subject(subject) for name, subject in call.subjects.items()},
+        "layout": None if call.layout is None else json.loads(call.layout.to_json()),
+        "seeds": None if seeds is None else list(seeds),
+        "not_repeatable": reason,
+        "num_images": call.num_images,
+        "num_inference_steps": call.num_inference_steps,
+        "guidance_scale": call.guidance_scale,
+        "negative_prompt": call.negative_prompt,
+        "layout_settings": {**asdict(call.layout_settings), "levels": None if levels is None else list(levels)},
+        "force": call.force,
+        **describe_options(call.options),
+        "scheduler": describe_scheduler(pipeline.scheduler),
+        "pipeline": type(pipeline).__name__,
+        "model": {"name": facts.name, "encoders": describe_encoders(pipeline)},
+        "adapters": describe_adapters(pipeline),
+        **describe_surroundings(pipeline),
+        "residuals": {key: base64.b64encode(each.to_bytes()).decode() for key, each in residuals.items()},
+    }
+    pictures = enumerate(seeds or (None,) * call.num_images)
+    return tuple({**record, "seed": seed, "index": index} for index, seed in pictures)
 
 
-class RecordedSubject(_Strict):
-    """A subject as a record names it; `residual` is the sha256 of its file, None for an untaught word."""
+def _describe_subject(subject: Subject) -> dict[str, Any]:
+    return {
+        "class_word": subject.class_word,
+        "residual": None if subject.residual is None else subject.residual.sha256,
+        "strength": subject.strength,
+        "during": list(subject.during),
+        "negative": subject.negative,
+    }
 
-    class_word: _Short
-    residual: _Sha256 | None
-    strength: _Number
-    during: tuple[_Number, _Number]
-    negative: _Text
+
+def _seeds(pipeline: Any, call: DrawCall) -> tuple[tuple[int, ...] | None, str]:
+    """Return the seed of each picture, or None and why the pictures can't be drawn again."""
+    states = call.generator_states or ()
+    if call.seeds is not None:
+        return call.seeds, ""
+    if getattr(pipeline.scheduler, "noise_sampler_seed", 0) is None:
+        return None, f"{type(pipeline.scheduler).__name__} ignores generators; give seeds to it"
+    seeds = [struct.unpack("<Q", bytes(state[:8].tolist()))[0] % 2**63 for state in states]
+    fresh = [torch.Generator().manual_seed(seed).get_state() for seed in seeds]
+    if len(states) == call.num_images and all(map(torch.equal, fresh, states)):
+        return tuple(seeds), ""
+    return None, "a record holds generators only where each picture has a fresh one on the CPU; give seeds"
 
 
-class RecordedGenerators(_Strict):
-    """Generators before a picture was drawn: one for all pictures, or one for each."""
+def content_hash(value: Any) -> str | None:
+    """Return a sha256 of an image, an array, a tensor or a list of them, whatever its file; None for all else."""
+    if isinstance(value, list | tuple):
+        hashes = [content_hash(item) for item in value]
+        if not hashes or None in hashes:
+            return None
+        return hashlib.sha256(f"list {' '.join(map(str, hashes))}".encode()).hexdigest()
+    if isinstance(value, Image.Image):
+        image = value.convert("RGBA") if value.mode in ("P", "PA") else value
+        kind, content = f"image {image.mode} {image.size}", image.tobytes()
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        kind, content = f"array {value.dtype} {value.shape}", value.tobytes()
+    elif isinstance(value, Tensor):
+        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        kind, content = f"tensor {value.dtype} {tuple(value.shape)}", flat.numpy().tobytes()
+    else:
+        return None
+    return hashlib.sha256(kind.encode() + b"\0" + content).hexdigest()
 
-    device: _Device
-    states: Annotated[tuple[Annotated[str, Field(max_length=20_000)], ...], Field(min_length=1, max_length=MOST_STATES)]
 
-    def make(self) -> torch.Generator | list[torch.Generator]:
-        """Return generators in these states.
-
-        Raises:
-            PictureError: the device is not there, or has no such states.
-        """
-        made = []
+def describe_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Sort arguments into `options`, which are JSON values, `inputs`, of which there are hashes, and `unrecorded`."""
+    found: dict[str, Any] = {"options": {}, "inputs": {}, "unrecorded": []}
+    for name, value in options.items():
+        if (hashed := content_hash(value)) is not None:
+            found["inputs"][name] = hashed
+            continue
         try:
-            for state in map(bytes.fromhex, self.states):
-                # PyTorch does not check these two against each other, and would read beyond its 624 numbers.
-                left, _, following = struct.unpack_from("<8xiiQ", state) if len(state) == CPU_STATE else (1, 1, 0)
-                if (left, following) != (1, 0) and left + following != 625:
-                    raise ValueError("it is damaged")
-                made.append(torch.Generator(self.device).set_state(torch.tensor(list(state), dtype=torch.uint8)))
-        except (ValueError, RuntimeError) as error:
-            raise PictureError(f"no generator on {self.device} has the record's state: {error}.") from error
-        return made if len(made) > 1 else made[0]
-
-
-class RecordedEncoder(_Strict):
-    """A text encoder by its role in the pipeline, its width, and what it gives for a fixed input."""
-
-    role: _Short
-    width: Annotated[int, Field(ge=1, le=16384)]
-    probe: Annotated[tuple[_Number, ...], Field(max_length=64)]
-
-
-class RecordedModel(_Strict):
-    """A model by what its user opened: `mini`, a Hub id or a folder's name; and by its text encoders."""
-
-    name: _Short
-    encoders: Annotated[tuple[RecordedEncoder, ...], Field(max_length=4)]
-
-
-class RecordedScheduler(_Strict):
-    """A scheduler by its class in diffusers and its settings."""
-
-    class_name: Annotated[str, Field(pattern=r"^\w{1,100}$")]
-    config: Annotated[dict[_Short, _Setting], Field(max_length=100)]
-
-
-class RecordedAdapter(_Strict):
-    """A LoRA by the hash of its weights, and its scales in each component."""
-
-    sha256: _Sha256
-    scales: dict[_Short, tuple[float, ...]]
-
-
-def _read_layout(value: Any) -> Layout | None:
-    return None if value is None else Layout.from_json(json.dumps(value))
-
-
-def _read_settings(value: Any) -> LayoutSettings:
-    return TypeAdapter(LayoutSettings).validate_json(json.dumps(value), strict=True, extra="forbid")
-
-
-def _read_residuals(value: Any) -> dict[str, Residual]:
-    encoded = TypeAdapter(dict[_Sha256, str]).validate_python(value, strict=True)
-    if len(encoded) > MOST_PICTURES:
-        raise ValueError(f"there are {len(encoded)}, expected at most {MOST_PICTURES}")
-    found = {}
-    for sha256, text in encoded.items():
-        try:
-            residual = Residual.from_bytes(base64.b64decode(text, validate=True), origin="an embedded residual")
-        except binascii.Error as error:
-            raise ValueError(f"it is not base64: {error}") from error
-        if residual.sha256 != sha256:
-            raise ValueError(f"the residual of sha256 {sha256[:12]} has {residual.sha256[:12]}")
-        found[sha256] = residual
+            plain = _to_plain(value)
+            is_small = len(json.dumps(plain)) <= _LARGEST_OPTION
+        except (TypeError, RecursionError):
+            is_small = False
+        if is_small:
+            found["options"][name] = plain
+        else:
+            found["unrecorded"].append(name)
     return found
 
 
-class PictureRecord(_Strict):
-    """A picture's record, checked: what `describe` returned, read back from anyone's file.
+def _to_plain(value: Any) -> Any:
+    """Return a JSON value, with `{"tuple": [...]}` for a tuple; TypeError where there is none."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, list | tuple):
+        items = [_to_plain(item) for item in value]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _to_plain(item) for key, item in value.items()}
+    raise TypeError(f"a {type(value).__name__} is no JSON value")
 
-    Attributes:
-        text: the prompt as the model read it.
-        seed: of this picture, one of the `seeds` of its batch; None where there are `generators` instead.
-        not_repeatable: why there is neither; else empty.
-        index: of this picture in its batch of `num_images`.
-        options: other arguments of the call.
-        inputs: hashes of the images and tensors among these, by name.
-        unrecorded: the names of those that have neither JSON nor a hash.
-        pipeline: the class of the diffusers pipeline.
-        adapters: active LoRA, by name.
-        versions: of the libraries that move the last bits.
-        residuals: those that are embedded, by the sha256 of their files.
+
+def restored(value: Any) -> Any:
+    """Return an option as it was before `describe_options`: tuples are tuples again."""
+    if isinstance(value, dict):
+        if list(value) == ["tuple"] and isinstance(value["tuple"], list):
+            return tuple(map(restored, value["tuple"]))
+        return {key: restored(item) for key, item in value.items()}
+    return [restored(item) for item in value] if isinstance(value, list) else value
+
+
+def describe_scheduler(scheduler: Any) -> dict[str, Any]:
+    """Return a scheduler's class and settings; settings that are no JSON values are left out."""
+    taken = inspect.signature(type(scheduler)).parameters  # the config also keeps what was made for other classes
+    settings = {name: value for name, value in scheduler.config.items() if name in taken}
+    return {"class_name": type(scheduler).__name__, "config": describe_options(settings)["options"]}
+
+
+def describe_adapters(pipeline: Any) -> dict[str, Any]:
+    """Return by name the hash of every active LoRA's weights, and its scales in each component."""
+    digests: dict[str, Any] = {}
+    scales: dict[str, dict[str, set[float]]] = {}
+    modules = {role: each for role, each in sorted(pipeline.components.items()) if isinstance(each, torch.nn.Module)}
+    for role, module in modules.items():
+        for path, layer in unwrapped(module).named_modules():
+            if getattr(layer, "_disable_adapters", True) or not hasattr(layer, "scaling"):  # these are peft's names
+                continue
+            for name in set(layer.active_adapters) & set(layer.scaling):
+                scale = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
+                scales.setdefault(name, {}).setdefault(role, set()).add(float(f"{scale:.6g}"))
+                weights = {key: value for key, value in layer.state_dict().items() if name in key.split(".")}
+                for key in sorted(weights):
+                    line = f"{role}.{path}.{key} {content_hash(weights[key])}\n"
+                    digests.setdefault(name, hashlib.sha256()).update(line.encode())
+    return {
+        name: {"sha256": digest.hexdigest(), "scales": {role: sorted(found) for role, found in scales[name].items()}}
+        for name, digest in digests.items()
+    }
+
+
+def describe_encoders(pipeline: Any) -> list[dict[str, Any]]:
+    """Return role, width and probe of each text encoder that reads subjects; one that gives NaN is left out.
+
+    A probe takes a call of the encoder, so each is probed once, until its weights change.
     """
+    described = []
+    for role in (part.encoder for part in family_of(pipeline).text_parts):
+        encoder = getattr(pipeline, role)
+        versions = sum(0 if weight.is_inference() else weight._version for weight in encoder.parameters())
+        merged = [name for layer in encoder.modules() for name in getattr(layer, "merged_adapters", ())]
+        state = (encoder.dtype, versions, merged)
+        if encoder not in _ENCODERS or _ENCODERS[encoder][0] != state:
+            try:
+                probed = fingerprint(encoder, role, "the model", hash_weights=False)
+            except ModelError:
+                continue
+            finally:
+                pipeline.maybe_free_model_hooks()
+            _ENCODERS[encoder] = state, {"role": role, "width": probed.width, "probe": list(probed.probe)}
+        described.append(_ENCODERS[encoder][1])
+    return described
 
-    prompt: _Text
-    text: str
-    subjects: Annotated[dict[_Short, RecordedSubject], Field(max_length=MOST_PICTURES)]
-    layout: Annotated[Layout | None, PlainValidator(_read_layout)]
-    seed: _Seed | None
-    seeds: Annotated[tuple[_Seed, ...], Field(min_length=1, max_length=MOST_PICTURES)] | None
-    generators: RecordedGenerators | None
-    not_repeatable: _Short
-    index: Annotated[int, Field(ge=0)]
-    num_images: Annotated[int, Field(ge=1, le=MOST_PICTURES)]
-    num_inference_steps: Annotated[int, Field(ge=1, le=_MOST_STEPS)]
-    guidance_scale: Annotated[float, Field(ge=0, le=1000)] | None
-    negative_prompt: _Text
-    layout_settings: Annotated[LayoutSettings, PlainValidator(_read_settings)]
-    force: bool
-    options: Annotated[dict[_Short, JsonValue], Field(max_length=100)]
-    inputs: Annotated[dict[_Short, _Sha256], Field(max_length=100)]
-    unrecorded: Annotated[tuple[_Short, ...], Field(max_length=100)]
-    scheduler: RecordedScheduler
-    pipeline: _Short
-    model: RecordedModel
-    adapters: Annotated[dict[_Short, RecordedAdapter], Field(max_length=MOST_PICTURES)]
-    device: _Device
-    dtype: Annotated[str, Field(pattern="^[a-z0-9_]{1,20}$")]
-    threads: Annotated[int, Field(ge=1, le=1024)]
-    versions: dict[Library, _Short]
-    residuals: Annotated[dict[str, Residual], PlainValidator(_read_residuals)] = {}
 
-    @model_validator(mode="after")
-    def _check(self) -> "PictureRecord":
-        if self.index >= self.num_images:
-            raise ValueError(f"index {self.index} is beyond the {self.num_images} pictures of its batch")
-        if self.seeds and (len(self.seeds) != self.num_images or self.seeds[self.index] != self.seed):
-            raise ValueError(f"seed {self.seed} is not number {self.index} of its batch of {self.num_images}")
-        if self.generators and len(self.generators.states) not in (1, self.num_images):
-            raise ValueError(f"{len(self.generators.states)} generators for {self.num_images} pictures")
-        if not (self.seeds or self.generators or self.not_repeatable):
-            raise ValueError("it has no seed, no generator and no reason for that")
-        pixels = self.num_images
-        for side in (self.options.get("height"), self.options.get("width")):
-            if side is not None and not (type(side) is int and side > 0):
-                raise ValueError(f"a side of {side!r} pixels makes no sense")
-            pixels *= side or _USUAL_SIDE
-        if pixels > MOST_PIXELS:
-            raise ValueError(f"it asks for {pixels:,} pixels at once, expected at most {MOST_PIXELS:,}")
-        if any(isinstance(value, list) and len(value) > _MOST_STEPS for value in self.options.values()):
-            raise ValueError(f"a list among its options is longer than {_MOST_STEPS}")  # timesteps, or sigmas
-        return self
-
-    @classmethod
-    def load(cls, source: Path | str | Mapping[str, Any]) -> "PictureRecord":
-        """Read the record of a picture that may come from anyone, given its PNG or what `read_record` returned.
-
-        Raises:
-            PictureError: there is none, or it is not what `describe` returns, or asks for too much.
-        """
-        if isinstance(source, Mapping):
-            return cls.from_record(source)
-        record = read_record(source)
-        try:
-            return cls.from_record(record)
-        except PictureError as error:
-            raise PictureError(f"{source} can't be drawn again: {error}") from error
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "PictureRecord":
-        """Check a record.
-
-        Raises:
-            PictureError: a key is unknown, missing or of another kind than `describe` writes, or too large.
-        """
-        try:
-            # By way of JSON, since strict pydantic takes JSON's lists for tuples, but not Python's.
-            return cls.model_validate_json(json.dumps(record, allow_nan=False))
-        except ValidationError as error:
-            problem = first_problem(error)
-            where = f" at {problem.place!r}" if problem.place else ""
-            raise PictureError(f"its record is wrong{where}: {problem.message}. Was it edited?") from error
-        except (TypeError, ValueError, RecursionError) as error:
-            raise PictureError(f"its record is not JSON: {error}.") from error
-
-    def arguments(self, subjects: Mapping[str, Subject]) -> dict[str, Any]:
-        """Return the arguments of `Cones2Pipeline` that draw the whole batch, without inputs and unrecorded ones.
-
-        Args:
-            subjects: as `cones2.redraw.recall_subjects` returns them.
-
-        Raises:
-            PictureError: the picture can't be drawn again, or its generators can't be made here.
-        """
-        if not (self.seeds or self.generators):
-            raise PictureError(f"the picture can't be drawn again: {self.not_repeatable}.")
-        settings = asdict(self.layout_settings)
-        noise = {"seed": list(self.seeds)} if self.seeds else {"generator": self.generators and self.generators.make()}
-        return {
-            **{name: restored(value) for name, value in self.options.items() if name not in ("seed", "generator")},
-            "prompt": self.prompt,
-            "layout": self.layout,
-            "subjects": dict(subjects),
-            "num_inference_steps": self.num_inference_steps,
-            "guidance_scale": self.guidance_scale,
-            "negative_prompt": self.negative_prompt or None,
-            "num_images_per_prompt": self.num_images,
-            **{f"layout_{name}": settings.pop(name) for name in ("scale", "effect", "levels")},
-            **settings,
-            "force": self.force,
-            **noise,
-        }
-
-    @property
-    def is_cones_v2(self) -> bool:
-        """Whether the authors' own loop drew it, `cones2.cones_v2.loop`."""
-        return self.options.get("sampler") == "cones_v2"
-
-    def redraw(self, pipe: Any, **arguments: Any) -> Any:
-        """Draw the picture again on a `Cones2Pipeline`; see `cones2.redraw.redraw`."""
-        from cones2.redraw import redraw
-
-        return redraw(self, pipe, **arguments)
+def describe_surroundings(pipeline: Any) -> dict[str, Any]:
+    """Return what moves the last bits of a picture: device, dtype, PyTorch's threads, and versions."""
+    return {
+        "device": str(pipeline._execution_device),
+        "dtype": str(getattr(pipeline, family_of(pipeline).denoiser).dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "versions": {name: importlib.metadata.version(name) for name in get_args(LibraryName)},
+    }

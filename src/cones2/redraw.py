@@ -1,77 +1,274 @@
-"""Drawing a picture again from its record: the same batch, of which one is kept, with the same threads."""
+"""Drawing a picture again from its record, which may come from anyone: its whole batch, of which one is kept."""
 
+import base64
 import copy
-import os
-import threading
+import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
 
-import torch
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator, TypeAdapter
 
-from cones2.errors import Cones2Warning, PictureError, ResidualError
-from cones2.provenance import (
+from cones2.errors import Cones2Warning, PictureError, ResidualError, first_problem
+from cones2.layout import Layout
+from cones2.library import find_by_hash
+from cones2.png import read_record
+from cones2.prompts import LONGEST_PROMPT
+from cones2.record import (
+    LibraryName,
     content_hash,
     describe_adapters,
     describe_encoders,
     describe_scheduler,
     describe_surroundings,
+    restored,
 )
-from cones2.record import PictureRecord, RecordedScheduler
-from cones2.residual import EncoderId
+from cones2.residual import EncoderId, Residual
+from cones2.run import LayoutSettings
 from cones2.schedulers import SCHEDULERS
-from cones2.sources import find_by_hash
+from cones2.shared import possible_threads, threads
 from cones2.subjects import Subject
 
+MOST_PICTURES = 64
+"""Pictures of a record's batch, and subjects in it."""
+MOST_PIXELS = 2**26
+"""Pixels of a record's batch."""
+
+_MOST_STEPS = 1000
+_USUAL_SIDE = 1024  # pixels, where a record does not say
 _WITHOUT_EFFECT = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "measure_attention")
 _NOT_OF_CONES_V2 = frozenset(
     {"seed", "sampler", "measure_attention", "num_images_per_prompt", "callback_on_step_end_tensor_inputs"}
     | {"layout_scale", "layout_effect", "layout_levels", "preset", "guided_steps", "weight_negative"}
 )
-_THREADS = threading.RLock()
+
+_Short = Annotated[str, Field(max_length=1000)]
+_Text = Annotated[str, Field(max_length=LONGEST_PROMPT)]
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Seed = Annotated[int, Field(ge=0, lt=2**63)]
+_Number = Annotated[float, Field(ge=-1e6, le=1e6)]
+# Bounded, since numbers among a scheduler's settings decide how much memory it takes.
+_Setting = bool | Annotated[int, Field(ge=-100_000, le=100_000)] | _Number | _Short | None | list[_Number]
 
 
-def redraw(record: PictureRecord, pipe: Any, **arguments: Any) -> Any:
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Subject(_Strict):
+    class_word: _Short
+    residual: _Sha256 | None
+    strength: _Number
+    during: tuple[_Number, _Number]
+    negative: _Text
+
+
+class _Encoder(_Strict):
+    role: _Short
+    width: Annotated[int, Field(ge=1, le=16384)]
+    probe: Annotated[tuple[_Number, ...], Field(max_length=64)]
+
+
+class _Model(_Strict):
+    name: _Short
+    encoders: Annotated[tuple[_Encoder, ...], Field(max_length=4)]
+
+
+class _Scheduler(_Strict):
+    class_name: Annotated[str, Field(pattern=r"^\w{1,100}$")]
+    config: Annotated[dict[_Short, _Setting], Field(max_length=100)]
+
+
+class _Adapter(_Strict):
+    sha256: _Sha256
+    scales: dict[_Short, tuple[float, ...]]
+
+
+def _read_layout(value: Any) -> Layout | None:
+    return None if value is None else Layout.from_json(json.dumps(value))
+
+
+def _read_settings(value: Any) -> LayoutSettings:
+    return TypeAdapter(LayoutSettings).validate_json(json.dumps(value), strict=True, extra="forbid")
+
+
+def _read_residuals(value: Any) -> dict[str, Residual]:
+    encoded = TypeAdapter(dict[_Sha256, str]).validate_python(value, strict=True)
+    if len(encoded) > MOST_PICTURES:
+        raise ValueError(f"there are {len(encoded)}, expected at most {MOST_PICTURES}")
+    found = {}
+    for sha256, text in encoded.items():
+        found[sha256] = Residual.from_bytes(base64.b64decode(text, validate=True), origin="an embedded residual")
+        if found[sha256].sha256 != sha256:
+            raise ValueError(f"the residual of sha256 {sha256[:12]} has {found[sha256].sha256[:12]}")
+    return found
+
+
+class PictureRecord(_Strict):
+    """A picture's record, as `cones2.record.describe` writes it, read back from anyone's file and checked.
+
+    Attributes:
+        text: the prompt as the model read it.
+        seed: of this picture, one of the `seeds` of its batch.
+        not_repeatable: why there are none; else empty.
+        index: of this picture in its batch of `num_images`.
+        options: other arguments of the call.
+        inputs: hashes of the images and tensors among these, by name.
+        unrecorded: the names of those that have neither JSON nor a hash.
+        residuals: those that are embedded, by the sha256 of their files.
+    """
+
+    prompt: _Text
+    text: str
+    subjects: Annotated[dict[_Short, _Subject], Field(max_length=MOST_PICTURES)]
+    layout: Annotated[Layout | None, PlainValidator(_read_layout)]
+    seed: _Seed | None
+    seeds: Annotated[tuple[_Seed, ...], Field(min_length=1, max_length=MOST_PICTURES)] | None
+    not_repeatable: _Short
+    index: Annotated[int, Field(ge=0)]
+    num_images: Annotated[int, Field(ge=1, le=MOST_PICTURES)]
+    num_inference_steps: Annotated[int, Field(ge=1, le=_MOST_STEPS)]
+    guidance_scale: Annotated[float, Field(ge=0, le=1000)] | None
+    negative_prompt: _Text
+    layout_settings: Annotated[LayoutSettings, PlainValidator(_read_settings)]
+    force: bool
+    options: Annotated[dict[_Short, JsonValue], Field(max_length=100)]
+    inputs: Annotated[dict[_Short, _Sha256], Field(max_length=100)]
+    unrecorded: Annotated[tuple[_Short, ...], Field(max_length=100)]
+    scheduler: _Scheduler
+    pipeline: _Short
+    model: _Model
+    adapters: Annotated[dict[_Short, _Adapter], Field(max_length=MOST_PICTURES)]
+    device: Annotated[str, Field(pattern=r"^[a-z]{1,10}(:\d{1,3})?$")]
+    dtype: Annotated[str, Field(pattern="^[a-z0-9_]{1,20}$")]
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    versions: dict[LibraryName, _Short]
+    residuals: Annotated[dict[str, Residual], PlainValidator(_read_residuals)] = {}
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "PictureRecord":
+        if self.index >= self.num_images:
+            raise ValueError(f"index {self.index} is beyond the {self.num_images} pictures of its batch")
+        if self.seeds and (len(self.seeds) != self.num_images or self.seeds[self.index] != self.seed):
+            raise ValueError(f"seed {self.seed} is not number {self.index} of its batch of {self.num_images}")
+        if not (self.seeds or self.not_repeatable):
+            raise ValueError("it has no seed, and no reason for that")
+        pixels = self.num_images
+        for side in (self.options.get("height"), self.options.get("width")):
+            if side is not None and not (type(side) is int and side > 0):
+                raise ValueError(f"a side of {side!r} pixels makes no sense")
+            pixels *= side or _USUAL_SIDE
+        if pixels > MOST_PIXELS:
+            raise ValueError(f"it asks for {pixels:,} pixels at once, expected at most {MOST_PIXELS:,}")
+        if any(isinstance(value, list) and len(value) > _MOST_STEPS for value in self.options.values()):
+            raise ValueError(f"a list among its options is longer than {_MOST_STEPS}")  # timesteps, or sigmas
+        return self
+
+    @classmethod
+    def load(cls, source: Path | str | Mapping[str, Any]) -> "PictureRecord":
+        """Read the record of a picture, given its PNG or what `read_record` returned.
+
+        Raises:
+            PictureError: there is none, or it is not as `describe` writes it, or asks for too much.
+        """
+        record = source if isinstance(source, Mapping) else read_record(source)
+        name = "the picture" if isinstance(source, Mapping) else str(source)
+        try:
+            # By way of JSON, since strict pydantic takes JSON's lists for tuples, but not Python's.
+            return cls.model_validate_json(json.dumps(record, allow_nan=False))
+        except pydantic.ValidationError as error:
+            place, message, _ = first_problem(error)
+            wrong = f"its record is wrong at {place!r}: {message}. Was it edited?"
+            raise PictureError(f"{name} can't be drawn again: {wrong}") from error
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PictureError(f"{name} can't be drawn again: its record is not JSON: {error}.") from error
+
+    def arguments(self, subjects: Mapping[str, Subject]) -> dict[str, Any]:
+        """Return the arguments of `Cones2Pipeline` that draw the whole batch, without inputs and unrecorded ones.
+
+        Args:
+            subjects: as `recall_subjects` returns them.
+
+        Raises:
+            PictureError: the picture can't be drawn again.
+        """
+        if not self.seeds:
+            raise PictureError(f"the picture can't be drawn again: {self.not_repeatable}.")
+        settings = asdict(self.layout_settings)
+        return {
+            **{name: restored(value) for name, value in self.options.items() if name not in ("seed", "generator")},
+            "prompt": self.prompt,
+            "layout": self.layout,
+            "subjects": dict(subjects),
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "negative_prompt": self.negative_prompt or None,
+            "num_images_per_prompt": self.num_images,
+            **{f"layout_{name}": settings.pop(name) for name in ("scale", "effect", "levels")},
+            **settings,
+            "force": self.force,
+            "seed": list(self.seeds),
+        }
+
+
+def redraw(source: PictureRecord | Mapping[str, Any] | Path | str, pipe: Any, **arguments: Any) -> Any:
     """Draw the picture of a record again: its whole batch, of which its own picture is kept.
 
-    It is the same bit for bit on the same machine, device, dtype and versions. What differs is said in one warning.
+    It is the same bit for bit on the same machine, device, dtype and versions; one warning says what differs.
     PyTorch's thread count is the record's until this returns; only one picture at a time is redrawn.
 
     Args:
-        record: what to draw.
-        pipe: a `Cones2Pipeline` of the record's model and pipeline class; its scheduler stays as it is. Residuals that
-            the record does not hold are found among its subjects, in the library and in the examples.
+        source: a record, or the PNG of a picture.
+        pipe: a `Cones2Pipeline` of the record's model and pipeline class; its scheduler stays as it is.
         **arguments: the record's `inputs` and `unrecorded` ones; also `callback_on_step_end` and `measure_attention`.
 
-    Returns:
-        A `Cones2Output` of one picture.
-
     Raises:
-        PictureError: the picture can't be drawn again, or not on this pipeline; or an argument is missing, is not the
-            record's, or is none that it needs.
-        ResidualError: a residual is not found.
+        PictureError: the picture can't be drawn again, or not on this pipeline and with these arguments.
+        ResidualError: a residual is neither in the record, nor among the pipeline's, the library's or the examples.
         Cones2Error: as a call.
     """
+    record = source if isinstance(source, PictureRecord) else PictureRecord.load(source)
     check_pipeline(record, pipe)
     _check_arguments(record, arguments)
     call = record.arguments(recall_subjects(record, pipe.subjects)) | arguments
     warn_of_differences(record, pipe)
     with threads(record.threads):
         drawing = with_scheduler(pipe, make_scheduler(record.scheduler, pipe.scheduler))
-        output = _draw_cones_v2(record, drawing, call) if record.is_cones_v2 else drawing(**call)
+        if record.options.get("sampler") == "cones_v2":
+            output = _draw_cones_v2(drawing, record.layout_settings, call)
+        else:
+            output = drawing(**call)
     kept = slice(record.index, record.index + 1)
     images, attention, records = output.images[kept], output.attention[kept], output.records[kept]
     return replace(output, images=images, attention=attention, records=records)
 
 
-def recall_subjects(record: PictureRecord, known: Mapping[str, Subject] | None = None) -> dict[str, Subject]:
-    """Return a record's subjects, their residuals embedded, or found by their hash.
+def _check_arguments(record: PictureRecord, arguments: Mapping[str, Any]) -> None:
+    lacking = (*record.inputs, *record.unrecorded)
+    for name in lacking:
+        if name not in arguments:
+            raise PictureError(f"the picture was drawn with an argument {name!r} that its record can't hold: give it.")
+    for name, value in arguments.items():
+        if name in record.inputs and content_hash(value) != record.inputs[name]:
+            raise PictureError(f"{name!r} is another than the picture was drawn with: its sha256 differs.")
+        if name not in (*lacking, *_WITHOUT_EFFECT):
+            raise PictureError(f"{name!r} is none that the record lacks: to draw another picture, call the pipeline.")
 
-    Args:
-        record: of a picture.
-        known: subjects that may be the record's, by any name; then come the library and the examples.
+
+def _draw_cones_v2(pipe: Any, layout_settings: LayoutSettings, call: Mapping[str, Any]) -> Any:
+    """Draw with the authors' own loop, which has other names for some arguments."""
+    from cones2.cones_v2.loop import draw
+
+    passed = {name: value for name, value in call.items() if name not in _NOT_OF_CONES_V2}
+    meter = call.get("measure_attention", False)
+    return draw(pipe, layout_settings=layout_settings, seeds=call["seed"], meter=meter, **passed)
+
+
+def recall_subjects(record: PictureRecord, known: Mapping[str, Subject] | None = None) -> dict[str, Subject]:
+    """Return a record's subjects; residuals are its own, or found by hash among `known`, the library and the examples.
 
     Raises:
         ResidualError: a residual is not found.
@@ -101,8 +298,13 @@ def check_pipeline(record: PictureRecord, pipe: Any) -> None:
     kind = type(pipe.pipeline).__name__
     if record.pipeline != kind:
         raise PictureError(f"the picture was drawn by a {record.pipeline}, this is a {kind}: wrap one of that class.")
-    here = _encoder_ids("here", describe_encoders(pipe.pipeline))
-    there = _encoder_ids("there", [dict(encoder) for encoder in record.model.encoders])
+
+    def ids(encoders: Any, weights: str) -> dict[str, EncoderId]:
+        made = (EncoderId(each["role"], "", each["width"], weights, tuple(each["probe"])) for each in encoders)
+        return {each.role: each for each in made}
+
+    here = ids(describe_encoders(pipe.pipeline), "here")
+    there = ids((each.model_dump() for each in record.model.encoders), "there")
     if here.keys() != there.keys() or not all(here[role].fits(there[role]) for role in here):
         raise PictureError(
             f"the picture was drawn on {record.model.name!r}, this is {pipe.facts.name!r} with another text encoder:"
@@ -128,15 +330,15 @@ def warn_of_differences(record: PictureRecord, pipe: Any) -> None:
         "model": (record.model.name, pipe.facts.name),
         "device": (record.device, here["device"]),
         "dtype": (record.dtype, here["dtype"]),
-        "threads": (record.threads, _possible(record.threads)),
+        "threads": (record.threads, possible_threads(record.threads)),
         **{library: (version, here["versions"][library]) for library, version in record.versions.items()},
     }
     differing = [f"{name} {there} there, {found} here" for name, (there, found) in pairs.items() if there != found]
     if differing:
-        warnings.warn(f"the picture may differ: {'; '.join(differing)}.", Cones2Warning, stacklevel=5)
+        warnings.warn(f"the picture may differ: {'; '.join(differing)}.", Cones2Warning, stacklevel=4)
 
 
-def make_scheduler(recorded: RecordedScheduler, own: Any) -> Any:
+def make_scheduler(recorded: _Scheduler, own: Any) -> Any:
     """Return the scheduler of a record, for a pipeline whose own is `own`; that itself where they are alike.
 
     Raises:
@@ -165,48 +367,3 @@ def with_scheduler(pipe: Any, scheduler: Any) -> Any:
     vars(inner)["scheduler"] = scheduler
     vars(other)["pipeline"] = inner
     return other
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let PyTorch compute with `count` threads, or as many as this machine has, until the block ends.
-
-    The count is the whole process's, so that blocks in several threads wait for one another.
-    """
-    with _THREADS:
-        before = torch.get_num_threads()
-        torch.set_num_threads(_possible(count))
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
-
-def _possible(count: int) -> int:
-    return min(count, max(os.cpu_count() or 1, torch.get_num_threads()))
-
-
-def _encoder_ids(weights: str, encoders: Sequence[Mapping[str, Any]]) -> dict[str, EncoderId]:
-    return {
-        each["role"]: EncoderId(each["role"], "", each["width"], weights, tuple(each["probe"])) for each in encoders
-    }
-
-
-def _check_arguments(record: PictureRecord, arguments: Mapping[str, Any]) -> None:
-    for name in (*record.inputs, *record.unrecorded):
-        if name not in arguments:
-            raise PictureError(f"the picture was drawn with an argument {name!r} that its record can't hold: give it.")
-    for name, value in arguments.items():
-        if name in record.inputs and content_hash(value) != record.inputs[name]:
-            raise PictureError(f"{name!r} is another than the picture was drawn with: its sha256 differs.")
-        if name not in (*record.inputs, *record.unrecorded, *_WITHOUT_EFFECT):
-            raise PictureError(f"{name!r} is none that the record lacks: to draw another picture, call the pipeline.")
-
-
-def _draw_cones_v2(record: PictureRecord, pipe: Any, call: dict[str, Any]) -> Any:
-    """Draw with the authors' own loop, which has other names for some arguments."""
-    from cones2.cones_v2.loop import draw
-
-    call = {**call, "seeds": call["seed"], "meter": call.get("measure_attention", False)}
-    passed = {name: value for name, value in call.items() if name not in _NOT_OF_CONES_V2}
-    return draw(pipe, layout_settings=record.layout_settings, **passed)

@@ -1,9 +1,8 @@
 """The residual: what turns a class word's embedding into the user's subject, and its file of a few KB.
 
 The file is safetensors: one float32 tensor of shape [tokens, dim] for each text encoder, named by the encoder's role in
-a diffusers pipeline (`text_encoder`, `text_encoder_2`...), and one metadata key, `cones2`, with sorted JSON. The same
-residual always gives the same bytes. Reading checks the header, within bounds, before any tensor is made, and never
-touches a model.
+a diffusers pipeline, and one metadata key, `cones2`, with sorted JSON. The same residual always gives the same bytes.
+Reading checks the header, within bounds, before any tensor is made.
 """
 
 import hashlib
@@ -15,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
@@ -23,8 +22,7 @@ from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from torch import Tensor
 
-from cones2.checking import first_problem
-from cones2.errors import Cones2Warning, ResidualError, ResidualMismatchError, SettingsError
+from cones2.errors import Cones2Warning, ResidualError, ResidualMismatchError, SettingsError, first_problem
 from cones2.files import read_bounded, write_atomically
 
 VERSION = 3
@@ -45,8 +43,6 @@ class _Strict(BaseModel):
 
 
 class _Part(_Strict):
-    """What the header says of a text encoder and of what was learned for it."""
-
     role: Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,63}$")]
     name: _Text
     width: int = Field(ge=1, le=16384)
@@ -82,7 +78,7 @@ class EncoderId:
         name: the model that the user opened.
         width: numbers in the embedding of a token.
         weights: sha256 of the float32 weights under canonical names.
-        probe: a few numbers that the encoder gives for a fixed input; they identify it in another dtype as well.
+        probe: a few numbers that it gives for a fixed input, almost the same in every dtype.
     """
 
     role: str
@@ -93,11 +89,10 @@ class EncoderId:
 
     def fits(self, other: "EncoderId") -> bool:
         """Return whether both are the same encoder, whatever its dtype, its file or its name."""
-        return self.width == other.width and (self.weights == other.weights or self._probe_agrees(other))
-
-    def _probe_agrees(self, other: "EncoderId") -> bool:
-        if len(self.probe) != len(other.probe):
+        if self.width != other.width or len(self.probe) != len(other.probe):
             return False
+        if self.weights == other.weights:
+            return True
         scale = min(math.hypot(*self.probe), math.hypot(*other.probe))
         return math.isfinite(scale) and math.dist(self.probe, other.probe) <= _PROBE_TOLERANCE * scale
 
@@ -110,7 +105,7 @@ class ResidualPart:
         encoder: the text encoder that it was learned on.
         tokens: those of the class word, as the encoder's tokenizer writes them.
         vector: Δ, one row for each token; float32.
-        span: the rule that says to which tokens of a prompt the rows are added: those of the class word.
+        span: the tokens of a prompt to which the rows are added.
 
     Raises:
         ResidualError: tokens and vector do not match, or the vector is not finite.
@@ -145,7 +140,7 @@ class Residual:
 
     Attributes:
         class_word: the word, or words, for the raw category.
-        parts: what was learned, for each text encoder of the model; each has a role of its own.
+        parts: what was learned for each text encoder of the model.
         recipe: the settings that it was learned with; JSON values.
         photos: sha256 of each photo's file.
         tool_version: the version of cones2 that learned it.
@@ -193,14 +188,8 @@ class Residual:
             ResidualError: a field is not what a file can hold, such as infinity in the recipe.
         """
         parts = [{**asdict(part.encoder), "tokens": part.tokens, "span": part.span} for part in self.parts]
-        document = {
-            "version": VERSION,
-            "class_word": self.class_word,
-            "parts": parts,
-            "recipe": dict(self.recipe),
-            "photos": self.photos,
-            "tool_version": self.tool_version,
-        }
+        fields = {name: getattr(self, name) for name in ("class_word", "photos", "tool_version")}
+        document = {"version": VERSION, **fields, "parts": parts, "recipe": dict(self.recipe)}
         try:
             text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -239,8 +228,12 @@ class Residual:
         try:
             document = _read_header(content)
             tensors = safetensors.torch.load(content)
-            parts = tuple(_part(entry, tensors[entry.role]) for entry in document.parts)
-            residual = cls(document.class_word, parts, document.recipe, tuple(document.photos), document.tool_version)
+            parts = []
+            for entry in document.parts:
+                encoder = EncoderId(entry.role, entry.name, entry.width, entry.weights, tuple(entry.probe))
+                parts.append(ResidualPart(encoder, tuple(entry.tokens), tensors[entry.role], entry.span))
+            photos = tuple(document.photos)
+            residual = cls(document.class_word, tuple(parts), document.recipe, photos, document.tool_version)
             _ = residual.sha256  # what was read can be written again: no half characters, nothing too long
         except (ResidualError, safetensors.SafetensorError, UnicodeEncodeError) as error:
             message = f"{origin} is no sound residual file: {error} Download it or learn it again."
@@ -258,18 +251,6 @@ class Residual:
         """
         if not math.isfinite(weight):
             raise SettingsError(f"weight {weight} can't be used: expected a number, 0 for the one, 1 for the other.")
-        return self._combined(other, (1 - weight, weight))
-
-    def __add__(self, other: "Residual") -> "Residual":
-        """Return the subject that is both at once, `Δ + Δ'`.
-
-        Raises:
-            ResidualMismatchError: they do not have the same class word, tokens and text encoders.
-        """
-        return self._combined(other, (1.0, 1.0)) if isinstance(other, Residual) else NotImplemented
-
-    def _combined(self, other: "Residual", weights: tuple[float, float]) -> "Residual":
-        """Weigh and add; the recipe says what was combined."""
         try:
             other.check_fits([part.encoder for part in self.parts])
         except ResidualMismatchError as error:
@@ -280,13 +261,10 @@ class Residual:
                 f"residuals of {self.class_word!r} and {other.class_word!r} can't be combined: they are added to"
                 " other tokens. Combine residuals of one class word."
             )
-        combined = [{"residual": one.sha256, "weight": x} for one, x in zip((self, other), weights, strict=True)]
-        return replace(
-            self,
-            parts=tuple(replace(one, vector=weights[0] * one.vector + weights[1] * two.vector) for one, two in pairs),
-            recipe={"combined": combined},
-            photos=tuple(dict.fromkeys(self.photos + other.photos)),
-        )
+        mixed = [replace(one, vector=(1 - weight) * one.vector + weight * two.vector) for one, two in pairs]
+        recipe = {"mixed": [self.sha256, other.sha256], "weight": weight}
+        photos = tuple(dict.fromkeys(self.photos + other.photos))
+        return replace(self, parts=tuple(mixed), recipe=recipe, photos=photos)
 
     def check_fits(self, encoders: Sequence[EncoderId], *, force: bool = False) -> None:
         """Check that this residual was learned on these text encoders, whatever their dtype or file.
@@ -322,17 +300,8 @@ def _described(encoders: Sequence[EncoderId]) -> str:
     return f"{name} (width {'+'.join(str(encoder.width) for encoder in encoders)})"
 
 
-def _part(entry: _Part, vector: Tensor) -> ResidualPart:
-    encoder = EncoderId(entry.role, entry.name, entry.width, entry.weights, tuple(entry.probe))
-    return ResidualPart(encoder, tuple(entry.tokens), vector, entry.span)
-
-
 def _read_header(content: bytes) -> _Document:
-    """Check all of a file but the tensors' numbers and where they lie, and return what its metadata says.
-
-    Raises:
-        ResidualError: it is not as `to_bytes` writes it.
-    """
+    """Check all of a file but the tensors' numbers and where they lie, and return what its metadata says."""
     if not 8 <= len(content) <= MAX_FILE_BYTES:
         raise ResidualError(f"it has {len(content)} bytes, expected 8 to {MAX_FILE_BYTES}.")
     (length,) = struct.unpack("<Q", content[:8])
@@ -346,8 +315,8 @@ def _read_header(content: bytes) -> _Document:
         document = _Document.model_validate(_from_json(metadata["cones2"]))
         entries = TypeAdapter(dict[str, _TensorEntry]).validate_python(header)
     except ValidationError as error:
-        problem = first_problem(error)
-        raise ResidualError(f"{problem.place or 'its header'!r}: {problem.message}.") from error
+        place, message, _ = first_problem(error)
+        raise ResidualError(f"{place or 'its header'!r}: {message}.") from error
     shapes = {part.role: [len(part.tokens), part.width] for part in document.parts}
     if {name: entry.shape for name, entry in entries.items()} != shapes:
         raise ResidualError("its tensors do not have the names and shapes that its metadata tells.")
@@ -355,18 +324,12 @@ def _read_header(content: bytes) -> _Document:
 
 
 def _from_json(text: bytes | str) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a key stands there twice")
+        return dict(pairs)
+
     try:
-        return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise ResidualError(f"its header is not the JSON that it should be: {str(error)[:100]}.") from error
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands there twice")
-    return result
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"it holds {name}")

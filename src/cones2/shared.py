@@ -1,5 +1,7 @@
-"""Changes to objects that several threads share: made by the first that needs one, undone by the last that leaves."""
+"""Changes to what several threads share: an object, a model that one thread may use at a time, libraries' settings."""
 
+import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,13 +20,15 @@ class _Change:
 
 
 _LOCK = threading.Lock()
+_QUIET = threading.RLock()
+_COUNTING = threading.RLock()
 _CHANGES: dict[tuple[int, str], _Change] = {}
 _LOCKS: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
 
 
 @contextmanager
 def shared_change(owner: object, what: str, make: Callable[[], Undo]) -> Iterator[None]:
-    """Hold a change of `owner` within a `with` block; blocks that overlap in time share one change.
+    """Hold a change of `owner` within a `with` block; blocks that overlap in time share it, and the last undoes it.
 
     Args:
         owner: the object that is changed.
@@ -51,3 +55,62 @@ def lock_of(owner: Any) -> Any:
     """Return the one lock, which a thread may take again, of a model that can't be used by two threads at once."""
     with _LOCK:
         return _LOCKS.setdefault(owner, threading.RLock())
+
+
+@contextmanager
+def without_import_notices() -> Iterator[None]:
+    """Drop what transformers says on being imported where torchvision is not installed; nothing here needs that."""
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        return "torchvision" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.utils.import_utils")
+    logger.addFilter(is_kept)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_kept)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep progress bars and load reports off the terminal, then put back the user's settings; threads wait in turn."""
+    with without_import_notices():
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+    libraries = (transformers_logging, diffusers_logging)
+    with _QUIET, without_import_notices():
+        saved = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+        try:
+            for library in libraries:
+                library.set_verbosity(logging.CRITICAL)
+                library.disable_progress_bar()
+            yield
+        finally:
+            for library, (verbosity, has_bars) in zip(libraries, saved, strict=True):
+                library.set_verbosity(verbosity)
+                if has_bars:
+                    library.enable_progress_bar()
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let PyTorch compute with `count` threads, or as many as this machine has, until the block ends.
+
+    The count is the whole process's, so that blocks in several threads wait for one another.
+    """
+    import torch  # the command line does without it
+
+    with _COUNTING:
+        before = torch.get_num_threads()
+        torch.set_num_threads(possible_threads(count))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def possible_threads(count: int) -> int:
+    """Return how many threads `threads` takes."""
+    return min(count, os.cpu_count() or 1)
