@@ -20,7 +20,6 @@ from cones2.errors import PromptError
 from cones2.families import FAMILIES
 from cones2.guidance import (
     RegionWeights,
-    TokenWeights,
     floor_of,
     layout_bias,
     level_grids,
@@ -83,9 +82,9 @@ def test_std_of_half_precision_is_as_exact_as_the_mask_that_it_scales() -> None:
 @given(st.floats(0.01, 100), st.integers(0, 99))
 def test_scaling_all_scores_scales_what_is_added(factor: float, seed: int) -> None:
     query, key = random(2, 2, 7, 3, seed=seed), random(2, 2, 5, 3, seed=seed + 1)
-    weights = TokenWeights(random(7, 5, seed=seed + 2), torch.zeros(7, 5, dtype=torch.bool))
+    gain, floor = random(7, 5, seed=seed + 2), torch.zeros(7, 5)
     strength = torch.tensor([0.5, 0.0])
-    added, scaled = (layout_bias(each, key, weights, strength) for each in (query, query * factor))
+    added, scaled = (layout_bias(each, key, gain, floor, strength) for each in (query, query * factor))
     torch.testing.assert_close(scaled, added * factor)
     assert not added[1].any()
 
@@ -93,9 +92,8 @@ def test_scaling_all_scores_scales_what_is_added(factor: float, seed: int) -> No
 def test_each_row_has_its_own_spread_and_strength() -> None:
     query, key = random(3, 2, 6, 4), random(3, 2, 5, 4, seed=1)
     query[0] *= 30  # a loud neighbour
-    weights = TokenWeights(torch.ones(6, 5), torch.zeros(6, 5, dtype=torch.bool))
     strength = torch.tensor([0.1, 0.2, 0.7])
-    together = layout_bias(query, key, weights, strength)
+    together = layout_bias(query, key, torch.ones(6, 5), torch.zeros(6, 5), strength)
     assert together.shape == (3, 1, 6, 5)
     for row in range(3):
         std = (query[row] @ key[row].mT / 2).std()
@@ -107,9 +105,9 @@ def test_what_hides_a_token_stays_finite(dtype: torch.dtype) -> None:
     hidden = torch.full((3,), floor_of(dtype), dtype=dtype) + torch.tensor([-100.0, 0.0, 100.0], dtype=dtype)
     assert hidden.isfinite().all()
     assert hidden.softmax(0).isfinite().all()
-    weights = TokenWeights(torch.tensor([[1e38, -1e38, 0.0]]), torch.tensor([[False, True, True]]))
+    gain, floor = torch.tensor([[1e38, -1e38, 0.0]]), floor_of(dtype) * torch.tensor([[0.0, 1.0, 1.0]])
     query, key = random(1, 1, 1, 4).to(dtype), random(1, 1, 3, 4, seed=1).to(dtype)
-    added = layout_bias(query, key, weights, torch.tensor([1000.0]))
+    added = layout_bias(query, key, gain, floor, torch.tensor([1000.0])).to(dtype)
     assert added[0, 0, 0].tolist() == [-floor_of(dtype), floor_of(dtype), floor_of(dtype)]
 
 
@@ -176,14 +174,14 @@ class Denoiser(torch.nn.Module):
 class GoldenEdit:
     """Eq. 7 with a given M and strength."""
 
-    def __init__(self, weights: TokenWeights, strength: torch.Tensor) -> None:
-        self.weights, self.strength = weights, strength
+    def __init__(self, gain: torch.Tensor, strength: torch.Tensor) -> None:
+        self.gain, self.strength = gain, strength
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args, kwargs
 
     def bias(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return layout_bias(query, key, self.weights, self.strength)
+        return layout_bias(query, key, self.gain, torch.zeros_like(self.gain), self.strength)
 
 
 @pytest.fixture(scope="module")
@@ -211,9 +209,8 @@ def test_an_edited_layer_is_the_authors(
     golden: dict[str, Any], denoiser: Denoiser, side: int, sigma: str, source: str
 ) -> None:
     gain = golden_gain(golden, side, source)
-    weights = TokenWeights(gain, torch.zeros_like(gain, dtype=torch.bool))
     strength = 0.08 * torch.tensor([float(sigma)]).square().log1p()
-    with edited_attention(denoiser, FAMILIES[0], GoldenEdit(weights, strength)):
+    with edited_attention(denoiser, FAMILIES[0], GoldenEdit(gain, strength)):
         found = denoiser(golden[f"pixels.{side}"], golden["text"])
     assert_near(found, golden[f"edited.{side}.sigma{sigma}"])
     assert_near(denoiser(golden[f"pixels.{side}"], golden["text"]), golden[f"plain.{side}"])

@@ -62,11 +62,24 @@ def token_weights(regions: Mapping[str, RegionWeights], spans: Spans, tokens: in
     return TokenWeights(gain, blocked)
 
 
-def layout_bias(query: Query, key: Key, weights: TokenWeights, strength: Float[Tensor, "rows"]) -> Bias:
+def layout_bias(
+    query: Query,
+    key: Key,
+    gain: Float[Tensor, "pixels tokens"],
+    floor: Float[Tensor, "pixels tokens"],
+    strength: Float[Tensor, "rows"],
+) -> Float[Tensor, "rows 1 pixels tokens"]:
     """Return η(t)·M: what is added to the scores `QKᵀ/√d` before the softmax (arXiv:2305.19327, Eq. 7).
 
-    `weights` and `strength` are on the queries' device. Each row has its own std, so it does not depend on its batch
-    mates; the authors' code takes one over the whole batch.
+    Each row has its own std, so it does not depend on its batch mates; the authors' code takes one over the whole
+    batch.
+
+    Args:
+        query: of the rows that a layout guides.
+        key: likewise.
+        gain: M, on the queries' device.
+        floor: added whatever η is: `floor_of` the queries' dtype where a token is blocked, 0 elsewhere.
+        strength: η / std(scores) of each row.
 
     Example:
         Two pixels and two tokens, of which the first belongs to a subject whose region is the first pixel. The scores
@@ -75,17 +88,17 @@ def layout_bias(query: Query, key: Key, weights: TokenWeights, strength: Float[T
 
         >>> query = torch.tensor([[[[0.0], [1.0]]]])
         >>> key = torch.tensor([[[[2.0], [2.0]]]])
-        >>> gain, blocked = torch.tensor([[2.5, 0.0], [0.0, 0.0]]), torch.tensor([[False, False], [True, False]])
-        >>> bias = layout_bias(query, key, TokenWeights(gain, blocked), torch.tensor([0.5]))
+        >>> hidden = floor_of(torch.float32)
+        >>> gain, floor = torch.tensor([[2.5, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [hidden, 0.0]])
+        >>> bias = layout_bias(query, key, gain, floor, torch.tensor([0.5]))
         >>> [round(number, 4) for number in bias[0, 0, 0].tolist()]
         [1.4434, 0.0]
-        >>> bias[0, 0, 1].tolist() == [floor_of(torch.float32), 0.0]
+        >>> bias[0, 0, 1].tolist() == [hidden, 0.0]
         True
     """
-    eta = strength * product_std(query, key) / math.sqrt(query.shape[3])
-    floor = floor_of(query.dtype)  # and as far above 0: an infinite bias would give NaN either way
-    added = torch.addcmul(weights.blocked * floor, eta.view(-1, 1, 1, 1), weights.gain)
-    return added.clamp_(floor, -floor).to(query.dtype)
+    scaled = (strength * product_std(query, key)).view(-1, 1, 1, 1)
+    lowest = floor_of(query.dtype)  # and as far above 0: an infinite bias would give NaN either way
+    return torch.addcmul(floor, scaled, gain, value=1 / math.sqrt(query.shape[3])).clamp_(lowest, -lowest)
 
 
 def product_std(query: Query, key: Key) -> Float[Tensor, "rows"]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cones2.errors import LayoutError, ModelError, SettingsError
 from cones2.families import Arguments, Family, unwrapped
-from cones2.guidance import Bias, Key, Query, RegionWeights, Spans, TokenWeights, floor_of, layout_bias, token_weights
+from cones2.guidance import Bias, Key, Query, RegionWeights, Spans, floor_of, layout_bias, token_weights
 from cones2.layout import Layout
 from cones2.monitor import AttentionMeter
 from cones2.presets import NoiseLevel, find_preset
@@ -98,7 +98,8 @@ class TextEdit(NamedTuple):
 class _Mask(NamedTuple):
     """The part of a layer's bias that all steps share."""
 
-    weights: TokenWeights  # on the queries' device
+    gain: Float[Tensor, "pixels tokens"]  # M
+    floor: Float[Tensor, "pixels tokens"]  # what hides blocked tokens
     whole: Bias  # of all rows, filled up at its end; each layer changes a part of it
 
 
@@ -110,6 +111,7 @@ class _Call:
     count: int = 0  # of all rows
     tokens: int = 0
     grids: tuple[tuple[int, int], ...] = ()
+    shape: tuple[object, ...] = ()  # what a mask depends on, of the above
     strength: Float[Tensor, "conditional"] | None = None
     is_measured: bool = False
 
@@ -174,7 +176,9 @@ class Run:
         train_steps = int(self.pipeline.scheduler.config.num_train_timesteps)
         call = self.family.read_call(denoiser, train_steps, args, kwargs)
         rows = self._conditional_rows(call.text)
-        self._call = _Call(rows=rows, count=len(call.text), tokens=call.text.shape[1], grids=call.grids)
+        count, tokens = call.text.shape[:2]
+        shape = (call.grids[0], count, tokens, str(rows))
+        self._call = _Call(rows=rows, count=count, tokens=tokens, grids=call.grids, shape=shape)
         if rows is None:
             return args, kwargs
         step, guided = self._count_step()
@@ -203,7 +207,9 @@ class Run:
         whole = mask.whole.clone() if torch.is_grad_enabled() else mask.whole  # a gradient's way back needs this one
         if call.strength is not None:
             seen = key[call.rows] if call.tokens == key.shape[2] else key[call.rows, :, : call.tokens]
-            whole[call.rows, :, :, : call.tokens] = layout_bias(query[call.rows], seen, mask.weights, call.strength)
+            added = layout_bias(query[call.rows], seen, mask.gain, mask.floor, call.strength)
+            is_slice = isinstance(call.rows, slice)  # into one, PyTorch casts by itself
+            whole[call.rows, :, :, : call.tokens] = added if is_slice else added.to(whole.dtype)
         else:  # past the guided steps, only negative texts' tokens are hidden
             whole[call.rows, :, :, : call.tokens] = 0
         return whole[..., : key.shape[2]]
@@ -219,9 +225,9 @@ class Run:
             self.meter.look(image, text, call.grids[0])
         if call.strength is None:
             return None
-        weights = self._mask(image, tokens).weights
+        mask = self._mask(image, tokens)
         bias = query.new_zeros(len(query), 1, query.shape[2], key.shape[2])
-        bias[:, :, tokens:, :tokens] = layout_bias(image, text, weights, call.strength)
+        bias[:, :, tokens:, :tokens] = layout_bias(image, text, mask.gain, mask.floor, call.strength)
         return bias
 
     def _conditional_rows(self, text: Tensor) -> slice | list[int] | None:
@@ -276,17 +282,7 @@ class Run:
         )
 
     def _mask(self, query: Query, length: int) -> _Mask:
-        call = self._call
-        key = (
-            call.grids[0],
-            query.shape[2],
-            call.tokens,
-            length,
-            query.dtype,
-            query.device,
-            call.count,
-            str(call.rows),
-        )
+        key = (*self._call.shape, query.shape[2], length, query.dtype, query.device)
         if key not in self._masks:
             self._masks[key] = self._new_mask(query, length)
         return self._masks[key]
@@ -295,16 +291,15 @@ class Run:
     def _new_mask(self, query: Query, length: int) -> _Mask:
         call, grid = self._call, self._grid(query.shape[2])
         regions = self._regions(grid, call.grids.index(grid))
-        weights = token_weights(regions, self.spans, call.tokens)
+        gain, blocked = token_weights(regions, self.spans, call.tokens)
         if not regions:
-            shape = (query.shape[2], call.tokens)
-            weights = TokenWeights(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool))
+            gain, blocked = torch.zeros(2, query.shape[2], call.tokens)
+        floor = floor_of(query.dtype)
         whole = torch.zeros(call.count, 1, query.shape[2], -(-length // _ALIGNED) * _ALIGNED)
         if length > call.tokens:
-            floor = floor_of(query.dtype)
             whole[..., call.tokens : length] = ~self._visible(grid) * floor
             whole[call.rows, ..., call.tokens : length] = floor
-        return _Mask(TokenWeights(*(part.to(query.device) for part in weights)), whole.to(query))
+        return _Mask(gain.to(query.device), (blocked * floor).to(query.device), whole.to(query))
 
     def _regions(self, grid: tuple[int, int], level: int) -> dict[str, RegionWeights]:
         """Return M of each region on a grid, with each region's own weight, and without the effect left out."""
