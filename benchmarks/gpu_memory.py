@@ -11,7 +11,6 @@ import time
 
 import torch
 
-from cones2 import learn
 from cones2.learning.recipe import RECIPES
 from cones2.photos import load_photos
 from ladder import PHOTOS
@@ -22,10 +21,10 @@ def measure(model: str, *, save_memory: bool, steps: int = 12) -> dict[str, floa
     """Learn for a few steps by the paper's recipe, the model opened before: its gigabytes, and seconds a step."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    backbone = open_model(model, device="cuda")
+    pipe = open_model(model, device="cuda")
     recipe = dataclasses.replace(RECIPES["paper"], steps=steps)
     ends = []
-    for _ in learn(backbone, load_photos(PHOTOS), "dog", recipe=recipe, save_memory=save_memory):
+    for _ in pipe.learn_steps(load_photos(PHOTOS), "dog", recipe, save_memory=save_memory):
         torch.cuda.synchronize()
         ends.append(time.perf_counter())
     free, total = torch.cuda.mem_get_info()

@@ -6,10 +6,7 @@ fused kernels keep none. Left out are PyTorch's own working space on a GPU, some
 """
 
 import argparse
-import copy
 import weakref
-from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +14,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cones2.backbones import Backbone
-from cones2.backbones.single_files import CONFIG_NAMES, CONFIGS
-from cones2.learning.memory import recomputed_activations
-from cones2.learning.objective import preservation_loss, subject_loss
+from cones2.families import family_of
+from cones2.learning.data import TextReader
+from cones2.learning.losses import preservation_loss, subject_loss
 from cones2.learning.recipe import RECIPES
+from cones2.single_files import CONFIG_NAMES, CONFIGS
 from random_models import make_model
 
 RECIPE = RECIPES["paper"]
@@ -63,47 +60,54 @@ class LiveBytes(TorchDispatchMode):
 
 def count(folder: Path, *, size: int, save_memory: bool) -> dict[str, int]:
     """Count the bytes of a step of the paper's recipe in bfloat16, by what they are for."""
-    backbone = make_model(folder, device="meta", dtype=torch.bfloat16)
-    frozen = [weight for encoder in backbone.text_encoders for weight in encoder.parameters()]
-    tuned = copy.deepcopy(backbone.text_encoders)
-    learned = [weight.requires_grad_() for encoder in tuned for weight in encoder.parameters()]
-    encoders = dict(zip(("text_encoder", "text_encoder_2"), tuned, strict=False))
-    study = Backbone(**{**vars(backbone), **encoders})
-    originals = torch.zeros(RECIPE.caption_count, study.window, study.width, device="meta")
+    pipeline = make_model(folder, device="meta", dtype=torch.bfloat16)
+    family = family_of(pipeline)
+    reader = TextReader.copy_of(pipeline, family)
+    frozen = [weight for part in family.text_parts for weight in getattr(pipeline, part.encoder).parameters()]
+    learned = [weight.requires_grad_() for encoder in reader.encoders for weight in encoder.parameters()]
+    width = pipeline.unet.config["cross_attention_dim"]
+    originals = torch.zeros(RECIPE.caption_count, pipeline.tokenizer.model_max_length, width, device="meta")
     return {
-        "UNet, frozen, bfloat16": _size(backbone.unet.parameters()),
-        "autoencoder, frozen, float32": 0 if save_memory else _size(backbone.vae.parameters()),
-        "text encoder, frozen, float32": 0 if save_memory else _size(frozen),
+        "UNet, frozen, bfloat16": _size(pipeline.unet.parameters()),
+        "autoencoder, frozen, bfloat16": 0 if save_memory else _size(pipeline.vae.parameters()),
+        "text encoder, frozen, bfloat16": 0 if save_memory else _size(frozen),
         "text encoder, tuned, float32": _size(learned),
         "AdamW's two moments": 2 * _size(learned),
         "what the frozen encoder makes of the captions": _size([originals]),
-        "gradients and activations": _most_in_a_step(study, originals, learned, size, save_memory=save_memory),
+        "gradients and activations": _most_in_a_step(
+            pipeline, reader, originals, learned, size=size, save_memory=save_memory
+        ),
     }
 
 
 def _most_in_a_step(
-    study: Backbone, originals: torch.Tensor, learned: list[torch.Tensor], size: int, *, save_memory: bool
+    pipeline: Any,
+    reader: TextReader,
+    originals: torch.Tensor,
+    learned: list[torch.Tensor],
+    *,
+    size: int,
+    save_memory: bool,
 ) -> int:
-    side = size // study.vae_factor
-    latents = torch.zeros(RECIPE.batch_size, study.unet.config["in_channels"], side, side, device="meta")
-    ids = torch.zeros(1 + RECIPE.captions_per_step, study.window, dtype=torch.long, device="meta")
-    own = torch.zeros(RECIPE.captions_per_step, study.window, dtype=torch.bool, device="meta")
+    unet, side, window = pipeline.unet, size // pipeline.vae_scale_factor, originals.shape[1]
+    latents = torch.zeros(RECIPE.batch_size, unet.config["in_channels"], side, side, device="meta", dtype=unet.dtype)
+    ids = torch.zeros(1 + RECIPE.captions_per_step, window, dtype=torch.long, device="meta")
+    own = torch.zeros(RECIPE.captions_per_step, window, dtype=torch.bool, device="meta")
     time = torch.zeros(RECIPE.batch_size, dtype=torch.long, device="meta")
-    added = {name: row.expand(len(latents), -1) for name, row in _added(study).items()}
-    live = LiveBytes([*learned, *study.unet.parameters(), originals, latents, ids, own, time, *added.values()])
-    with live, recomputed_activations(study.unet) if save_memory else nullcontext():
-        embeddings = study.read(ids)
+    input_ids = [ids] * len(reader.encoders)
+    with torch.no_grad():
+        added = reader.family.added_conditions(reader.encoders, [ids[:1]] * len(reader.encoders), size)
+    added = {name: row.expand(len(latents), -1) for name, row in added.items()}
+    live = LiveBytes([*learned, *unet.parameters(), originals, latents, ids, own, time, *added.values()])
+    if save_memory:
+        unet.enable_gradient_checkpointing()
+    with live:
+        embeddings = reader.read(input_ids)
         preservation = preservation_loss(embeddings[1:], originals[: RECIPE.captions_per_step], own)
-        prediction = study.predict(latents, time, embeddings[:1].expand(len(latents), -1, -1), added)
+        text = embeddings[:1].expand(len(latents), -1, -1).to(unet.dtype)
+        prediction = unet(latents, time, text, added_cond_kwargs=added, return_dict=False)[0]
         torch.autograd.backward(subject_loss(prediction, latents) + preservation)
     return live.most
-
-
-def _added(study: Backbone) -> Mapping[str, torch.Tensor]:
-    if study.text_encoder_2 is None:
-        return {}
-    width = study.text_encoder_2.config.projection_dim
-    return {"text_embeds": torch.zeros(1, width, device="meta"), "time_ids": torch.zeros(1, 6, device="meta")}
 
 
 def _size(weights: Any) -> int:

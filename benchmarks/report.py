@@ -13,29 +13,31 @@ from typing import Any
 
 import torch
 
-from cones2 import Backbone
+from cones2.learning.data import learning_size
+from cones2.pipeline import Cones2Pipeline
 from pairs import Timing
 
 
-def machine(backbone: Backbone) -> dict[str, Any]:
-    """Where and on what a run was made."""
-    on_gpu = backbone.device.type == "cuda"
+def machine(pipe: Cones2Pipeline) -> dict[str, Any]:
+    """Return where and on what a run was made."""
+    size = learning_size(pipe.pipeline)
+    on_gpu = pipe.device.type == "cuda"
     return {
-        "model": f"{backbone.name}, {backbone.default_size[1]}x{backbone.default_size[0]} px",
+        "model": f"{pipe.facts.name}, {size}x{size} px",
         "commit": _commit(),
-        "device": torch.cuda.get_device_name(backbone.device) if on_gpu else str(backbone.device),
+        "device": torch.cuda.get_device_name(pipe.device) if on_gpu else str(pipe.device),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load at the start": round(os.getloadavg()[0], 2),
-        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "diffusers", "transformers", "cones2")},
     }
 
 
 def as_json(timings: Sequence[Timing], about: dict[str, Any]) -> str:
-    """Every second of every call, and what follows from them."""
+    """Return every second of every call, and what follows from them."""
     pairs = [
         {
             "ours": timing.pair.what,
@@ -53,7 +55,7 @@ def as_json(timings: Sequence[Timing], about: dict[str, Any]) -> str:
 
 
 def as_markdown(timings: Sequence[Timing], about: dict[str, Any]) -> str:
-    """A table with a row for each pair, and a list of what the machine is."""
+    """Return a table with a row for each pair, and a list of what the machine is."""
     lines = [f"- {name}: {value}" for name, value in about.items()]
     head = ["| ours | compared with | ratio | interval | aim | ours | other |", f"|{' --- |' * 7}"]
     return "\n".join([*lines, "", *head, *map(_row, timings)]) + "\n"
@@ -74,7 +76,7 @@ def _median_seconds(seconds: Sequence[float]) -> str:
 
 
 def _processor() -> str:
-    """The processor's name, which Linux alone tells in full."""
+    """Return the processor's name, which Linux alone tells in full."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]

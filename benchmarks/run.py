@@ -7,9 +7,11 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from composing_pairs import composing_pairs
-from cones2 import Backbone, find_recipe, load_photos
 from cones2.files import make_folder, write_atomically
+from cones2.learning.recipe import find_recipe
+from cones2.photos import load_photos
+from cones2.pipeline import Cones2Pipeline
+from drawing_pairs import GUIDANCE_SCALE, drawing_pairs
 from learning_pairs import learning_pairs
 from pairs import Pair, Timing, measure
 from random_models import MODELS, open_model
@@ -22,18 +24,18 @@ _PHOTOS = _HERE.parent / "src" / "cones2" / "examples" / "rex" / "photos"
 def main() -> None:
     """Measure all pairs, print the table, write it and its JSON."""
     options = _parse()
-    backbone = open_model(options.model, device=options.device, dtype=options.dtype)
-    about = machine(backbone)
+    pipe = open_model(options.model, device=options.device, dtype=options.dtype)
+    about = machine(pipe)
     count, steps = (3, 4) if options.quick else (options.pairs, options.steps)
-    pairs = [pair for pair in _pairs(backbone, steps=steps) if options.only in f"{pair.what}; {pair.against}"]
+    pairs = [pair for pair in _pairs(pipe, steps=steps) if options.only in f"{pair.what}; {pair.against}"]
     if not pairs:
         raise SystemExit(f"no pair has {options.only!r} in its name")
     timings = list(_measure_all(pairs, count=count))
-    about = {**about, "composing": f"{steps} steps, guidance scale 7.5, from prompt to picture"}
+    about = {**about, "drawing": f"{steps} steps, guidance scale {GUIDANCE_SCALE}, from prompt to picture"}
     print(as_markdown(timings, about))
     if not (options.quick or options.only):
         make_folder(options.out)
-        name = f"{backbone.name}-{backbone.device.type}"
+        name = f"{pipe.facts.name}-{pipe.device.type}"
         write_atomically(options.out / f"{name}.json", as_json(timings, about).encode())
         write_atomically(options.out / f"{name}.md", as_markdown(timings, about).encode())
 
@@ -46,11 +48,14 @@ def _measure_all(pairs: Sequence[Pair], *, count: int) -> Iterator[Timing]:
         yield timing
 
 
-def _pairs(backbone: Backbone, *, steps: int) -> list[Pair]:
+def _pairs(pipe: Cones2Pipeline, *, steps: int) -> list[Pair]:
     photos = load_photos(_PHOTOS)
-    recipes = dict.fromkeys((backbone.learn_preset, "mini"))  # "mini" tunes the text encoder, as the authors' code does
-    learning = (pair for name in recipes for pair in learning_pairs(backbone, photos, find_recipe(name), name=name))
-    return [*composing_pairs(backbone, steps=steps), *learning]
+    own = pipe.facts.recipe or "paper"
+    recipes = dict.fromkeys((own, "mini"))  # "mini" tunes the text encoder, as the authors' code does
+    learning = (
+        pair for name in recipes for pair in learning_pairs(pipe.pipeline, photos, find_recipe(name), name=name)
+    )
+    return [*drawing_pairs(pipe, steps=steps), *learning]
 
 
 def _parse() -> argparse.Namespace:

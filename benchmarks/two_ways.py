@@ -11,58 +11,72 @@ from dataclasses import replace
 
 import torch
 
-from cones2.backbones import Backbone, open_backbone
-from cones2.captions.corpus import captions_for, photo_caption
+from cones2.captions import photo_caption
 from cones2.examples import EXAMPLES
-from cones2.learning.data import encode_captions
-from cones2.learning.displacement import displacement, held_out_captions
-from cones2.learning.lesson import Lesson, denoising_loss, random_numbers
-from cones2.learning.loop import learn
+from cones2.learning.data import TextReader, Views, encode_views, random_numbers
+from cones2.learning.losses import add_noise, subject_loss
 from cones2.learning.recipe import RECIPES, Recipe
 from cones2.photos import Photo
-from cones2.residual.residual import Residual
-from cones2.steps import finish
+from cones2.pipeline import Cones2Pipeline
+from cones2.residual import Residual
 
 FRAMES = ("a {}", "the {}", "a picture of a {}", "a drawing of the {}")
 HEAD = """\
 | residual | seconds | Eq. 2, the photos' caption | Eq. 2, other captions | its length | other words moved |
 | --- | --- | --- | --- | --- | --- |"""
-_DRAWS = 16
+_DRAWS, _BATCH = 16, 16
+_NOISE_SEED = 1
 
 
 @torch.no_grad()
-def mean_loss(lesson: Lesson, captions: Sequence[str], residual: Residual | None) -> float:
-    """Eq. 2 under each caption with the residual at its class word, over the same noise; the mean."""
-    losses = []
+def mean_loss(
+    pipe: Cones2Pipeline, views: Views, captions: Sequence[str], class_word: str, residual: Residual | None
+) -> float:
+    """Return the mean of Eq. 2 under each caption with the residual at its class word, over the same noise."""
+    reader, losses = TextReader.copy_of(pipe.pipeline, pipe.family), []
     for caption in captions:
-        encoded = encode_captions(lesson.backbone, [caption], lesson.class_word)
-        embeddings = lesson.backbone.embed(encoded.input_ids)
+        tokens = reader.tokenize([caption], class_word)
+        embeddings = reader.embed(tokens)
         if residual is not None:
-            embeddings[encoded.own] += residual.vector
-        draws = (random_numbers(lesson.seed, -1 - draw) for draw in range(_DRAWS))  # no step has these numbers
-        losses += [float(denoising_loss(lesson, embeddings, draw)) for draw in draws]
+            embeddings[tokens.own] += torch.cat([part.vector for part in residual.parts], dim=1).to(embeddings)
+        losses += [_denoising_loss(pipe, views, embeddings, draw) for draw in range(_DRAWS)]
     return sum(losses) / len(losses)
 
 
-def compare(backbone: Backbone, photos: Sequence[Photo], class_word: str, recipes: dict[str, Recipe]) -> Iterator[str]:
+def _denoising_loss(pipe: Cones2Pipeline, views: Views, embeddings: torch.Tensor, draw: int) -> float:
+    """Return Eq. 2 on photos, noise and timesteps of a number."""
+    numbers, unet, scheduler = random_numbers(_NOISE_SEED, draw), pipe.unet, pipe.scheduler
+    rows = torch.randint(len(views.mean), (_BATCH,), generator=numbers)
+    latents = views.mean[rows] + views.std[rows] * torch.randn(views.mean[rows].shape, generator=numbers)
+    noise = torch.randn(latents.shape, generator=numbers)
+    timesteps = torch.randint(len(scheduler.alphas_cumprod), (_BATCH,), generator=numbers)
+    noised = add_noise(latents, noise, scheduler.alphas_cumprod[timesteps], scheduler.config["prediction_type"])
+    text = embeddings.expand(_BATCH, -1, -1).to(unet.dtype)
+    prediction = unet(noised.latents.to(unet.device, unet.dtype), timesteps.to(unet.device), text, return_dict=False)[0]
+    return float(subject_loss(prediction.cpu(), noised.target))
+
+
+def compare(
+    pipe: Cones2Pipeline, photos: Sequence[Photo], class_word: str, recipes: dict[str, Recipe]
+) -> Iterator[str]:
     """Learn with each recipe; yield the rows of a table."""
-    captions = captions_for(class_word, count=1000, lexicon=backbone.lexicon)
-    unseen = held_out_captions(class_word, captions, lexicon=backbone.lexicon)
     frames = [frame.format(class_word) for frame in FRAMES]
-    judged = replace(next(iter(recipes.values())), batch_size=16)
-    lesson = Lesson.prepare(backbone, photos, class_word, captions=captions[:1], recipe=judged, seed=0)
+    views = encode_views(pipe.pipeline, photos, 1, random_numbers(_NOISE_SEED, 0))
 
     def losses(residual: Residual | None) -> str:
-        return " | ".join(f"{mean_loss(lesson, some, residual):.4f}" for some in ([photo_caption(class_word)], frames))
+        asked = ([photo_caption(class_word)], frames)
+        return " | ".join(f"{mean_loss(pipe, views, some, class_word, residual):.4f}" for some in asked)
 
     yield f"| none | - | {losses(None)} | 0 | 0 |"
     for name, recipe in recipes.items():
         began = time.monotonic()
-        last = finish(learn(backbone, photos, class_word, recipe=recipe))
+        for step in pipe.learn_steps(photos, class_word, recipe):
+            if step.step == step.steps:
+                residual, moved = step.residual, step.displacement()
         seconds = time.monotonic() - began
-        moved = displacement(backbone, last.tuned, unseen, class_word=class_word)
-        norm = float(last.residual.vector.norm())
-        yield f"| {name} | {seconds:.0f} | {losses(last.residual)} | {norm:.1f} | {moved.relative:.4f} |"
+        norm = float(torch.cat([part.vector for part in residual.parts], dim=1).norm())
+        relative = "-" if moved is None else f"{moved.relative:.4f}"
+        yield f"| {name} | {seconds:.0f} | {losses(residual)} | {norm:.1f} | {relative} |"
 
 
 def main() -> None:
@@ -72,12 +86,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of both; default: each recipe's own")
     parser.add_argument("--rate", type=float, default=RECIPES["direct"].learning_rate, help="of the direct way")
     arguments = parser.parse_args()
-    example, backbone = EXAMPLES[arguments.subject], open_backbone("mini", device="cpu")
+    example, pipe = EXAMPLES[arguments.subject], Cones2Pipeline.from_pretrained("mini", device="cpu")
     steps = arguments.steps
     recipes = {name: replace(RECIPES[name], steps=steps or RECIPES[name].steps) for name in ("mini", "direct")}
     recipes["direct"] = replace(recipes["direct"], learning_rate=arguments.rate)
     print(HEAD, flush=True)
-    for row in compare(backbone, example.photos, example.class_word, recipes):
+    for row in compare(pipe, example.photos, example.class_word, recipes):
         print(row, flush=True)
 
 
