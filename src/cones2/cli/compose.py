@@ -5,43 +5,10 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from cones2.cli import options as opt
 from cones2.cli.console import note, print_json, say, waiting
-from cones2.cli.layout import (
-    BoxTexts,
-    FeatherTexts,
-    LayoutFile,
-    MaskTexts,
-    Places,
-    PlaceTexts,
-    PolygonTexts,
-    WeightTexts,
-    ZTexts,
-    read_size,
-)
-from cones2.cli.options import (
-    ACTING,
-    MODEL,
-    OUTPUT,
-    SUBJECTS,
-    Auto,
-    Device,
-    Dtype,
-    Json,
-    Library,
-    ModelConfig,
-    PictureModel,
-    PlainTexts,
-    Prompt,
-    Replace,
-    StrengthTexts,
-    SubjectTexts,
-    Texts,
-    number,
-    open_model,
-    option,
-    read_job,
-    read_seed,
-)
+from cones2.cli.layout import Places, read_size
+from cones2.cli.options import ACTING, MODEL, OUTPUT, SUBJECTS, number, open_model, option, read_job, read_seed
 from cones2.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -58,16 +25,16 @@ _BATCH = 4  # pictures drawn at once: more need more memory, and show nothing fo
 
 
 def compose(
-    prompt: Prompt = None,
-    subject: SubjectTexts = None,
-    plain: PlainTexts = None,
-    place: PlaceTexts = None,
-    box: BoxTexts = None,
-    layout: LayoutFile = None,
+    prompt: opt.Prompt = None,
+    subject: opt.SubjectTexts = None,
+    plain: opt.PlainTexts = None,
+    place: opt.PlaceTexts = None,
+    box: opt.BoxTexts = None,
+    layout: opt.LayoutFile = None,
     source: Annotated[
         Path | None, option("--from", "Draw this picture again, apart from what else is given.", "PICTURE")
     ] = None,
-    model: PictureModel = None,
+    model: opt.PictureModel = None,
     seed: Annotated[
         int | None, option("--seed", "Of the first picture; or random.", "N", show_default="0", parser=read_seed)
     ] = None,
@@ -86,19 +53,19 @@ def compose(
         Path | None,
         option("--config", "Options from a TOML file; typed ones win.", "FILE", is_eager=True, callback=read_job),
     ] = None,
-    strength: StrengthTexts = None,
-    during: Annotated[Texts, option("--during", _DURING, "NAME=START,END", SUBJECTS)] = None,
-    subject_negative: Annotated[Texts, option("--subject-negative", _NEGATIVE, "NAME=TEXT", SUBJECTS)] = None,
+    strength: opt.StrengthTexts = None,
+    during: Annotated[opt.Texts, option("--during", _DURING, "NAME=START,END", SUBJECTS)] = None,
+    subject_negative: Annotated[opt.Texts, option("--subject-negative", _NEGATIVE, "NAME=TEXT", SUBJECTS)] = None,
     force: Annotated[
         bool | None, option("--force", "Use residuals of another model of the same width.", panel=SUBJECTS)
     ] = None,
-    library: Library = None,
-    polygon: PolygonTexts = None,
-    mask: MaskTexts = None,
-    z: ZTexts = None,
-    feather: FeatherTexts = None,
-    region_weight: WeightTexts = None,
-    auto_layout: Auto = False,
+    library: opt.Library = None,
+    polygon: opt.PolygonTexts = None,
+    mask: opt.MaskTexts = None,
+    z: opt.ZTexts = None,
+    feather: opt.FeatherTexts = None,
+    region_weight: opt.WeightTexts = None,
+    auto_layout: opt.Auto = False,
     layout_scale: Annotated[
         float | None, option("--layout-scale", "How closely to follow the layout; 0 is off; usually 1.", "X", ACTING)
     ] = None,
@@ -113,10 +80,10 @@ def compose(
     scheduler: Annotated[
         str | None, option("--scheduler", "ddim, euler_a, 'DPM++ 2M Karras'...; default: the model's.", "NAME", MODEL)
     ] = None,
-    model_config: ModelConfig = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    replace: Replace = False,
+    model_config: opt.ModelConfig = None,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    replace: opt.Replace = False,
     attention: Annotated[bool, option("--attention", _ATTENTION, panel=OUTPUT)] = False,
     save_layout: Annotated[
         Path | None, option("--save-layout", "Write the layout to a .json file, too.", "FILE", OUTPUT)
@@ -134,7 +101,7 @@ def compose(
         Path | None,
         option("--official", "Draw what a config of the authors' code asks for.", "FILE", "The authors' code"),
     ] = None,
-    as_json: Json = False,
+    as_json: opt.Json = False,
 ) -> None:
     r"""Draw your subjects in one picture, each in its place.
 
@@ -156,7 +123,7 @@ def compose(
     places = Places(box, polygon, mask, place, z, feather, region_weight, layout)
     with waiting("starting"):
         from cones2.cli.outputs import Pictures, check_new
-        from cones2.cli.request import Request, SubjectTexts
+        from cones2.cli.request import Request, SubjectOptions
         from cones2.cones_v2.config import ConesV2Config
         from cones2.files import make_folder
         from cones2.library import Library
@@ -167,7 +134,7 @@ def compose(
                 check_new(file, suffix=suffix, replace=replace, option=option)
         if official is None:
             made = None if source is None else PictureRecord.load(source)
-            subjects = SubjectTexts(subject, plain, strength, during, subject_negative).read(
+            subjects = SubjectOptions(subject, plain, strength, during, subject_negative).read(
                 Library.open(library), made
             )
             request = Request.read(prompt, made, subjects, given, seed=seed, count=count)

@@ -6,35 +6,10 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import Annotated
 
+from cones2.cli import options as opt
 from cones2.cli.console import note, print_json, say, waiting
-from cones2.cli.layout import (
-    BoxTexts,
-    FeatherTexts,
-    LayoutFile,
-    MaskTexts,
-    Places,
-    PlaceTexts,
-    PolygonTexts,
-    WeightTexts,
-    ZTexts,
-)
-from cones2.cli.options import (
-    OUTPUT,
-    Auto,
-    Device,
-    Dtype,
-    Json,
-    Library,
-    ModelConfig,
-    PictureModel,
-    PlainTexts,
-    Prompt,
-    StrengthTexts,
-    SubjectTexts,
-    option,
-    read_residual,
-    unique,
-)
+from cones2.cli.layout import Places
+from cones2.cli.options import OUTPUT, option, read_residual, unique
 
 _SHORT = {"steps": "num_inference_steps", "negative": "negative_prompt"}
 
@@ -45,27 +20,27 @@ def grid(
         list[str],
         option("--vary", "seed, strength.NAME, subject.NAME or a setting; the first runs across.", "WHAT=A,B"),
     ],
-    prompt: Prompt = None,
-    subject: SubjectTexts = None,
-    plain: PlainTexts = None,
-    place: PlaceTexts = None,
-    box: BoxTexts = None,
-    layout: LayoutFile = None,
+    prompt: opt.Prompt = None,
+    subject: opt.SubjectTexts = None,
+    plain: opt.PlainTexts = None,
+    place: opt.PlaceTexts = None,
+    box: opt.BoxTexts = None,
+    layout: opt.LayoutFile = None,
     source: Annotated[Path | None, option("--from", "Vary this picture.", "PICTURE")] = None,
-    model: PictureModel = None,
-    strength: StrengthTexts = None,
-    polygon: PolygonTexts = None,
-    mask: MaskTexts = None,
-    z: ZTexts = None,
-    feather: FeatherTexts = None,
-    region_weight: WeightTexts = None,
-    auto_layout: Auto = False,
+    model: opt.PictureModel = None,
+    strength: opt.StrengthTexts = None,
+    polygon: opt.PolygonTexts = None,
+    mask: opt.MaskTexts = None,
+    z: opt.ZTexts = None,
+    feather: opt.FeatherTexts = None,
+    region_weight: opt.WeightTexts = None,
+    auto_layout: opt.Auto = False,
     cell: Annotated[int, option("--cell", "Pixels of a picture in the grid.", "N", OUTPUT, min=32, max=1024)] = 256,
-    library: Library = None,
-    model_config: ModelConfig = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    as_json: Json = False,
+    library: opt.Library = None,
+    model_config: opt.ModelConfig = None,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    as_json: opt.Json = False,
 ) -> None:
     r"""Draw every combination of some seeds, subjects and settings, and lay them out on one labelled sheet.
 
@@ -76,7 +51,7 @@ def grid(
     """
     with waiting("starting"):
         from cones2.cli.outputs import Pictures
-        from cones2.cli.request import Request, SubjectTexts
+        from cones2.cli.request import Request, SubjectOptions
         from cones2.drawing import Row, contact_sheet
         from cones2.grid import Axis, parse_values, plan_grid
         from cones2.library import Library
@@ -93,7 +68,7 @@ def grid(
                 values = tuple(read_residual(value, shelf) for value in values)
             axes.append(Axis(name, values, tuple(labels)))
         made = None if source is None else PictureRecord.load(source)
-        subjects = SubjectTexts(subject, plain, strength).read(shelf, made)
+        subjects = SubjectOptions(subject, plain, strength).read(shelf, made)
         varied = {axis.subject: Subject(axis.values[0].class_word) for axis in axes if axis.name.startswith("subject.")}
         request = Request.read(prompt, made, varied | subjects, {}, seed=None, count=None)
         subjects = dict(request.subjects)

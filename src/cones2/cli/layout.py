@@ -7,21 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cones2.cli import options as opt
 from cones2.cli.console import say, waiting
-from cones2.cli.options import PLACES, Replace, Texts, number, option, pairs, unique
+from cones2.cli.options import number, option, pairs, unique
 from cones2.errors import LayoutError, SettingsError
 
 if TYPE_CHECKING:
     from cones2.layout import Layout, Region
-
-PlaceTexts = Annotated[Texts, option("--place", "A place in words: left, top right, behind, rest.", "NAME=WORDS")]
-BoxTexts = Annotated[Texts, option("--box", "A place as a box; shapes of one name unite.", "NAME=XMIN,YMIN,XMAX,YMAX")]
-LayoutFile = Annotated[Path | None, option("--layout", "Places from a layout's JSON file.", "FILE")]
-PolygonTexts = Annotated[Texts, option("--polygon", "A polygon, point by point.", "NAME=X,Y,X,Y,...", PLACES)]
-MaskTexts = Annotated[Texts, option("--mask", "A greyscale picture, white inside.", "NAME=FILE", PLACES)]
-ZTexts = Annotated[Texts, option("--z", "Which is on top: the greatest; usually 0.", "NAME=N", PLACES)]
-FeatherTexts = Annotated[Texts, option("--feather", "Width of a region's soft edge.", "NAME=X", PLACES)]
-WeightTexts = Annotated[Texts, option("--region-weight", "Multiplies how strongly a region draws.", "NAME=X", PLACES)]
 
 
 def layout(
@@ -31,16 +23,16 @@ def layout(
     count: Annotated[
         int | None, option("--count -n", "Place so many, called subject1, subject2...", "N", min=1, max=64)
     ] = None,
-    place: PlaceTexts = None,
-    box: BoxTexts = None,
-    plain: Annotated[Texts, option("--plain", "What a subject is, for the shape of its box.", "NAME=WORD")] = None,
+    place: opt.PlaceTexts = None,
+    box: opt.BoxTexts = None,
+    plain: Annotated[opt.Texts, option("--plain", "What a subject is, for the shape of its box.", "NAME=WORD")] = None,
     size: Annotated[str, option("--size", "Of the picture, in pixels.", "WxH")] = "512x512",
-    polygon: PolygonTexts = None,
-    mask: MaskTexts = None,
-    z: ZTexts = None,
-    feather: FeatherTexts = None,
-    region_weight: WeightTexts = None,
-    replace: Replace = False,
+    polygon: opt.PolygonTexts = None,
+    mask: opt.MaskTexts = None,
+    z: opt.ZTexts = None,
+    feather: opt.FeatherTexts = None,
+    region_weight: opt.WeightTexts = None,
+    replace: opt.Replace = False,
 ) -> None:
     """Make a layout from words, shapes or a prompt; change one; or draw one, to see where subjects will stand.
 

@@ -10,23 +10,10 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from cones2.cli import options as opt
 from cones2.cli.check import Masks, Photos
 from cones2.cli.console import follow, print_json, print_rows, say, waiting
-from cones2.cli.options import (
-    MODEL,
-    Device,
-    Dtype,
-    Json,
-    Library,
-    Model,
-    ModelConfig,
-    Replace,
-    hint,
-    open_model,
-    option,
-    picture_side,
-    read_seed,
-)
+from cones2.cli.options import MODEL, hint, open_model, option, picture_side, read_seed
 from cones2.errors import Cones2Warning, LearningError, LibraryError, OutputError, PhotoError, SettingsError
 
 _PREVIEWS = "Previews"
@@ -41,7 +28,7 @@ def learn(
     class_word: Annotated[str, option("--class", "What it is, in a word or two.", "WORD")],
     name: Annotated[str | None, option("--name", "Keep it in your library under this name.", "NAME")] = None,
     out: Annotated[Path | None, option("--out -o", "Write it to this .safetensors file.", "FILE")] = None,
-    model: Model = "mini",
+    model: opt.Model = "mini",
     recipe: Annotated[str | None, option("--recipe", _RECIPES, "NAME_OR_TOML")] = None,
     steps: Annotated[int | None, option("--steps", "How many; default: the recipe's.", "N")] = None,
     seed: Annotated[
@@ -55,13 +42,13 @@ def learn(
     ] = None,
     clip: Annotated[Path | None, option("--clip", _CLIP, "DIR", _PREVIEWS)] = None,
     patience: Annotated[int | None, option("--patience", _PATIENCE, "N", _PREVIEWS, min=1)] = None,
-    model_config: ModelConfig = None,
+    model_config: opt.ModelConfig = None,
     save_memory: SaveMemory = False,
-    device: Device = None,
-    dtype: Dtype = None,
-    library: Library = None,
-    replace: Replace = False,
-    as_json: Json = False,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    library: opt.Library = None,
+    replace: opt.Replace = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Learn a subject from 3 to 5 photos of it, and keep it in a file of about 5 KB.
 
@@ -259,13 +246,13 @@ def _checkpoints_beside(file: Path, *, resume: bool) -> Iterator[Path]:
 
 def learn_all(
     manifest: Annotated[Path, typer.Argument(help="Names, photos and class words, in TOML.", metavar="MANIFEST")],
-    model: Model = "mini",
-    library: Library = None,
-    model_config: ModelConfig = None,
+    model: opt.Model = "mini",
+    library: opt.Library = None,
+    model_config: opt.ModelConfig = None,
     save_memory: SaveMemory = False,
-    device: Device = None,
-    dtype: Dtype = None,
-    as_json: Json = False,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Learn many subjects into your library; run it again to go on where it stopped.
 

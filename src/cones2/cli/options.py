@@ -59,6 +59,14 @@ SubjectTexts = Annotated[Texts, option("--subject", "A learned subject, of your 
 PlainTexts = Annotated[Texts, option("--plain", "An untaught word that gets a place.", "NAME[=WORD]")]
 StrengthTexts = Annotated[Texts, option("--strength", "How much of a subject's residual: rex=1.0.", "NAME=X", SUBJECTS)]
 
+PlaceTexts = Annotated[Texts, option("--place", "A place in words: left, top right, behind, rest.", "NAME=WORDS")]
+BoxTexts = Annotated[Texts, option("--box", "A place as a box; shapes of one name unite.", "NAME=XMIN,YMIN,XMAX,YMAX")]
+LayoutFile = Annotated[Path | None, option("--layout", "Places from a layout's JSON file.", "FILE")]
+PolygonTexts = Annotated[Texts, option("--polygon", "A polygon, point by point.", "NAME=X,Y,X,Y,...", PLACES)]
+MaskTexts = Annotated[Texts, option("--mask", "A greyscale picture, white inside.", "NAME=FILE", PLACES)]
+ZTexts = Annotated[Texts, option("--z", "Which is on top: the greatest; usually 0.", "NAME=N", PLACES)]
+FeatherTexts = Annotated[Texts, option("--feather", "Width of a region's soft edge.", "NAME=X", PLACES)]
+WeightTexts = Annotated[Texts, option("--region-weight", "Multiplies how strongly a region draws.", "NAME=X", PLACES)]
 Auto = Annotated[bool, option("--auto-layout", "Place all other subjects, side by side.", panel=PLACES)]
 
 

@@ -59,7 +59,7 @@ class Drawn(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SubjectTexts:
+class SubjectOptions:
     """Texts of the options that name subjects, as the command line has them."""
 
     learned: Sequence[str] | None = None
