@@ -14,7 +14,7 @@ from cones2.judge import PICTURE, Sighting
 from cones2.pipeline import Cones2Pipeline
 from cones2.schedulers import make_scheduler
 from evaluation_cases import Case
-from metrics import Box
+from metrics import Corners
 
 Settings = Mapping[str, Any]
 """Arguments of a call of `Cones2Pipeline`."""
@@ -43,7 +43,7 @@ def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(one) for one in resized])).permute(0, 3, 1, 2).float() / 255
 
 
-def to_picture(image: Tensor, boxes: Sequence[Box] = (), sightings: Sequence[Sighting] = ()) -> Image.Image:
+def to_picture(image: Tensor, boxes: Sequence[Corners] = (), sightings: Sequence[Sighting] = ()) -> Image.Image:
     """One picture with the boxes asked for (white) and what the judge saw (red)."""
     picture = Image.fromarray((image.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy())
     pen = ImageDraw.Draw(picture)

@@ -1,37 +1,47 @@
 """Measure mini: `python recipes/mini/evaluate.py STAGE`.
 
-The stages are judge, plain, layout, identity, follow, guidance, sweep, ablations, ways and preservation.
-Each stage writes `results/STAGE.json`; `card` writes them into the model card, as its tables. Seeds are fixed; pictures
-are 20 steps of DPM++.
+The stages are judge, plain, layout, identity, follow, nested, sharpness, guidance, sweep, ablations, ways and
+preservation. Each writes `results/STAGE.json`; `card` writes those of the model's present weights into the model card,
+as its tables. Seeds are fixed; pictures are 20 steps of DPM++.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from cones2.judge import Judge
-from cones2.subjects import Subject
 from drawing import TAUGHT_SETTINGS, open_for_drawing
 from evaluate_judge import evaluate_judge
-from evaluation_cases import SEED, Case, Known, any_known, colour_case, holds, relation_case, scene_case
+from evaluation_cases import (
+    SEED,
+    Case,
+    Known,
+    any_known,
+    colour_case,
+    holds,
+    relation_case,
+    scene_case,
+    without_residuals,
+)
 from examples import example_subjects, example_world
 from guidance import evaluate_guidance
 from judge import load_judge
 from judge_data import judge_world
 from layouts import draw_with_layout, evaluate_ablations, evaluate_sweep
 from lookalikes import CHANCE, histograms
-from metrics import Rate, all_present, at_place, fits, in_right_boxes, rate
+from metrics import Rate, Ratio, all_present, at_place, fits, in_right_boxes, rate
 from model_card import write_card
+from nested import evaluate_nested
 from preservation import evaluate_preservation
+from sharpness import evaluate_sharpness
 from shipped import measured_hash
 from sprites import SpriteAtlas
-from studio import Seen, Studio, save_pictures
+from studio import Seen, Studio, failed
 from taught import flat, taught_subjects
 from vocabulary import COLOURS, SCENES
 from ways import evaluate_ways
@@ -39,26 +49,27 @@ from ways import evaluate_ways
 RESULTS = Path(__file__).parent / "results"
 WORK = Path(__file__).parent / "work"
 PAGE = Path(__file__).parents[2] / "docs/mini.md"
-SHOWN_FAILURES = 16
 COUNTS = (1, 2, 3, 4)
 
 
 def evaluate_plain(studio: Studio) -> dict[str, Rate]:
     """Plain prompts of one to four objects: are all there, once each?"""
-    rates, failures = {}, []
+    rates: dict[str, Rate] = {}
+    failures: list[Seen] = []
     for count in COUNTS:
         rng = np.random.default_rng([SEED, 1, count])
         seen = list(studio.draw([scene_case(rng, any_known(rng, count), seeds) for seeds in studio.seeds()]))
         outcomes = [all_present(one.sightings, one.case.wanted) for one in seen]
         rates[f"{count}"] = rate(outcomes)
-        failures += _failures(seen, outcomes)
-    save_failures("plain", failures)
+        failures += failed(seen, outcomes)
+    studio.save_failures("plain", failures)
     return rates
 
 
 def evaluate_layout(studio: Studio) -> dict[str, Rate]:
     """Untaught words with random boxes: is each in its own?"""
-    rates, failures = {}, []
+    rates: dict[str, Rate] = {}
+    failures: list[Seen] = []
     for count in COUNTS:
         seen = draw_with_layout(studio, count)
         boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
@@ -66,14 +77,15 @@ def evaluate_layout(studio: Studio) -> dict[str, Rate]:
         rates[f"{count}"] = rate(flat(boxes), _chance_of_box([one.case for one in seen]))
         rates[f"{count}, all of a picture"] = rate([all(hits) for hits in boxes])
         rates[f"{count}, all present"] = rate(present)
-        failures += _failures(seen, [all(hits) for hits in boxes])
-    save_failures("layout", failures)
+        failures += failed(seen, [all(hits) for hits in boxes])
+    studio.save_failures("layout", failures)
     return rates
 
 
 def evaluate_identity(studio: Studio) -> dict[str, Rate]:
     """The example subjects with their shipped residuals, alone and together, with a layout: is each itself?"""
-    rates, failures = {}, []
+    rates: dict[str, Rate] = {}
+    failures: list[Seen] = []
     taught = taught_subjects(studio, example_subjects(example_world()))
     for count in COUNTS:
         who, cases = taught.draw_cases(studio, count)
@@ -86,15 +98,13 @@ def evaluate_identity(studio: Studio) -> dict[str, Rate]:
             rates[f"{count}, {tier}"] = rate(taught.of_tier(hits, who, unseen=unseen), CHANCE)
         rates[f"{count}, by colour histogram"] = rate(flat(simple), CHANCE)
         rates[f"{count}, in its right box"] = rate(flat(boxes))
-        failures += _failures(seen, [all(row) for row in hits])
+        failures += failed(seen, [all(row) for row in hits])
         if count == 1:
-            bare = list(
-                studio.draw([replace(case, subjects=_without_residuals(case)) for case in cases], TAUGHT_SETTINGS)
-            )
+            bare = list(studio.draw([without_residuals(case) for case in cases], TAUGHT_SETTINGS))
             hits = taught.identify(bare, who, taught.line_ups, studio.judge.embed)
             rates["1, without residual"] = rate(flat(hits), CHANCE)
             rates["1, renders of the subjects themselves"] = rate(taught.known_in_renders(studio), CHANCE)
-    save_failures("identity", failures)
+    studio.save_failures("identity", failures)
     return rates
 
 
@@ -105,14 +115,14 @@ def evaluate_follow(studio: Studio) -> dict[str, Rate]:
     scenes = [scene_case(rng, [_any(rng, known)], seeds) for seeds in studio.seeds()]
     colours = [colour_case(rng, _any(rng, known), seeds) for seeds in studio.seeds()]
     relations = [relation_case(rng, _any(rng, known), seeds) for seeds in studio.seeds()]
-    rates = {}
+    rates: dict[str, Rate] = {}
     for what, cases, follows, chance in (
         ("scene", [case for case in scenes if case.scene], _in_scene, 1 / (len(SCENES) + 1)),
         ("attribute", colours, _in_colour, 1 / len(COLOURS)),
         ("relation", relations, _in_relation, None),
     ):
         for label in ("with", "without"):
-            these = cases if label == "with" else [replace(case, subjects=_without_residuals(case)) for case in cases]
+            these = cases if label == "with" else [without_residuals(case) for case in cases]
             outcomes = [follows(studio.judge, one) for one in studio.draw(these, TAUGHT_SETTINGS)]
             rates[f"{what}, {label} residual"] = rate(outcomes, chance)
     return rates
@@ -139,10 +149,6 @@ def _any(rng: np.random.Generator, known: Sequence[Known]) -> Known:
     return known[int(rng.integers(len(known)))]
 
 
-def _without_residuals(case: Case) -> dict[str, Subject]:
-    return {name: Subject(subject.class_word) for name, subject in case.subjects.items()}
-
-
 def _chance_of_box(cases: Sequence[Case]) -> float:
     """How often an object fits its box when the boxes of another case are taken for its own."""
     boxes = [wanted.box for case in cases for wanted in case.wanted if wanted.box]
@@ -150,31 +156,23 @@ def _chance_of_box(cases: Sequence[Case]) -> float:
     return round(float(np.mean([fits(one, other) for one, other in pairs])), 4) if pairs else 0.0
 
 
-def _failures(seen: Sequence[Seen], outcomes: Sequence[bool]) -> list[Seen]:
-    return [one for one, good in zip(seen, outcomes, strict=True) if not good][: SHOWN_FAILURES // len(COUNTS)]
-
-
-def save_failures(stage: str, failures: Sequence[Seen]) -> None:
-    """Keep the first failures of each count, to be shown."""
-    if failures:
-        save_pictures(RESULTS / f"failures-{stage}.png", failures)
-
-
-def save_rates(stage: str, rates: dict[str, Rate], about: dict[str, object]) -> None:
+def save_rates(stage: str, rates: Mapping[str, Rate | Ratio], about: Mapping[str, object], folder: Path) -> None:
     """Write a stage's rates and print them."""
-    RESULTS.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     result = {"stage": stage, **about, "rates": {name: value.as_json() for name, value in rates.items()}}
-    (RESULTS / f"{stage}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / f"{stage}.json").write_text(json.dumps(result, indent=2) + "\n")
     for name, value in rates.items():
         print(f"{stage}: {name}: {value} of {value.trials}", flush=True)
 
 
-STAGES = {
+STAGES: Mapping[str, Callable[[Studio], Mapping[str, Rate | Ratio]]] = {
     "judge": lambda studio: evaluate_judge(studio.judge, studio.world, studio.pipe.vae, studio.pictures),
     "plain": evaluate_plain,
     "layout": evaluate_layout,
     "identity": evaluate_identity,
     "follow": evaluate_follow,
+    "nested": evaluate_nested,
+    "sharpness": evaluate_sharpness,
     "guidance": evaluate_guidance,
     "sweep": evaluate_sweep,
     "ablations": evaluate_ablations,
@@ -190,21 +188,22 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=200, help="for each figure")
     parser.add_argument("--model", default="mini", help="mini, or a diffusers folder")
     parser.add_argument("--work", type=Path, default=WORK)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the figures")
     arguments = parser.parse_args()
     if arguments.stage == "card":
-        write_card(RESULTS, PAGE)
+        write_card(arguments.results, PAGE)
         return
     judge = load_judge()
     atlas = SpriteAtlas.load(arguments.work / "sprites.safetensors")
     pipe, world = open_for_drawing(arguments.model), judge_world(atlas)
-    studio = Studio(pipe, judge, world, atlas, arguments.pictures)
+    studio = Studio(pipe, judge, world, atlas, arguments.pictures, arguments.results)
     for stage in STAGES if arguments.stage == "all" else [arguments.stage]:
         start = time.monotonic()
         rates = STAGES[stage](studio)
         about = {"model": measured_hash(arguments.model), "pictures": arguments.pictures}
-        save_rates(stage, rates, {**about, "seconds": round(time.monotonic() - start)})
+        save_rates(stage, rates, {**about, "seconds": round(time.monotonic() - start)}, arguments.results)
     if arguments.stage == "all":
-        write_card(RESULTS, PAGE)
+        write_card(arguments.results, PAGE)
 
 
 if __name__ == "__main__":

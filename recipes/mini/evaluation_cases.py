@@ -1,13 +1,13 @@
 """What mini is asked to draw when it is evaluated: prompts, layouts and subjects, from fixed seeds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from cones2.layout import Layout
 from cones2.subjects import Subject
-from metrics import Box, Wanted
+from metrics import Corners, Wanted
 from sprites import SpriteAtlas
 from vocabulary import CLASSES, COLOURS, SCENES
 from world import ANIMALS, FREE, SIDES, WORN
@@ -66,7 +66,7 @@ def class_shapes(atlas: SpriteAtlas) -> list[tuple[float, float]]:
     return shapes
 
 
-def draw_boxes(rng: np.random.Generator, shapes: Sequence[tuple[float, float]]) -> list[Box]:
+def draw_boxes(rng: np.random.Generator, shapes: Sequence[tuple[float, float]]) -> list[Corners]:
     """Boxes of these shapes that do not overlap, their longer sides as those of the world's own objects."""
     while True:
         for _ in range(300):
@@ -114,6 +114,11 @@ def scene_case(
     return Case(prompt, subjects, wanted, seeds, layout, scene)
 
 
+def without_residuals(case: Case) -> Case:
+    """The same case with plain words for its subjects."""
+    return replace(case, subjects={name: Subject(subject.class_word) for name, subject in case.subjects.items()})
+
+
 def colour_case(rng: np.random.Generator, known: Known, seeds: tuple[int, ...]) -> Case:
     """One subject in a colour."""
     colour = str(rng.choice(list(COLOURS)))
@@ -134,7 +139,7 @@ def relation_case(rng: np.random.Generator, known: Known, seeds: tuple[int, ...]
     return Case(prompt, subjects, (known.wanted, Wanted(other)), seeds, detail=relation)
 
 
-def holds(relation: str, one: Box, other: Box) -> bool:
+def holds(relation: str, one: Corners, other: Corners) -> bool:
     """Two boxes are as a relation says: `one` wears, is on, or is next to `other`."""
     (x, y), (u, v) = _centre(one), _centre(other)
     width, height = max(one[2] - one[0], other[2] - other[0]), max(one[3] - one[1], other[3] - other[1])
@@ -145,7 +150,7 @@ def holds(relation: str, one: Box, other: Box) -> bool:
     return abs(y - v) < 0.5 * height and 0.4 * width < abs(x - u) < 1.6 * width
 
 
-def _centre(box: Box) -> tuple[float, float]:
+def _centre(box: Corners) -> tuple[float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 

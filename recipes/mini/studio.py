@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
 from cones2.judge import Judge, Sighting
@@ -34,6 +35,7 @@ class Studio:
     world: World
     atlas: SpriteAtlas
     pictures: int
+    results: Path
 
     def draw(self, cases: Sequence[Case], settings: Settings = SETTINGS) -> Iterator[Seen]:
         """Draw cases and look at them."""
@@ -47,9 +49,17 @@ class Studio:
         starts = range(0, self.pictures, SEEDS_A_CASE)
         return [tuple(range(start, min(start + SEEDS_A_CASE, self.pictures))) for start in starts]
 
+    def save_failures(self, stage: str, failures: Sequence[Seen]) -> None:
+        """Keep a sheet of pictures: boxes asked for in white, what the judge saw in red."""
+        if failures:
+            self.results.mkdir(parents=True, exist_ok=True)
+            make_sheet([_marked(one) for one in failures]).save(self.results / f"failures-{stage}.png", optimize=True)
 
-def save_pictures(path: Path, shown: Sequence[Seen]) -> None:
-    """A sheet with the boxes asked for in white and what the judge saw in red."""
-    pictures = [to_picture(one.image, [w.box for w in one.case.wanted if w.box], one.sightings) for one in shown]
-    path.parent.mkdir(exist_ok=True)
-    make_sheet(pictures).save(path, optimize=True)
+
+def failed(seen: Sequence[Seen], outcomes: Sequence[bool], most: int = 4) -> list[Seen]:
+    """The first pictures whose outcome is bad."""
+    return [one for one, good in zip(seen, outcomes, strict=True) if not good][:most]
+
+
+def _marked(one: Seen) -> Image.Image:
+    return to_picture(one.image, [wanted.box for wanted in one.case.wanted if wanted.box], one.sightings)

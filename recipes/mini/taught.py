@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from studio import Seen, Studio
 from world import Instance, Placed, Scene, World
 
 SEED = 9100
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,17 @@ def taught_subjects(
 
 def drawn_shape(world: World, instance: Instance) -> tuple[float, float]:
     """Width and height of an individual as drawn upright, the longer 1."""
-    left, top, right, bottom = visible_box(
-        world.render([Scene("", 0, (Placed(instance, 0.5, 0.5, 0.9),))], 128).masks[0, 0]
-    )
-    longer = max(right - left, bottom - top)
-    return (right - left) / longer, (bottom - top) / longer
+    width, height = drawn_sides(world, instance)
+    return width / max(width, height), height / max(width, height)
+
+
+def drawn_sides(world: World, instance: Instance) -> tuple[float, float]:
+    """Width and height of what can be seen of an individual drawn upright, in its sizes."""
+    box = visible_box(world.render([Scene("", 0, (Placed(instance, 0.5, 0.5, 0.9),))], 128).masks[0, 0])
+    if box is None:
+        raise ValueError("an individual that can't be seen has no sides.")
+    left, top, right, bottom = box
+    return (right - left) / 0.9, (bottom - top) / 0.9
 
 
 def _identified(one: Seen, wanted: Wanted, line: LineUp, describe: Describe) -> bool:
@@ -106,6 +114,6 @@ def _identified(one: Seen, wanted: Wanted, line: LineUp, describe: Describe) -> 
     return is_nearest(vector, line.own, line.others)
 
 
-def flat(rows: Sequence[Sequence]) -> list:
+def flat(rows: Sequence[Sequence[Value]]) -> list[Value]:
     """One list of all rows' values."""
     return [value for row in rows for value in row]
