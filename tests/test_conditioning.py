@@ -489,3 +489,9 @@ def test_two_subjects_of_one_class_get_their_own_residuals(tiny: Any) -> None:
     difference = (moved - inputs_of(pipeline, "cat cat")["prompt_embeds"])[0]
     for row, residual in ((1, fido), (2, rex)):
         torch.testing.assert_close(difference[row], residual.parts[0].vector[0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("other", ["sd1", "sdxl", "flux"])
+def test_a_residual_of_one_family_is_refused_by_another(tiny: Any, opened: dict[str, Any], other: str) -> None:
+    subjects = {"rex": Subject("cat", residual_for(tiny))}
+    refused(ResidualMismatchError, "cat", with_own_scheduler(opened[other]), "a {rex}", subjects=subjects)

@@ -55,7 +55,7 @@ def test_two_layouts_and_none_at_the_same_time(tiny: Any) -> None:
         assert len(results) == 4
         for result in results:
             np.testing.assert_allclose(result, right, atol=1e-5)
-    assert all(after is before for after, before in zip(tiny.unet.attn_processors.values(), processors.values()))
+    assert all(tiny.unet.attn_processors[name] is processor for name, processor in processors.items())
     assert "forward" not in vars(tiny.unet)
 
 
