@@ -19,6 +19,7 @@ from cones2.residual import Residual
 from cones2.shared import threads
 from subjects_for_tests import residual_for
 
+GOLDEN = Path(__file__).parent / "data" / "golden"
 PROMPT = "a {rex} and a {cup} on the beach"
 
 
@@ -265,7 +266,7 @@ def test_without_embedded_residuals_the_error_says_what_to_give(rex: Path, small
     out, again = tmp_path / "one.png", ("compose", "--model", small_folder, "--out", tmp_path / "two.png", "--from")
     run(*compose(rex, small_folder, "--no-embed", "--out", out))
     assert "residuals" not in read_record(out) or read_record(out)["residuals"] == {}
-    assert "--subject rex=FILE" in refused(*again, out)
+    assert "--subject NAME=FILE" in refused(*again, out)
     run(*again, out, "--subject", f"rex={rex}")
     assert read_record(tmp_path / "two.png")["subjects"] == read_record(out)["subjects"]
 
@@ -388,6 +389,20 @@ def test_what_does_not_suit_the_model(rex: Path, small_folder: Path) -> None:
     long = ("compose", "a " * 80 + "{rex}", "--subject", f"rex={rex}", "--model", small_folder)
     assert "{rex}" in refused(*long, "--out", rex.parent / "out")
     assert not (rex.parent / "out").exists()
+
+
+# The authors' code
+
+
+def test_a_config_of_the_authors_ends_in_their_latents_and_is_drawn_again(tiny_folder: Path, tmp_path: Path) -> None:
+    kept, out, again = tmp_path / "latents.safetensors", tmp_path / "one.png", tmp_path / "two.png"
+    command = ("compose", "--official", GOLDEN / "official.json", "--model", tiny_folder, "--guided-steps", 2)
+    run(*command, "--seed", 11, "--steps", 2, "--latents", kept, "--out", out)
+    found, expected = load_file(kept)["latents"], load_file(GOLDEN / "sampler.safetensors")["latents"]
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+    run("compose", "--from", out, "--model", tiny_folder, "--out", again)
+    assert again.read_bytes() == out.read_bytes()
+    assert "--preset" in refused(*command, "--preset", "paper", "--out", tmp_path / "three.png")
 
 
 # Grids

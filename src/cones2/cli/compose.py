@@ -156,7 +156,7 @@ def compose(
             authors = ConesV2Config.load(official)
         pictures = Pictures.check(
             out,
-            count=(count or 4) if official else request.count,
+            count=request.count if official is None else count or (4 if seed is None else 1),
             replace=replace,
             also=("attention",) if attention else (),
         )

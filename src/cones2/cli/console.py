@@ -162,9 +162,6 @@ def follow(
     """Run a generator of steps, each with its `step` and `steps`, to its end, show them, and return the last one.
 
     Ctrl-C waits for the end of a step, and `at_interrupt` keeps that one; a second Ctrl-C does not wait.
-
-    Raises:
-        KeyboardInterrupt: on Ctrl-C.
     """
     with closing(steps), progress(what) as show, _interrupt_held() as interrupted:
         for step in steps:

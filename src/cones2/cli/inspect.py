@@ -45,12 +45,7 @@ def inspect(
 
 
 def describe(file: Path) -> dict[str, Any]:
-    """Describe a residual or a picture, told apart by its first bytes, as JSON values.
-
-    Raises:
-        PictureError: it can't be read, or is a picture without a record.
-        ResidualError: it is neither a picture nor a sound residual.
-    """
+    """Describe a residual or a picture, told apart by its first bytes, as JSON values."""
     from cones2.files import read_bounded
     from cones2.png import LARGEST_PICTURE, read_record
     from cones2.residual import Residual

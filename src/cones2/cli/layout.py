@@ -70,11 +70,7 @@ def layout(
 
 
 def read_size(text: str, *, multiple: int = 1) -> tuple[int, int]:
-    """Read `--size`: width and height in pixels.
-
-    Raises:
-        SettingsError: it is not two whole numbers, or not multiples of `multiple`.
-    """
+    """Read `--size`: width and height in pixels."""
     sides = [side.strip() for side in text.lower().replace("\N{MULTIPLICATION SIGN}", "x").split("x")]
     if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 and int(side) % multiple == 0 for side in sides):
         of = "" if multiple == 1 else f" of multiples of {multiple}"
@@ -111,10 +107,6 @@ class Places:
             others: subjects that are placed beside all the rest.
             recorded: a picture's layout. The file's regions replace those of the same names, options both; a shape
                 leaves z, feather and weight of the file's region as they are.
-
-        Raises:
-            SettingsError: a text can't be read, or names a subject without a region.
-            LayoutError: a shape or a word makes no sense.
         """
         from cones2.layout import Layout
         from cones2.places import auto_layout, place_layout

@@ -221,11 +221,7 @@ def _judge(photos: Any, size: int) -> list[str]:
 
 @contextmanager
 def _checkpoints_beside(file: Path, *, resume: bool) -> Iterator[Path]:
-    """Yield the hidden folder of checkpoints; remove it after success, or where none was made.
-
-    Raises:
-        LearningError: it holds some already, and they are not to be resumed from.
-    """
+    """Yield the hidden folder of checkpoints; remove it after success, or where none was made."""
     from cones2.learning.checkpoints import remove_checkpoints
 
     folder = file.parent / f".{file.stem}.learning"

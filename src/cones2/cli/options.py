@@ -71,11 +71,7 @@ Auto = Annotated[bool, option("--auto-layout", "Place all other subjects, side b
 
 
 def read_job(ctx: Any, _: Any, path: Path | None) -> Path | None:
-    """Read `--config`: a TOML file whose keys are the command's options, which then are their defaults.
-
-    Raises:
-        SettingsError: it can't be read, or has an unknown key or a value of another kind.
-    """
+    """Read `--config`: a TOML file whose keys are the command's options, which then are their defaults."""
     if path is None or ctx.resilient_parsing:
         return path
     import tomllib
@@ -145,11 +141,7 @@ def picture_side(pipe: "Cones2Pipeline") -> int:
 
 
 def read_residual(source: str, library: "SubjectLibrary") -> "Residual":
-    """Read a subject from the library or the examples where `source` is a name, else from a file or the Hub.
-
-    Raises:
-        Cones2Error: there is none, or it is not sound.
-    """
+    """Read a subject from the library or the examples where `source` is a name, else from a file or the Hub."""
     from cones2.examples import EXAMPLES
     from cones2.library import find_residual
 
@@ -164,11 +156,7 @@ def read_residual(source: str, library: "SubjectLibrary") -> "Residual":
 
 
 def pairs(option: str, texts: Iterable[str] | None, *, example: str) -> list[tuple[str, str]]:
-    """Split `name=value` texts.
-
-    Raises:
-        SettingsError: one has no name or no value.
-    """
+    """Split `name=value` texts."""
     found = []
     for text in texts or ():
         name, _, value = (part.strip() for part in text.partition("="))
@@ -179,11 +167,7 @@ def pairs(option: str, texts: Iterable[str] | None, *, example: str) -> list[tup
 
 
 def unique(option: str, texts: Iterable[str] | None, *, example: str) -> dict[str, str]:
-    """Split `name=value` texts, each name once.
-
-    Raises:
-        SettingsError: one has no name or no value, or a name comes twice.
-    """
+    """Split `name=value` texts, each name once."""
     found: dict[str, str] = {}
     for name, value in pairs(option, texts, example=example):
         if name in found:
@@ -193,11 +177,7 @@ def unique(option: str, texts: Iterable[str] | None, *, example: str) -> dict[st
 
 
 def number(option: str, text: str, kind: Any = float) -> Any:
-    """Read a number, or with `int` a whole number.
-
-    Raises:
-        SettingsError: it is none.
-    """
+    """Read a number, or with `int` a whole number."""
     try:
         return kind(text)
     except ValueError as error:

@@ -20,11 +20,7 @@ _OTHER_PICTURES = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 def check_new(path: Path, *, suffix: str, replace: bool, option: str = "--out") -> None:
-    """Check that a file can be written to `path`, which `option` gave.
-
-    Raises:
-        OutputError: it can't, or something is there, and it is not to be replaced.
-    """
+    """Check that a file can be written to `path`, which `option` gave."""
     if path.suffix.lower() != suffix:
         raise OutputError(f"{option} {path} does not end in {suffix}: give the file another name.")
     check_folder(path.parent)
@@ -36,11 +32,7 @@ def check_new(path: Path, *, suffix: str, replace: bool, option: str = "--out") 
 
 
 def check_folder(folder: Path) -> None:
-    """Check that files can be made in `folder`, or in the nearest folder above it that is there; leave nothing.
-
-    Raises:
-        OutputError: they can't.
-    """
+    """Check that files can be made in `folder`, or in the nearest folder above it that is there; leave nothing."""
     with _told(folder):
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=nearest):
@@ -55,11 +47,7 @@ class Pictures:
 
     @classmethod
     def check(cls, path: Path, *, count: int, replace: bool, also: tuple[str, ...] = ()) -> "Pictures":
-        """Check that `count` pictures can be written, and beside each what `also` names.
-
-        Raises:
-            OutputError: they can't, or something is there, and it is not to be replaced.
-        """
+        """Check that `count` pictures can be written, and beside each what `also` names."""
         suffix = path.suffix.lower()
         if suffix == ".png" and not path.is_dir():
             if count > 1:
@@ -73,11 +61,7 @@ class Pictures:
         return cls(path)
 
     def write(self, image: "Image", record: Mapping[str, Any], *, seed: int, embed: bool = True) -> Path:
-        """Write a picture with its record, into a folder that is made if need be, and return its path.
-
-        Raises:
-            OutputError: it can't be written; nothing is left behind.
-        """
+        """Write a picture with its record, into a folder that is made if need be, and return its path."""
         from cones2.png import write_picture
 
         if self.path.suffix.lower() == ".png" and not self.path.is_dir():

@@ -69,12 +69,7 @@ class SubjectOptions:
     negatives: Sequence[str] | None = None
 
     def read(self, library: Library, made: PictureRecord | None = None) -> dict[str, Subject]:
-        """Read the subjects, over those of a record.
-
-        Raises:
-            SettingsError: a text can't be read, or a name is there twice or not at all.
-            Cones2Error: a residual or a word can't be used.
-        """
+        """Read the subjects, over those of a record."""
         named = [text if "=" in text else f"{text}={text}" for text in self.learned or ()]
         sources = unique("--subject", named, example="rex=rex.safetensors")
         named = [text if "=" in text else f"{text}={text}" for text in self.plain or ()]
@@ -86,7 +81,7 @@ class SubjectOptions:
         if made is not None:
             known = made.subjects.items()
             lacking = {name: each for name, each in known if name not in subjects}
-            with hint(ResidualError, "--subject NAME=FILE gives it."):
+            with hint(ResidualError, "On the command line: --subject NAME=FILE."):
                 recalled = recall_subjects(made.model_copy(update={"subjects": lacking}), subjects)
             for name, each in ((name, each) for name, each in known if name in subjects):
                 kept: dict[str, Any] = {"strength": each.strength, "during": each.during, "negative": each.negative}
@@ -154,12 +149,7 @@ class Request:
         seed: int | None,
         count: int | None,
     ) -> "Request":
-        """Return what options ask for; a new prompt leaves out those of a picture's subjects that it does not name.
-
-        Raises:
-            SettingsError: there is neither a prompt nor a picture.
-            PictureError: the picture can't be drawn again.
-        """
+        """Return what options ask for; a new prompt leaves out those of a picture's subjects that it does not name."""
         if made is None:
             if prompt is None:
                 raise SettingsError("no prompt: give one, or a picture with --from.")
@@ -204,16 +194,12 @@ class Request:
         )
 
     def placed(self, places: Places, *, auto: bool) -> "Request":
-        """Return the same with the layout that options make, over the record's.
-
-        Raises:
-            Cones2Error: prompt, subjects, places and settings do not go together.
-        """
+        """Return the same with the layout that options make, over the record's."""
         words = {name: subject.class_word for name, subject in self.subjects.items()}
         parsed = parse_prompt(self.prompt, words)
         names = tuple(dict.fromkeys(mention.name for mention in parsed.mentions))
         check_mentioned(self.subjects, dict.fromkeys(names))
-        aspect = self.settings.get("width", 1) / self.settings.get("height", 1)
+        aspect = (self.settings.get("width") or 1) / (self.settings.get("height") or 1)
         others = names if auto else ()
         layout = places.read(class_words=words, aspect=aspect, others=others, recorded=self.layout)
         for name in layout.names if layout else ():
@@ -240,12 +226,7 @@ class Request:
     def open(
         self, model: str | None, *, device: str | None = None, dtype: str | None = None, config: str | None = None
     ) -> Cones2Pipeline:
-        """Open the model that is given, else the picture's with its scheduler, else `mini`.
-
-        Raises:
-            ModelError: it can't be opened, or the picture's is not one that the user has.
-            PictureError: it is not the model that the picture was drawn on.
-        """
+        """Open the model that is given, else the picture's with its scheduler, else `mini`."""
         made = self.made
         if made is None:
             pipe = open_model(model or "mini", device=device, dtype=dtype, config=config)
