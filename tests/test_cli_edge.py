@@ -68,6 +68,11 @@ def test_help_comes_at_once() -> None:
     assert "--install-completion" in shell("--help").stdout
 
 
+def test_a_shell_completes_commands() -> None:
+    done = shell(_CONES2_COMPLETE="complete_bash", COMP_WORDS="cones2 comp", COMP_CWORD="1")
+    assert done.stdout.split() == ["compose"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

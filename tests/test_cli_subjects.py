@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,23 @@ def test_add_list_show_rename_remove(rex: Path, residual: Residual) -> None:
     run("subjects", "remove", "max", "--yes")
     assert Library.open().names() == []
     assert "'rex'" in refused("subjects", "show", "rex")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals")
+@pytest.mark.parametrize(("answer", "code", "left"), [("n", 1, ["rex"]), ("y", 0, [])])
+def test_a_terminal_is_asked_before_a_subject_is_deleted(rex: Path, answer: str, code: int, left: list[str]) -> None:
+    import pty
+
+    run("subjects", "add", "rex", rex)
+    ours, theirs = pty.openpty()
+    os.write(ours, f"{answer}\n".encode())
+    command = [sys.executable, "-m", "cones2", "subjects", "remove", "rex"]
+    done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, check=False)
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == code
+    assert "rex.safetensors?" in done.stderr
+    assert Library.open().names() == left
 
 
 def test_two_subjects_are_mixed(rex: Path, residual: Residual, tmp_path: Path) -> None:

@@ -126,7 +126,11 @@ def open_model(
     model: str, *, device: str | None = None, dtype: str | None = None, config: str | None = None
 ) -> "Cones2Pipeline":
     """Open a model under a spinner; raises as `Cones2Pipeline.from_pretrained` does."""
-    with waiting(f"opening {model}"), hint(ModelError, "The model is what --model names."):
+    named = (
+        hint(ModelError, "The model is what --model names."),
+        hint(SettingsError, "See --model-config, --device, --dtype."),
+    )
+    with waiting(f"opening {model}"), named[0], named[1]:
         from cones2.pipeline import Cones2Pipeline
 
         pipe = Cones2Pipeline.from_pretrained(model, device=device, dtype=dtype, config=config)

@@ -101,8 +101,8 @@ def remove(
     """
     shelf = _open(library)
     path = shelf.path_of(name)
-    if not yes and path.exists() and sys.stdin.isatty():
-        typer.confirm(f"Delete {path}?", abort=True, err=True)
+    if not yes and path.exists() and sys.stdin.isatty() and not typer.confirm(f"Delete {path}?", err=True):
+        raise LibraryError(f"{name} is kept.")
     shelf.remove(name)
     say(f"{name}: removed from {shelf.folder}.")
 
