@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test lint bench clean
 
 demo: $(INSTALLED)
-	$(BIN)/cones2 demo
+	$(BIN)/cones2 demo --replace
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
