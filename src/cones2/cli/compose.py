@@ -107,7 +107,7 @@ def compose(
 
     Example: cones2 compose "a {rex} and a {cup} on the beach" --subject rex --place rex=left --plain cup=mug
     """
-    given = {
+    given: dict[str, Any] = {
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
         "negative_prompt": negative,
@@ -122,44 +122,37 @@ def compose(
     given = {name: value for name, value in given.items() if value is not None}
     places = Places(box, polygon, mask, place, z, feather, region_weight, layout)
     with waiting("starting"):
-        from cones2.cli.outputs import Pictures, check_new
+        from cones2.cli.outputs import Pictures
         from cones2.cli.request import Request, SubjectOptions
         from cones2.cones_v2.config import ConesV2Config
         from cones2.files import make_folder
         from cones2.library import Library
         from cones2.redraw import PictureRecord
 
-        for file, suffix, option in ((latents, ".safetensors", "--latents"), (save_layout, ".json", "--save-layout")):
-            if file is not None:
-                check_new(file, suffix=suffix, replace=replace, option=option)
+        _check_file(latents, suffix=".safetensors", replace=replace, name="--latents")
+        _check_file(save_layout, suffix=".json", replace=replace, name="--save-layout")
         if official is None:
             made = None if source is None else PictureRecord.load(source)
-            subjects = SubjectOptions(subject, plain, strength, during, subject_negative).read(
-                Library.open(library), made
-            )
+            options = SubjectOptions(subject, plain, strength, during, subject_negative)
+            subjects = options.read(Library.open(library), made)
             request = Request.read(prompt, made, subjects, given, seed=seed, count=count)
             request = changed(request, scheduler=scheduler).placed(places, auto=auto_layout)
-            _check_layout(request.layout, save_layout=save_layout, attention=attention)
+            _check_layout(request.layout, {"--save-layout": save_layout, "--attention": attention})
         else:
-            who: dict[str, object] = {
+            others: dict[str, Any] = {
                 "PROMPT": prompt,
                 "--from": source,
                 "--subject": subject,
                 "--plain": plain,
-                "--strength": strength,
+                "--preset": preset,
             }
-            who |= {"--during": during, "--subject-negative": subject_negative, "--save-layout": save_layout}
-            who |= {"a place": places != Places() or auto_layout, "--preset": preset, "--scheduler": scheduler}
-            for other, value in who.items():
-                if value:
-                    raise SettingsError(f"{other} and --official can't be used together: leave one out.")
+            others |= {"--strength": strength, "--during": during, "--subject-negative": subject_negative}
+            others |= {"--save-layout": save_layout, "a place": places.any or auto_layout, "--scheduler": scheduler}
+            _refuse_beside("--official", others)
             authors = ConesV2Config.load(official)
-        pictures = Pictures.check(
-            out,
-            count=request.count if official is None else count or (4 if seed is None else 1),
-            replace=replace,
-            also=("attention",) if attention else (),
-        )
+        number_of = request.count if official is None else count or (4 if seed is None else 1)
+        also = ("attention",) if attention else ()
+        pictures = Pictures.check(out, count=number_of, replace=replace, also=also)
     if official is None:
         pipe = request.open(model, device=device, dtype=dtype, config=model_config)
     else:
@@ -179,11 +172,23 @@ def compose(
     note(f"{request.count} of {report['text']!r} in {report['seconds']:.1f} s.")
 
 
-def _check_layout(layout: "Layout | None", *, save_layout: Path | None, attention: bool) -> None:
-    if save_layout is not None and layout is None:
-        raise SettingsError("--save-layout has nothing to save: give places too, or --auto-layout.")
-    if attention and layout is None:
-        raise SettingsError("--attention measures by places, and there are none: give --place, --box or --layout.")
+def _check_file(path: Path | None, *, suffix: str, replace: bool, name: str) -> None:
+    from cones2.cli.outputs import check_new
+
+    if path is not None:
+        check_new(path, suffix=suffix, replace=replace, option=name)
+
+
+def _check_layout(layout: "Layout | None", options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if value and layout is None:
+            raise SettingsError(f"{name} needs places, and there are none: give --place, --box or --layout.")
+
+
+def _refuse_beside(option: str, others: dict[str, Any]) -> None:
+    for other, value in others.items():
+        if value:
+            raise SettingsError(f"{other} and {option} can't be used together: leave one out.")
 
 
 def _carry_out(

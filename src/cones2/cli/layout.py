@@ -1,5 +1,6 @@
 """`cones2 layout`: a layout made, changed or drawn; and the options that place subjects, also in other commands."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,11 +72,12 @@ def layout(
 
 def read_size(text: str, *, multiple: int = 1) -> tuple[int, int]:
     """Read `--size`: width and height in pixels."""
-    sides = [side.strip() for side in text.lower().replace("\N{MULTIPLICATION SIGN}", "x").split("x")]
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 and int(side) % multiple == 0 for side in sides):
+    sides = re.fullmatch(r"\s*(\d{1,5})\s*[xX\N{MULTIPLICATION SIGN}]\s*(\d{1,5})\s*", text)
+    width, height = (int(side) for side in sides.groups()) if sides else (0, 0)
+    if not (width and height) or width % multiple or height % multiple:
         of = "" if multiple == 1 else f" of multiples of {multiple}"
         raise SettingsError(f"--size {text!r} can't be used: expected WIDTHxHEIGHT{of}, such as 512x768.")
-    return int(sides[0]), int(sides[1])
+    return width, height
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,11 @@ class Places:
     feathers: Sequence[str] | None = None
     weights: Sequence[str] | None = None
     file: Path | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is said."""
+        return self != Places()
 
     def read(
         self,
