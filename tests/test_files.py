@@ -72,22 +72,6 @@ def test_a_failing_disk_leaves_the_old_content_and_nothing_else(
     assert names(tmp_path) == ["a"]
 
 
-@pytest.mark.parametrize("code", [errno.EINVAL, errno.EACCES, errno.EIO])
-def test_a_folder_that_can_not_be_synced_keeps_what_was_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    sync = os.fsync
-
-    def refuse_folders(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(code, os.strerror(code))
-        sync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", refuse_folders)
-    write_atomically(tmp_path / "a", b"new")
-    assert (tmp_path / "a").read_bytes() == b"new"
-
-
 def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt

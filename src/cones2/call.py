@@ -13,7 +13,6 @@ from torch import Tensor
 
 from cones2.errors import Cancelled, Cones2Error, LayoutError, SettingsError
 from cones2.layout import Layout
-from cones2.places import auto_layout, place_layout
 from cones2.shared import Undo, shared_change
 
 _LARGEST_SEED = 2**63 - 1
@@ -148,6 +147,8 @@ def read_layout(value: Any, class_words: Mapping[str, str], aspect: float) -> La
     if value is None:
         return None
     if isinstance(value, str) and value == "auto":
+        from cones2.places import auto_layout  # layouts of boxes do without
+
         return auto_layout(list(class_words), class_words, aspect=aspect)
     if not isinstance(value, Mapping):
         return Layout.of(value)
@@ -156,7 +157,11 @@ def read_layout(value: Any, class_words: Mapping[str, str], aspect: float) -> La
         if name not in class_words:
             raise LayoutError(f"region {name!r} is for no subject of the prompt: write {{{name}}} there, or drop it.")
     given = Layout.of({name: where for name, where in value.items() if name not in words})
-    return place_layout(words, given, class_words=class_words, aspect=aspect) if words else given
+    if not words:
+        return given
+    from cones2.places import place_layout
+
+    return place_layout(words, given, class_words=class_words, aspect=aspect)
 
 
 @contextlib.contextmanager

@@ -77,13 +77,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         if not isinstance(error, OSError | ValueError):  # ValueError: a NUL in the path
             raise
         raise OutputError(f"can't write {path}: {_reason(error)}. Choose another place, or make room there.") from error
-    # The file is there now. Some mounts, and Windows, can't write a folder through to the disk: that loses nothing.
-    with contextlib.suppress(OSError, ValueError):
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def make_folder(path: Path) -> None:

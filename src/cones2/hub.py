@@ -49,9 +49,7 @@ def push(
 
     Raises:
         HubError: an id does not look like the Hub's, or the Hub refuses the subject or can't be reached.
-        LibraryError: the name can't be one.
-        SettingsError: the licence does not look like the Hub's.
-        PictureError: the sample can't be read, or is no PNG picture.
+        Cones2Error: the name, the licence or the sample can't be used.
     """
     _check_repo_id(repo_id)
     if base_model is not None:
@@ -123,7 +121,7 @@ def _card(residual: Residual, repo_id: str, name: str, data: Any) -> ModelCard:
 
 # {name}, a {class_word}
 
-{shown}A subject for [cones2](https://arxiv.org/abs/2305.19327), on the command line `cones2 pull {repo_id} --name {name}`:
+{shown}A subject for [cones2](https://arxiv.org/abs/2305.19327); `cones2 pull {repo_id} --name {name}` gets it.
 
 ```python
 import cones2

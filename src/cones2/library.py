@@ -57,11 +57,7 @@ class Library:
         return cls(expanded(named) if named else platformdirs.user_data_path("cones2") / "subjects")
 
     def names(self) -> list[str]:
-        """Return the names of all files, sorted, without reading them.
-
-        Raises:
-            LibraryError: the folder is there and can't be read.
-        """
+        """Return the names of all files, sorted; LibraryError where the folder is there and can't be read."""
         try:
             paths = list(self.folder.iterdir()) if self.folder.exists() else []
         except (OSError, ValueError) as error:
@@ -69,11 +65,7 @@ class Library:
         return sorted(path.stem for path in paths if path.suffix == _SUFFIX and not path.name.startswith("."))
 
     def entries(self) -> Iterator[Entry]:
-        """Read all files, sorted by name; a broken one says why.
-
-        Raises:
-            LibraryError: the folder is there and can't be read.
-        """
+        """Read all files, sorted by name; a broken one says why."""
         for name in self.names():
             path = self.folder / f"{name}{_SUFFIX}"
             try:
@@ -86,12 +78,7 @@ class Library:
         return self.folder / f"{check_name(name)}{_SUFFIX}"
 
     def load(self, name: str) -> Residual:
-        """Read the residual of a subject.
-
-        Raises:
-            LibraryError: the name is none of the library's.
-            ResidualError: its file is damaged.
-        """
+        """Read a subject; LibraryError for a name that is not there, ResidualError for a damaged file."""
         path = self.path_of(name)
         if not path.exists():
             raise self._unknown(name)
@@ -115,8 +102,7 @@ class Library:
         """Give a subject, sound or broken, another name, and return its path.
 
         Raises:
-            LibraryError: `old` is none of the library's, or `new` can't be one, or is taken and `replace` is False.
-            OutputError: the folder can't be written.
+            LibraryError: `old` is not there, or `new` can't be a name, or is taken and `replace` is False.
         """
         before, after = self.path_of(old), self.path_of(new)
         with self._changing(old):
@@ -125,12 +111,7 @@ class Library:
         return after
 
     def remove(self, name: str) -> None:
-        """Delete a subject, sound or broken.
-
-        Raises:
-            LibraryError: the name is none of the library's, or its file can't be deleted.
-            OutputError: the folder can't be written.
-        """
+        """Delete a subject, sound or broken; LibraryError for a name that is not there, or can't be deleted."""
         path = self.path_of(name)
         with self._changing(name):
             path.unlink()

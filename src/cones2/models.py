@@ -21,7 +21,6 @@ from cones2.errors import Cones2Error, ModelError, SettingsError, first_line, fi
 from cones2.files import expanded, is_hub_id, read_bounded
 from cones2.schedulers import SCHEDULERS
 from cones2.shared import quiet_libraries, without_import_notices
-from cones2.single_files import find_config, load_single_file
 
 with without_import_notices():
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -120,7 +119,12 @@ def open_pipeline(
     file = expanded(asked) if asked != "mini" and expanded(asked).is_file() else None
     if config is not None and file is None:
         raise SettingsError(f"config is for a single .safetensors file, which {asked} is not: leave it out.")
-    folder, name = _find_folder(asked) if file is None else (find_config(file, config), file.stem)
+    if file is None:
+        folder, name = _find_folder(asked)
+    else:
+        from cones2.single_files import find_config
+
+        folder, name = find_config(file, config), file.stem
     try:
         with quiet_libraries():
             pipeline = _load(folder, file, _DTYPES[wanted], shown=asked).to(target)
@@ -281,6 +285,8 @@ def _load(folder: Path, file: Path | None, dtype: torch.dtype, *, shown: str) ->
     if file is None:
         parts = {part: _load_part(folder, part, class_name, dtype) for part, class_name in classes.items()}
     else:
+        from cones2.single_files import load_single_file
+
         parts = load_single_file(file, folder, kind, list(classes), dtype)
     # The prompt fills the text encoder's window and no more, whatever the tokenizer's own file says.
     window = parts["text_encoder"].config.max_position_embeddings

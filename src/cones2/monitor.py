@@ -1,8 +1,7 @@
 """The attention meter: where in the picture the attention to each subject's words fell.
 
-It reads the scores before a layout's edit: the edit hides a subject in the others' regions, so edited attention is 0
-there whatever the picture shows; the scores before it tell whose features the picture has, and where. Only every fifth
-call of the denoiser is looked at, since building the scores costs what fused attention saves.
+It reads the scores before a layout's edit, which hides a subject in the others' regions whatever the picture shows.
+Only every fifth call of the denoiser is looked at, since building the scores costs what fused attention saves.
 """
 
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -20,6 +19,8 @@ from cones2.layout import Layout
 from cones2.rasterize import own_cells
 
 Grid = tuple[int, int]
+
+_EVERY = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,16 +41,12 @@ class AttentionReading:
     outside: float
     heat: Float[Tensor, "height width"]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Return one line, as in `cup: 22 % in its own region, 61 % in rex's, 17 % outside`."""
         own = [] if self.own is None else [f"{self.own:.0%} in its own region"]
         others = [f"{part:.0%} in {name}'s" for name, part in self.others.items()]
         parts = ", ".join([*own, *others, f"{self.outside:.0%} outside"])
         return f"{self.subject}: {parts.replace('%', ' %')}"
-
-    def __repr__(self) -> str:
-        """Return the line in brackets, without the heat's numbers."""
-        return f"AttentionReading({self})"
 
     def describe(self) -> dict[str, Any]:
         """Return the fractions as JSON values."""
@@ -57,32 +54,28 @@ class AttentionReading:
 
 
 class AttentionMeter:
-    """Adds up the attention to each subject's words over layers, heads and the calls that it looks at.
+    """Adds up the attention to each subject's words over layers, heads and every fifth call of the denoiser.
 
     Args:
         layout: the regions to measure by.
         spans: the token ranges of every subject to measure.
-        every: looks at the first call of the denoiser and then at every `every`-th.
 
     Raises:
         SettingsError: the layout has no region.
     """
 
-    def __init__(self, layout: Layout, spans: Spans, *, every: int = 5) -> None:
+    def __init__(self, layout: Layout, spans: Spans) -> None:
         if not layout.names:
-            raise SettingsError(
-                "attention is measured by regions, and there are none: give a layout, or don't measure."
-            )
+            raise SettingsError("attention is measured by regions, and there are none: give a layout.")
         self._layout = layout
         self._spans = spans
-        self._every = every
         self._calls = 0
         self._maps: dict[Grid, Float[Tensor, "pictures height width subjects"]] = {}
 
     def begin_call(self) -> bool:
         """Count a call of the denoiser, and return whether its layers are to be looked at."""
         self._calls += 1
-        return (self._calls - 1) % self._every == 0
+        return self._calls % _EVERY == 1
 
     @torch.no_grad()
     def look(
@@ -101,46 +94,33 @@ class AttentionMeter:
         self._maps[grid] = self._maps[grid] + found if grid in self._maps else found
 
     def read(self) -> tuple[tuple[AttentionReading, ...], ...]:
-        """Return every subject's reading, picture by picture; each layer counts the same, whatever its grid.
-
-        Empty if nothing was looked at.
-        """
+        """Return every subject's reading, picture by picture; each layer counts the same. Empty if none was seen."""
         if not self._maps:
             return ()
         maps = {grid: found.cpu() / (grid[0] * grid[1]) for grid, found in self._maps.items()}
         heat = torch.stack([_enlarged(found, max(maps)) for found in maps.values()]).sum(0)
-        return tuple(
-            tuple(
-                self._reading(
-                    name, {grid: found[picture, ..., column] for grid, found in maps.items()}, shown[..., column]
-                )
-                for column, name in enumerate(self._spans)
-            )
-            for picture, shown in enumerate(heat)
-        )
+
+        def reading(picture: int, column: int, name: str) -> AttentionReading:
+            seen = {grid: found[picture, ..., column] for grid, found in maps.items()}
+            return self._reading(name, seen, heat[picture, ..., column])
+
+        pictures = range(len(heat))
+        return tuple(tuple(reading(each, *span) for span in enumerate(self._spans)) for each in pictures)
 
     def _reading(
         self, name: str, maps: Mapping[Grid, Float[Tensor, "_ _"]], heat: Float[Tensor, "height width"]
     ) -> AttentionReading:
+        masses = dict.fromkeys(self._layout.names, 0.0)
+        outside = 0.0
+        for grid, found in maps.items():
+            cells = {other: own_cells(self._layout, other, *grid) for other in self._layout.names}
+            own = cells.get(name, torch.zeros(grid, dtype=torch.bool, device="cpu"))
+            for other in cells:
+                masses[other] += float(found[own if other == name else cells[other] & ~own].sum())
+            outside += float(found[~torch.stack(list(cells.values())).any(0)].sum())
         total = sum(float(found.sum()) for found in maps.values())
-
-        def part(where: Mapping[Grid, Bool[Tensor, "_ _"]]) -> float:
-            return sum(float(found[where[grid]].sum()) for grid, found in maps.items()) / total
-
-        regions = {
-            other: {grid: own_cells(self._layout, other, *grid) for grid in maps} for other in self._layout.names
-        }
-        nothing = {grid: torch.zeros(grid, dtype=torch.bool, device="cpu") for grid in maps}
-        own = regions.pop(name, nothing)
-        others = {other: {grid: cells[grid] & ~own[grid] for grid in maps} for other, cells in regions.items()}
-        outside = {grid: ~torch.stack([own[grid], *(cells[grid] for cells in others.values())]).any(0) for grid in maps}
-        return AttentionReading(
-            subject=name,
-            own=part(own) if name in self._layout.names else None,
-            others={other: part(cells) for other, cells in others.items()},
-            outside=part(outside),
-            heat=heat / heat.sum(),
-        )
+        parts = {other: mass / total for other, mass in masses.items()}
+        return AttentionReading(name, parts.pop(name, None), parts, outside / total, heat / heat.sum())
 
 
 def _enlarged(

@@ -18,7 +18,6 @@ from cones2.conditioning import LayoutSettings, conditioned
 from cones2.errors import Cones2Warning, SettingsError
 from cones2.families import family_of
 from cones2.layout import Layout
-from cones2.learning.recipe import Recipe
 from cones2.models import ModelFacts, facts_of, open_pipeline
 from cones2.monitor import AttentionReading
 from cones2.prompts import parse_prompt, placeholders, unknown_words
@@ -29,6 +28,7 @@ from cones2.subjects import Subject, as_subject, check_mentioned
 
 if TYPE_CHECKING:
     from cones2.learning.learner import LearnStep
+    from cones2.learning.recipe import Recipe
     from cones2.redraw import PictureRecord
 
 _NOT_PASSED_ON = ("from_pipe", "from_single_file", "from_config", "download", "load_config", "extract_init_dict")
@@ -171,7 +171,7 @@ class Cones2Pipeline:
         self,
         photos: Path | str | Sequence[Any],
         class_word: str,
-        recipe: Recipe | str | None = None,
+        recipe: "Recipe | str | None" = None,
         *,
         progress: bool = True,
         **options: Any,
@@ -205,7 +205,7 @@ class Cones2Pipeline:
         self,
         photos: Path | str | Sequence[Any],
         class_word: str,
-        recipe: Recipe | str | None = None,
+        recipe: "Recipe | str | None" = None,
         **options: Any,
     ) -> Generator["LearnStep", None, None]:
         """Return a generator of the steps of learning; each step holds the residual so far. Checked at the call.

@@ -44,7 +44,7 @@ class DrawCall:
         seeds: of each picture; None where generators were given.
         generator_states: of these, before the call; one for all pictures, or one for each.
         num_images: how many pictures were drawn.
-        options: every other argument of the wrapped pipeline's call.
+        options: every other argument of the call.
     """
 
     prompt: str
@@ -62,13 +62,7 @@ class DrawCall:
 
 
 def describe(pipeline: Any, facts: ModelFacts, call: DrawCall) -> tuple[dict[str, Any], ...]:
-    """Return for each picture how it was made, as JSON values: all that is needed to draw it again.
-
-    Args:
-        pipeline: the diffusers pipeline that drew, as it was then.
-        facts: what the model is called.
-        call: what was asked of it.
-    """
+    """Return for each picture that `pipeline` drew how it was made: all that is needed to draw it again."""
     residuals = {each.residual.sha256: each.residual for each in call.subjects.values() if each.residual is not None}
     levels = call.layout_settings.levels
     seeds, reason = _seeds(pipeline, call)

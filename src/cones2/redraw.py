@@ -169,11 +169,7 @@ class PictureRecord(_Strict):
 
     @classmethod
     def load(cls, source: Path | str | Mapping[str, Any]) -> "PictureRecord":
-        """Read the record of a picture, given its PNG or what `read_record` returned.
-
-        Raises:
-            PictureError: there is none, or it is not as `describe` writes it, or asks for too much.
-        """
+        """Read a picture's record from its PNG or as JSON values; PictureError where it is not as we write it."""
         record = source if isinstance(source, Mapping) else read_record(source)
         name = "the picture" if isinstance(source, Mapping) else str(source)
         try:
@@ -187,10 +183,7 @@ class PictureRecord(_Strict):
             raise PictureError(f"{name} can't be drawn again: its record is not JSON: {error}.") from error
 
     def arguments(self, subjects: Mapping[str, Subject]) -> dict[str, Any]:
-        """Return the arguments of `Cones2Pipeline` that draw the whole batch, without inputs and unrecorded ones.
-
-        Args:
-            subjects: as `recall_subjects` returns them.
+        """Return the pipeline's arguments that draw the whole batch of these subjects, less what is not recorded.
 
         Raises:
             PictureError: the picture can't be drawn again.
@@ -290,11 +283,7 @@ def recall_subjects(record: PictureRecord, known: Mapping[str, Subject] | None =
 
 
 def check_pipeline(record: PictureRecord, pipe: Any) -> None:
-    """Check that a pipeline is of the record's class and model, with its adapters.
-
-    Raises:
-        PictureError: it is not.
-    """
+    """Check that a pipeline is of the record's class and model, with its adapters; PictureError where it is not."""
     kind = type(pipe.pipeline).__name__
     if record.pipeline != kind:
         raise PictureError(f"the picture was drawn by a {record.pipeline}, this is a {kind}: wrap one of that class.")
@@ -339,11 +328,7 @@ def warn_of_differences(record: PictureRecord, pipe: Any) -> None:
 
 
 def make_scheduler(recorded: _Scheduler, own: Any) -> Any:
-    """Return the scheduler of a record, for a pipeline whose own is `own`; that itself where they are alike.
-
-    Raises:
-        PictureError: the class is not known, or does not take these settings.
-    """
+    """Return the scheduler of a record, or a pipeline's `own` where it is like that; PictureError if there is none."""
     if describe_scheduler(own) == recorded.model_dump():
         return own
     import diffusers

@@ -2,7 +2,7 @@
 
 The file is safetensors: one float32 tensor of shape [tokens, dim] for each text encoder, named by the encoder's role in
 a diffusers pipeline, and one metadata key, `cones2`, with sorted JSON. The same residual always gives the same bytes.
-Reading checks the header, within bounds, before any tensor is made.
+Reading bounds and checks the header before any tensor is made.
 """
 
 import hashlib
@@ -63,12 +63,6 @@ class _Document(_Strict):
     tool_version: _Text
 
 
-class _TensorEntry(_Strict):
-    dtype: Literal["F32"]
-    shape: list[int] = Field(min_length=2, max_length=2)
-    data_offsets: list[int] = Field(min_length=2, max_length=2)
-
-
 @dataclass(frozen=True)
 class EncoderId:
     """The fingerprint of one text encoder of a pipeline.
@@ -76,7 +70,7 @@ class EncoderId:
     Attributes:
         role: its name among the pipeline's components: `text_encoder`, `text_encoder_2`...
         name: the model that the user opened.
-        width: numbers in the embedding of a token.
+        width: of a token's embedding.
         weights: sha256 of the float32 weights under canonical names.
         probe: a few numbers that it gives for a fixed input, almost the same in every dtype.
     """
@@ -89,10 +83,10 @@ class EncoderId:
 
     def fits(self, other: "EncoderId") -> bool:
         """Return whether both are the same encoder, whatever its dtype, its file or its name."""
-        if self.width != other.width or len(self.probe) != len(other.probe):
+        if self.width != other.width or self.weights == other.weights:
+            return self.width == other.width
+        if len(self.probe) != len(other.probe):
             return False
-        if self.weights == other.weights:
-            return True
         scale = min(math.hypot(*self.probe), math.hypot(*other.probe))
         return math.isfinite(scale) and math.dist(self.probe, other.probe) <= _PROBE_TOLERANCE * scale
 
@@ -165,16 +159,13 @@ class Residual:
         return f"Residual({self.class_word!r}, {learned}, learned on {self.parts[0].encoder.name!r})"
 
     def part(self, role: str) -> ResidualPart:
-        """Return what was learned for the text encoder of this role.
-
-        Raises:
-            ResidualMismatchError: there is no such part.
-        """
-        for part in self.parts:
-            if part.encoder.role == role:
-                return part
-        roles = [part.encoder.role for part in self.parts]
-        raise ResidualMismatchError(f"the residual of {self.class_word!r} has no part for {role!r}, it has {roles}.")
+        """Return what was learned for the text encoder of this role; ResidualMismatchError where there is nothing."""
+        parts = {part.encoder.role: part for part in self.parts}
+        if role not in parts:
+            raise ResidualMismatchError(
+                f"the residual of {self.class_word!r} has no part for {role!r}, it has {list(parts)}."
+            )
+        return parts[role]
 
     @cached_property
     def sha256(self) -> str:
@@ -182,11 +173,7 @@ class Residual:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def to_bytes(self) -> bytes:
-        """Return the file's content; the same residual always gives the same bytes.
-
-        Raises:
-            ResidualError: a field is not what a file can hold, such as infinity in the recipe.
-        """
+        """Return the file's content; ResidualError where a field is not what a file can hold."""
         parts = [{**asdict(part.encoder), "tokens": part.tokens, "span": part.span} for part in self.parts]
         fields = {name: getattr(self, name) for name in ("class_word", "photos", "tool_version")}
         document = {"version": VERSION, **fields, "parts": parts, "recipe": dict(self.recipe)}
@@ -200,31 +187,18 @@ class Residual:
         return content
 
     def save(self, path: Path | str) -> None:
-        """Write the file, all of it or nothing.
-
-        Raises:
-            OutputError: it can't be written there.
-            ResidualError: a field is not what a file can hold.
-        """
+        """Write the file, all of it or nothing; OutputError where it can't be written."""
         write_atomically(Path(path), self.to_bytes())
 
     @classmethod
     def load(cls, path: Path | str) -> "Residual":
-        """Read a file that may come from anyone.
-
-        Raises:
-            ResidualError: it can't be read, or is not exactly a residual file of this version.
-        """
+        """Read a file that may come from anyone; ResidualError where it is no sound residual file of this version."""
         content = read_bounded(Path(path), limit=MAX_FILE_BYTES, error=ResidualError)
         return cls.from_bytes(content, origin=str(path))
 
     @classmethod
     def from_bytes(cls, content: bytes, *, origin: str = "bytes") -> "Residual":
-        """Read a file's content; `origin` names it in errors.
-
-        Raises:
-            ResidualError: it is not exactly a residual file of this version.
-        """
+        """Read a file's content, as `load` does; `origin` names it in errors."""
         try:
             document = _read_header(content)
             tensors = safetensors.torch.load(content)
@@ -242,8 +216,6 @@ class Residual:
 
     def mix(self, other: "Residual", weight: float) -> "Residual":
         """Return the subject between this one and another, `(1 - weight)·Δ + weight·Δ'`.
-
-        0 gives this one, 1 the other; below and beyond, their difference is exaggerated.
 
         Raises:
             ResidualMismatchError: they do not have the same class word, tokens and text encoders.
@@ -271,7 +243,7 @@ class Residual:
 
         Args:
             encoders: the fingerprints of a model's text encoders.
-            force: only warn about other encoders of the same widths; other widths or roles are always an error.
+            force: only warn about other encoders of the same widths.
 
         Raises:
             ResidualMismatchError: it was learned on other text encoders.
@@ -291,8 +263,7 @@ class Residual:
                 f"{text}, another text encoder: the subject would be lost. Use the model that it was learned on, learn"
                 " it on this one, or pass force=True."
             )
-        message = f"{text}, another text encoder. It is used because force is True; expect another subject."
-        warnings.warn(message, Cones2Warning, stacklevel=2)
+        warnings.warn(f"{text}, another text encoder: expect another subject.", Cones2Warning, stacklevel=2)
 
 
 def _described(encoders: Sequence[EncoderId]) -> str:
@@ -301,29 +272,28 @@ def _described(encoders: Sequence[EncoderId]) -> str:
 
 
 def _read_header(content: bytes) -> _Document:
-    """Check all of a file but the tensors' numbers and where they lie, and return what its metadata says."""
+    """Check a file's header, and return what its metadata says; the tensors are checked as they are read."""
     if not 8 <= len(content) <= MAX_FILE_BYTES:
         raise ResidualError(f"it has {len(content)} bytes, expected 8 to {MAX_FILE_BYTES}.")
     (length,) = struct.unpack("<Q", content[:8])
     if not 2 <= length <= min(MAX_HEADER_BYTES, len(content) - 8):
         raise ResidualError(f"its header claims {length} bytes, expected 2 to {MAX_HEADER_BYTES}, all in the file.")
-    header = _from_json(content[8 : 8 + length])
-    metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or list(metadata) != ["cones2"] or not isinstance(metadata["cones2"], str):
-        raise ResidualError(f"its metadata is not that of version {VERSION}, the one key 'cones2'.")
     try:
+        header = TypeAdapter(dict[str, dict[str, Any]]).validate_python(_from_json(content[8 : 8 + length]))
+        metadata = header.pop("__metadata__", {})
+        if list(metadata) != ["cones2"]:
+            raise ResidualError(f"its metadata is not that of version {VERSION}, the one key 'cones2'.")
         document = _Document.model_validate(_from_json(metadata["cones2"]))
-        entries = TypeAdapter(dict[str, _TensorEntry]).validate_python(header)
     except ValidationError as error:
         place, message, _ = first_problem(error)
         raise ResidualError(f"{place or 'its header'!r}: {message}.") from error
-    shapes = {part.role: [len(part.tokens), part.width] for part in document.parts}
-    if {name: entry.shape for name, entry in entries.items()} != shapes:
-        raise ResidualError("its tensors do not have the names and shapes that its metadata tells.")
+    tensors = {name: entry.get("dtype") == "F32" and entry.get("shape") for name, entry in header.items()}
+    if tensors != {part.role: [len(part.tokens), part.width] for part in document.parts}:
+        raise ResidualError("its tensors are not float32 of the names and shapes that its metadata tells.")
     return document
 
 
-def _from_json(text: bytes | str) -> Any:
+def _from_json(text: Any) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
             raise ValueError("a key stands there twice")
@@ -331,5 +301,5 @@ def _from_json(text: bytes | str) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ResidualError(f"its header is not the JSON that it should be: {str(error)[:100]}.") from error
