@@ -8,25 +8,26 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from cones2.backbones import Backbone, open_backbone
-from cones2.composing.loop import compose
-from cones2.layout.regions import Layout
-from cones2.residual.residual import Residual
 from torch import Tensor
 
+from cones2.fingerprint import fingerprint
 from cones2.judge import PICTURE, Judge, Sighting
-from cones2.prompts import parse_prompt, tokenize_prompt
+from cones2.layout import Layout
+from cones2.pipeline import Cones2Pipeline
+from cones2.prompts import TokenizedPrompt, parse_prompt, tokenize_prompt
+from cones2.rasterize import cover
+from cones2.residual import Residual, ResidualPart
 from cones2.subjects import Subject
-from drawing import SETTINGS, make_sheet, to_picture, to_tensor
+from drawing import SETTINGS, make_sheet, open_for_drawing, to_picture, to_tensor
 from evaluation_cases import NAMES, mention
 from judge import load_judge
 from judge_data import judge_world, visible_box
-from metrics import Wanted, at_place, fits, rate
+from metrics import Corners, Wanted, at_place, fits, rate
 from objective import record_attention
 from shipped import measured_hash
 from sprites import SpriteAtlas
@@ -46,7 +47,7 @@ KINDS = {word.word: number for number, word in enumerate(CLASSES)}
 class Setup:
     """What the gates look at: a model, the judge, and how many pictures of which size."""
 
-    backbone: Backbone
+    pipe: Cones2Pipeline
     judge: Judge
     world: World
     pictures: int
@@ -57,9 +58,8 @@ class Setup:
         self, prompt: str, subjects: dict[str, Subject], seeds: tuple[int, ...], layout: Layout | None = None
     ) -> Tensor:
         """Pictures of one prompt in 0..1."""
-        settings = replace(SETTINGS, seeds=seeds, layout_scale=self.layout_scale, height=self.size, width=self.size)
-        *_, last = compose(self.backbone, prompt, subjects=subjects, layout=layout, settings=settings)
-        return to_tensor(last.pictures)
+        options = {**SETTINGS, "layout_scale": self.layout_scale, "height": self.size, "width": self.size}
+        return to_tensor(self.pipe(prompt, layout, subjects=subjects, seed=seeds, **options).images)
 
     def seeds(self, prompts: int) -> tuple[int, ...]:
         """As many seeds as give each of the prompts its share of the pictures."""
@@ -86,7 +86,7 @@ def oracle_gate(setup: Setup) -> Gate:
     turned, before, kept, drawn = [], [], [], []
     judge, seeds = setup.judge, setup.seeds(2 * len(ORACLES))
     for word, colour, other in ORACLES:
-        oracle = Subject(word, oracle_residual(setup.backbone, word, colour))
+        oracle = Subject(word, oracle_residual(setup.pipe, word, colour))
         names = {NAMES[0]: oracle, NAMES[1]: Subject(other)}
         pair = f"{mention(KINDS[word], NAMES[0])} and {mention(KINDS[other], NAMES[1])}"
         for prompt in (f"{mention(KINDS[word], NAMES[0])} on the beach", pair):
@@ -105,26 +105,28 @@ def oracle_gate(setup: Setup) -> Gate:
     return Gate("oracle residual", figure, 0.8, detail, tuple(drawn))
 
 
-def oracle_residual(backbone: Backbone, word: str, adjective: str) -> Residual:
+def oracle_residual(pipe: Cones2Pipeline, word: str, adjective: str) -> Residual:
     """What an adjective adds to a noun's own vector."""
-    with_adjective = embed_noun(backbone, mention(KINDS[word], NAMES[0], adjective), word)
-    vector = with_adjective - embed_noun(backbone, mention(KINDS[word], NAMES[0]), word)
-    return Residual(
-        class_word=word,
-        vector=vector.float().cpu(),
-        tokens=tuple(backbone.tokenizer.tokenize(word)),
-        encoder=backbone.encoder_id,
-        recipe={},
-        photos=(),
-        tool_version="oracle",
-    )
+    with_adjective = embed_noun(pipe, mention(KINDS[word], NAMES[0], adjective), word)
+    vector = with_adjective - embed_noun(pipe, mention(KINDS[word], NAMES[0]), word)
+    encoder = fingerprint(pipe.text_encoder, "text_encoder", pipe.facts.name)
+    part = ResidualPart(encoder, tuple(pipe.tokenizer.tokenize(word)), vector)
+    return Residual(class_word=word, parts=(part,), recipe={}, photos=(), tool_version="oracle")
 
 
-def embed_noun(backbone: Backbone, prompt: str, word: str) -> Tensor:
+def embed_noun(pipe: Cones2Pipeline, prompt: str, word: str) -> Tensor:
     """The vectors of a prompt's only placeholder, `[tokens, dim]`."""
-    tokenized = tokenize_prompt(parse_prompt(prompt, {NAMES[0]: word}), backbone.tokenizer)
+    embeddings, tokenized = embed(pipe, prompt, {NAMES[0]: word})
     ((start, stop),) = tokenized.spans[NAMES[0]]
-    return backbone.embed(tokenized.input_ids)[0, start:stop]
+    return embeddings[0, start:stop]
+
+
+@torch.no_grad()
+def embed(pipe: Cones2Pipeline, prompt: str, words: Mapping[str, str]) -> tuple[Tensor, TokenizedPrompt]:
+    """A prompt's vectors, `[1, tokens, dim]`, and where its placeholders stand."""
+    parsed = parse_prompt(prompt, words)
+    options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    return pipe.encode_prompt(parsed.text, **options)[0], tokenize_prompt(parsed, pipe.tokenizer)
 
 
 def attention_gate(setup: Setup) -> Gate:
@@ -135,47 +137,50 @@ def attention_gate(setup: Setup) -> Gate:
 
 def attention_in_boxes(setup: Setup, timestep: int) -> tuple[float, float]:
     """The mean share of a noun's attention inside its object's box, and the boxes' mean share of the area."""
-    rng, shares, areas = np.random.default_rng(SEED), [], []
+    rng = np.random.default_rng(SEED)
+    shares: list[float] = []
+    areas: list[float] = []
     torch.manual_seed(SEED)
     while len(shares) < setup.pictures:
         scene = setup.world.scene(rng, count=2, close=setup.size < PICTURE)
         rendered = setup.world.render([scene], setup.size)
         kinds = [placed.instance.class_index for placed in scene.objects]
         boxes = [visible_box(mask) for mask in rendered.masks[0, : len(kinds)]]
-        if len(set(kinds)) < len(kinds) or any(box is None or _area(box) > MOST_AREA for box in boxes):
+        small = [box for box in boxes if box is not None and _area(box) <= MOST_AREA]
+        if len(set(kinds)) < len(kinds) or len(small) < len(boxes):
             continue
-        latents = setup.backbone.encode_images(rendered.images * 2 - 1).mean
-        alpha = setup.backbone.scheduler.alphas_cumprod[timestep]
+        with torch.no_grad():
+            latents = setup.pipe.vae.encode(rendered.images * 2 - 1).latent_dist.mean
+        latents = latents * setup.pipe.vae.config.scaling_factor
+        alpha = setup.pipe.scheduler.alphas_cumprod[timestep]
         noised = alpha.sqrt() * latents + (1 - alpha).sqrt() * torch.randn_like(latents)
-        shares += attention_shares(setup.backbone, noised, timestep, dict(zip(kinds, boxes, strict=True)))
-        areas += [_area(box) for box in boxes]
+        shares += attention_shares(setup.pipe, noised, timestep, dict(zip(kinds, small, strict=True)))
+        areas += [_area(box) for box in small]
     return float(np.mean(shares)), float(np.mean(areas))
 
 
 @torch.no_grad()
-def attention_shares(
-    backbone: Backbone, noised: Tensor, timestep: int, places: Mapping[int, tuple[float, float, float, float]]
-) -> list[float]:
+def attention_shares(pipe: Cones2Pipeline, noised: Tensor, timestep: int, places: Mapping[int, Corners]) -> list[float]:
     """For each object's class and box, the share of its noun's attention inside its box, averaged over layers."""
     names = dict(zip(NAMES, places, strict=False))
     prompt = " and ".join(mention(kind, name) for name, kind in names.items())
     words = {name: CLASSES[kind].word for name, kind in names.items()}
-    tokenized = tokenize_prompt(parse_prompt(prompt, words), backbone.tokenizer)
+    embeddings, tokenized = embed(pipe, prompt, words)
     maps: list[Tensor] = []
-    saved = dict(backbone.unet.attn_processors)
-    record_attention(backbone.unet, maps)
+    saved = dict(pipe.unet.attn_processors)
+    record_attention(pipe.unet, maps)
     try:
-        backbone.predict(noised, torch.tensor(timestep), backbone.embed(tokenized.input_ids))
+        pipe.unet(noised, torch.tensor(timestep), embeddings)
     finally:
-        backbone.unet.set_attn_processor(saved)
+        pipe.unet.set_attn_processor(saved)
     found = []
     for name, kind in names.items():
-        layout, ((start, stop),) = Layout.from_numbers({name: [places[kind]]}), tokenized.spans[name]
+        layout, ((start, stop),) = Layout.of({name: places[kind]}), tokenized.spans[name]
         parts = []
         for weights in maps:
             side = round(weights.shape[1] ** 0.5)
             noun = weights[0, :, start:stop].sum(1)
-            parts.append(float((noun * layout.coverage(name, side, side).flatten()).sum() / noun.sum()))
+            parts.append(float((noun * cover(layout, side, side)[name].cover.flatten()).sum() / noun.sum()))
         found.append(float(np.mean(parts)))
     return found
 
@@ -189,7 +194,7 @@ def swap_gate(setup: Setup) -> Gate:
         prompt = " and ".join(mention(KINDS[word], name) for name, word in zip(NAMES, words, strict=False))
         outcomes = []
         for boxes in (SWAP_BOXES, SWAP_BOXES[::-1]):
-            layout = Layout.from_numbers({name: [box] for name, box in zip(NAMES, boxes, strict=False)})
+            layout = Layout.of(dict(zip(NAMES, boxes, strict=False)))
             images = setup.draw(prompt, subjects, seeds, layout)
             drawn += [*images]
             seen = setup.judge.look(images)
@@ -230,7 +235,7 @@ def colours_of(judge: Judge, images: Tensor, word: str, *, alone: bool = False) 
     return found
 
 
-def _area(box: tuple[float, float, float, float]) -> float:
+def _area(box: Corners) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
@@ -243,11 +248,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=PICTURE, help="64 for a model in its first stage")
     parser.add_argument("--layout-scale", type=float, default=1.0)
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--sheets", type=Path, help="a folder for what was drawn")
     arguments = parser.parse_args()
-    backbone, judge = open_backbone(arguments.model, device="cpu"), load_judge()
+    pipe, judge = open_for_drawing(arguments.model), load_judge()
     world = judge_world(SpriteAtlas.load(arguments.work / "sprites.safetensors"), backgrounds_per_scene=8)
-    setup = Setup(backbone, judge, world, arguments.pictures, arguments.size, arguments.layout_scale)
+    setup = Setup(pipe, judge, world, arguments.pictures, arguments.size, arguments.layout_scale)
     gates = {"oracle": oracle_gate, "attention": attention_gate, "swap": swap_gate}
     told = []
     for name in arguments.gates or gates:
@@ -263,9 +269,8 @@ def main() -> None:
             make_sheet(pictures, 8).save(arguments.sheets / f"{name}.png")
     if not arguments.gates:
         about = {"model": measured_hash(arguments.model), "pictures": arguments.pictures, "gates": told}
-        results = Path(__file__).parent / "results"
-        results.mkdir(exist_ok=True)
-        (results / "gates.json").write_text(json.dumps(about, indent=2) + "\n")
+        arguments.results.mkdir(parents=True, exist_ok=True)
+        (arguments.results / "gates.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":

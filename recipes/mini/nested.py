@@ -36,7 +36,7 @@ class WornCase:
 
 
 def evaluate_nested(studio: Studio) -> dict[str, Rate]:
-    """Taught animals; without residuals; with what they wear in front of them, not sharing their place; and rendered."""
+    """Taught animals; without residuals; with what they wear in front, not sharing their place; and rendered."""
     taught = taught_subjects(studio, example_subjects(example_world()))
     worn = worn_cases(studio, taught)
     cases = [each.case for each in worn]
