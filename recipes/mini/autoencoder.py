@@ -52,7 +52,8 @@ def start_decoder_as_copy(model: AutoencoderKL) -> None:
 
 def _copy(conv: torch.nn.Conv2d) -> None:
     conv.weight.zero_()
-    conv.bias.zero_()
+    if conv.bias is not None:
+        conv.bias.zero_()
     middle = conv.kernel_size[0] // 2
     for channel in range(min(conv.in_channels, conv.out_channels)):
         conv.weight[channel, channel, middle, middle] = 1
@@ -141,7 +142,8 @@ def main() -> None:
 @torch.no_grad()
 def latents_of(model: AutoencoderKL, pictures: Tensor) -> Tensor:
     """The mean of the posterior, unscaled."""
-    return model.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist.mean
+    latents: Tensor = model.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist.mean
+    return latents
 
 
 @torch.no_grad()

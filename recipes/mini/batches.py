@@ -121,7 +121,7 @@ class Speller:
         return found
 
 
-class SceneStream(IterableDataset):
+class SceneStream(IterableDataset["tuple[list[Scene], Captions]"]):
     """Endless slices of random scenes with captions, each worker's of its own random numbers.
 
     Attributes:
@@ -242,7 +242,7 @@ def encoder_of(vae: AutoencoderKL) -> Encode:
             return conv2d(pictures, *components, stride=8)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         means = [vae.encode(part).latent_dist.mean for part in pictures.split(128)]
-        return torch.cat(means).float().contiguous() * vae.config.scaling_factor
+        return torch.cat(means).float().contiguous() * float(vae.config.scaling_factor)
 
     return encode
 

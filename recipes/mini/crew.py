@@ -4,6 +4,7 @@ import multiprocessing
 import pickle
 import random
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class Crew:
         start = time.monotonic()
         if self.queue.empty() and len(self.kept) > 50:
             return random.choice(self.kept)
-        drawn = pickle.loads(self.queue.get())
+        drawn: Slice = pickle.loads(self.queue.get())
         self.seconds_waited += time.monotonic() - start
         if keep:
             self.kept.append(drawn)
@@ -52,7 +53,7 @@ class Crew:
             process.kill()
 
 
-def _draw(queue, world: TrainingWorld, speller: Speller, slice_size: int, seed: list[int]) -> None:
+def _draw(queue: Any, world: TrainingWorld, speller: Speller, slice_size: int, seed: list[int]) -> None:
     torch.set_num_threads(1)
     stream = SceneStream(world, speller, slice_size=slice_size, seed=0, close=False)
     for scenes, captions in stream.drawn(np.random.default_rng(seed)):

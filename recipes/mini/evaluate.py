@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the figures")
     arguments = parser.parse_args()
     if arguments.stage == "card":
-        write_card(arguments.results, PAGE)
+        write_card(arguments.results, PAGE, measured_hash(arguments.model))
         return
     judge = load_judge()
     atlas = SpriteAtlas.load(arguments.work / "sprites.safetensors")
@@ -203,7 +203,7 @@ def main() -> None:
         about = {"model": measured_hash(arguments.model), "pictures": arguments.pictures}
         save_rates(stage, rates, {**about, "seconds": round(time.monotonic() - start)}, arguments.results)
     if arguments.stage == "all":
-        write_card(arguments.results, PAGE)
+        write_card(arguments.results, PAGE, measured_hash(arguments.model))
 
 
 if __name__ == "__main__":

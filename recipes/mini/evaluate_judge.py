@@ -1,6 +1,6 @@
 """How far the judge can be trusted: its accuracy on renders that it never saw, clean and autoencoded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ def _scene_around(world: World, rng: np.random.Generator, instance: Instance) ->
     return next(scene for scene in _arrangements(world, rng, cast) if len(scene.objects) > 1)
 
 
-def _arrangements(world: World, rng: np.random.Generator, cast: list[Instance]):
+def _arrangements(world: World, rng: np.random.Generator, cast: list[Instance]) -> Iterator[Scene]:
     while True:
         yield from (s for s in arrange(world, rng, cast) if any(o.instance is cast[0] for o in s.objects))
 

@@ -81,7 +81,8 @@ def example_world(work: Path = WORK) -> World:
 
 def example_subjects(world: World) -> tuple[ExampleSubject, ...]:
     """Draw the individuals of `PLAN`, the same ones each time."""
-    words, found = [word.word for word in CLASSES], []
+    words = [word.word for word in CLASSES]
+    found: list[ExampleSubject] = []
     for number, (name, class_word, unseen) in enumerate(PLAN):
         rng = np.random.default_rng([SEED, number])
         kin = [subject.instance for subject in found if subject.class_word == class_word]

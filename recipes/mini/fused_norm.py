@@ -5,6 +5,8 @@ with SiLU beside it, a third of a small UNet's step goes there.
 """
 
 # ruff: noqa: N803
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# Triton compiles functions without types.
 import types
 
 import torch
@@ -123,7 +125,8 @@ class FusedNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Norm `[batch, channels, height, width]`; height times width must be a power of two."""
-        return _Norm.apply(features, self.weight, self.bias, self.groups, self.eps, self.silu)
+        normed: Tensor = _Norm.apply(features, self.weight, self.bias, self.groups, self.eps, self.silu)
+        return normed
 
 
 def fuse_norms(unet: UNet2DConditionModel) -> None:
@@ -146,4 +149,5 @@ def _add_attended(
 ) -> Tensor:  # fmt: skip
     """Diffusers' own, but that features stay channels-last."""
     features = block.proj_out(hidden_states).reshape(batch_size, height, width, inner_dim)
-    return features.permute(0, 3, 1, 2) + residual
+    attended: Tensor = features.permute(0, 3, 1, 2) + residual
+    return attended

@@ -92,7 +92,7 @@ class Trainer:
         self.optimizer.step()
         self.half.follow()
         with torch.no_grad():
-            torch._foreach_lerp_([*self.average.parameters()], self.parameters, 1 - self.memory)
+            torch._foreach_lerp_([*self.average.parameters()], [*self.parameters], 1 - self.memory)
 
     def capture(self, warm_up: int = 3) -> None:
         """Put a step into a graph, after a few outside it."""

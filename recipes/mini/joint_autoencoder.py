@@ -106,7 +106,8 @@ class Patches(nn.Module):
         """Scores, high for rendered ones."""
         features = leaky_relu(self.first(pictures), 0.2)
         features = leaky_relu(self.norm(self.second(features)), 0.2)
-        return self.last(leaky_relu(self.third(features), 0.2))
+        scores: Tensor = self.last(leaky_relu(self.third(features), 0.2))
+        return scores
 
 
 class Finisher:
@@ -123,8 +124,8 @@ class Finisher:
         self.trained = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
         for parameter in self.trained:
             parameter.requires_grad_(True)
-        device = alphas.device
-        self.patches = Patches().to(device, memory_format=torch.channels_last)
+        self.patches = Patches().to(alphas.device)
+        self.patches.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
         self.optimizer = torch.optim.AdamW(self.trained, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
         self.judging = torch.optim.AdamW(self.patches.parameters(), lr=rate, betas=(0.5, 0.9), weight_decay=0.0)
 
@@ -136,7 +137,7 @@ class Finisher:
         embeddings, _ = embed_batch(self.mini, batch, torch.zeros_like(batch.thumbnails), nothing)
         first = torch.randint(low, high, (count,), device=latents.device)
         alpha = self.alphas[first][:, None, None, None]
-        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * torch.randn_like(latents)
+        noisy = clean = alpha.sqrt() * latents + (1 - alpha).sqrt() * torch.randn_like(latents)
         for step in range(steps):
             now, later = first * (steps - step) // steps, first * (steps - step - 1) // steps
             alpha = self.alphas[now][:, None, None, None]

@@ -1,6 +1,7 @@
 """The judge's own data: casts of look-alikes, each individual in two scenes, clean, blurred and autoencoded."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,7 +135,7 @@ def render_block(
 ) -> Block:
     """Render scenes with the boxes of all that is visible; who is in no cast gets a number of his own."""
     rendered = world.render(scenes, 128)
-    columns: list[list] = [[], [], [], [], []]
+    columns: list[list[Any]] = [[], [], [], [], []]
     for row, scene in enumerate(scenes):
         for slot, placed in enumerate(scene.objects):
             box = visible_box(rendered.masks[row, slot])
@@ -192,7 +193,8 @@ def autoencode(vae: AutoencoderKL, images: Tensor, noise: Tensor | float = 0.0) 
     """Send pictures in 0..1 through the autoencoder, with some noise (in spreads of the latents) on the way."""
     latents = vae.encode((images * 2 - 1).contiguous(memory_format=torch.channels_last)).latent_dist.mean
     latents = latents + noise * torch.randn_like(latents) / vae.config.scaling_factor
-    return (vae.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
+    pictures: Tensor = vae.decode(latents).sample
+    return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
 
 def degrade(images: Tensor, rng: np.random.Generator, vae: AutoencoderKL | None) -> Tensor:

@@ -81,4 +81,5 @@ def _blocks(features: Tensor) -> Tensor:
 def _components(vectors: Tensor, count: int) -> Tensor:
     """The `count` strongest orthonormal directions of vectors: `[<= count, dim]`."""
     _, values, directions = torch.linalg.svd(vectors.T @ vectors / len(vectors))
-    return directions[: min(count, int((values > 1e-8).sum()))]
+    strongest: Tensor = directions[: min(count, int((values > 1e-8).sum()))]
+    return strongest

@@ -53,7 +53,8 @@ class Coder(nn.Module):
         """Codes `[..., width]` of flattened thumbnails `[..., 4 * size * size]`."""
         pictures = thumbnails.reshape(-1, 4, THUMBNAIL, THUMBNAIL)
         codes = self.linear(avg_pool2d(pictures, 2).flatten(1)) + self.network(pictures)
-        return codes.reshape(*thumbnails.shape[:-1], -1)
+        coded: Tensor = codes.reshape(*thumbnails.shape[:-1], -1)
+        return coded
 
 
 class TrainingHeads(nn.Module):
@@ -149,7 +150,8 @@ class Mini(nn.Module):
 
     def norm(self, hidden: Tensor) -> Tensor:
         """The text encoder's last norm."""
-        return self.text_encoder.final_layer_norm(hidden)
+        normed: Tensor = self.text_encoder.final_layer_norm(hidden)
+        return normed
 
 
 def class_captions(tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor, Tensor]:

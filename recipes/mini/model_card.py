@@ -1,14 +1,19 @@
 """The model card's tables, in Markdown, from the results that `gates.py` and `evaluate.py` stored."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 STAGES = {
     "judge": "The judge, on pictures whose truth is known",
+    "gates": "The three gates",
     "plain": "Plain prompts: all objects present, by how many there are",
     "layout": "With layout: each object in its right box, by how many there are",
     "identity": "Learned subjects, with layout: identity among 15 look-alikes, by how many there are",
+    "nested": "An animal and what it wears, in nested boxes",
     "follow": "The rest of the prompt, followed with residual and without",
+    "sharpness": "Sharpness: gradients of pictures over those of renders of the same scenes",
     "guidance": "Guidance",
     "sweep": "Strength of the layout",
     "ablations": "The layout's parts: in its right box, and pictures that show all",
@@ -16,27 +21,32 @@ STAGES = {
     "preservation": "λ: identity of four subjects alone, by the recipe `mini`",
 }
 
-
 START = "<!-- The tables from here on are written by `python recipes/mini/evaluate.py card`. -->"
 
 
-def write_card(results: Path, page: Path) -> None:
+def write_card(results: Path, page: Path, weights: str) -> None:
     """Put the tables into the model card, in place of all that stands after `START`."""
     written, _, _ = page.read_text(encoding="utf-8").partition(START)
-    page.write_text(written + START + "\n\n" + card(results), encoding="utf-8")
+    page.write_text(f"{written}{START}\n\n{card(results, weights)}", encoding="utf-8")
 
 
-def card(results: Path) -> str:
-    """A table for every stage that has been run: the judge's own first, then the gates, then all others."""
-    measured = {title: results / f"{stage}.json" for stage, title in STAGES.items()}
-    parts = {title: table(json.loads(path.read_text())["rates"]) for title, path in measured.items() if path.exists()}
-    gates = {"The three gates": gates_table(json.loads((results / "gates.json").read_text())["gates"])}
-    judge = {title: rows for title, rows in parts.items() if title == STAGES["judge"]}
-    parts = judge | gates | parts
-    return "\n\n".join(f"### {title}\n\n{rows}" for title, rows in parts.items()) + "\n"
+def card(results: Path, weights: str) -> str:
+    """A table for every stage that was measured on `weights` (`shipped.measured_hash`), and which ones were not."""
+    parts, missing = [], []
+    for stage, title in STAGES.items():
+        path = results / f"{stage}.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"model": None}
+        if found["model"] == weights:
+            rows = gates_table(found["gates"]) if stage == "gates" else table(found["rates"])
+            parts.append(f"### {title}\n\n{rows}")
+        else:
+            missing.append(f"`{stage}`")
+    if missing:
+        parts.append(f"Not yet measured on these weights: {', '.join(missing)}.")
+    return "\n\n".join(parts) + "\n"
 
 
-def gates_table(gates: list[dict]) -> str:
+def gates_table(gates: Sequence[Mapping[str, Any]]) -> str:
     """What each gate reached, and whether it passed."""
     lines = ["| gate | reached | at least | | seen |", "| --- | ---: | ---: | --- | --- |"]
     for gate in gates:
@@ -45,7 +55,7 @@ def gates_table(gates: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def table(rates: dict[str, dict]) -> str:
+def table(rates: Mapping[str, Mapping[str, Any]]) -> str:
     """Rates as a Markdown table: share, 95 % interval, trials and chance."""
     lines = ["| figure | share | 95 % interval | of | chance |", "| --- | ---: | ---: | ---: | ---: |"]
     for name, value in rates.items():

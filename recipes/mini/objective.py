@@ -4,6 +4,7 @@ A step has static shapes and waits for nothing on its device, so that a CUDA gra
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -29,7 +30,9 @@ class RecordingAttention:
         self.maps = maps
         self.bias = {} if bias is None else bias
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_) -> Tensor:
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
+    ) -> Tensor:
         """Attend as diffusers' own processor does, with the scores written out."""
         query = attn.head_to_batch_dim(attn.to_q(hidden_states), out_dim=4)
         key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states), out_dim=4)
@@ -40,7 +43,8 @@ class RecordingAttention:
         weights = scores.softmax(-1)
         self.maps.append(weights.mean(1))
         attended = (weights @ value).transpose(1, 2).flatten(2)
-        return attn.to_out[0](attended)
+        out: Tensor = attn.to_out[0](attended)
+        return out
 
 
 def record_attention(unet: UNet2DConditionModel, maps: list[Tensor], bias: dict[int, Tensor] | None = None) -> None:
@@ -193,7 +197,13 @@ def _empty_ids(mini: Mini, batch: Batch) -> Tensor:
 
 
 def draw_timesteps(
-    count: int, total: int, *, centre: float, spread: float = 0.27, even: float = 0.15, device: str | None = None
+    count: int,
+    total: int,
+    *,
+    centre: float,
+    spread: float = 0.27,
+    even: float = 0.15,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Timesteps for training, most of them where a small picture's content is decided.
 
@@ -293,4 +303,5 @@ class Objective:
 def schedule_alphas(device: str) -> Tensor:
     """The cumulated alphas of mini's noise."""
     keys = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
-    return DDPMScheduler(**{key: SCHEDULE[key] for key in keys}).alphas_cumprod.to(device)
+    alphas: Tensor = DDPMScheduler(**{key: SCHEDULE[key] for key in keys}).alphas_cumprod
+    return alphas.to(device)

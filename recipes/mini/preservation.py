@@ -25,7 +25,8 @@ WEIGHTS = (0.0, RECIPE.preservation_weight, 10 * RECIPE.preservation_weight)
 
 def evaluate_preservation(studio: Studio) -> dict[str, Rate]:
     """Identity of four subjects by their residual alone and by the tuned encoder itself, at three λ."""
-    examples, rates = example_subjects(example_world()), {}
+    examples = example_subjects(example_world())
+    rates: dict[str, Rate] = {}
     each = replace(studio, pictures=max(studio.pictures // len(NAMES), 1))
     ones = {name: taught_subjects(each, examples, names={name}) for name in NAMES}
     for weight in WEIGHTS:

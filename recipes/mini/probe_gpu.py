@@ -1,6 +1,7 @@
 """Try each part of `train_gpu.py` for seconds: how fast it is, and where its time goes. Its options are the same."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ def timed_steps(run: Run, pool: Pool, batch: int, steps: int = 30, *, fuse: bool
         profile(run, trainer.step)
 
 
-def profile(run: Run, step) -> None:
+def profile(run: Run, step: Callable[[float], object]) -> None:
     """Print the kernels that take most of a step."""
     kinds = [torch.profiler.ProfilerActivity.CPU if run.device == "cpu" else torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=kinds) as found:

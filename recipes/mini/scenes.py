@@ -61,7 +61,7 @@ def _snow(rng: np.random.Generator) -> str:
         f"M0 {ground:.0f} Q50 {ground + rng.uniform(-8, 8):.0f} 100 {ground:.0f} V100 H0 Z",
         _colour(rng, (240, 244, 250), 6),
     )
-    return body + "".join(_circle(*rng.uniform(0, 100, 2), 1.3, "white") for _ in range(14))
+    return body + "".join(_circle(rng.uniform(0, 100), rng.uniform(0, 100), 1.3, "white") for _ in range(14))
 
 
 def _forest(rng: np.random.Generator) -> str:
@@ -109,7 +109,9 @@ def _kitchen(rng: np.random.Generator) -> str:
 def _night(rng: np.random.Generator) -> str:
     ground = rng.uniform(60, 74)
     body = _rect(0, 0, 100, 100, _colour(rng, (22, 26, 66), 8))
-    body += "".join(_circle(*rng.uniform(0, 100, 2), rng.uniform(0.6, 1.3), "rgb(250,245,210)") for _ in range(24))
+    body += "".join(
+        _circle(rng.uniform(0, 100), rng.uniform(0, 100), rng.uniform(0.6, 1.3), "rgb(250,245,210)") for _ in range(24)
+    )
     body += _circle(rng.uniform(12, 88), rng.uniform(10, 22), 8, "rgb(245,238,200)")
     return body + _path(
         f"M0 {ground:.0f} Q{rng.uniform(20, 80):.0f} {ground - 10:.0f} 100 {ground:.0f} V100 H0 Z",

@@ -68,7 +68,7 @@ def _groups(scene: Scene, rng: np.random.Generator) -> list[list[tuple[int, list
     if scene.relation is None:
         return [[(index, [])] for index in order]
     kind, subject, object_ = scene.relation
-    groups = [[(index, [])] for index in order if index not in (subject, object_)]
+    groups: list[list[tuple[int, list[str]]]] = [[(index, [])] for index in order if index not in (subject, object_)]
     link = "on top of" if kind == "on" and rng.random() < 0.5 else kind
     pair: list[tuple[int, list[str]]] = [(subject, []), (object_, link.split())]
     groups.insert(int(rng.integers(len(groups) + 1)), pair)

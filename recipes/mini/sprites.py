@@ -8,6 +8,7 @@ device.
 import io
 import json
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def build_atlas(folder: Path) -> SpriteAtlas:
     )
 
 
-def _icon_drawings(folder: Path, icons: tuple[str, ...]):
+def _icon_drawings(folder: Path, icons: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     for icon_set in ICON_SETS:
         data = json.loads((folder / "node_modules/@iconify-json" / icon_set / "icons.json").read_text())
         icon = next((name for name in icons if name in data["icons"]), None)
@@ -116,7 +117,7 @@ MUG_SHAPES = ((50, 60, 0, 6), (56, 48, 6, 12), (44, 66, -4, 4), (60, 56, 10, 20)
 """Width, height, taper and rounding of the mugs."""
 
 
-def _mug_drawings():
+def _mug_drawings() -> Iterator[tuple[str, str]]:
     """Mugs drawn from parameters: a body, a rim and a handle."""
     for number, (width, height, taper, round_) in enumerate(MUG_SHAPES):
         left, top = 42 - width / 2, 50 - height / 2
@@ -132,7 +133,7 @@ def _mug_drawings():
         yield f"mug{number}", _svg(handle + body + shade + rim, "0 0 100 100")
 
 
-def _ball_drawings():
+def _ball_drawings() -> Iterator[tuple[str, str]]:
     """Balls drawn from parameters: panels, a belt, a star."""
     disc = '<circle cx="50" cy="50" r="46" fill="#3b82d8"/>'
     light = '<ellipse cx="34" cy="28" rx="14" ry="9" fill="#ffffff" opacity="0.45"/>'

@@ -23,7 +23,7 @@ def build_tokenizer(words: tuple[str, ...], window: int) -> CLIPTokenizer:
     vocabulary.remove(END)
     vocabulary.append(END)
     ids = {piece: number for number, piece in enumerate(vocabulary)}
-    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=window)
+    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=window)  # type: ignore[arg-type]  # pairs do
 
 
 def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:

@@ -9,18 +9,20 @@ import time
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from batches import Pool, SceneStream, Speller
+from batches import Captions, Pool, SceneStream, Speller
 from model import WINDOW, Mini, save_model
 from objective import Denoiser, Objective, schedule_alphas
 from sprites import SpriteAtlas
 from tokenizer import build_tokenizer
 from training_world import TrainingWorld
 from vocabulary import lexicon
+from world import Scene
 
 
 def update_average(average: Mini, mini: Mini, step: int, longest: float = 0.998) -> None:
@@ -30,7 +32,7 @@ def update_average(average: Mini, mini: Mini, step: int, longest: float = 0.998)
         torch._foreach_lerp_(list(average.parameters()), list(mini.parameters()), 1 - decay)
 
 
-def fill_pool(arguments: argparse.Namespace, vae: AutoencoderKL) -> tuple[Pool, Iterator]:
+def fill_pool(arguments: argparse.Namespace, vae: AutoencoderKL) -> tuple[Pool, Iterator[tuple[list[Scene], Captions]]]:
     """A pool with enough scenes to begin with, and the slices by which the rest comes and old ones are replaced."""
     atlas = SpriteAtlas.load(arguments.work / "sprites.safetensors")
     backgrounds = np.load(arguments.work / "backgrounds.npy")
@@ -85,7 +87,8 @@ def main() -> None:
     start, limit = time.monotonic(), 60 * arguments.minutes
     pool, slices = fill_pool(arguments, vae)
     print(f"{len(pool)} scenes encoded in {time.monotonic() - start:.0f} s", flush=True)
-    mini = Mini(arguments.resume, vae.config.latent_channels).to(arguments.device, memory_format=torch.channels_last)
+    mini = Mini(arguments.resume, vae.config.latent_channels).to(arguments.device)
+    mini.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
     average = deepcopy(mini).requires_grad_(False)
     objective = Objective(
         schedule_alphas(arguments.device),
@@ -96,7 +99,7 @@ def main() -> None:
         averaged=arguments.averaged,
     )
     denoiser = Denoiser(mini.unet)
-    compiled = torch.compile(denoiser, dynamic=False) if arguments.compile else denoiser
+    compiled: Any = torch.compile(denoiser, dynamic=False) if arguments.compile else denoiser
     optimizer = torch.optim.AdamW(mini.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     saved, logged = time.monotonic(), time.monotonic()
     for step in itertools.count():

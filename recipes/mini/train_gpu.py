@@ -56,14 +56,14 @@ class Run:
         self.vae = AutoencoderKL.from_pretrained(plan.resume / "vae").float().eval().requires_grad_(False)
         self.vae = self.vae.to(self.device, memory_format=torch.channels_last)
         self.mini = Mini(plan.resume / "mini", self.vae.config.latent_channels)
-        self.mini = self.mini.to(self.device, memory_format=torch.channels_last)
+        self.mini.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
         self.average = deepcopy(self.mini).requires_grad_(False)
         self.alphas = schedule_alphas(self.device)
         self.say(f"ready on {torch.cuda.get_device_name() if self.device == 'cuda' else 'a CPU'}")
 
     def spent(self) -> float:
         """Seconds since the command began."""
-        return time.time() - self.plan.began
+        return time.time() - float(self.plan.began)
 
     def say(self, text: str) -> None:
         """Print with the time."""

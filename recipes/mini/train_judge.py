@@ -90,7 +90,7 @@ def training_loss(judge: Judge, block: Block) -> tuple[Tensor, dict[str, float]]
         "class": cross_entropy(kinds.float(), block.kinds),
         "colour": cross_entropy(colours.float(), block.colours, reduction="sum") / len(colours),
     }
-    total = sum(WEIGHTS_OF_LOSSES[name] * part for name, part in parts.items())
+    total = torch.stack([WEIGHTS_OF_LOSSES[name] * part for name, part in parts.items()]).sum()
     return total, {name: part.item() for name, part in parts.items()}
 
 
@@ -125,10 +125,11 @@ def main() -> None:
     rng = np.random.default_rng(arguments.seed)
     world = judge_world(SpriteAtlas.load(arguments.work / "sprites.safetensors"))
     judge = load_judge(arguments.out).requires_grad_(True) if arguments.resume else Judge(WORLD)
-    judge = judge.train().to(memory_format=torch.channels_last)
+    judge.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
     optimizer = make_optimizer(judge)
     start, limit, saved = time.monotonic(), 60 * arguments.minutes, time.monotonic()
-    vae, blocks = load_vae(arguments.work / "vae"), []
+    vae = load_vae(arguments.work / "vae")
+    blocks: list[Block] = []
     for step in itertools.count():
         elapsed = time.monotonic() - start
         if elapsed > limit:

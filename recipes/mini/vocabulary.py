@@ -61,8 +61,8 @@ SCENES: dict[str, str] = {
 }
 
 # Further words that captions use; with the words above they are the lexicon that the model knows.
-SENTENCE_WORDS = ("a", "an", "the", "and", "of", "on", "in", "at", "to", "with", "next", "behind", "wearing")
-SENTENCE_WORDS += ("photo", "picture", "drawing", "image", "left", "right", "top", "side")
+SENTENCE_WORDS: tuple[str, ...] = ("photo", "picture", "drawing", "image", "left", "right", "top", "side")
+SENTENCE_WORDS += ("a", "an", "the", "and", "of", "on", "in", "at", "to", "with", "next", "behind", "wearing")
 SENTENCE_WORDS += ("one", "two", "this", "is", "there", "here", ",", ".")
 
 

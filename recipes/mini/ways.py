@@ -25,7 +25,8 @@ STRENGTHS = (0.5, 0.75)
 
 def evaluate_ways(studio: Studio) -> dict[str, Rate]:
     """Half of the example subjects learned in each way; then the default way at lower strengths."""
-    examples, rates = example_subjects(example_world()), {}
+    examples = example_subjects(example_world())
+    rates: dict[str, Rate] = {}
     for label, recipe in WAYS.items():
         folder = WORK / "ways" / label.replace(", ", "-").replace(" ", "-")
         learn_residuals(studio.pipe, recipe, folder, names=NAMES)
@@ -47,7 +48,7 @@ def measure(
     counts: Sequence[int] = COUNTS,
 ) -> dict[str, Rate]:
     """Identity among look-alikes and the share in the right box, by how many subjects there are."""
-    rates = {}
+    rates: dict[str, Rate] = {}
     for count in counts:
         who, cases = taught.draw_cases(studio, count)
         weaker = [
