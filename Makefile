@@ -1,16 +1,29 @@
-# Short targets; each makes .venv and installs the locked versions when they are not there yet.
+# Short targets; each makes the environment that it needs, and installs the locked versions when they are not there yet.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS := .venv-docs
+OLDEST := .venv-oldest
+WHEEL := .venv-wheel
+PIP := -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-all test-oldest lint bench docs wheel clean
 
 demo: $(INSTALLED)
-	$(BIN)/cones2 demo --replace
+	$(BIN)/cones2 demo
 
+# The core: what a change is tested with, in a few minutes.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow and not docs"
+
+# What `test` leaves out: pages, examples, recipes, strangers' files.
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -m "slow or docs"
+
+# The core on the lower ends of the versions that pyproject.toml supports.
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -m "not slow and not docs and not exact"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
@@ -22,11 +35,34 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/run.py
 
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build
+
+# Build, install into an empty environment, and draw there.
+wheel: $(INSTALLED)
+	rm -rf $(WHEEL) dist
+	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python $(PIP) --constraint requirements.lock dist/*.whl
+	cd $(WHEEL) && bin/cones2 doctor && bin/cones2 demo --out demo
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(DOCS) $(OLDEST) $(WHEEL) dist site
 
 $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python $(PIP) --requirement requirements.lock
+	$(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(DOCS)/.installed: requirements-docs.lock
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python $(PIP) --requirement requirements-docs.lock
+	touch $@
+
+$(OLDEST)/.installed: requirements.lock requirements-oldest.lock pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	grep -v -i -E "^($$(sed -n 's/==.*//p' requirements-oldest.lock | paste -s -d '|'))==" requirements.lock > $(OLDEST)/others.lock
+	$(OLDEST)/bin/python $(PIP) --requirement $(OLDEST)/others.lock --requirement requirements-oldest.lock
+	$(OLDEST)/bin/python $(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
