@@ -1,0 +1,35 @@
+"""The house stays small: lines, files, functions, parameters, public names, and what a picture imports."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import cones2
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # a script, not a package
+count = importlib.import_module("count")
+
+
+def test_few_files_none_of_them_long() -> None:
+    files = count.files()
+    assert len(files) <= 60
+    assert sum(files.values()) <= 7500
+    assert {name: lines for name, lines in files.items() if lines > 400} == {}
+
+
+def test_functions_can_be_seen_whole() -> None:
+    lengths = [function.lines for function in count.functions()]
+    assert count.percentile(lengths, 0.9) <= 30
+
+
+def test_few_parameters_but_for_the_call_and_commands() -> None:
+    many = {f"{each.file} {each.name}" for each in count.functions() if each.parameters > 12}
+    assert {name for name in many if not name.startswith("cli/")} == {"pipeline.py Cones2Pipeline.__call__"}
+
+
+def test_few_public_names() -> None:
+    assert len(cones2.__all__) <= 40
+
+
+def test_a_picture_with_a_layout_imports_few_modules() -> None:
+    assert len(count.drawn_with()) <= 25
