@@ -13,7 +13,7 @@ import torch
 import typer
 
 from command import run
-from cones2.cli import told_in_one_line, with_quiet_libraries
+from cones2.cli import errors_in_one_line, with_quiet_libraries
 from cones2.errors import Cones2Warning, LayoutError
 
 HELP = Path(__file__).parents[1] / "docs" / "help"
@@ -120,7 +120,7 @@ def test_no_command_shows_the_help(command: str) -> None:
 def test_what_goes_wrong_is_one_line(
     error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(typer.Exit) as ended, told_in_one_line():
+    with pytest.raises(typer.Exit) as ended, errors_in_one_line():
         raise error
     assert ended.value.exit_code == code
     (told,) = capsys.readouterr().err.splitlines()
@@ -129,7 +129,7 @@ def test_what_goes_wrong_is_one_line(
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), BrokenPipeError(errno.EPIPE, "Broken pipe")])
 def test_what_the_user_cannot_mend_is_not_hidden(error: Exception) -> None:
-    with pytest.raises(type(error)), told_in_one_line():
+    with pytest.raises(type(error)), errors_in_one_line():
         raise error
 
 

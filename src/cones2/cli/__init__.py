@@ -1,7 +1,7 @@
 """The command line: each command parses its options, calls the library and prints what came of it.
 
-Commands import the library when they run, not before: help comes at once, and a wrong option is told in no time. What
-holds for all of them is here: errors in one line, exit codes, and libraries that keep quiet.
+Commands import the library when they run, not before, so that help and errors in options come at once. What holds for
+all of them is here: errors in one line, exit codes, and libraries that keep quiet.
 """
 
 import difflib
@@ -25,7 +25,7 @@ from cones2.cli.console import complain, messages, volume
 from cones2.cli.options import option
 from cones2.errors import Cones2Error, Cones2Warning
 
-__all__ = ["app", "main", "told_in_one_line", "with_quiet_libraries"]
+__all__ = ["app", "errors_in_one_line", "main", "with_quiet_libraries"]
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -89,15 +89,15 @@ class _Group(TyperGroup):
 
 
 class _Commands(_Group):
-    """Runs every command inside the edge: what goes wrong in it is told in one line."""
+    """Runs every command inside the edge: an error is one line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         volume.quiet = volume.verbose = False
-        with told_in_one_line():
+        with errors_in_one_line():
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        with with_quiet_libraries(), told_in_one_line():
+        with with_quiet_libraries(), errors_in_one_line():
             return super().invoke(ctx)
 
 
@@ -145,7 +145,7 @@ for _name, _function in {
 app.add_typer(_library)
 
 
-def _tell_version(asked: bool) -> bool:
+def _show_version(asked: bool) -> bool:
     if asked:
         typer.echo(f"cones2 {importlib.metadata.version('cones2')}")
         raise typer.Exit
@@ -155,7 +155,7 @@ def _tell_version(asked: bool) -> bool:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version and exit.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     pass
@@ -170,7 +170,7 @@ def main() -> None:
 
 
 @contextmanager
-def told_in_one_line() -> Iterator[None]:
+def errors_in_one_line() -> Iterator[None]:
     """Print what goes wrong in one line, and end with its exit code: 1, 2 for wrong usage, 130 for Ctrl-C."""
     try:
         yield
@@ -209,7 +209,7 @@ def _end(text: str, code: int, error: BaseException) -> None:
 
 
 def _is_lack_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Tell PyTorch's errors of memory, which are RuntimeErrors on a CPU, from others."""
+    """Return whether this is one of PyTorch's errors of memory, which are RuntimeErrors on a CPU."""
     return isinstance(error, MemoryError) or any(
         hint in str(error).lower() for hint in ("out of memory", "can't allocate memory")
     )
@@ -223,11 +223,11 @@ def with_quiet_libraries() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", Cones2Warning)
-        told: set[str] = set()  # the same remark on each batch of pictures is one remark
+        shown: set[str] = set()  # the same remark on each batch of pictures is one remark
 
         def tell(message: Warning | str, *_args: object, **_options: object) -> None:
-            if str(message) not in told and not volume.quiet:
-                told.add(str(message))
+            if str(message) not in shown and not volume.quiet:
+                shown.add(str(message))
                 complain("warning", message)
 
         warnings.showwarning = tell

@@ -24,7 +24,7 @@ def check(
     model_config: ModelConfig = None,
     as_json: Json = False,
 ) -> None:
-    """Tell whether photos are ready to be learned from, and what would make them better.
+    """Check whether photos are ready to be learned from, and say what would make them better.
 
     Example: cones2 check photos/rex
     """

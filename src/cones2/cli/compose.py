@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PICTURES = Path("pictures")
 _DURING = "The part of the steps in which a residual acts: rex=0,0.6."
 _NEGATIVE = "What one subject should not show: rex=grey. Only its own region sees it."
-_ATTENTION = "Tell where the attention to each subject went, and draw it beside the picture."
+_ATTENTION = "Report where the attention to each subject went, and draw it beside the picture."
 _BATCH = 4  # pictures drawn at once: more need more memory, and show nothing for longer
 
 
@@ -211,8 +211,8 @@ def _carry_out(
     for first in range(0, len(request.seeds), size):
         for drawn in request.draw(pipe, request.seeds[first : first + size], attention=attention):
             path = pictures.write(drawn.image, drawn.record, seed=drawn.seed, embed=embed)
-            told = {"path": str(path), "record": drawn.record}
-            written.append(told | ({"attention": _tell_attention(drawn, path, request)} if attention else {}))
+            entry = {"path": str(path), "record": drawn.record}
+            written.append(entry | ({"attention": _report_attention(drawn, path, request)} if attention else {}))
             if latents is not None:
                 kept[drawn.seed] = drawn.latents
     if latents is not None:
@@ -222,7 +222,7 @@ def _carry_out(
     return {"prompt": request.prompt, "text": drawn.record["text"], "pictures": written, "seconds": seconds}
 
 
-def _tell_attention(drawn: "Drawn", path: Path, request: "Request") -> dict[str, Any]:
+def _report_attention(drawn: "Drawn", path: Path, request: "Request") -> dict[str, Any]:
     """Draw where attention went beside the picture, and return it as JSON values."""
     from cones2.cli.outputs import beside
     from cones2.drawing import draw_attention

@@ -115,7 +115,7 @@ def waiting(what: str) -> Iterator[None]:
 
 
 Show = Callable[..., None]
-"""`show(step, steps, told="")`."""
+"""`show(step, steps, extra="")`."""
 
 
 @contextmanager
@@ -123,19 +123,19 @@ def progress(what: str) -> Iterator[Show]:
     """Show steps that are done: a bar on a terminal, elsewhere a line every few seconds."""
     began = last = time.monotonic()
     if messages.is_terminal or volume.quiet:
-        columns = (_text("what"), BarColumn(), MofNCompleteColumn(), _text("told"), TimeRemainingColumn())
+        columns = (_text("what"), BarColumn(), MofNCompleteColumn(), _text("extra"), TimeRemainingColumn())
         with _bar(*columns, TextColumn("left")) as bar:
-            task = bar.add_task("", total=None, what=printable(what), told="")
-            yield lambda step, steps, told="": bar.update(task, completed=step, total=steps, told=told)
+            task = bar.add_task("", total=None, what=printable(what), extra="")
+            yield lambda step, steps, extra="": bar.update(task, completed=step, total=steps, extra=extra)
         return
 
-    def show(step: int, steps: int, told: str = "") -> None:
+    def show(step: int, steps: int, extra: str = "") -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= _EVERY and step:
             last = now
             left = (now - began) / step * (steps - step)
-            note(", ".join([f"{what}: step {step} of {steps}", *([told] if told else []), f"{left:.0f} s left"]))
+            note(", ".join([f"{what}: step {step} of {steps}", *([extra] if extra else []), f"{left:.0f} s left"]))
 
     yield show
 

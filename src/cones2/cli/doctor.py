@@ -13,7 +13,7 @@ _PACKAGES = ("diffusers", "transformers", "accelerate", "huggingface-hub", "safe
 
 
 def doctor(device: Device = None, dtype: Dtype = None, library: Library = None, as_json: Json = False) -> None:
-    """Tell what cones2 runs on: versions, device and dtype, threads, the Hub's cache, and your library.
+    """Show what cones2 runs on: versions, device and dtype, threads, the Hub's cache, and your library.
 
     Example: cones2 doctor
     """

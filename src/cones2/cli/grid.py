@@ -98,9 +98,9 @@ def grid(
     across, width = axes[0].name, len(axes[0].values)
     sheet_rows = [
         Row(
-            _told({name: label for name, label in row[0].labels.items() if name != across}) or request.prompt,
+            _labelled({name: label for name, label in row[0].labels.items() if name != across}) or request.prompt,
             tuple(each.image for each in drawn[width * number : width * (number + 1)]),
-            tuple(_told({across: each.labels[across]}) for each in row),
+            tuple(_labelled({across: each.labels[across]}) for each in row),
         )
         for number, row in enumerate(rows)
     ]
@@ -110,15 +110,15 @@ def grid(
     write_picture(sheet, contact_sheet(sheet_rows, cell=cell), about)
     seconds = round(time.monotonic() - began, 3)
     if as_json:
-        told = [
+        cells_made = [
             {"path": str(path), "labels": dict(each.labels), "record": picture.record}
             for path, each, picture in zip(written, cells, drawn, strict=True)
         ]
-        print_json({"grid": str(sheet), "pictures": told, "seconds": seconds})
+        print_json({"grid": str(sheet), "pictures": cells_made, "seconds": seconds})
         return
     say(str(sheet))
     note(f"{len(requests)} pictures in {seconds:.1f} s.")
 
 
-def _told(labels: Mapping[str, str]) -> str:
+def _labelled(labels: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {label}" for name, label in labels.items())

@@ -24,7 +24,7 @@ def inspect(
     all_: Annotated[bool, option("--all", "Show everything that the file says.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Tell what a residual or a picture is, what it fits, and how to draw it.
+    """Show what a residual or a picture is, what it fits, and how to draw it.
 
     Example: cones2 inspect rex.safetensors
     """
@@ -79,7 +79,7 @@ def describe(file: Path) -> dict[str, Any]:
 
 
 def residual_rows(description: Mapping[str, Any]) -> dict[str, str]:
-    """Return the eight rows that tell a person what a residual is."""
+    """Return the eight rows that say what a residual is."""
     parts, recipe = description["parts"], description["recipe"]
     return {
         "class word": description["class_word"],
@@ -94,7 +94,7 @@ def residual_rows(description: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _picture_rows(description: Mapping[str, Any]) -> dict[str, str]:
-    """Return the eight rows that tell a person how a picture was made; of a layout's or a sheet, all that there is."""
+    """Return the eight rows that say how a picture was made; all that there is for a layout's picture or a sheet."""
     if not isinstance(description.get("subjects"), dict) or not isinstance(description.get("model"), dict):
         return dict(_all_rows(description))
     subjects = description["subjects"].items()
@@ -130,7 +130,7 @@ def _text(value: Any) -> str:
 
 
 def _all_rows(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield a row for each thing told: nested ones by their path, hashes cut short."""
+    """Yield a row for each value: nested ones by their path, hashes cut short."""
     if isinstance(value, Mapping) and value and path.count(".") < _DEEPEST:
         for key, inner in value.items():
             yield from _all_rows(inner, f"{path}.{key}" if path else str(key))

@@ -24,7 +24,7 @@ def check_new(path: Path, *, suffix: str, replace: bool, option: str = "--out") 
     if path.suffix.lower() != suffix:
         raise OutputError(f"{option} {path} does not end in {suffix}: give the file another name.")
     check_folder(path.parent)
-    with _told(path):
+    with _writing(path):
         if path.is_dir():
             raise OutputError(f"{path} is a folder. Choose another {option}.")
         if path.exists() and not replace:
@@ -33,7 +33,7 @@ def check_new(path: Path, *, suffix: str, replace: bool, option: str = "--out") 
 
 def check_folder(folder: Path) -> None:
     """Check that files can be made in `folder`, or in the nearest folder above it that is there; leave nothing."""
-    with _told(folder):
+    with _writing(folder):
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=nearest):
             pass
@@ -79,7 +79,7 @@ class Pictures:
 
     def _reserved(self, seed: int) -> Path:
         """Make an empty file of the next number, so that nobody who writes here at the same time takes its name."""
-        with _told(self.path):
+        with _writing(self.path):
             names = [_NUMBERED.match(path.name) for path in self.path.iterdir()]
             first = max((int(name[1]) for name in names if name), default=-1) + 1
             for number in itertools.count(first):
@@ -96,7 +96,7 @@ def beside(path: Path, what: str) -> Path:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[None]:
     """Say in one line why nothing can be written to `path`."""
     try:
         yield

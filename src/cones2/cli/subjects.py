@@ -30,7 +30,7 @@ def list_subjects(library: Library = None, as_json: Json = False) -> None:
         say(f"{shelf.folder} has no subjects yet.")
         note("Learn one with 'cones2 learn PHOTOS --class dog --name rex', or add a file with 'cones2 subjects add'.")
         return
-    told = [entry.describe() for entry in entries]
+    described = [entry.describe() for entry in entries]
     rows = [
         (
             entry["name"] or "",
@@ -38,13 +38,13 @@ def list_subjects(library: Library = None, as_json: Json = False) -> None:
             entry["learned_on"] or "",
             f"broken: {entry['problem']}" if entry["problem"] else "",
         )
-        for entry in told
+        for entry in described
     ]
     print_rows(str(shelf.folder), ("subject", "class word", "learned on", ""), rows)
 
 
 def show(name: Name, library: Library = None, as_json: Json = False) -> None:
-    """Tell what a subject of the library is, what it fits, and how it was learned.
+    """Show what a subject of the library is, what it fits, and how it was learned.
 
     Example: cones2 subjects show rex
     """
@@ -152,7 +152,7 @@ def import_(
         from cones2.cones_v2.tensor import import_residual, read_tensor
 
         check_new(out, suffix=".safetensors", replace=replace)
-        read_tensor(file)  # what is wrong with it is told before the model is opened
+        read_tensor(file)  # so that an error comes before the model is opened
     pipe = open_model(model, device="cpu", config=model_config)
     residual = import_residual(pipe.pipeline, file, class_word)
     _save(residual, out)
