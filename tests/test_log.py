@@ -12,8 +12,7 @@ from PIL import Image
 
 from cones2.errors import OutputError
 from cones2.learning.learner import learn_steps
-from cones2.learning.log import COLUMNS, logged
-from cones2.learning.previews import PreviewedStep, with_previews
+from cones2.learning.previews import COLUMNS, PreviewedStep, logged, with_previews
 from cones2.learning.recipe import Recipe
 from cones2.models import open_pipeline
 from cones2.photos import Photo

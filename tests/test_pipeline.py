@@ -12,6 +12,7 @@ import torch
 from diffusers.callbacks import SDCFGCutoffCallback
 from PIL import Image
 
+from cones2.call import Cones2Output
 from cones2.errors import (
     Cancelled,
     Cones2Warning,
@@ -25,7 +26,7 @@ from cones2.errors import (
 from cones2.examples import EXAMPLES
 from cones2.layout import Box, Layout
 from cones2.library import Library
-from cones2.pipeline import Cones2Output, Cones2Pipeline
+from cones2.pipeline import Cones2Pipeline
 from cones2.schedulers import SCHEDULERS, make_scheduler
 from cones2.subjects import Subject
 from subjects_for_tests import LAYOUT, PROMPT, TEXT, residual_for, with_own_scheduler
@@ -292,7 +293,7 @@ def test_attention_is_measured_for_each_picture(pipe: Cones2Pipeline) -> None:
 def test_the_callback_is_diffusers_own(pipe: Cones2Pipeline) -> None:
     seen: list[tuple[int, set[str]]] = []
 
-    def watch(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def watch(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         seen.append((step, set(tensors)))
         return {"latents": torch.zeros_like(tensors["latents"])} if step == 2 else {}
 
@@ -439,7 +440,7 @@ def test_stable_diffusion_xl_and_flux(opened: dict[str, Any]) -> None:
         drawn(xl, PROMPT, subjects=PLAIN, prompt_2="a dog")
 
 
-def test_what_a_model_is_made_for(small_folder: Path, tmp_path: Path) -> None:
+def test_what_a_model_is_made_for(small_folder: Path) -> None:
     mini = Cones2Pipeline.from_pretrained("mini", device="cpu")
     assert mini.facts.guidance_scale == 4.0
     assert mini.facts.recipe == "direct"

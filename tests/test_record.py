@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from PIL import Image
 
+from cones2.call import Cones2Output
 from cones2.cones_v2.loop import draw
 from cones2.errors import Cancelled, Cones2Error, Cones2Warning, PictureError, ResidualError
 from cones2.library import Library
 from cones2.models import open_pipeline
-from cones2.pipeline import Cones2Output, Cones2Pipeline
+from cones2.pipeline import Cones2Pipeline
 from cones2.png import strip_residuals
 from cones2.prompts import unknown_words
 from cones2.record import content_hash, describe_options, restored

@@ -1,4 +1,5 @@
 from . import errors as errors
+from .call import Cones2Output as Cones2Output
 from .conditioning import LayoutSettings as LayoutSettings
 from .conditioning import conditioned as conditioned
 from .drawing import (
@@ -32,7 +33,6 @@ from .library import Library as Library
 from .photos import Photo as Photo
 from .photos import load_photos as load_photos
 from .photos import photo_report as photo_report
-from .pipeline import Cones2Output as Cones2Output
 from .pipeline import Cones2Pipeline as Cones2Pipeline
 from .png import read_record as read_record
 from .png import write_picture as write_picture

@@ -4,16 +4,23 @@ import contextlib
 import inspect
 import secrets
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cones2.errors import Cancelled, Cones2Error, LayoutError, SettingsError
+from cones2.errors import Cancelled, Cones2Error, Cones2Warning, LayoutError, SettingsError
 from cones2.layout import Layout
+from cones2.models import ModelFacts
+from cones2.monitor import AttentionReading
+from cones2.prompts import parse_prompt, unknown_words
 from cones2.shared import Undo, shared_change
+from cones2.subjects import Subject
 
 _LARGEST_SEED = 2**63 - 1
 _REFUSED = MappingProxyType(
@@ -27,6 +34,38 @@ _REFUSED = MappingProxyType(
         "callback_steps": "diffusers no longer reads it: give callback_on_step_end",
     }
 )
+
+
+@dataclass(frozen=True, eq=False)
+class Cones2Output:
+    """What a call of `Cones2Pipeline` drew.
+
+    Attributes:
+        images: one for each seed; PIL images, or what `output_type` asked for.
+        layout: where the subjects were placed; None without a layout.
+        attention: for each image, where the attention to each subject went; empty where it was not measured.
+        records: for each image, how it was made, as JSON values: all that is needed to draw it again.
+    """
+
+    images: Any
+    layout: Layout | None
+    attention: tuple[tuple[AttentionReading, ...], ...]
+    records: tuple[dict[str, Any], ...]
+
+    def save(self, path: Path | str, index: int = 0) -> None:
+        """Write an image as a PNG that carries its record.
+
+        Raises:
+            OutputError: the file can't be written.
+            PictureError: the image is not a PIL image, or its record is too large.
+        """
+        from cones2.png import write_picture
+
+        write_picture(path, self.images[index], self.records[index])
+
+    def __repr__(self) -> str:
+        """Return how many images there are, and of what."""
+        return f"Cones2Output({len(self.images)} images of {self.records[0]['text']!r})"
 
 
 class StepWatcher:
@@ -133,17 +172,19 @@ def split_options(
     return encoding, {name: value for name, value in options.items() if name not in only_encoded}
 
 
-def read_layout(value: Any, class_words: Mapping[str, str], aspect: float) -> Layout | None:
+def read_layout(value: Any, class_words: Mapping[str, str], options: Mapping[str, Any]) -> Layout | None:
     """Return the layout that a call means: a layout, a dict of shapes or words by name, a file, or `"auto"`.
 
     Args:
         value: what was given; None is no layout.
         class_words: of the prompt's subjects, by name.
-        aspect: the picture's width by its height.
+        options: of the call; `height` and `width` shape the boxes that words stand for.
 
     Raises:
         LayoutError: it makes no sense.
     """
+    height, width = options.get("height"), options.get("width")
+    aspect = float(width) / float(height) if height and width else 1.0
     if value is None:
         return None
     if isinstance(value, str) and value == "auto":
@@ -178,3 +219,14 @@ def sliced_decoding(pipeline: Any) -> Iterator[None]:
 
     with shared_change(vae, "slicing", change):
         yield
+
+
+def warn_of_unknown_words(facts: ModelFacts, prompt: str, subjects: Mapping[str, Subject]) -> None:
+    """Say which words of a prompt a model of a small world can't draw."""
+    if facts.lexicon is None or not isinstance(prompt, str):
+        return
+    text = parse_prompt(prompt, {name: subject.class_word for name, subject in subjects.items()}).text
+    unknown = [repr(word) for word in unknown_words(text, facts.lexicon)]
+    if unknown:
+        told = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
+        warnings.warn(f"{facts.name} does not know {told}: expect nothing of that.", Cones2Warning, stacklevel=3)

@@ -4,23 +4,30 @@ import contextlib
 import copy
 import inspect
 import threading
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cones2.call import StepWatcher, generators_of, read_layout, seeds_of, sliced_decoding, split_options, states_of
+from cones2.call import (
+    Cones2Output,
+    StepWatcher,
+    generators_of,
+    read_layout,
+    seeds_of,
+    sliced_decoding,
+    split_options,
+    states_of,
+    warn_of_unknown_words,
+)
 from cones2.conditioning import LayoutSettings, conditioned
-from cones2.errors import Cones2Warning, SettingsError
+from cones2.errors import SettingsError
 from cones2.families import family_of
-from cones2.layout import Layout
 from cones2.models import ModelFacts, facts_of, open_pipeline
-from cones2.monitor import AttentionReading
-from cones2.prompts import parse_prompt, placeholders, unknown_words
+from cones2.prompts import parse_prompt, placeholders
 from cones2.record import DrawCall, describe
 from cones2.residual import Residual
 from cones2.shared import lock_of
@@ -32,38 +39,6 @@ if TYPE_CHECKING:
     from cones2.redraw import PictureRecord
 
 _NOT_PASSED_ON = ("from_pipe", "from_single_file", "from_config", "download", "load_config", "extract_init_dict")
-
-
-@dataclass(frozen=True, eq=False)
-class Cones2Output:
-    """What a call of `Cones2Pipeline` drew.
-
-    Attributes:
-        images: one for each seed; PIL images, or what `output_type` asked for.
-        layout: where the subjects were placed; None without a layout.
-        attention: for each image, where the attention to each subject went; empty where it was not measured.
-        records: for each image, how it was made, as JSON values: all that is needed to draw it again.
-    """
-
-    images: Any
-    layout: Layout | None
-    attention: tuple[tuple[AttentionReading, ...], ...]
-    records: tuple[dict[str, Any], ...]
-
-    def save(self, path: Path | str, index: int = 0) -> None:
-        """Write an image as a PNG that carries its record.
-
-        Raises:
-            OutputError: the file can't be written.
-            PictureError: the image is not a PIL image, or its record is too large.
-        """
-        from cones2.png import write_picture
-
-        write_picture(path, self.images[index], self.records[index])
-
-    def __repr__(self) -> str:
-        """Return how many images there are, and of what."""
-        return f"Cones2Output({len(self.images)} images of {self.records[0]['text']!r})"
 
 
 class Cones2Pipeline:
@@ -208,14 +183,10 @@ class Cones2Pipeline:
         recipe: "Recipe | str | None" = None,
         **options: Any,
     ) -> Generator["LearnStep", None, None]:
-        """Return a generator of the steps of learning; each step holds the residual so far. Checked at the call.
+        """Return a generator of the steps of learning; each holds the residual so far. Checked at the call.
 
-        Args:
-            photos: a folder, or photos or their paths.
-            class_word: the word, or words, for its raw category.
-            recipe: a `Recipe`, the name of one, the path of a TOML file, or None for what suits the model.
-            **options: `seed`, `captions`, `checkpoint`, `checkpoint_every`, `resume` and `save_memory`, as in
-                `cones2.learning.learn_steps`.
+        Takes what `learn` takes; `options` are `seed`, `captions`, `checkpoint`, `checkpoint_every`, `resume` and
+        `save_memory`, as in `cones2.learning.learner.learn_steps`.
 
         Raises:
             Cones2Error: something can't be used.
@@ -285,8 +256,8 @@ class Cones2Pipeline:
         seeds = seeds_of(seed, generator, num_images_per_prompt)
         count = num_images_per_prompt or (len(seeds) if seeds else 1)
         given = self._subjects_for(prompt, subjects or {})
-        placed = read_layout(layout, {name: each.class_word for name, each in given.items()}, self._aspect(options))
-        self._warn_of_unknown_words(prompt, given)
+        placed = read_layout(layout, {name: each.class_word for name, each in given.items()}, options)
+        warn_of_unknown_words(self.facts, prompt, given)
         scale = self.facts.guidance_scale if guidance_scale is None else guidance_scale
         settings = LayoutSettings(
             scale=layout_scale,
@@ -369,22 +340,6 @@ class Cones2Pipeline:
         mentioned = {name: known[name] for name in placeholders(prompt)}
         check_mentioned(own, mentioned)
         return mentioned
-
-    def _aspect(self, options: Mapping[str, Any]) -> float:
-        height, width = options.get("height"), options.get("width")
-        return float(width) / float(height) if height and width else 1.0
-
-    def _warn_of_unknown_words(self, prompt: str, subjects: Mapping[str, Subject]) -> None:
-        """Say which words a model of a small world can't draw."""
-        if self.facts.lexicon is None or not isinstance(prompt, str):
-            return
-        text = parse_prompt(prompt, {name: subject.class_word for name, subject in subjects.items()}).text
-        unknown = [repr(word) for word in unknown_words(text, self.facts.lexicon)]
-        if unknown:
-            told = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
-            warnings.warn(
-                f"{self.facts.name} does not know {told}: expect nothing of that.", Cones2Warning, stacklevel=3
-            )
 
     @contextlib.contextmanager
     def _drawing(self, seeds: Sequence[int] | None) -> Iterator[tuple[Any, threading.Event]]:

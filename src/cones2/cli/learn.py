@@ -147,8 +147,7 @@ class _Previews(NamedTuple):
 
     def drawn(self, steps: Any, pipe: Any, photos: Any, *, class_word: str, checkpoint: Path) -> Any:
         """Draw previews of steps and write them, with a table of what was measured."""
-        from cones2.learning.log import logged
-        from cones2.learning.previews import with_previews
+        from cones2.learning.previews import logged, with_previews
 
         if self.every is None:
             return steps

@@ -14,11 +14,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
-from cones2.call import StepWatcher, generators_of, seeds_of
+from cones2.call import Cones2Output, StepWatcher, generators_of, seeds_of, warn_of_unknown_words
 from cones2.conditioning import Inputs, LayoutSettings, conditioned
 from cones2.errors import ModelError, SettingsError
 from cones2.layout import Layout
-from cones2.pipeline import Cones2Output, Cones2Pipeline
+from cones2.pipeline import Cones2Pipeline
 from cones2.record import DrawCall, describe
 from cones2.schedulers import make_scheduler
 
@@ -69,7 +69,7 @@ def draw(
     """
     numbers = seeds_of(seeds, None, None) or ()
     given = pipe._subjects_for(prompt, subjects or {})
-    pipe._warn_of_unknown_words(prompt, given)
+    warn_of_unknown_words(pipe.facts, prompt, given)
     placed = None if layout is None else Layout.of(layout)
     with pipe._drawing(numbers) as (inner, cancelled):
         size = _checked_size(inner, height, width)
