@@ -1,30 +1,27 @@
 """Runs a script of `recipes/mini` with few steps and few look-alikes: `python tests/shortened.py SCRIPT ...`."""
 
-import dataclasses
 import importlib
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from cones2.composing import loop as composing
-from cones2.learning.lesson import Lesson
-
-prepare, start = Lesson.prepare, composing._start_scheduler
+from cones2.learning import recipe
 
 
-def prepare_two_steps(*given: Any, captions: list[str], recipe: Any, **options: Any) -> Lesson:
-    return prepare(*given, captions=captions[:8], recipe=dataclasses.replace(recipe, steps=2), **options)
-
-
-def start_with_few_steps(backbone: Any, settings: Any) -> Any:
-    return start(backbone, dataclasses.replace(settings, steps=min(settings.steps, 2)))
+def shorten() -> None:
+    """Two steps of drawing and of learning, eight captions, and eight individuals to take look-alikes from."""
+    recipe.RECIPES = {name: replace(each, steps=2, caption_count=8) for name, each in recipe.RECIPES.items()}
+    drawing = importlib.import_module("drawing")
+    for name in ("SETTINGS", "TAUGHT_SETTINGS"):
+        setattr(drawing, name, {**getattr(drawing, name), "num_inference_steps": 2})
+    importlib.import_module("lookalikes").draw_pool.__defaults__ = (8,)  # of 120
+    ways = importlib.import_module("ways")
+    vars(ways)["WAYS"] = {name: replace(each, steps=2) for name, each in ways.WAYS.items()}
 
 
 if __name__ == "__main__":
-    Lesson.prepare = staticmethod(prepare_two_steps)
-    composing._start_scheduler = start_with_few_steps
     del sys.argv[0]
     sys.path[0] = str(Path(sys.argv[0]).parent)
-    importlib.import_module("lookalikes").draw_pool.__defaults__ = (8,)  # of 120
+    shorten()
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -11,11 +11,11 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "mini"
 sys.path.insert(0, str(RECIPE))
 
 from batches import Batch, Pool, SceneStream, Speller, bounding_boxes, patch_components  # noqa: E402
-from cones2.backbones import open_backbone  # noqa: E402
+from cones2.models import open_pipeline  # noqa: E402
 from disc_world import disc_world  # noqa: E402
 from model import WINDOW, Mini, save_model  # noqa: E402
+from objective import draw_timesteps, layout_bias, object_weight, record_attention  # noqa: E402
 from tokenizer import build_tokenizer  # noqa: E402
-from train import draw_timesteps, layout_bias, object_weight, record_attention  # noqa: E402
 from vocabulary import CLASSES, lexicon  # noqa: E402
 
 
@@ -24,8 +24,8 @@ def batch_of(boxes: torch.Tensor, nouns: torch.Tensor) -> Batch:
     return Batch(empty, empty, boxes, empty, nouns, empty, empty, empty, empty)
 
 
-def test_the_encoder_is_one_convolution():
-    vae = open_backbone("mini").vae
+def test_the_encoder_is_one_convolution() -> None:
+    vae = open_pipeline("mini", device="cpu").vae
     weight, bias = patch_components(vae)
     pictures = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     expected = vae.encode(pictures).latent_dist.mean * vae.config.scaling_factor
@@ -43,7 +43,7 @@ def stream(speller: Speller, seed: int = 0) -> SceneStream:
     return SceneStream(disc_world(), speller, slice_size=6, seed=seed, close=False, captions=3)
 
 
-def test_captions_as_tensors_say_what_the_scenes_hold(speller):
+def test_captions_as_tensors_say_what_the_scenes_hold(speller: Speller) -> None:
     words = {number: word for word, number in speller.ids.items()}
     scenes, captions = next(stream(speller).slices(0))
     for scene, input_ids, nouns, ends in zip(scenes, captions.input_ids, captions.nouns, captions.ends, strict=True):
@@ -56,15 +56,15 @@ def test_captions_as_tensors_say_what_the_scenes_hold(speller):
             assert not marked[len(scene.objects) :].any()
 
 
-def test_processes_draw_different_scenes_and_a_seed_the_same_ones(speller):
+def test_processes_draw_different_scenes_and_a_seed_the_same_ones(speller: Speller) -> None:
     found = [[next(slices)[1].input_ids for _ in range(4)] for slices in (stream(speller).slices(2) for _ in range(2))]
     assert all(map(torch.equal, *found))
     assert not any(torch.equal(one, other) for i, one in enumerate(found[0]) for other in found[0][:i])
     assert not torch.equal(next(stream(speller, seed=1).slices(2))[1].input_ids, found[0][0])
 
 
-def test_a_full_pool_replaces_its_oldest_scenes(speller):
-    pool = Pool(disc_world(), open_backbone("mini").vae, speller, size=32, capacity=10)
+def test_a_full_pool_replaces_its_oldest_scenes(speller: Speller) -> None:
+    pool = Pool(disc_world(), open_pipeline("mini", device="cpu").vae, speller, size=32, capacity=10)
     slices = stream(speller).slices(0)
     drawn = [next(slices) for _ in range(3)]
     for each in drawn:
@@ -76,8 +76,8 @@ def test_a_full_pool_replaces_its_oldest_scenes(speller):
     assert all(any(torch.equal(one, other) for other in kept) for one in expected)
 
 
-def test_a_batch_has_captions_of_its_scenes_or_empty_ones(speller):
-    pool = Pool(disc_world(), open_backbone("mini").vae, speller, size=32, capacity=6)
+def test_a_batch_has_captions_of_its_scenes_or_empty_ones(speller: Speller) -> None:
+    pool = Pool(disc_world(), open_pipeline("mini", device="cpu").vae, speller, size=32, capacity=6)
     scenes, captions = next(stream(speller).slices(0))
     pool.refill(scenes, captions)
     batch = pool.batch(20, drop=0.0)
@@ -91,16 +91,16 @@ def test_a_batch_has_captions_of_its_scenes_or_empty_ones(speller):
     assert empty.labels.eq(-100).all()
 
 
-def test_a_saved_model_opens_and_names_no_folder(tmp_path):
-    vae = open_backbone("mini").vae
+def test_a_saved_model_opens_and_names_no_folder(tmp_path: Path) -> None:
+    vae = open_pipeline("mini", device="cpu").vae
     save_model(tmp_path, Mini(None, 8), vae, half=True)
     configs = [json.loads(path.read_text()) for path in tmp_path.glob("*/config.json")]
     assert len(configs) == 3
     assert not any("_name_or_path" in config for config in configs)
-    open_backbone(str(tmp_path))
+    open_pipeline(tmp_path, device="cpu")
 
 
-def test_a_box_goes_from_the_first_visible_cell_to_the_last():
+def test_a_box_goes_from_the_first_visible_cell_to_the_last() -> None:
     masks = torch.zeros(1, 2, 4, 5)
     masks[0, 0, 1, 1] = masks[0, 0, 2, 3] = 1.0
     masks[0, 1, 0, 0] = 0.2  # hardly visible
@@ -109,7 +109,7 @@ def test_a_box_goes_from_the_first_visible_cell_to_the_last():
     assert torch.equal(bounding_boxes(masks), expected)
 
 
-def test_a_noun_gains_in_its_own_box_and_is_kept_out_of_the_others():
+def test_a_noun_gains_in_its_own_box_and_is_kept_out_of_the_others() -> None:
     boxes = torch.tensor([[[[1.0, 1.0, 0.0, 0.0]], [[0.0, 1.0, 1.0, 0.0]]]])  # two objects on a row of four cells
     nouns = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
     bias = layout_bias(batch_of(boxes, nouns), torch.tensor([3.0]), blocked=20)
@@ -120,7 +120,7 @@ def test_a_noun_gains_in_its_own_box_and_is_kept_out_of_the_others():
 
 
 @pytest.mark.parametrize("centre", [0.3, 0.5])
-def test_timesteps_are_spread_over_their_density(centre):
+def test_timesteps_are_spread_over_their_density(centre: float) -> None:
     torch.manual_seed(0)
     drawn = draw_timesteps(4000, 1000, centre=centre, spread=0.1, even=0.2)
     assert 0 <= drawn.min() <= drawn.max() <= 999
@@ -128,7 +128,7 @@ def test_timesteps_are_spread_over_their_density(centre):
     assert near == pytest.approx(0.8 * 0.683 + 0.2 * 0.2, abs=0.01)
 
 
-def test_objects_and_the_cells_around_them_weigh_six_times():
+def test_objects_and_the_cells_around_them_weigh_six_times() -> None:
     masks = torch.zeros(1, 2, 5, 5)
     masks[0, 1, 0, 0] = 1.0
     weight = object_weight(masks)
@@ -137,9 +137,10 @@ def test_objects_and_the_cells_around_them_weigh_six_times():
 
 
 @torch.no_grad()
-def test_recording_attention_changes_nothing():
-    unet = open_backbone("mini").unet
-    saved, maps = dict(unet.attn_processors), []
+def test_recording_attention_changes_nothing() -> None:
+    unet = open_pipeline("mini", device="cpu").unet
+    saved = dict(unet.attn_processors)
+    maps: list[torch.Tensor] = []
     latents, text = torch.randn(1, 8, 8, 8), torch.randn(1, 5, 192)
     plain = unet(latents, 500, text).sample
     record_attention(unet, maps)
