@@ -4,7 +4,6 @@ import re
 import runpy
 import shlex
 import sys
-import tomllib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,11 +34,9 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 
 def run_block(block: Block, page: Path, names: dict[str, Any]) -> None:
-    """Run Python, with `names` from the blocks before, and commands; read files that are shown, as what they are."""
+    """Run Python, with `names` from the blocks before, and commands; read layouts and recipes that are shown."""
     from command import run
-    from cones2.cones_v2.config import ConesV2Config
     from cones2.layout import Layout
-    from cones2.learn_all import read_manifest
     from cones2.learning.recipe import Recipe
 
     if block.language == "python":
@@ -51,9 +48,9 @@ def run_block(block: Block, page: Path, names: dict[str, Any]) -> None:
     if block.language in ("json", "toml"):
         shown.write_text(block.text, encoding="utf-8")
     if block.language == "json":
-        Layout.load(shown) if block.text.startswith("{") else ConesV2Config.load(shown)
+        Layout.load(shown)
     if block.language == "toml":
-        read_manifest(shown) if "subjects" in tomllib.loads(block.text) else Recipe.from_toml(shown)
+        Recipe.from_toml(shown)
 
 
 def main(page: Path) -> None:

@@ -11,7 +11,6 @@ import os
 import re
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -101,13 +100,6 @@ def workplace(package: Path, tmp_path: Path) -> Path:
     for photo in EXAMPLES["rex"].photos:
         Image.new("L", photo.image.size, "white").save(masks / f"{photo.path.stem}.png")
     (tmp_path / "rex.toml").write_text(_QUICK)
-    (tmp_path / "residuals").mkdir()
-    for word in ("mug", "dog"):
-        shutil.copy(ROOT / "tests/data/golden/sampler_cat.pt", tmp_path / f"residuals/{word}.pt")
-    (tmp_path / "layouts").mkdir()
-    colours = Image.new("RGB", (8, 8), (255, 192, 0))
-    colours.paste((255, 0, 0), (4, 0, 8, 8))
-    colours.save(tmp_path / "layouts/layout_example.png")
     return tmp_path
 
 
