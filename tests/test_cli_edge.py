@@ -17,7 +17,7 @@ from cones2.cli import errors_in_one_line, with_quiet_libraries
 from cones2.errors import Cones2Warning, LayoutError
 
 HELP = Path(__file__).parents[1] / "docs" / "help"
-COMMANDS = (
+COMMANDS: tuple[str, ...] = (
     "demo",
     "check",
     "learn",

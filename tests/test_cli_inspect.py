@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,11 @@ def test_what_a_file_says_of_itself_counts_for_nothing(tmp_path: Path) -> None:
     write_picture(path, Image.new("RGB", (8, 8)), {"prompt": "a {rex}", "kind": "residual", "file": "/elsewhere"})
     told = json.loads(run("inspect", path, "--json").stdout)
     assert told == {"prompt": "a {rex}", "kind": "picture", "file": str(path)}
-    for strange in ({"subjects": {"rex": 3}, "model": {"name": []}, "layout": [1]}, {"subjects": {}, "model": {}}):
+    records: tuple[dict[str, Any], ...] = (
+        {"subjects": {"rex": 3}, "model": {"name": []}, "layout": [1]},
+        {"subjects": {}, "model": {}},
+    )
+    for strange in records:
         write_picture(path, Image.new("RGB", (8, 8)), strange)
         run("inspect", path)
 
