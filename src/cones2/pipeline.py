@@ -158,10 +158,7 @@ class Cones2Pipeline:
             class_word: the word, or words, for its raw category.
             recipe: a `Recipe`, the name of one, the path of a TOML file, or None for what suits the model.
             progress: whether to show a bar.
-            **options: as for `learn_steps`.
-
-        Raises:
-            Cones2Error: as `learn_steps`.
+            **options: as for `learn_steps`, whose errors these are.
         """
         from tqdm.auto import tqdm  # type: ignore[import-untyped]  # diffusers' own bar
 
@@ -244,8 +241,7 @@ class Cones2Pipeline:
             weight_negative: γ- of the preset `cones_v2`.
             measure_attention: whether to tell where the attention to each subject went; needs a layout.
             force: use residuals of another text encoder of the same width, with a warning.
-            callback_on_step_end: as in diffusers; an exception from it raises `Cancelled`.
-            callback_on_step_end_tensor_inputs: as in diffusers.
+            callback_on_step_end: as in diffusers, and its `_tensor_inputs`; an exception from it raises `Cancelled`.
             **options: what else the wrapped pipeline takes (`height`, `width`, `image`, `strength`, `clip_skip`...).
 
         Raises:
