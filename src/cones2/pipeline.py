@@ -183,10 +183,7 @@ class Cones2Pipeline:
         """Return a generator of the steps of learning; each holds the residual so far. Checked at the call.
 
         Takes what `learn` takes; `options` are `seed`, `captions`, `checkpoint`, `checkpoint_every`, `resume` and
-        `save_memory`, as in `cones2.learning.learner.learn_steps`.
-
-        Raises:
-            Cones2Error: something can't be used.
+        `save_memory`. Options and errors are those of `cones2.learning.learner.learn_steps`.
         """
         from cones2.learning.learner import learn_steps  # drawing does without
 
@@ -241,7 +238,8 @@ class Cones2Pipeline:
             weight_negative: γ- of the preset `cones_v2`.
             measure_attention: whether to tell where the attention to each subject went; needs a layout.
             force: use residuals of another text encoder of the same width, with a warning.
-            callback_on_step_end: as in diffusers, and its `_tensor_inputs`; an exception from it raises `Cancelled`.
+            callback_on_step_end: as in diffusers; an exception from it raises `Cancelled`.
+            callback_on_step_end_tensor_inputs: as in diffusers.
             **options: what else the wrapped pipeline takes (`height`, `width`, `image`, `strength`, `clip_skip`...).
 
         Raises:
