@@ -78,7 +78,7 @@ def run(place: Path, command: list[str]) -> str:
         whole, cwd=place, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{command}: {done.stderr[-3000:]}"
-    return done.stdout
+    return str(done.stdout)
 
 
 @pytest.mark.timeout(1800)

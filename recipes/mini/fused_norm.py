@@ -4,7 +4,7 @@ PyTorch's own group norm takes other memory layouts than its convolutions, so th
 with SiLU beside it, a third of a small UNet's step goes there.
 """
 
-# ruff: noqa: N803
+# ruff: noqa: N803, PLR0913, PLR0917
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 # Triton compiles functions without types.
 import types
