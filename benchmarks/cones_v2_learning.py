@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from cones2.learning.data import learning_size
-from cones2.learning.data import float32_copy
+from cones2.learning.data import float32_copy, learning_size
 from cones2.photos import Photo, crop_square, stack_pixels
 from cones2.schedulers import make_scheduler
 
@@ -71,11 +70,13 @@ class ConesV2Learner:
         if self.scheduler.config["prediction_type"] == "v_prediction":
             target = self.scheduler.get_velocity(latents, draw.noise, draw.timestep)
         prediction = unet(noised.to(unet.dtype), draw.timestep, embeddings.to(unet.dtype), return_dict=False)[0]
-        return F.mse_loss(prediction.float(), target)
+        loss: Tensor = F.mse_loss(prediction.float(), target)
+        return loss
 
     def _preservation_loss(self, embeddings: Tensor) -> Tensor:
         moved = embeddings - self.target
-        return _BOS_WEIGHT * moved[:, 0].norm() + _TAIL_WEIGHT * moved[:, 1 + self.class_tokens :].norm()
+        tail: Tensor = moved[:, 1 + self.class_tokens :].norm()
+        return _TAIL_WEIGHT * tail + _BOS_WEIGHT * moved[:, 0].norm()
 
     def draw(self) -> Draw:
         """Draw what chance decides in the next step."""
@@ -88,7 +89,8 @@ class ConesV2Learner:
 
 def as_tensor(photo: Photo, size: int) -> Tensor:
     """Return a photo's whole view as `[1, 3, size, size]` in -1..1."""
-    return stack_pixels([crop_square(photo.image, size)]) / 127.5 - 1
+    pixels: Tensor = stack_pixels([crop_square(photo.image, size)]) / 127.5 - 1
+    return pixels
 
 
 def _tokenize(pipeline: Any, text: str) -> Tensor:

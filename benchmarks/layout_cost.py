@@ -39,7 +39,7 @@ class Operations(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), options: Any = None) -> Any:
@@ -90,7 +90,7 @@ def pair_of(model: str) -> Pair:
 
 
 def _run(unet: Any, prompt: Tensor, kind: type[Run] = Run) -> Run:
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    scheduler: Any = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     scheduler.set_timesteps(_CALLS)
     return kind(
         SimpleNamespace(unet=unet, scheduler=scheduler),
@@ -123,7 +123,7 @@ def _second_of(call: Callable[[], None]) -> int:
     call()
     with Operations() as operations:
         call()
-    return operations.count
+    return int(operations.count)
 
 
 def _row(model: str, timing: Timing) -> str:

@@ -92,7 +92,7 @@ def median_interval(values: Sequence[float]) -> Interval:
 
 
 def _level(count: int, rank: int) -> float:
-    return 1 - 2 * sum(math.comb(count, below) for below in range(rank)) / 2**count
+    return 1 - 2 * sum(math.comb(count, below) for below in range(rank)) / float(2**count)
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -257,7 +257,7 @@ def test_many_photos_are_encoded_in_the_memory_of_one() -> None:
 )
 def test_a_benchmark_prints_its_table(command: str) -> None:
     script, *options = command.split()
-    run = [sys.executable, ROOT / "benchmarks" / script, *options]
+    run = [sys.executable, str(ROOT / "benchmarks" / script), *options]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sum(line.startswith("| ") for line in done.stdout.splitlines()) >= 4
@@ -267,7 +267,7 @@ def test_a_benchmark_prints_its_table(command: str) -> None:
 @pytest.mark.parametrize("command", ["run.py --only nothing", "ladder.py --only nothing"])
 def test_a_name_that_nothing_has_is_told(command: str) -> None:
     script, *options = command.split()
-    run = [sys.executable, ROOT / "benchmarks" / script, *options]
+    run = [sys.executable, str(ROOT / "benchmarks" / script), *options]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode > 0
     assert "'nothing'" in done.stderr

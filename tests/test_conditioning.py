@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
-from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
@@ -38,7 +38,7 @@ MASK = Image.new("L", (64, 64), 255)
 PLAIN = {"rex": "cat", "cup": "teapot"}
 
 
-def controlnet(pipeline: Any) -> diffusers.ControlNetModel:
+def controlnet(pipeline: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = diffusers.ControlNetModel.from_unet(pipeline.unet)
@@ -170,7 +170,13 @@ def test_guided_steps_count_from_the_first_call_of_each_run(
     with conditioned(kind, PROMPT, subjects=PLAIN, layout=LAYOUT, layout_settings=settings) as inputs:
         acting: list[bool] = []
         begin = inputs.run.begin
-        inputs.run.begin = lambda *given: (begin(*given), acting.append(inputs.run._call.strength is not None))[0]
+
+        def watched(*given: Any) -> Any:
+            read = begin(*given)
+            acting.append(inputs.run._call.strength is not None)
+            return read
+
+        vars(inputs.run)["begin"] = watched
         for _ in range(2):
             pictures(kind, **inputs, **call)
     made = calls if strength == 1 else calls - (calls // 2)
@@ -189,10 +195,12 @@ def test_stable_diffusion_xl(opened: dict[str, Any]) -> None:
     own = pictures(pipeline, prompt=TEXT, guidance_scale=7.5, **call)
     assert np.array_equal(drawn(pipeline, call, subjects=PLAIN), own)
     subjects = subjects_for(xl)
+    residual = subjects["rex"].residual
+    assert residual is not None
     embeds = inputs_of(pipeline, PROMPT, subjects=subjects)["prompt_embeds"]
     moved = (embeds - inputs_of(pipeline, TEXT)["prompt_embeds"])[0]
     row = int(moved.abs().sum(1).nonzero())
-    expected = torch.cat([part.vector[0] for part in subjects["rex"].residual.parts])
+    expected = torch.cat([part.vector[0] for part in residual.parts])
     torch.testing.assert_close(moved[row], expected)
     placed = drawn(pipeline, call, subjects=subjects, layout=LAYOUT)
     assert differ(placed, drawn(pipeline, call, subjects=subjects))
@@ -333,14 +341,15 @@ def test_textual_inversions_of_several_tokens_keep_their_place(own: Any) -> None
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_pipelines_in_half_precision_draw_numbers(own: Any, dtype: torch.dtype) -> None:
     pipeline = with_own_scheduler(own).to(dtype)
-    options = {"subjects": subjects_for(own, during=(0.3, 1.0), negative="fog"), "layout": LAYOUT}
+    options: dict[str, Any] = {"subjects": subjects_for(own, during=(0.3, 1.0), negative="fog"), "layout": LAYOUT}
     found = drawn(pipeline, SIZE, **options)
     assert np.isfinite(found).all()
     assert found.std() > 0.01  # NaN would be decoded to one colour
 
 
 def test_offloaded_models_are_offloaded_again(own: Any) -> None:
-    pipeline, options = with_own_scheduler(own), {"subjects": subjects_for(own), "layout": LAYOUT}
+    pipeline = with_own_scheduler(own)
+    options: dict[str, Any] = {"subjects": subjects_for(own), "layout": LAYOUT}
     expected = drawn(pipeline, SIZE, **options)
     pipeline.enable_model_cpu_offload(device="cpu")  # moves nothing, but hooks every model as on a GPU
     assert np.array_equal(drawn(pipeline, SIZE, **options), expected)

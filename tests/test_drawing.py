@@ -1,5 +1,7 @@
 """Pictures about pictures: regions where they are, sheets that hold what they are given, light where attention went."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,7 @@ def test_every_name_is_in_sight() -> None:
 
 
 @pytest.mark.parametrize("size", [(0, 10), (10, 10_000)])
-def test_drawings_have_a_sane_size(size) -> None:
+def test_drawings_have_a_sane_size(size: Any) -> None:
     with pytest.raises(LayoutError, match=f"{size[0]}x{size[1]}"):
         draw_layout(Layout({}), width=size[0], height=size[1])
 

@@ -8,6 +8,7 @@ import struct
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def one_line(error: pytest.ExceptionInfo[LayoutError]) -> bool:
         {"shapes": [[0, 0, 0.5, 1]]},
     ],
 )
-def test_a_box_may_be_written_in_many_ways(value) -> None:
+def test_a_box_may_be_written_in_many_ways(value: Any) -> None:
     layout = Layout.of({"rex": value})
     assert layout == Layout({"rex": Region((LEFT,))})
     assert json.loads(layout.to_json())["regions"]["rex"] == [[0.0, 0.0, 0.5, 1.0]]
@@ -79,7 +80,7 @@ def test_a_box_may_be_written_in_many_ways(value) -> None:
 
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("shapes", [LEFT, [LEFT], (0, 0, 0.5, 1), [(0, 0, 0.5, 1)]])
-def test_a_region_takes_the_same(shapes) -> None:
+def test_a_region_takes_the_same(shapes: Any) -> None:
     assert Region(shapes) == Region((LEFT,))
 
 
@@ -118,7 +119,7 @@ def test_a_layout_may_be_a_layout_or_its_path(tmp_path: Path) -> None:
         ({3: LEFT}, "3"),
     ],
 )
-def test_what_is_no_layout_is_named(value, got) -> None:
+def test_what_is_no_layout_is_named(value: Any, got: Any) -> None:
     with pytest.raises(LayoutError, match=got) as raised:
         Layout.of(value)
     assert one_line(raised)
@@ -126,9 +127,9 @@ def test_what_is_no_layout_is_named(value, got) -> None:
 
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("kind", [np.float32, np.float64, torch.tensor])
-def test_numbers_of_other_libraries_are_written(kind) -> None:
+def test_numbers_of_other_libraries_are_written(kind: Any) -> None:
     corners = tuple((kind(x), kind(y)) for x, y in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)))
-    soft = Region((Polygon(corners),), z=np.int64(2), weight=kind(0.5), feather=kind(0.25))
+    soft = Region((Polygon(corners),), z=np.int64(2), weight=kind(0.5), feather=kind(0.25))  # type: ignore[arg-type]
     layout = Layout({"rex": Region((Box(*map(kind, (0.0, 0.25, 0.5, 1.0))),)), "cup": soft})
     assert Layout.from_json(layout.to_json()) == layout
 
@@ -144,7 +145,7 @@ def test_numbers_of_other_libraries_are_written(kind) -> None:
         ((0.0, 0.0, float("inf"), 1.0), "xmax inf"),
     ],
 )
-def test_a_box_that_makes_no_sense_is_named(numbers, got) -> None:
+def test_a_box_that_makes_no_sense_is_named(numbers: Any, got: Any) -> None:
     with pytest.raises(LayoutError, match=f"'rex'.*{got}"):
         Layout.of({"rex": numbers})
 
@@ -159,7 +160,7 @@ def test_a_box_that_makes_no_sense_is_named(numbers, got) -> None:
         ([(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)], "nothing is inside"),
     ],
 )
-def test_polygons_that_make_no_sense(points, got) -> None:
+def test_polygons_that_make_no_sense(points: Any, got: Any) -> None:
     with pytest.raises(LayoutError, match=got):
         Polygon(tuple(points))
 
@@ -174,7 +175,7 @@ def test_polygons_that_make_no_sense(points, got) -> None:
         ({"feather": 0.6}, "feather 0.6"),
     ],
 )
-def test_numbers_of_a_region_have_ranges(numbers, got) -> None:
+def test_numbers_of_a_region_have_ranges(numbers: Any, got: Any) -> None:
     with pytest.raises(LayoutError, match=got):
         Region((LEFT,), **numbers)
 
@@ -191,7 +192,7 @@ def test_the_rest_stands_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "1st", "rex\n", "é", "{rex}", "a" * 65, "\ud800"])
-def test_a_name_that_no_prompt_can_hold_is_refused(name) -> None:
+def test_a_name_that_no_prompt_can_hold_is_refused(name: Any) -> None:
     with pytest.raises(LayoutError, match="can't name a region"):
         Layout.of({name: LEFT})
 
@@ -210,7 +211,7 @@ def test_a_layout_fits_a_pictures_record() -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
-def test_a_copy_is_the_same_layout(copied) -> None:
+def test_a_copy_is_the_same_layout(copied: Any) -> None:
     layout = Layout({"rex": Region((LEFT, Mask(2, 1, b"\x00\xff"))), "sea": Region((Rest(),))})
     assert copied(layout) == layout
     assert copied(layout).to_json() == layout.to_json()
@@ -252,7 +253,7 @@ EVERYTHING = Layout(
 
 @settings(max_examples=50)
 @given(st.dictionaries(names, regions, max_size=4))
-def test_json_comes_back_as_it_went(named) -> None:
+def test_json_comes_back_as_it_went(named: Any) -> None:
     layout = Layout({name: Region(*values) for name, values in named.items()})
     assert Layout.from_json(layout.to_json()) == layout
 
@@ -309,7 +310,7 @@ def test_a_file_comes_back_as_it_went(tmp_path: Path) -> None:
         (" " * (MAX_CHARACTERS + 1), str(MAX_CHARACTERS)),
     ],
 )
-def test_strangers_json_is_refused_in_one_line(text, got) -> None:
+def test_strangers_json_is_refused_in_one_line(text: Any, got: Any) -> None:
     with pytest.raises(LayoutError, match=got) as raised:
         Layout.from_json(text)
     assert one_line(raised)
@@ -348,7 +349,7 @@ def test_strangers_json_is_refused_in_one_line(text, got) -> None:
         ('{"shapes": ["rest"], "order": 1}', "'order'"),
     ],
 )
-def test_strangers_regions_are_refused_in_one_line(region, got) -> None:
+def test_strangers_regions_are_refused_in_one_line(region: Any, got: Any) -> None:
     with pytest.raises(LayoutError, match=f"'a'.*{got}") as raised:
         Layout.from_json(f'{{"version": 1, "regions": {{"a": {region}}}}}')
     assert one_line(raised)

@@ -248,7 +248,12 @@ def test_loaded_subjects_take_part_where_they_are_mentioned(pipe: Cones2Pipeline
 def test_timed_residuals_and_negative_texts(pipe: Cones2Pipeline) -> None:
     residual = residual_for(pipe.pipeline)
     found = {}
-    for name, more in {"always": {}, "first": {"during": (0.0, 0.5)}, "negative": {"negative": "fog"}}.items():
+    changes: dict[str, dict[str, Any]] = {
+        "always": {},
+        "first": {"during": (0.0, 0.5)},
+        "negative": {"negative": "fog"},
+    }
+    for name, more in changes.items():
         pipe.load_subject("rex", residual, **more)
         found[name] = drawn(pipe, PROMPT, LAYOUT, subjects={"cup": "teapot"})
     assert np.abs(found["first"] - found["always"]).max() > 1e-3
@@ -276,7 +281,7 @@ def test_a_layout_is_given_in_any_form(pipe: Cones2Pipeline, tmp_path: Path) -> 
 
 def test_the_order_of_subjects_is_nothing(pipe: Cones2Pipeline) -> None:
     one = drawn(pipe, PROMPT, LAYOUT, subjects=PLAIN)
-    turned = Layout(dict(reversed(LAYOUT.regions.items())))
+    turned = Layout(dict(reversed(list(LAYOUT.regions.items()))))
     assert np.array_equal(drawn(pipe, PROMPT, turned, subjects=dict(reversed(PLAIN.items()))), one)
 
 
@@ -307,7 +312,7 @@ def test_diffusers_callback_that_ends_guidance(pipe: Cones2Pipeline) -> None:
     def end() -> Any:
         return SDCFGCutoffCallback(cutoff_step_ratio=0.4)
 
-    steps = {"num_inference_steps": 5}
+    steps: dict[str, Any] = {"num_inference_steps": 5}
     assert np.array_equal(
         drawn(pipe, TEXT, callback_on_step_end=end(), **steps),
         diffusers_own(pipe, callback_on_step_end=end(), **steps),
@@ -415,7 +420,7 @@ def test_img2img_and_inpainting_by_the_same_call(pipe: Cones2Pipeline) -> None:
     ):
         wrapped = Cones2Pipeline(kind(**pipe.pipeline.components, requires_safety_checker=False))
         wrapped.set_progress_bar_config(disable=True)
-        options = {"subjects": PLAIN, "seed": 1, "output_type": "np", "num_inference_steps": 4, **more}
+        options: dict[str, Any] = {"subjects": PLAIN, "seed": 1, "output_type": "np", "num_inference_steps": 4, **more}
         plain, placed = (wrapped(PROMPT, layout, **options).images for layout in (None, LAYOUT))
         assert np.abs(plain - placed).max() > 1e-3
 
@@ -425,15 +430,16 @@ def test_stable_diffusion_xl_and_flux(opened: dict[str, Any]) -> None:
         pipe = Cones2Pipeline(with_own_scheduler(opened[family]))
         pipe.load_subject("rex", residual_for(pipe.pipeline))
         plain = drawn(pipe, TEXT)
-        assert np.array_equal(plain, diffusers_own(pipe, **({"guidance_scale": 7.5} if family == "sdxl" else {})))
+        usual: dict[str, Any] = {"guidance_scale": 7.5} if family == "sdxl" else {}
+        assert np.array_equal(plain, diffusers_own(pipe, **usual))
         taught = drawn(pipe, PROMPT, subjects={"cup": "teapot"})
         placed = drawn(pipe, PROMPT, LAYOUT, subjects={"cup": "teapot"})
         assert np.abs(taught - plain).max() > 1e-3
         assert np.abs(placed - taught).max() > 1e-5
     xl = Cones2Pipeline(with_own_scheduler(opened["sdxl"]))
-    options = {"prompt_2": "a dog", "negative_prompt": "fog", "negative_prompt_2": "rain"}
+    options: dict[str, Any] = {"prompt_2": "a dog", "negative_prompt": "fog", "negative_prompt_2": "rain"}
     assert np.array_equal(drawn(xl, TEXT, **options), diffusers_own(xl, guidance_scale=7.5, **options))
-    clipped = {"clip_skip": 1}  # diffusers 0.42 can't do it on SD 1.x under transformers 5
+    clipped: dict[str, Any] = {"clip_skip": 1}  # diffusers 0.42 can't do it on SD 1.x under transformers 5
     assert np.array_equal(drawn(xl, TEXT, **clipped), diffusers_own(xl, guidance_scale=7.5, **clipped))
     assert np.abs(drawn(xl, TEXT, **clipped) - drawn(xl, TEXT)).max() > 1e-3
     with pytest.raises(SettingsError, match="prompt_2"):
@@ -468,4 +474,4 @@ def test_wrong_types_are_our_errors(pipe: Cones2Pipeline) -> None:
     with pytest.raises(LayoutError):
         pipe(PROMPT, 3, subjects=PLAIN, seed=0, **SMALL)
     with pytest.raises(SettingsError, match="'x'"):
-        pipe(TEXT, seed="x", **SMALL)
+        pipe(TEXT, seed="x", **SMALL)  # type: ignore[arg-type]

@@ -1,5 +1,7 @@
 """Boxes from words, and from nothing but who there is."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ def placed(**words: str) -> dict[str, Box]:
     return {name: region.bounds for name, region in layout.regions.items()}
 
 
-def automatic(*names: str, **settings) -> dict[str, Box]:
+def automatic(*names: str, **settings: Any) -> dict[str, Box]:
     return {name: region.bounds for name, region in auto_layout(names, CLASSES, **settings).regions.items()}
 
 
@@ -64,7 +66,7 @@ def test_left_and_right_by_hand() -> None:
         ("top", Box(0.0, 0.0, 1.0, 0.5)),
     ],
 )
-def test_words_are_areas(words, area) -> None:
+def test_words_are_areas(words: Any, area: Any) -> None:
     box = place_layout({"it": words}, class_words={}).regions["it"].bounds
     assert area.xmin < box.xmin < box.xmax < area.xmax
     assert area.ymin < box.ymin < box.ymax < area.ymax
@@ -82,7 +84,7 @@ def test_words_are_areas(words, area) -> None:
         ("rest", Region((Rest(),))),
     ],
 )
-def test_scenes_fill_the_picture(words, region) -> None:
+def test_scenes_fill_the_picture(words: Any, region: Any) -> None:
     assert place_layout({"sea": words}, class_words={}).regions == {"sea": region}
 
 
@@ -102,7 +104,7 @@ def test_what_is_in_front_is_on_top() -> None:
         ("rest left", "'rest left'"),
     ],
 )
-def test_words_that_say_no_place(words, got) -> None:
+def test_words_that_say_no_place(words: Any, got: Any) -> None:
     with pytest.raises(LayoutError, match=got):
         place_layout({"it": words}, class_words={})
 
@@ -142,7 +144,7 @@ where = st.sampled_from(
 
 @settings(max_examples=100)
 @given(st.lists(where, min_size=1, max_size=9), st.floats(0.3, 3))
-def test_boxes_from_any_words_are_apart_and_shaped_like_their_subjects(words, aspect) -> None:
+def test_boxes_from_any_words_are_apart_and_shaped_like_their_subjects(words: Any, aspect: Any) -> None:
     class_words = {f"s{i}": list(PROPORTIONS)[i] for i in range(len(words))}
     layout = place_layout({f"s{i}": text for i, text in enumerate(words)}, class_words=class_words, aspect=aspect)
     boxes = {name: region.bounds for name, region in layout.regions.items()}
@@ -164,7 +166,7 @@ def test_two_stand_side_by_side() -> None:
 
 @settings(max_examples=60)
 @given(st.integers(1, 40), st.floats(0.2, 5))
-def test_everybody_is_apart_and_of_one_scale(count, aspect) -> None:
+def test_everybody_is_apart_and_of_one_scale(count: Any, aspect: Any) -> None:
     boxes = automatic(*(f"s{i}" for i in range(count)), aspect=aspect)
     assert len(boxes) == count
     assert all_apart(boxes)
@@ -173,7 +175,7 @@ def test_everybody_is_apart_and_of_one_scale(count, aspect) -> None:
 
 
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2), (7, 3), (9, 3)])
-def test_rows_keep_everybody_large(count, rows) -> None:
+def test_rows_keep_everybody_large(count: Any, rows: Any) -> None:
     boxes = automatic(*(f"s{i}" for i in range(count)))
     assert len({box.ymax for box in boxes.values()}) == rows
     assert min(min(size(box)) for box in boxes.values()) >= 0.26

@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def mask_of(rows: list[list[int]]) -> Mask:
     return Mask.from_image(Image.fromarray(np.array(rows, dtype=np.uint8)))
 
 
-def alone(height: int, width: int, *shapes, **numbers) -> torch.Tensor:
+def alone(height: int, width: int, *shapes: Any, **numbers: Any) -> torch.Tensor:
     """How much of each cell one region covers."""
     return cover(Layout({"a": Region(shapes, **numbers)}), height, width)["a"].cover
 
@@ -43,7 +44,7 @@ def mirrored(box: Box) -> Box:
 
 
 @given(unions, st.sampled_from([1, 2, 3, 4, 6, 8]), st.sampled_from([1, 2, 3, 4, 6, 8]))
-def test_cover_is_the_union_counted_on_a_fine_grid(union, height, width) -> None:
+def test_cover_is_the_union_counted_on_a_fine_grid(union: Any, height: Any, width: Any) -> None:
     fine = torch.zeros(96, 96, dtype=torch.float64)  # every side of a box is a multiple of 1/96
     for box in union:
         left, top, right, bottom = (round(96 * side) for side in (box.xmin, box.ymin, box.xmax, box.ymax))
@@ -53,7 +54,7 @@ def test_cover_is_the_union_counted_on_a_fine_grid(union, height, width) -> None
 
 
 @given(unions, st.integers(1, 13), st.integers(1, 13))
-def test_cover_commutes_with_mirrors_and_keeps_the_area(union, height, width) -> None:
+def test_cover_commutes_with_mirrors_and_keeps_the_area(union: Any, height: Any, width: Any) -> None:
     found = alone(height, width, *union)
     torch.testing.assert_close(alone(height, width, *map(mirrored, union)), found.flip(1), atol=1e-6, rtol=0)
     assert found.mean().item() == pytest.approx(alone(1, 1, *union).item(), abs=1e-6)
@@ -79,7 +80,9 @@ def test_a_layout_of_nothing_covers_nothing() -> None:
 
 @settings(max_examples=40)
 @given(*[st.integers(0, 31)] * 2, *[st.integers(1, 32)] * 2, st.integers(1, 7), st.integers(1, 7))
-def test_a_polygon_of_the_corners_of_a_box_is_the_box(left, top, width, height, rows, columns) -> None:
+def test_a_polygon_of_the_corners_of_a_box_is_the_box(
+    left: Any, top: Any, width: Any, height: Any, rows: Any, columns: Any
+) -> None:
     box = Box(left / 64, top / 64, (left + width) / 64, (top + height) / 64)
     corners = ((box.xmin, box.ymin), (box.xmax, box.ymin), (box.xmax, box.ymax), (box.xmin, box.ymax))
     for polygon in (Polygon(corners), Polygon(corners[::-1])):
@@ -89,7 +92,7 @@ def test_a_polygon_of_the_corners_of_a_box_is_the_box(left, top, width, height, 
 
 @settings(max_examples=40)
 @given(points, points, points, st.sampled_from([(1, 1), (16, 12), (64, 64)]))
-def test_the_area_of_a_triangle_is_true(a, b, c, grid) -> None:
+def test_the_area_of_a_triangle_is_true(a: Any, b: Any, c: Any, grid: Any) -> None:
     area = abs((b[0] - a[0]) * (c[1] - a[1]) - (c[0] - a[0]) * (b[1] - a[1])) / 2
     if area > 1e-5:
         assert alone(*grid, Polygon((a, b, c))).mean().item() == pytest.approx(area, abs=2e-3)
@@ -193,7 +196,7 @@ def test_two_may_share_the_rest() -> None:
 
 
 @given(unions, st.integers(1, 9), st.integers(1, 9))
-def test_everybody_has_a_cell_on_any_grid(union, height, width) -> None:
+def test_everybody_has_a_cell_on_any_grid(union: Any, height: Any, width: Any) -> None:
     cells = own_cells(Layout({"a": Region(union)}), "a", height, width)
     assert cells.any()
     assert torch.equal(cells | (alone(height, width, *union) >= 0.5), cells)
@@ -226,7 +229,7 @@ def test_pixels_are_hard() -> None:
 
 
 @pytest.mark.parametrize("feather", [0.0, 0.1])
-def test_many_polygons_are_no_trouble(feather) -> None:
+def test_many_polygons_are_no_trouble(feather: Any) -> None:
     region = {"shapes": [{"polygon": [[0, 0], [1, 0.3], [0.5, 1]]}], "feather": feather}
     regions = {f"r{number}": {**region, "z": number} for number in range(64)}
     layout = Layout.from_json(json.dumps({"version": 1, "regions": regions}))

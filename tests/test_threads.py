@@ -32,7 +32,8 @@ def plain(tiny: Any) -> np.ndarray:
 
 def at_once(*jobs: Callable[[], Any], rounds: int = 4) -> list[list[Any]]:
     """Run each job several times in a thread of its own, all beginning each round together."""
-    barrier, found = threading.Barrier(len(jobs)), [[] for _ in jobs]
+    barrier = threading.Barrier(len(jobs))
+    found: list[list[Any]] = [[] for _ in jobs]
 
     def work(index: int) -> None:
         for _ in range(rounds):
@@ -49,7 +50,11 @@ def at_once(*jobs: Callable[[], Any], rounds: int = 4) -> list[list[Any]]:
 
 def test_two_layouts_and_none_at_the_same_time(tiny: Any) -> None:
     processors = tiny.unet.attn_processors
-    jobs = (lambda: draw(tiny, LAYOUT), lambda: draw(tiny, OTHER, taught=False), lambda: plain(tiny))
+    jobs: tuple[Callable[[], Any], ...] = (
+        lambda: draw(tiny, LAYOUT),
+        lambda: draw(tiny, OTHER, taught=False),
+        lambda: plain(tiny),
+    )
     expected = [job() for job in jobs]
     for results, right in zip(at_once(*jobs), expected, strict=True):
         assert len(results) == 4

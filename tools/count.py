@@ -4,6 +4,7 @@
 """
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,6 +71,12 @@ def percentile(lengths: list[int], share: float) -> int:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def public_names() -> list[str]:
+    """Return the names of `cones2.__all__`, and the version."""
+    names: list[str] = importlib.import_module("cones2").__all__
+    return names
+
+
 def drawn_with() -> list[str]:
     """Return our modules that are imported once a picture with a layout has been drawn."""
     done = subprocess.run([sys.executable, "-c", _DRAWN], capture_output=True, text=True, check=True)
@@ -78,8 +85,6 @@ def drawn_with() -> list[str]:
 
 def main() -> None:
     """Print the counts, and where they are largest."""
-    import cones2
-
     counted, all_functions = files(), functions()
     lengths = [function.lines for function in all_functions]
     print(f"{sum(counted.values()):,} lines in {len(counted)} files; functions: {len(lengths)}")
@@ -89,7 +94,7 @@ def main() -> None:
         print(f"  {function.lines} lines: {function.file} {function.name}")
     for function in sorted(all_functions, key=lambda each: -each.parameters)[:8]:
         print(f"  {function.parameters} parameters: {function.file} {function.name}")
-    print(f"public names: {len(cones2.__all__)}")
+    print(f"public names: {len(public_names())}")
     modules = drawn_with()
     print(f"modules after a picture with a layout: {len(modules)}: {' '.join(modules)}")
 

@@ -202,7 +202,7 @@ class CrossAttention:
 # diffusers reads this in every call of a layer; to work it out anew each time is 2 % of a small model's picture.
 setattr(CrossAttention.__call__, "__signature__", inspect.signature(CrossAttention.__call__))  # noqa: B010
 
-_PLAIN: Any = AttnProcessor2_0()  # type: ignore[no-untyped-call]
+_PLAIN: Any = AttnProcessor2_0()
 
 
 @torch.library.custom_op("cones2::attention_bias", mutates_args=())

@@ -136,7 +136,7 @@ def open_pipeline(
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
-    pipeline.register_to_config(_name_or_path=name)  # type: ignore[no-untyped-call]
+    pipeline.register_to_config(_name_or_path=name)
     _FACTS[_denoiser_of(pipeline)] = ModelFacts(name=name) if file is not None else _read_facts(folder, name)
     return pipeline
 
