@@ -4,6 +4,7 @@ import argparse
 import itertools
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +15,14 @@ from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
 from linear_encoder import set_linear_encoder
+from parts import Autoencoder
 from sprites import SpriteAtlas
 from world import World
 
 LATENT_CHANNELS = 8
 
 
-def new_autoencoder() -> AutoencoderKL:
+def new_autoencoder() -> Autoencoder:
     """An 8x autoencoder without attention, small enough for two CPU cores."""
     model = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -37,14 +39,15 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 @torch.no_grad()
-def start_decoder_as_copy(model: AutoencoderKL) -> None:
+def start_decoder_as_copy(model: Autoencoder) -> None:
     """Start with residual branches at zero, shortcuts and upsampling as copying: colours pass from the start."""
     for module in model.decoder.modules():
         if isinstance(module, ResnetBlock2D):
-            module.conv2.weight.zero_()
-            module.conv2.bias.zero_()
-            if module.conv_shortcut is not None:
-                _copy(module.conv_shortcut)
+            block: Any = module
+            block.conv2.weight.zero_()
+            block.conv2.bias.zero_()
+            if block.conv_shortcut is not None:
+                _copy(block.conv_shortcut)
         elif isinstance(module, Upsample2D):
             _copy(module.conv)
     _copy(model.decoder.conv_in)
@@ -98,7 +101,9 @@ def main() -> None:
     )
     rng, generator = np.random.default_rng(arguments.seed), torch.Generator().manual_seed(arguments.seed)
     torch.manual_seed(arguments.seed)
-    model = AutoencoderKL.from_pretrained(arguments.resume).float() if arguments.resume else new_autoencoder()
+    model: Autoencoder = (
+        AutoencoderKL.from_pretrained(arguments.resume).float() if arguments.resume else new_autoencoder()
+    )
     if not arguments.resume:
         pictures = world.render([world.scene(rng) for _ in range(96)], 128).images * 2 - 1
         set_linear_encoder(model, pictures.cpu())
@@ -140,14 +145,14 @@ def main() -> None:
 
 
 @torch.no_grad()
-def latents_of(model: AutoencoderKL, pictures: Tensor) -> Tensor:
+def latents_of(model: Autoencoder, pictures: Tensor) -> Tensor:
     """The mean of the posterior, unscaled."""
     latents: Tensor = model.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist.mean
     return latents
 
 
 @torch.no_grad()
-def report(model: AutoencoderKL, pictures: Tensor) -> None:
+def report(model: Autoencoder, pictures: Tensor) -> None:
     """Print how well pictures that were never trained on are rebuilt, and the spread of the latents."""
     latents = torch.cat([latents_of(model, part) for part in pictures.split(16)])
     rebuilt = torch.cat([model.decode(part).sample for part in latents.split(16)])

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import CLIPTokenizer
 
+from parts import Autoencoder
 from sentences import CODE, WORDS, describe
 from vocabulary import CLASSES, COLOURS
 from world import MAX_OBJECTS, THUMBNAIL, Composition, Rendered, Scene, Strokes, World, portraits
@@ -160,7 +160,7 @@ Encode = Callable[[Tensor], Tensor]
 class Pool:
     """Encoded scenes in the device's memory; each slice replaces the oldest ones once it is full."""
 
-    def __init__(self, world: World, vae: AutoencoderKL, speller: Speller, *, size: int, capacity: int) -> None:
+    def __init__(self, world: World, vae: Autoencoder, speller: Speller, *, size: int, capacity: int) -> None:
         self.world, self.encode, self.size, self.capacity = world, encoder_of(vae), size, capacity
         self.nothing = Captions(*(value.to(world.device) for value in vars(speller.empty(1)).values()))
         self.columns: dict[str, Tensor] = {}
@@ -231,7 +231,7 @@ def _between(seen: Tensor) -> Tensor:
     return (before * after).bool()
 
 
-def encoder_of(vae: AutoencoderKL) -> Encode:
+def encoder_of(vae: Autoencoder) -> Encode:
     """The encoder's scaled mean; as one convolution where it is one, which is many times faster on a CPU."""
     resnets = [module for module in vae.encoder.modules() if isinstance(module, ResnetBlock2D)]
     components = None if any(bool(one.conv1.weight.any()) for one in resnets) else patch_components(vae)
@@ -248,7 +248,7 @@ def encoder_of(vae: AutoencoderKL) -> Encode:
 
 
 @torch.no_grad()
-def patch_components(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
+def patch_components(vae: Autoencoder) -> tuple[Tensor, Tensor]:
     """A linear encoder as one convolution: weight `[channels, 3, 8, 8]` and bias, scaling factor included."""
     device = vae.encoder.conv_in.weight.device
     basis = torch.eye(3 * 8 * 8, device=device).reshape(-1, 3, 8, 8)

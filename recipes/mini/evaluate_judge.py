@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from cones2.judge import Judge, Sighting, overlap
@@ -12,6 +11,7 @@ from examples import pose
 from judge_data import any_instance, arrange, autoencode, colour_index, visible_box
 from lookalikes import CHANCE, LineUp, draw_lookalikes, draw_pool, histograms, line_up
 from metrics import Rate, Wanted, all_present, in_right_boxes, is_nearest, rate
+from parts import Autoencoder
 from vocabulary import CLASSES, COLOURS, SCENES
 from world import Instance, Scene, World
 
@@ -20,7 +20,7 @@ VIEWS_A_SUBJECT = 2
 BATCH = 16
 
 
-def evaluate_judge(judge: Judge, world: World, vae: AutoencoderKL | None, pictures: int) -> dict[str, Rate]:
+def evaluate_judge(judge: Judge, world: World, vae: Autoencoder | None, pictures: int) -> dict[str, Rate]:
     """All figures, on renders and on autoencoded renders."""
     rates: dict[str, Rate] = {}
     sources = [("renders", None)] + ([("autoencoded renders", vae)] if vae is not None else [])
@@ -39,7 +39,7 @@ def draw_scenes(world: World, rng: np.random.Generator, pictures: int) -> list[S
     return scenes[:pictures]
 
 
-def judge_scenes(judge: Judge, world: World, vae: AutoencoderKL | None, pictures: int) -> dict[str, Rate]:
+def judge_scenes(judge: Judge, world: World, vae: Autoencoder | None, pictures: int) -> dict[str, Rate]:
     """Category, presence, place, colour and scene of what was rendered."""
     outcomes: dict[str, list[bool]] = {name: [] for name in _CHANCES}
     scenes = draw_scenes(world, np.random.default_rng([SEED, 1]), pictures)
@@ -60,7 +60,7 @@ def judge_scenes(judge: Judge, world: World, vae: AutoencoderKL | None, pictures
     return {name: rate(hits, _CHANCES[name]) for name, hits in outcomes.items()}
 
 
-def judge_identities(judge: Judge, world: World, vae: AutoencoderKL | None, pictures: int) -> dict[str, Rate]:
+def judge_identities(judge: Judge, world: World, vae: Autoencoder | None, pictures: int) -> dict[str, Rate]:
     """Identity among fifteen look-alikes, of individuals alone or among others, by embedding and by colours."""
     by_embedding, by_histogram = [], []
     for number in range(pictures // VIEWS_A_SUBJECT):
@@ -89,7 +89,7 @@ _CHANCES = {
 
 
 def _render(
-    world: World, scenes: Sequence[Scene], vae: AutoencoderKL | None
+    world: World, scenes: Sequence[Scene], vae: Autoencoder | None
 ) -> tuple[Tensor, list[list[tuple[Instance, tuple[float, float, float, float]]]]]:
     """Pictures, and who is visible where in each."""
     rendered = world.render(list(scenes), 128)

@@ -8,14 +8,16 @@ with SiLU beside it, a third of a small UNet's step goes there.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 # Triton compiles functions without types.
 import types
+from typing import Any
 
 import torch
-import triton
-import triton.language as tl
-from diffusers import UNet2DConditionModel
+import triton  # type: ignore[import-not-found, unused-ignore]  # only beside a GPU
+import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
+
+from parts import UNet
 
 TILE = 8192
 
@@ -129,13 +131,14 @@ class FusedNorm(nn.Module):
         return normed
 
 
-def fuse_norms(unet: UNet2DConditionModel) -> None:
+def fuse_norms(unet: UNet) -> None:
     """Put fused norms into a UNet that computes in training; its parameters keep their order."""
     for module in [*unet.modules()]:
         if isinstance(module, ResnetBlock2D):
-            module.norm1, module.norm2 = FusedNorm(module.norm1, silu=True), FusedNorm(module.norm2, silu=True)
-            module.time_emb_proj = nn.Sequential(module.nonlinearity, module.time_emb_proj)
-            module.nonlinearity = nn.Identity()
+            block: Any = module
+            block.norm1, block.norm2 = FusedNorm(block.norm1, silu=True), FusedNorm(block.norm2, silu=True)
+            block.time_emb_proj = nn.Sequential(block.nonlinearity, block.time_emb_proj)
+            block.nonlinearity = nn.Identity()
         elif isinstance(module, Transformer2DModel):
             module.norm = FusedNorm(module.norm, silu=False)
             module._get_output_for_continuous_inputs = types.MethodType(_add_attended, module)

@@ -8,18 +8,18 @@ from collections.abc import Callable
 from copy import deepcopy
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from batches import Pool
 from model import Mini
 from objective import Denoiser, Objective
+from parts import UNet
 
 
 class HalfUnet:
     """A copy of a UNet in bfloat16 that computes, and passes its gradients on to the UNet's own weights."""
 
-    def __init__(self, unet: UNet2DConditionModel, *, fused: bool) -> None:
+    def __init__(self, unet: UNet, *, fused: bool) -> None:
         self.own = [*unet.parameters()]
         self.unet = deepcopy(unet).to(torch.bfloat16)
         if fused:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from copy import deepcopy
 
 import torch
-from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, mse_loss, relu
@@ -16,13 +15,14 @@ from autoencoder import psnr, reconstruction_loss
 from batches import Batch, Encode, encoder_of
 from model import Mini
 from objective import embed_batch
+from parts import Autoencoder
 
 LEAST_GAIN = 1.0
 """In dB: what a learned encoder must rebuild better by than the linear one to take its place."""
 
 
 @torch.no_grad()
-def unfreeze_encoder(vae: AutoencoderKL) -> None:
+def unfreeze_encoder(vae: Autoencoder) -> None:
     """Give the linear encoder's residual branches weights from which they can learn; what it gives stays the same."""
     for module in vae.encoder.modules():
         if isinstance(module, ResnetBlock2D) and not module.conv1.weight.any():
@@ -30,7 +30,7 @@ def unfreeze_encoder(vae: AutoencoderKL) -> None:
 
 
 @torch.no_grad()
-def measure(vae: AutoencoderKL, pictures: Tensor) -> float:
+def measure(vae: Autoencoder, pictures: Tensor) -> float:
     """PSNR in dB of pictures that were never trained on."""
     parts = [vae.decode(vae.encode(part).latent_dist.mean).sample for part in pictures.split(64)]
     return psnr(torch.cat(parts).float(), pictures)
@@ -46,7 +46,7 @@ class JointTraining:
         pull: weight of the squared distance to the linear encoder's scaled latents.
     """
 
-    def __init__(self, vae: AutoencoderKL, *, rate: float = 1.2e-3, noise: float = 0.07, pull: float = 0.05) -> None:
+    def __init__(self, vae: Autoencoder, *, rate: float = 1.2e-3, noise: float = 0.07, pull: float = 0.05) -> None:
         self.linear = encoder_of(deepcopy(vae))
         unfreeze_encoder(vae)
         self.vae, self.noise, self.pull, self.rate = vae.requires_grad_(True), noise, pull, rate
@@ -81,7 +81,7 @@ class JointTraining:
         return loss.detach()
 
 
-def settle(vae: AutoencoderKL, before: AutoencoderKL, held_out: Tensor, say: Callable[[str], None]) -> AutoencoderKL:
+def settle(vae: Autoencoder, before: Autoencoder, held_out: Tensor, say: Callable[[str], None]) -> Autoencoder:
     """The trained autoencoder, or the one from before it where it gained too little."""
     vae.requires_grad_(False)
     old, new = measure(before, held_out), measure(vae, held_out)
@@ -117,7 +117,7 @@ class Finisher:
         sharpness: weight of the patch discriminator.
     """
 
-    def __init__(self, vae: AutoencoderKL, mini: Mini, alphas: Tensor, *, rate: float = 5e-4) -> None:
+    def __init__(self, vae: Autoencoder, mini: Mini, alphas: Tensor, *, rate: float = 5e-4) -> None:
         self.vae, self.mini, self.alphas, self.rate = vae, mini, alphas, rate
         self.sharpness = 0.03
         vae.requires_grad_(False)
@@ -172,7 +172,7 @@ class Finisher:
         return {"rebuilding": rebuilding.detach(), "telling": telling.detach()}
 
 
-def sharpness(vae: AutoencoderKL, encode: Encode, pictures: Tensor) -> float:
+def sharpness(vae: Autoencoder, encode: Encode, pictures: Tensor) -> float:
     """The mean gradient of rebuilt pictures over that of the true ones."""
     with torch.no_grad():
         rebuilt = torch.cat(

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
+from parts import Autoencoder
 from scenes import draw_pool
 from sprites import SpriteAtlas
 from vocabulary import CLASSES, COLOURS, PATTERNS
@@ -118,7 +118,7 @@ def _dress(objects: list[Placed]) -> list[Placed]:
     return [*(o for o in objects if o is not worn), on] if y - on.size / 4 > 0 else objects
 
 
-def draw_block(world: World, rng: np.random.Generator, vae: AutoencoderKL | None, *, natural: int = 4) -> Block:
+def draw_block(world: World, rng: np.random.Generator, vae: Autoencoder | None, *, natural: int = 4) -> Block:
     """Two scenes for each individual of a new cast, and some scenes as mini's own, degraded at random."""
     cast = draw_cast(world, rng)
     numbers = {id(instance): number for number, instance in enumerate(cast)}
@@ -130,7 +130,7 @@ def render_block(
     world: World,
     scenes: list[Scene],
     rng: np.random.Generator,
-    vae: AutoencoderKL | None,
+    vae: Autoencoder | None,
     numbers: dict[int, int] | None = None,
 ) -> Block:
     """Render scenes with the boxes of all that is visible; who is in no cast gets a number of his own."""
@@ -189,7 +189,7 @@ def visible_box(mask: Tensor) -> tuple[float, float, float, float] | None:
 
 
 @torch.no_grad()
-def autoencode(vae: AutoencoderKL, images: Tensor, noise: Tensor | float = 0.0) -> Tensor:
+def autoencode(vae: Autoencoder, images: Tensor, noise: Tensor | float = 0.0) -> Tensor:
     """Send pictures in 0..1 through the autoencoder, with some noise (in spreads of the latents) on the way."""
     latents = vae.encode((images * 2 - 1).contiguous(memory_format=torch.channels_last)).latent_dist.mean
     latents = latents + noise * torch.randn_like(latents) / vae.config.scaling_factor
@@ -197,7 +197,7 @@ def autoencode(vae: AutoencoderKL, images: Tensor, noise: Tensor | float = 0.0) 
     return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
 
-def degrade(images: Tensor, rng: np.random.Generator, vae: AutoencoderKL | None) -> Tensor:
+def degrade(images: Tensor, rng: np.random.Generator, vae: Autoencoder | None) -> Tensor:
     """Leave a third as they are; blur, autoencode or sprinkle the others."""
     images = images.clone()
     kinds = rng.choice(3, len(images), p=[0.35, 0.2, 0.45] if vae is not None else [0.5, 0.5, 0])

@@ -10,8 +10,9 @@ diffusers' encoder ends in group norm and SiLU, which are not linear. Each group
 """
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
+
+from parts import Autoencoder
 
 ANCHOR = 100.0
 LOG_VARIANCE = -8.0
@@ -20,7 +21,7 @@ EVENING = 0.35
 
 
 @torch.no_grad()
-def set_linear_encoder(model: AutoencoderKL, pictures: Tensor) -> None:
+def set_linear_encoder(model: Autoencoder, pictures: Tensor) -> None:
     """Fit the components to `pictures` `[batch, 3, height, width]` in -1..1 and write them into the encoder."""
     encoder = model.encoder
     for name, parameter in encoder.named_parameters():
@@ -41,7 +42,7 @@ def set_linear_encoder(model: AutoencoderKL, pictures: Tensor) -> None:
     _write_head(model, features)
 
 
-def _write_head(model: AutoencoderKL, features: Tensor) -> None:
+def _write_head(model: Autoencoder, features: Tensor) -> None:
     """Project to the latents' channels through the last shortcut, norm, SiLU and convolution."""
     encoder, channels = model.encoder, model.config.latent_channels
     vectors = features.permute(0, 2, 3, 1).flatten(0, 2)

@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from parts import Autoencoder, UNet
 from tokenizer import build_tokenizer
 from vocabulary import CLASSES, COLOURS, PATTERNS, lexicon
 from world import THUMBNAIL
@@ -89,7 +91,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def new_unet(channels: int) -> UNet2DConditionModel:
+def new_unet(channels: int) -> UNet:
     """A UNet with cross-attention on each of its three levels."""
     return UNet2DConditionModel(
         sample_size=16,
@@ -170,12 +172,12 @@ def class_captions(tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor, Tensor]:
     return ids, places.flatten(1), ids[rows, columns]
 
 
-def save_model(folder: Path, mini: Mini, vae: AutoencoderKL, *, half: bool) -> None:
+def save_model(folder: Path, mini: Mini, vae: Autoencoder, *, half: bool) -> None:
     """Write a folder that diffusers opens, and the training heads beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if half else torch.float32
     scheduler = DDIMScheduler(**SCHEDULE)
-    pipeline = StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         vae=vae.to(dtype=dtype),
         text_encoder=mini.text_encoder,
         tokenizer=mini.tokenizer,

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate, max_pool2d
 
 from batches import LABEL_SIZES, Batch
 from model import SCHEDULE, Mini
+from parts import UNet
 
 LONGEST = 32
 """Tokens of the longest caption, at most."""
@@ -47,7 +48,7 @@ class RecordingAttention:
         return out
 
 
-def record_attention(unet: UNet2DConditionModel, maps: list[Tensor], bias: dict[int, Tensor] | None = None) -> None:
+def record_attention(unet: UNet, maps: list[Tensor], bias: dict[int, Tensor] | None = None) -> None:
     """Let all cross-attention append its maps to `maps` and add `bias`."""
     cross = {name: RecordingAttention(maps, bias) for name in unet.attn_processors if "attn2" in name}
     unet.set_attn_processor(dict(unet.attn_processors) | cross)
@@ -56,7 +57,7 @@ def record_attention(unet: UNet2DConditionModel, maps: list[Tensor], bias: dict[
 class Denoiser(nn.Module):
     """The UNet with its cross-attention recorded and biased; compiled, a step takes three quarters of the time."""
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    def __init__(self, unet: UNet) -> None:
         super().__init__()
         self.unet = unet
         self.maps: list[Tensor] = []
@@ -303,5 +304,6 @@ class Objective:
 def schedule_alphas(device: str) -> Tensor:
     """The cumulated alphas of mini's noise."""
     keys = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
-    alphas: Tensor = DDPMScheduler(**{key: SCHEDULE[key] for key in keys}).alphas_cumprod
+    scheduler: Any = DDPMScheduler(**{key: SCHEDULE[key] for key in keys})
+    alphas: Tensor = scheduler.alphas_cumprod
     return alphas.to(device)

@@ -14,11 +14,12 @@ from torch import nn
 
 from export import PACKAGE
 from model import Mini, save_model
+from parts import Autoencoder
 
 FILES = ("unet-1.safetensors", "unet-2.safetensors", "others.safetensors")
 
 
-def write_weights(folder: Path, mini: Mini, vae: AutoencoderKL) -> None:
+def write_weights(folder: Path, mini: Mini, vae: Autoencoder) -> None:
     """Write what ships, in half precision but for the text encoder, each file in one go."""
     unet = [*half_of(mini.unet).items()]
     middle = len(unet) // 2
@@ -35,7 +36,7 @@ def half_of(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().half().cpu().contiguous() for name, value in module.state_dict().items()}
 
 
-def read_weights(folder: Path, configs: Path = PACKAGE) -> tuple[Mini, AutoencoderKL]:
+def read_weights(folder: Path, configs: Path = PACKAGE) -> tuple[Mini, Autoencoder]:
     """Read them into models of the shipped sizes."""
     unet, others = load_file(folder / FILES[0]) | load_file(folder / FILES[1]), load_file(folder / FILES[2])
     parts = {part: _part(others, part) for part in ("text", "heads", "vae")}
@@ -49,7 +50,7 @@ def read_weights(folder: Path, configs: Path = PACKAGE) -> tuple[Mini, Autoencod
 
 
 @torch.no_grad()
-def soften_decoder(vae: AutoencoderKL, before: AutoencoderKL, share: float) -> None:
+def soften_decoder(vae: Autoencoder, before: Autoencoder, share: float) -> None:
     """Put the decoder between `before`'s and its own, `share` of the way; both must decode the same latents."""
     earlier = before.state_dict()
     for name, value in vae.state_dict().items():

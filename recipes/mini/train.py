@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL
 from batches import Captions, Pool, SceneStream, Speller
 from model import WINDOW, Mini, save_model
 from objective import Denoiser, Objective, schedule_alphas
+from parts import Autoencoder
 from sprites import SpriteAtlas
 from tokenizer import build_tokenizer
 from training_world import TrainingWorld
@@ -32,7 +33,7 @@ def update_average(average: Mini, mini: Mini, step: int, longest: float = 0.998)
         torch._foreach_lerp_(list(average.parameters()), list(mini.parameters()), 1 - decay)
 
 
-def fill_pool(arguments: argparse.Namespace, vae: AutoencoderKL) -> tuple[Pool, Iterator[tuple[list[Scene], Captions]]]:
+def fill_pool(arguments: argparse.Namespace, vae: Autoencoder) -> tuple[Pool, Iterator[tuple[list[Scene], Captions]]]:
     """A pool with enough scenes to begin with, and the slices by which the rest comes and old ones are replaced."""
     atlas = SpriteAtlas.load(arguments.work / "sprites.safetensors")
     backgrounds = np.load(arguments.work / "backgrounds.npy")

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from cones2.judge import GRID, JUDGE_WEIGHTS, Detections, Judge, crop
 from judge import WORLD, load_judge, save_judge
 from judge_data import Block, augment, draw_block, judge_world
+from parts import Autoencoder
 from sprites import SpriteAtlas
 from vocabulary import CLASSES
 
@@ -102,7 +103,7 @@ def make_optimizer(judge: Judge) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), weight_decay=0.02)
 
 
-def load_vae(folder: Path) -> AutoencoderKL | None:
+def load_vae(folder: Path) -> Autoencoder | None:
     """The autoencoder, when there is one yet."""
     if not (folder / "diffusion_pytorch_model.safetensors").exists():
         return None
