@@ -49,7 +49,8 @@ def start_decoder_as_copy(model: Autoencoder) -> None:
             if block.conv_shortcut is not None:
                 _copy(block.conv_shortcut)
         elif isinstance(module, Upsample2D):
-            _copy(module.conv)
+            upsampling: Any = module
+            _copy(upsampling.conv)
     _copy(model.decoder.conv_in)
 
 
