@@ -76,7 +76,8 @@ class ConesV2Learner:
     def _preservation_loss(self, embeddings: Tensor) -> Tensor:
         moved = embeddings - self.target
         tail: Tensor = moved[:, 1 + self.class_tokens :].norm()
-        return _TAIL_WEIGHT * tail + _BOS_WEIGHT * moved[:, 0].norm()
+        begin: Tensor = moved[:, 0].norm()
+        return _BOS_WEIGHT * begin + _TAIL_WEIGHT * tail
 
     def draw(self) -> Draw:
         """Draw what chance decides in the next step."""
