@@ -154,7 +154,7 @@ def test_it_ends_quietly_when_nobody_reads() -> None:
 
 def test_a_terminal_without_a_character_shows_its_code() -> None:
     done = shell("inspect", "фото.png", PYTHONIOENCODING="ascii")
-    assert done.stderr.startswith(r"error: can't read \u0444\u043e\u0442\u043e.png: ")
+    assert done.stderr.splitlines()[-1].startswith(r"error: can't read \u0444\u043e\u0442\u043e.png: ")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no arguments that are no text")
@@ -164,8 +164,7 @@ def test_a_terminal_without_a_character_shows_its_code() -> None:
 def test_text_that_is_no_text(arguments: list[str | bytes]) -> None:
     done = shell("compose", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert r"\udce9" in line
+    assert r"\udce9" in done.stderr.splitlines()[-1]  # a slow machine tells what it waits for before
 
 
 if __name__ == "__main__":
