@@ -1,6 +1,6 @@
 """What the tests of learning share: a quick recipe, two photos, and ways to run it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ PHOTOS = tuple(
 )
 
 
-def learn(pipeline: Any, recipe: Recipe = RECIPE, **options: Any) -> Iterator[LearnStep]:
+def learn(pipeline: Any, recipe: Recipe = RECIPE, **options: Any) -> Generator[LearnStep, None, None]:
     """Learn a dog from the two photos."""
     return learn_steps(pipeline, PHOTOS, "dog", recipe, **options)
 

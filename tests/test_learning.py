@@ -218,7 +218,7 @@ def test_any_step_gives_the_residual_of_a_learning_that_ends_there(small: Any) -
     shorter = residual_of(learn(small, dataclasses.replace(RECIPE, steps=2)))
     assert torch.equal(second.residual.parts[0].vector, shorter.parts[0].vector)
     assert (second.residual.recipe["steps"], second.residual.recipe["taken"]) == (4, 2)
-    steps.close()  # type: ignore[attr-defined]
+    steps.close()
     assert not any(parameter.requires_grad for each in second.tuned_encoders for parameter in each.parameters())
 
 
@@ -277,7 +277,7 @@ def test_a_closed_learner_resumes_to_the_same_bytes(small: Any, tmp_path: Path, 
 def test_closing_alone_writes_nothing(small: Any, tmp_path: Path) -> None:
     steps = learn(small, checkpoint=tmp_path)
     first = next(steps)
-    steps.close()  # type: ignore[attr-defined]
+    steps.close()
     assert list(tmp_path.glob("step-*")) == []
     with pytest.raises(LearningError, match="checkpoint"):
         first.save_checkpoint()

@@ -5,11 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 
 from cones2.attention import unedited
 from cones2.conditioning import conditioned
+from cones2.models import open_pipeline
+from cones2.pipeline import Cones2Pipeline
+from learning import learn
 from subjects_for_tests import LAYOUT, PROMPT, TEXT, subjects_for, with_own_scheduler
 
 SIZE = {"height": 64, "width": 64, "num_inference_steps": 6, "output_type": "np"}
@@ -64,6 +68,41 @@ def test_two_layouts_and_none_at_the_same_time(tiny: Any) -> None:
     assert "forward" not in vars(tiny.unet)
 
 
+def test_a_shared_tokenizer_is_left_alone(tiny_folder: Any) -> None:
+    """Its padding and truncation are those of its last call, which may be another thread's and still running."""
+    own = open_pipeline(str(tiny_folder), device="cpu")
+    state, subjects = own.tokenizer.backend_tokenizer, subjects_for(own, negative="a red dog")
+    own.tokenizer("a dog", padding="longest", truncation=True, max_length=5)
+    before = (state.padding, state.truncation)
+    with conditioned(own, PROMPT, subjects=subjects, layout=LAYOUT):
+        own.tokenizer.add_tokens("<new>")
+        own.text_encoder.resize_token_embeddings(len(own.tokenizer))
+    with conditioned(own, "a <new> {cup}", subjects={"cup": "teapot"}) as inputs:
+        assert inputs["prompt_embeds"].shape[1] == own.tokenizer.model_max_length
+    learn(own).close()
+    assert (state.padding, state.truncation) == before
+
+
+def test_loras_at_several_scales(tiny_folder: Any) -> None:
+    own = open_pipeline(str(tiny_folder), device="cpu")
+    for model, targets in ((own.unet, ["to_q", "to_v"]), (own.text_encoder, ["q_proj"])):
+        with torch.random.fork_rng():
+            model.add_adapter(peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    own.set_progress_bar_config(disable=True)
+    pipe = Cones2Pipeline(own)
+
+    def job(scale: float) -> Callable[[], np.ndarray]:
+        options: dict[str, Any] = {**SIZE, "seed": 3, "cross_attention_kwargs": {"scale": scale}}
+        return lambda: pipe("a {cup}", {"cup": (0, 0, 0.5, 0.5)}, subjects={"cup": "teapot"}, **options).images
+
+    jobs = [job(0.3), job(1.0), job(2.0)]
+    expected = [each() for each in jobs]
+    assert not np.allclose(expected[0], expected[2], atol=1e-3)
+    for results, right in zip(at_once(*jobs), expected, strict=True):
+        for result in results:
+            np.testing.assert_allclose(result, right, atol=1e-5)
+
+
 def test_a_call_beside_an_open_block_is_plain(tiny: Any) -> None:
     right, block = plain(tiny), with_own_scheduler(tiny)
     with conditioned(block, PROMPT, subjects=subjects_for(tiny), layout=LAYOUT):
@@ -110,8 +149,6 @@ def test_an_abandoned_block_ends_when_it_is_collected(tiny: Any) -> None:
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("way", ["whole", "in place", "blocks"])
 def test_compiled_models_get_their_layout(tiny_folder: Any, way: str) -> None:
-    from cones2.models import open_pipeline
-
     own = open_pipeline(str(tiny_folder), device="cpu")
     expected = [plain(own), draw(own, LAYOUT), draw(own, OTHER)]
     torch._dynamo.reset()

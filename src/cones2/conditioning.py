@@ -29,6 +29,7 @@ from cones2.prompts import (
 )
 from cones2.residual import EncoderId, Residual
 from cones2.run import LayoutSettings, Run, TextEdit, TimedAddition
+from cones2.shared import texts_read_alone
 from cones2.subjects import Subject, as_subject
 
 __all__ = ["LayoutSettings", "conditioned"]
@@ -96,9 +97,9 @@ def conditioned(
     _check_layout(placed, given, scale)
     with ExitStack() as stack:
         stack.enter_context(_alone(pipeline))
-        with torch.no_grad(), _models_put_back(pipeline):
-            check_residuals(pipeline, family, given, force=force)
-            encoder = _Encoder(pipeline, family, _encode_options(pipeline, family, encoding), scale)
+        with texts_read_alone(pipeline) as reader, torch.no_grad(), _models_put_back(pipeline):
+            check_residuals(reader, family, given, force=force)
+            encoder = _Encoder(reader, family, _encode_options(reader, family, encoding), scale)
             inputs = encoder.encode(text, plain_text(negative))
             tokens = encoder.tokenize(prompt, class_words)
             inputs["prompt_embeds"] = add_residuals(inputs["prompt_embeds"], family, tokens, given)

@@ -1,8 +1,7 @@
 """What identifies a text encoder, whatever its dtype, the names of its keys or its file."""
 
+import copy
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,8 +31,7 @@ def fingerprint(text_encoder: TextEncoder, role: str, name: str, *, hash_weights
     Raises:
         ModelError: it gives NaN or infinity.
     """
-    with _without_lora(text_encoder):
-        probe = _probe(text_encoder)
+    probe = _probe(_without_lora(text_encoder))
     if not torch.isfinite(probe).all():
         raise ModelError(f"the {role} of {name} gives NaN or infinity. Open the model in another dtype.")
     return EncoderId(
@@ -74,15 +72,20 @@ def _probe(text_encoder: TextEncoder) -> Float[Tensor, "numbers"]:
     return state[channels]
 
 
-@contextmanager
-def _without_lora(text_encoder: TextEncoder) -> Iterator[None]:
-    """Leave out what peft's layers add, for a `with` block; merged layers stay, since that is part of the weights."""
-    layers: list[Any] = [m for m in text_encoder.modules() if getattr(m, "_disable_adapters", None) is False]
-    active = [layer for layer in layers if not layer.merged]
-    try:
-        for layer in active:
-            layer._disable_adapters = True
-        yield
-    finally:
-        for layer in active:
-            layer._disable_adapters = False
+def _without_lora(text_encoder: TextEncoder) -> TextEncoder:
+    """Return the encoder without what peft's layers add; merged layers stay, since that is part of the weights.
+
+    Its weights are the same tensors, and the encoder itself stays as it is: another thread may be using it.
+    """
+    if not any(_adds_lora(module) for module in text_encoder.modules()):
+        return text_encoder
+    weights = {id(weight): weight for weight in (*text_encoder.parameters(), *text_encoder.buffers())}
+    bare = copy.deepcopy(text_encoder, weights)
+    layers: list[Any] = [module for module in bare.modules() if _adds_lora(module)]
+    for layer in layers:
+        layer._disable_adapters = True
+    return bare
+
+
+def _adds_lora(module: Any) -> bool:
+    return getattr(module, "_disable_adapters", None) is False and not module.merged

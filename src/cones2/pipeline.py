@@ -30,7 +30,7 @@ from cones2.models import ModelFacts, facts_of, open_pipeline
 from cones2.prompts import parse_prompt, placeholders
 from cones2.record import DrawCall, describe
 from cones2.residual import Residual
-from cones2.shared import lock_of
+from cones2.shared import model_alone
 from cones2.subjects import Subject, as_subject, check_mentioned
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Cones2Pipeline:
 
     It wraps a pipeline and does not copy it: what is not named here (`to`, `scheduler`, `load_lora_weights`,
     `enable_model_cpu_offload`, `components`...) is passed on to the wrapped one, which is `pipeline`. Any number of
-    threads may draw at the same time; they wait for one another only under offloading.
+    threads may draw at the same time; they wait for one another under offloading and with a LoRA.
 
     Args:
         pipeline: a diffusers pipeline of Stable Diffusion 1.x, 2.x or XL, or of FLUX.1: text-to-image, img2img,
@@ -345,8 +345,7 @@ class Cones2Pipeline:
         self._running.add(cancelled)
         try:
             with contextlib.ExitStack() as stack:
-                if getattr(inner, "_all_hooks", None):
-                    stack.enter_context(lock_of(getattr(inner, self.family.denoiser)))
+                stack.enter_context(model_alone(inner))
                 stack.enter_context(sliced_decoding(inner))
                 try:
                     yield inner, cancelled

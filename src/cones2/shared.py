@@ -1,11 +1,12 @@
 """Changes to what several threads share: an object, a model that one thread may use at a time, libraries' settings."""
 
+import copy
 import logging
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ _QUIET = threading.RLock()
 _COUNTING = threading.RLock()
 _CHANGES: dict[tuple[int, str], _Change] = {}
 _LOCKS: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
+_TOKENIZERS: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
 
 
 @contextmanager
@@ -55,6 +57,44 @@ def lock_of(owner: Any) -> Any:
     """Return the one lock, which a thread may take again, of a model that can't be used by two threads at once."""
     with _LOCK:
         return _LOCKS.setdefault(owner, threading.RLock())
+
+
+@contextmanager
+def model_alone(pipeline: Any) -> Iterator[None]:
+    """Keep other threads off a denoiser for a `with` block, where two can't use it at the same time.
+
+    Under offloading it is moved to the device and back, and each call sets a LoRA's scale on its layers.
+    """
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    changes = getattr(pipeline, "_all_hooks", None) or getattr(denoiser, "peft_config", None)
+    with lock_of(denoiser) if changes else nullcontext():
+        yield
+
+
+@contextmanager
+def texts_read_alone(pipeline: Any) -> Iterator[Any]:
+    """Yield a copy of a pipeline to tokenize and embed texts with in a `with` block; threads wait for one another.
+
+    A tokenizer keeps the padding of its last call, so that two threads' calls would pad each other's texts, in silence:
+    the copy's tokenizers are used nowhere else. A LoRA's scale stands on a text encoder's layers while it embeds.
+    """
+    parts = {name: part for name, part in pipeline.components.items() if part is not None}
+    tokenizers = {name: part for name, part in parts.items() if name.startswith("tokenizer")}
+    shared = [*tokenizers.values(), *(part for name, part in parts.items() if name.startswith("text_encoder"))]
+    with ExitStack() as stack:
+        for part in sorted(shared, key=id):  # in one order, so that no two threads wait for each other
+            stack.enter_context(lock_of(part))
+        inner = copy.copy(pipeline)
+        vars(inner).update({name: _own_tokenizer(tokenizer) for name, tokenizer in tokenizers.items()})
+        yield inner
+
+
+def _own_tokenizer(tokenizer: Any) -> Any:
+    """Return the copy of a tokenizer, made anew when tokens were added to it or taken away: copying takes 0.5 s."""
+    own = _TOKENIZERS.get(tokenizer)
+    if own is None or own.added_tokens_encoder != tokenizer.added_tokens_encoder:
+        own = _TOKENIZERS[tokenizer] = copy.deepcopy(tokenizer)
+    return own
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 The config is a JSON list whose first entry says what to draw; the colour map is a picture, a plain colour a subject.
 """
 
+import copy
 import itertools
 import re
 import warnings
@@ -112,7 +113,9 @@ class ConesV2Config:
             LayoutError: a word has several colours, and another number of mentions.
             ResidualMismatchError: a residual does not fit the model.
         """
-        entry, encoder, words = self.entry, encoder_of(pipeline), _Words(pipeline.tokenizer, self.entry.prompt)
+        entry, encoder = self.entry, encoder_of(pipeline)
+        tokenizer = copy.deepcopy(pipeline.tokenizer)  # which keeps a state that other threads' calls read
+        words = _Words(tokenizer, entry.prompt)
         residuals, colours = self._residual_spans(words), self._colour_spans(words)
         spans = sorted({*residuals, *colours})
         for (start, stop), (later, end) in itertools.pairwise(spans):
@@ -127,7 +130,7 @@ class ConesV2Config:
             # mentions that share all of these share a name
             name = named.setdefault((word, source, colour), _new_name(word, named.values()))
             saved = self.residuals.get(source)
-            residual = saved and adopt(encoder, pipeline.tokenizer, saved, word, origin=source)
+            residual = saved and adopt(encoder, tokenizer, saved, word, origin=source)
             subjects[name] = Subject(word, residual)
             if colour:
                 weight = entry.color_context[colour][1] / _AUTHORS.positive

@@ -5,6 +5,7 @@ and a pickle, which is a program. No unpickler ever runs it: it has to be, byte 
 contiguous tensor, and anything else is refused.
 """
 
+import copy
 import hashlib
 import importlib.metadata
 import io
@@ -62,7 +63,7 @@ def import_residual(pipeline: Any, path: Path | str, class_word: str) -> Residua
         ResidualMismatchError: it has another shape than the class word's embedding has on this model.
     """
     saved = read_tensor(path)
-    return adopt(encoder_of(pipeline), pipeline.tokenizer, saved, class_word, origin=str(path))
+    return adopt(encoder_of(pipeline), copy.deepcopy(pipeline.tokenizer), saved, class_word, origin=str(path))
 
 
 def encoder_of(pipeline: Any) -> EncoderId:

@@ -74,11 +74,11 @@ class TextReader:
 
     @classmethod
     def copy_of(cls, pipeline: Any, family: Family) -> "TextReader":
-        """Copy a pipeline's text encoders to where it runs; LoRA that is loaded stays in the copies."""
+        """Copy a pipeline's text encoders to where it runs, LoRA included, and its tokenizers, which keep a state."""
         device = pipeline._execution_device
         return cls(
             family,
-            tuple(getattr(pipeline, part.tokenizer) for part in family.text_parts),
+            tuple(copy.deepcopy(getattr(pipeline, part.tokenizer)) for part in family.text_parts),
             tuple(float32_copy(getattr(pipeline, part.encoder), device) for part in family.text_parts),
             device,
         )

@@ -36,12 +36,13 @@ from cones2.learning.data import (
     warn_if_strange,
 )
 from cones2.learning.losses import Displacement, displacement, mean_shift, preservation_loss
-from cones2.learning.model import Denoiser, alone_if_offloaded, frozen, learnable_family, memory_saved, model_settings
+from cones2.learning.model import Denoiser, frozen, learnable_family, memory_saved, model_settings
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.models import ModelFacts, facts_of
 from cones2.photos import Photo
 from cones2.record import describe_adapters
 from cones2.residual import Residual, ResidualPart
+from cones2.shared import model_alone
 
 # What the loss is multiplied by where gradients pass a UNet in float16: they are means over a latent's 10,000 numbers
 # or so, and most would be 0 there. A power of two, so that dividing by it is exact.
@@ -107,7 +108,7 @@ def learn_steps(
     loaded = as_photos(photos)
     texts = tuple(captions or captions_for(class_word, count=recipe.caption_count, lexicon=facts.lexicon))
     with ExitStack() as stack:
-        stack.enter_context(alone_if_offloaded(pipeline))
+        stack.enter_context(model_alone(pipeline))
         stack.callback(pipeline.maybe_free_model_hooks)
         warn_if_strange(pipeline, facts, loaded, class_word)
         learner = _Learner(pipeline, family, facts, loaded, class_word, captions=texts, recipe=recipe, seed=seed)
@@ -283,7 +284,7 @@ class _Learner:
         """
         draw = random_numbers(self.seed, number)
         self.optimizer.zero_grad()
-        with torch.enable_grad(), unedited(), alone_if_offloaded(self.pipeline):
+        with torch.enable_grad(), unedited(), model_alone(self.pipeline):
             prompt, preservation = self._read_texts(draw)
             subject = self.denoiser.loss(prompt, self.views, self.recipe.batch_size, draw)  # Eq. 2
             loss = subject + self.recipe.preservation_weight * preservation  # Eq. 4
@@ -389,7 +390,7 @@ class _Learner:
         self.optimizer.zero_grad()
         for parameter in self.parameters:
             parameter.requires_grad_(False)
-        with alone_if_offloaded(self.pipeline):
+        with model_alone(self.pipeline):
             self.pipeline.maybe_free_model_hooks()
 
     def _diverged(self, what: str) -> LearningError:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from cones2.learning.data import Views
 from cones2.learning.losses import add_noise, subject_loss
 from cones2.record import describe_adapters
 from cones2.residual import EncoderId
-from cones2.shared import Undo, lock_of, shared_change
+from cones2.shared import Undo, shared_change
 
 _SAMPLED = 16  # numbers of each weight
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -109,13 +109,6 @@ def learnable_family(pipeline: Any) -> Family:
             f" scheduler with alphas_cumprod and one of {', '.join(_PREDICTIONS)}, such as DDIMScheduler."
         )
     return family
-
-
-@contextmanager
-def alone_if_offloaded(pipeline: Any) -> Iterator[None]:
-    """Keep other threads off models that are moved to the device for one user at a time."""
-    with lock_of(pipeline.unet) if getattr(pipeline, "_all_hooks", None) else nullcontext():
-        yield
 
 
 @contextmanager
