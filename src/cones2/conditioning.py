@@ -211,7 +211,9 @@ class _Encoder:
 
     def _written(self, text: str, tokenizer: Any) -> str:
         convert = getattr(self.pipeline, "maybe_convert_prompt", None)
-        return text if convert is None else str(convert(text, tokenizer))
+        if convert is None or not any(token in text for token in tokenizer.added_tokens_encoder):
+            return text
+        return str(convert(text, tokenizer))
 
     def words(self, text: str) -> Float[Tensor, "words dim"]:
         """Embed a text's words and its end, which holds the whole in CLIP; not its start, nor padding."""
