@@ -1,6 +1,6 @@
 """Measure mini: `python recipes/mini/evaluate.py STAGE`.
 
-The stages are judge, plain, layout, identity, follow, nested, sharpness, guidance, sweep, ablations, ways and
+The stages are judge, plain, layout, places, identity, follow, nested, sharpness, guidance, sweep, ablations, ways and
 preservation. Each writes `results/STAGE.json`; `card` writes those of the model's present weights into the model card,
 as its tables. Seeds are fixed; pictures are 20 steps of DPM++.
 """
@@ -37,6 +37,7 @@ from lookalikes import CHANCE, histograms
 from metrics import Rate, Ratio, all_present, at_place, fits, in_right_boxes, rate
 from model_card import write_card
 from nested import evaluate_nested
+from placed import evaluate_places
 from preservation import evaluate_preservation
 from sharpness import evaluate_sharpness
 from shipped import measured_hash
@@ -169,6 +170,7 @@ STAGES: Mapping[str, Callable[[Studio], Mapping[str, Rate | Ratio]]] = {
     "judge": lambda studio: evaluate_judge(studio.judge, studio.world, studio.pipe.vae, studio.pictures),
     "plain": evaluate_plain,
     "layout": evaluate_layout,
+    "places": evaluate_places,
     "identity": evaluate_identity,
     "follow": evaluate_follow,
     "nested": evaluate_nested,

@@ -13,7 +13,7 @@ from vocabulary import CLASSES, COLOURS, SCENES
 from world import ANIMALS, FREE, SIDES, WORN
 
 SEED = 9000  # of every case
-NAMES = ("first", "second", "third", "fourth")
+NAMES = ("first", "second", "third", "fourth", "fifth")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ STAGES = {
     "gates": "The three gates",
     "plain": "Plain prompts: all objects present, by how many there are",
     "layout": "With layout: each object in its right box, by how many there are",
+    "places": "Placed by words, and automatically: all objects present, by how many there are",
     "identity": "Learned subjects, with layout: identity among 15 look-alikes, by how many there are",
     "nested": "An animal and what it wears, in nested boxes",
     "follow": "The rest of the prompt, followed with residual and without",
