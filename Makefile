@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 DOCS := .venv-docs
 OLDEST := .venv-oldest
 WHEEL := .venv-wheel
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope
 PIP := -m pip install --disable-pip-version-check --quiet
 
 .PHONY: demo test test-all test-oldest lint bench docs wheel clean
@@ -13,17 +14,20 @@ PIP := -m pip install --disable-pip-version-check --quiet
 demo: $(INSTALLED)
 	$(BIN)/cones2 demo
 
+# One thread each: the tests' models are small, and threads of several processes get in each other's way.
+test test-all test-oldest: export OMP_NUM_THREADS = 1
+
 # The core: what a change is tested with, in a few minutes.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not docs"
+	$(BIN)/python $(PYTEST) -m "not slow and not docs"
 
 # What `test` leaves out: pages, examples, recipes, strangers' files.
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow or docs"
+	$(BIN)/python $(PYTEST) -m "slow or docs"
 
 # The core on the lower ends of the versions that pyproject.toml supports.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -m "not slow and not docs and not exact"
+	$(OLDEST)/bin/python $(PYTEST) -m "not slow and not docs and not exact"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
