@@ -1,8 +1,6 @@
 #!/bin/bash
 # All of a GPU run in one command: `bash recipes/mini/gpu.sh train|probe [SECONDS]`, from the repository's root, into $OUT.
-# .whl/site.tar.xz holds the Python packages that the machine lacks, with their metadata: diffusers, transformers, huggingface_hub
-# (which needs httpx2, httpcore2, h11, anyio, truststore), pydantic, resvg_py, platformdirs, importlib_metadata and what they need.
-# .whl/icons.tar.xz holds the icons that prepare.py would fetch.
+# The machine may lack a network: `pack.py` packs into .whl what would be fetched, Python packages and icons.
 set -eo pipefail
 start=$(date +%s)
 export PYTHONPATH=/tmp/site:src:recipes/mini PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 OUT=${OUT:-recipes/mini/work/gpu}

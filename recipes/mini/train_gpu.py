@@ -1,7 +1,8 @@
 """Train all of mini in some nine minutes of a GPU: `python recipes/mini/train_gpu.py --seconds 540 --out OUT`.
 
-First encoder and decoder together, then text encoder and UNet by CUDA graphs, then the decoder alone on what the UNet
-draws. Scenes come from processes beside it. Averaged weights are written every two minutes (`receive.py` reads them).
+First encoder and decoder together, if asked for, then text encoder and UNet by CUDA graphs, then the decoder alone on
+what the UNet draws. Scenes come from processes beside it. Averaged weights are written every two minutes (`receive.py`
+reads them).
 """
 
 import argparse
@@ -199,8 +200,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=here / "gpu")
     parser.add_argument("--seconds", type=float, default=540, help="for all of it")
     parser.add_argument("--began", type=float, default=time.time(), help="when they began to run")
-    parser.add_argument("--autoencoder", type=float, default=85, help="seconds for it")
-    parser.add_argument("--decoder", type=float, default=60, help="seconds for it, at the end")
+    parser.add_argument("--autoencoder", type=float, default=0, help="seconds for encoder and decoder, first")
+    parser.add_argument("--decoder", type=float, default=25, help="seconds for it alone, at the end")
     parser.add_argument("--batch", type=int, default=256, help="captions a step")
     parser.add_argument("--draws", type=int, default=2, help="noises for each caption")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -224,13 +225,15 @@ def parse_arguments() -> argparse.Namespace:
 def stages(run: Run) -> Iterator[None]:
     """One stage after the other."""
     plan = run.plan
-    run.train_autoencoder(run.spent() + plan.autoencoder)
-    yield
+    if plan.autoencoder > 0:
+        run.train_autoencoder(run.spent() + plan.autoencoder)
+        yield
     run.train(run.fill_pool(), plan.seconds - plan.decoder - 12)
     run.save()
     yield
-    run.finish_decoder(plan.seconds - 12)
-    run.save()
+    if plan.decoder > 0:
+        run.finish_decoder(plan.seconds - 12)
+        run.save()
 
 
 def main() -> None:
