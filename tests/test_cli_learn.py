@@ -244,6 +244,19 @@ def test_photos_are_checked(photos: Path, small_folder: Path) -> None:
     assert [finding["kind"] for finding in report["findings"]] == ["count"]
 
 
+def test_photos_of_real_things_and_unknown_class_words_are_told_on_mini(photos: Path, tmp_path: Path) -> None:
+    shown = run("check", photos).stdout
+    assert "real things" in shown
+    assert shown.splitlines()[-1] == "3 photos, 1 remark."
+    one = run("check", REX / "0.png").stdout.splitlines()
+    assert one[-1] == "1 photo, 1 remark."  # there are too few
+    learn = ("learn", photos, "--class", "dachshund", "--out", tmp_path / "rex.safetensors", "--steps", 1)
+    assert re.search("dog, cat, .*--force", refused(*learn))
+    result = run(*learn, "--force", "--json")
+    assert result.stderr.count("real things") == 1
+    assert "real things" in json.loads(result.stdout)["findings"][0]
+
+
 @pytest.mark.usefixtures("photos")
 def test_many_subjects(recipe: Path, small_folder: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "subjects.toml"

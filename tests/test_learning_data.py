@@ -1,9 +1,8 @@
 """What is learned from: captions as tokens, photos as latents, and warnings of a small world."""
 
 import dataclasses
-import math
+import io
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,19 @@ from torch.testing import assert_close
 
 from cones2.captions import captions_for
 from cones2.errors import CaptionError, Cones2Warning
+from cones2.examples import EXAMPLES
 from cones2.families import family_of
 from cones2.learning.data import (
     TextReader,
+    check_suits,
     encode_images,
     encode_views,
     held_out_captions,
     learning_size,
-    rebuild_error,
-    warn_if_strange,
+    strange_photos,
 )
-from cones2.models import ModelFacts, open_pipeline
-from cones2.photos import Photo, crop_square
+from cones2.models import MINI, ModelFacts, open_pipeline
+from cones2.photos import Photo, crop_square, load_photos
 from learning import with_parts
 
 PHOTO = Photo(Path("rex.png"), "a" * 64, Image.radial_gradient("L").convert("RGB"))
@@ -121,40 +121,71 @@ def test_the_size_that_is_learned_at(small: Any, opened: dict[str, Any]) -> None
     assert learning_size(small) == learning_size(opened["sdxl"]) == 64
 
 
-def test_rebuild_error_is_psnr(small: Any) -> None:
-    pixels = torch.from_numpy(np.array(crop_square(PHOTO.image, 64))).permute(2, 0, 1)[None] / 255
-    with torch.no_grad():
-        rebuilt = small.vae.decode(small.vae.encode(pixels * 2 - 1).latent_dist.mean).sample
-    (shown,) = small.image_processor.postprocess(rebuilt)
-    error = (torch.from_numpy(np.array(shown)).permute(2, 0, 1)[None] / 255 - pixels).square().mean()
-    assert rebuild_error(small, [PHOTO, PHOTO]) == pytest.approx([-10 * math.log10(error)] * 2, rel=1e-4)
+# --- what a model of a small world can't learn ---
+
+PHOTOS = load_photos(EXAMPLES["rex"].folder / "photos")
+MINI_FACTS = ModelFacts.model_validate_json((MINI / "cones2.json").read_text()).model_copy(update={"name": "mini"})
 
 
-def warned(small: Any, facts: ModelFacts, class_word: str) -> list[str]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        warn_if_strange(small, facts, [PHOTO], class_word)
-    assert all(each.category is Cones2Warning for each in caught)
-    return [str(each.message) for each in caught]
+def noise(seed: int) -> Photo:
+    pixels = np.random.default_rng(seed).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    return Photo(Path(f"{seed}.png"), "0" * 64, Image.fromarray(pixels))
 
 
-def test_warnings_of_a_small_world(small: Any) -> None:
-    facts = ModelFacts(name="tiny", lexicon=frozenset({"dog", "guppy", "red"}))
-    word, photo = warned(small, facts, "Red puppy")
-    assert re.search(r"tiny .*'puppy'.*'guppy'", word)
-    assert re.search(r"tiny .*rex\.png.*PSNR \d+ dB", photo)
-    (photo,) = warned(small, ModelFacts(name="tiny", draws="toys"), "puppy")
-    assert "rex.png" in photo
+def test_photos_of_real_things_are_told_on_mini_and_how_to_name_another_model() -> None:
+    (finding,) = strange_photos(MINI_FACTS, [noise(seed) for seed in range(3)])
+    assert finding.kind == "model"
+    assert re.search(r"real.*mini.*drawings.*[\w-]+/stable-diffusion", finding.text)
 
 
-def test_a_word_is_near_to_what_can_be_drawn(small: Any) -> None:
-    lexicon = frozenset({"at", "dog", "cat", "teddy", "bear"})
-    facts = ModelFacts(name="tiny", lexicon=lexicon, class_words=("dog", "cat", "teddy bear"))
-    assert re.search("'mat'.*'cat'.*dog, cat, teddy bear", warned(small, facts, "mat")[0])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_drawings_of_mini_s_world_are_not_told(name: str) -> None:
+    assert strange_photos(MINI_FACTS, load_photos(EXAMPLES[name].folder / "photos")) == ()
 
 
-def test_no_warning_of_a_large_world(small: Any) -> None:
-    assert warned(small, ModelFacts(name="tiny"), "axolotl") == []
+@pytest.mark.parametrize("quality", [60, 85])
+def test_drawings_stay_drawings_as_jpeg_and_enlarged(quality: int) -> None:
+    copies = []
+    for photo in load_photos(EXAMPLES["rex"].folder / "photos"):
+        content = io.BytesIO()
+        photo.image.resize((500, 500)).save(content, "JPEG", quality=quality)
+        copies.append(dataclasses.replace(photo, image=Image.open(content).convert("RGB")))
+    assert strange_photos(MINI_FACTS, copies) == ()
+
+
+def test_photos_of_real_things_suit_any_other_model() -> None:
+    for facts in (ModelFacts(name="sd"), MINI_FACTS.model_copy(update={"class_words": ("dog",)})):
+        assert strange_photos(facts, [noise(0)]) == ()
+
+
+def test_learning_from_photos_of_real_things_warns() -> None:
+    with pytest.warns(Cones2Warning, match="real things") as caught:
+        check_suits(MINI_FACTS, [noise(0)], "dog", force=False)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("class_word", "told"),
+    [
+        ("dachshund", "'dachshund'; expected one of dog, cat, .*, car[.] Take"),
+        ("glasses", "'glasses'.*Did you mean 'sunglasses'[?]"),
+        ("Teddy bears", "'Teddy bears'.*Did you mean 'teddy bear'[?]"),
+        ("fluffy dog", "'fluffy dog'"),
+    ],
+)
+def test_a_class_word_that_the_model_does_not_know(class_word: str, told: str) -> None:
+    with pytest.raises(CaptionError, match=f"mini .*{told}"):
+        check_suits(MINI_FACTS, PHOTOS, class_word, force=False)
+    check_suits(MINI_FACTS, PHOTOS, class_word, force=True)
+
+
+@pytest.mark.parametrize("class_word", ["dog", "Teddy Bear", "red dog"])
+def test_a_class_word_that_the_model_knows(class_word: str) -> None:
+    check_suits(MINI_FACTS, PHOTOS, class_word, force=False)
+
+
+def test_any_class_word_suits_a_model_that_says_nothing_of_its_words() -> None:
+    check_suits(ModelFacts(name="sd"), [noise(0)], "axolotl", force=False)
 
 
 def test_two_tokenizers_that_disagree(small: Any, reader: TextReader) -> None:

@@ -36,6 +36,7 @@ Boxes = Float[Tensor, "boxes 4"]
 
 JUDGE_WEIGHTS = Path(__file__).with_name("judge_weights")
 PICTURE, CROP = 128, 56  # sides in pixels, of what the two networks look at
+LEAST_SURE = 0.71  # chosen by recipes/mini/real_photos.py
 GRID = 16
 WIDTH = 64  # of an identity
 _LARGEST_JSON = 2**16
@@ -135,6 +136,16 @@ def open_judge(folder: Path = JUDGE_WEIGHTS) -> Judge:
         raise ModelError(f"can't open {folder} as a judge: {first_line(error)} Install cones2 again.") from error
     judge.eval().requires_grad_(False)
     return judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+@torch.no_grad()
+def sureness(judge: Judge, pictures: Sequence[Image]) -> float:
+    """Return how sure the judge is of the surest object of each picture, 0 to 1, on average over the pictures.
+
+    Drawings such as it learned from have LEAST_SURE and more, photos of real things less (docs/mini.md).
+    """
+    squares = [crop_square(each.convert("RGB"), PICTURE) for each in pictures]
+    return float(judge.detector(stack_pixels(squares) / 255).heat.sigmoid().flatten(1).amax(1).mean())
 
 
 def judged_likeness(photos: Sequence[Photo], class_word: str, judge: Judge) -> Measure:

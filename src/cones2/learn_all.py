@@ -18,7 +18,7 @@ from cones2.families import family_of
 from cones2.files import expanded, read_bounded
 from cones2.fingerprint import fingerprint
 from cones2.learning.checkpoints import remove_checkpoints
-from cones2.learning.data import hash_of, how_learned, learning_size
+from cones2.learning.data import hash_of, how_learned, learning_size, strange_photos
 from cones2.learning.learner import LearnStep
 from cones2.learning.model import model_settings
 from cones2.learning.recipe import Recipe, find_recipe
@@ -111,24 +111,30 @@ class LearnAllStep:
 
 
 def learn_all(
-    pipe: Cones2Pipeline, assignments: Sequence[Assignment], library: Library, *, save_memory: bool = False
+    pipe: Cones2Pipeline,
+    assignments: Sequence[Assignment],
+    library: Library,
+    *,
+    save_memory: bool = False,
+    force: bool = False,
 ) -> Generator[LearnAllStep, None, None]:
     """Learn subjects into a library, step by step.
 
     A subject is finished, and not learned again, when the library has its name with a residual of the same photos,
     masks, captions, class word, recipe, seed, LoRA and text encoder. Any other file of that name is replaced. An
-    interrupted subject goes on from its last checkpoint, in a hidden folder of the library.
+    interrupted subject goes on from its last checkpoint, in a hidden folder of the library. `save_memory` and `force`
+    are those of `learn_steps`.
 
     Raises:
         SettingsError: there are no assignments.
     """
     if not assignments:
         raise SettingsError("there are no subjects to learn: give at least one.")
-    return _steps(pipe, assignments, library, save_memory=save_memory)
+    return _steps(pipe, assignments, library, save_memory=save_memory, force=force)
 
 
 def _steps(
-    pipe: Cones2Pipeline, assignments: Sequence[Assignment], library: Library, *, save_memory: bool
+    pipe: Cones2Pipeline, assignments: Sequence[Assignment], library: Library, **options: bool
 ) -> Generator[LearnAllStep, None, None]:
     outcomes: tuple[Outcome, ...] = ()
     for number, assignment in enumerate(assignments, start=1):
@@ -136,7 +142,7 @@ def _steps(
         began = time.monotonic()
         outcome = Outcome(assignment.name, assignment.class_word, "finished")
         try:
-            for learning, told in _learn(pipe, assignment, library, save_memory=save_memory):
+            for learning, told in _learn(pipe, assignment, library, **options):
                 outcome = told
                 yield replace(at, learning=learning)
                 del learning  # and with it the optimiser, before the next subject begins
@@ -148,7 +154,7 @@ def _steps(
 
 
 def _learn(
-    pipe: Cones2Pipeline, assignment: Assignment, library: Library, *, save_memory: bool
+    pipe: Cones2Pipeline, assignment: Assignment, library: Library, **given: bool
 ) -> Iterator[tuple[LearnStep, Outcome]]:
     """Take the steps of one subject, and keep what was learned; take none where it is finished."""
     name = assignment.name
@@ -166,11 +172,12 @@ def _learn(
     encoders = [fingerprint(getattr(pipe.pipeline, part.encoder), part.encoder, pipe.facts.name) for part in parts]
     if _is_learned(library.path_of(name), word, photos, how, encoders):
         return
-    findings = tuple(each.text for each in photo_report(photos, size=learning_size(pipe.pipeline)).findings)
+    report = photo_report(photos, size=learning_size(pipe.pipeline))
+    findings = tuple(each.text for each in (*report.findings, *strange_photos(pipe.facts, photos)))
     outcome = Outcome(name, assignment.class_word, "learned", findings=findings)
     settings = [[each.sha256 for each in photos], word, how, model_settings(pipe.pipeline, encoders)]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]  # nothing resumes from another's steps
-    options: dict[str, Any] = {"seed": assignment.seed, "captions": captions, "save_memory": save_memory}
+    options: dict[str, Any] = {"seed": assignment.seed, "captions": captions, **given}
     folder = library.folder / f".{name}-{digest}.learning"
     steps = pipe.learn_steps(photos, word, recipe, checkpoint=folder, resume=True, **options)
     with closing(steps):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cones2.cli.console import print_json, print_table, say, waiting
+from cones2.cli.console import counted, print_json, print_table, say, waiting
 from cones2.cli.options import Json, Model, ModelConfig, open_model, option, picture_side
 
 Photos = Annotated[
@@ -29,19 +29,21 @@ def check(
     Example: cones2 check photos/rex
     """
     with waiting("starting"):
+        from cones2.learning.data import strange_photos
         from cones2.photos import load_photos, photo_report
 
         loaded = load_photos(photos, masks=masks)
     pipe = open_model(model, device="cpu", config=model_config)
     with waiting("looking at the photos"):
         report = photo_report(loaded, size=picture_side(pipe))
+        findings = (*report.findings, *strange_photos(pipe.facts, loaded))
     if as_json:
         facts = [asdict(each) | {"path": str(each.path)} for each in report.photos]
-        findings = [asdict(finding) | {"photos": list(finding.photos)} for finding in report.findings]
-        print_json({"size": report.size, "photos": facts, "findings": findings})
+        told = [asdict(finding) | {"photos": list(finding.photos)} for finding in findings]
+        print_json({"size": report.size, "photos": facts, "findings": told})
         return
     rows = {each.path.name: f"{each.width}x{each.height}, sharpness {each.sharpness:.0f}" for each in report.photos}
     print_table(", ".join(map(str, photos)), rows)
-    for finding in report.findings:
+    for finding in findings:
         say(finding.text)
-    say(f"{len(report.photos)} photos, {len(report.findings) or 'no'} remarks.")
+    say(f"{counted(len(report.photos), 'photo')}, {counted(len(findings), 'remark')}.")

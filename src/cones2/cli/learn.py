@@ -14,12 +14,22 @@ from cones2.cli import options as opt
 from cones2.cli.check import Masks, Photos
 from cones2.cli.console import follow, print_json, print_rows, say, waiting
 from cones2.cli.options import MODEL, hint, open_model, option, picture_side, read_seed
-from cones2.errors import Cones2Warning, LearningError, LibraryError, OutputError, PhotoError, SettingsError
+from cones2.errors import (
+    CaptionError,
+    Cones2Warning,
+    LearningError,
+    LibraryError,
+    OutputError,
+    PhotoError,
+    SettingsError,
+)
 
+_INSIST = "--force learns a class word that the model does not know."
 _PREVIEWS = "Previews"
 _RECIPES = "paper, mini, direct or a .toml file; default: what suits the model."
 _CLIP = "Measure them by the CLIP model in this folder; those of mini are measured by its judge."
 _PATIENCE = "Stop after N previews that are no more like the photos, and keep the best."
+Force = Annotated[bool, option("--force", "Learn also a class word that the model does not know.")]
 SaveMemory = Annotated[bool, option("--save-memory", "Learn in less GPU memory; each step takes longer.", panel=MODEL)]
 
 
@@ -44,6 +54,7 @@ def learn(
     patience: Annotated[int | None, option("--patience", _PATIENCE, "N", _PREVIEWS, min=1)] = None,
     model_config: opt.ModelConfig = None,
     save_memory: SaveMemory = False,
+    force: Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     library: opt.Library = None,
@@ -71,14 +82,14 @@ def learn(
         texts = read_captions(captions, class_word) if captions else None
         loaded = load_photos(photos, masks=masks)
     pipe = open_model(model, device=device, dtype=dtype, config=model_config)
-    findings = _judge(loaded, picture_side(pipe))
+    findings = _judge(loaded, pipe)
     chosen = chosen or find_recipe(pipe.facts.recipe or "paper")
     chosen = chosen if steps is None else changed(chosen, steps=steps)
     make_folder(kept.file.parent)
+    options = {"seed": seed, "captions": texts, "resume": resume, "save_memory": save_memory, "force": force}
     with _checkpoints_beside(kept.file, resume=resume) as folder:
-        options = {"seed": seed, "captions": texts, "checkpoint": folder, "resume": resume, "save_memory": save_memory}
-        with waiting("looking at photos and captions"):
-            taken = pipe.learn_steps(loaded, class_word, chosen, **options)
+        with waiting("looking at photos and captions"), hint(CaptionError, _INSIST):
+            taken = pipe.learn_steps(loaded, class_word, chosen, checkpoint=folder, **options)
             taken = previews.drawn(taken, pipe, loaded, class_word=class_word, checkpoint=folder)
         last = follow(
             taken,
@@ -207,12 +218,14 @@ class _Kept:
         return shlex.join(command)
 
 
-def _judge(photos: Any, size: int) -> list[str]:
+def _judge(photos: Any, pipe: Any) -> list[str]:
     """Warn of what is doubtful about photos."""
+    from cones2.learning.data import strange_photos
     from cones2.photos import photo_report
 
     with waiting("looking at the photos"):
-        findings = [finding.text for finding in photo_report(photos, size=size).findings]
+        report = photo_report(photos, size=picture_side(pipe))
+        findings = [finding.text for finding in (*report.findings, *strange_photos(pipe.facts, photos))]
     for finding in findings:
         warnings.warn(finding, Cones2Warning, stacklevel=2)
     return findings
@@ -245,6 +258,7 @@ def learn_all(
     library: opt.Library = None,
     model_config: opt.ModelConfig = None,
     save_memory: SaveMemory = False,
+    force: Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     as_json: opt.Json = False,
@@ -269,7 +283,7 @@ def learn_all(
         loss = f", loss {step.learning.loss:.4f}" if step.learning else ""
         return f"{step.name}, {step.number} of {step.count}{loss}"
 
-    steps = learn_all(pipe, assignments, shelf, save_memory=save_memory)
+    steps = learn_all(pipe, assignments, shelf, save_memory=save_memory, force=force)
     outcomes = follow(steps, "learning", tell=tell, at_interrupt=lambda step: step.save_checkpoint()).outcomes
     if as_json:
         print_json({"library": str(shelf.folder), "subjects": [asdict(outcome) for outcome in outcomes]})

