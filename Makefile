@@ -9,7 +9,7 @@ WHEEL := .venv-wheel
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope
 PIP := -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test test-all test-oldest lint bench docs wheel clean
+.PHONY: demo test test-all test-oldest lint bench fuzz attack docs wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/cones2 demo
@@ -38,6 +38,17 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/run.py
+
+# Damaged and hostile files for everything that reads files; some minutes.
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python attack/fuzz.py
+
+# Failing disks, kills, a crowd, odd values and terminals; on Linux, with a C compiler.
+attack: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python attack/faults.py
+	OMP_NUM_THREADS=1 $(BIN)/python attack/kills.py
+	OMP_NUM_THREADS=1 $(BIN)/python attack/crowd.py
+	OMP_NUM_THREADS=1 $(BIN)/python attack/arguments.py --terminals
 
 docs: $(DOCS)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build

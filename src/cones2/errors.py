@@ -11,8 +11,16 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
+_LONGEST = 2000  # characters of a message
+
+
 class Cones2Error(Exception):
     """Base class: catch this to catch everything that this package raises on purpose."""
+
+    def __str__(self) -> str:
+        """Return the message as one line, cut short: it may repeat what a stranger's file says."""
+        text = printable(" ".join(super().__str__().splitlines()))
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class SettingsError(Cones2Error, ValueError):
@@ -81,6 +89,13 @@ class Problem(NamedTuple):
     place: str
     message: str
     got: str
+
+
+def printable(text: str) -> str:
+    """Return one line of any text: a file from anyone may hold line breaks, or commands to the terminal."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
 
 
 def first_problem(error: "ValidationError") -> Problem:

@@ -6,9 +6,11 @@ import os
 import re
 import secrets
 import stat
+import tomllib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -16,6 +18,7 @@ from cones2.errors import Cones2Error, Cones2Warning, OutputError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_DEEP_KEY = re.compile(r"""(?:\.[ \t]*+(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+){32}""")
 _LOCKS_UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -56,6 +59,21 @@ def read_bounded(path: Path, *, limit: int, error: type[Cones2Error]) -> bytes:
     if len(content) > limit:
         raise error(f"{path} is too large: expected at most {limit:,} bytes.")
     return content
+
+
+def parse_toml(content: bytes) -> dict[str, Any]:
+    """Return what a TOML document says.
+
+    Raises:
+        ValueError: it is none, or nests too deeply: Python's reader takes time by the square of a key's parts.
+    """
+    text = content.decode("utf-8-sig")
+    if _DEEP_KEY.search(text):
+        raise ValueError("a key has more than 32 parts")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-import tomllib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import pydantic
 from cones2.captions import captions_for, check_class_word, read_captions
 from cones2.errors import Cones2Error, ResidualError, SettingsError, first_problem
 from cones2.families import family_of
-from cones2.files import expanded, read_bounded
+from cones2.files import expanded, parse_toml, read_bounded
 from cones2.fingerprint import fingerprint
 from cones2.learning.checkpoints import remove_checkpoints
 from cones2.learning.data import hash_of, how_learned, learning_size, strange_photos
@@ -237,14 +236,14 @@ def read_manifest(path: Path | str) -> tuple[Assignment, ...]:
     path = expanded(path)
     content = read_bounded(path, limit=LARGEST_MANIFEST, error=SettingsError)
     try:
-        manifest = _Manifest.model_validate(tomllib.loads(content.decode("utf-8-sig")))
+        manifest = _Manifest.model_validate(parse_toml(content))
         assignments = tuple(_assign(name, manifest, path.parent) for name in manifest.subjects)
     except pydantic.ValidationError as error:
         problem = first_problem(error)
         raise SettingsError(f"{path} is wrong at {problem.place!r}: {problem.message}. Expected {_EXAMPLE}.") from error
     except Cones2Error as error:
         raise SettingsError(f"{path}: {error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SettingsError(f"{path} is no TOML: {error}. Expected {_EXAMPLE}.") from error
     seen: dict[str, str] = {}
     for name in manifest.subjects:

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from cones2.errors import printable
+
 messages = Console(stderr=True, soft_wrap=True, highlight=False)
 """Bars, warnings and errors."""
 
@@ -32,13 +34,6 @@ class Volume:
 
 
 volume = Volume()
-
-
-def printable(text: str) -> str:
-    """Return one line of any text: a file from anyone may hold line breaks, or commands to the terminal."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
 
 
 def counted(count: int, noun: str) -> str:

@@ -74,11 +74,9 @@ def read_job(ctx: Any, _: Any, path: Path | None) -> Path | None:
     """Read `--config`: a TOML file whose keys are the command's options, which then are their defaults."""
     if path is None or ctx.resilient_parsing:
         return path
-    import tomllib
-
     from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-    from cones2.files import expanded, read_bounded
+    from cones2.files import expanded, parse_toml, read_bounded
 
     value = bool | int | float | str
     named = dict[str, value | list[value] | list[list[value]]] | list[str]
@@ -89,13 +87,13 @@ def read_job(ctx: Any, _: Any, path: Path | None) -> Path | None:
     model: type[BaseModel] = create_model("Job", __config__=ConfigDict(extra="forbid", strict=True), **fields)
     content = read_bounded(expanded(path), limit=2**20, error=SettingsError)
     try:
-        job = tomllib.loads(content.decode("utf-8-sig"))
+        job = parse_toml(content)
         given = model.model_validate({name.replace("-", "_"): entry for name, entry in job.items()})
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"][:2]))
         raise SettingsError(f"{path}: {place!r} can't be used: {problem['msg']}.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SettingsError(f"can't read {path} as TOML: {error}. Expected lines such as steps = 30.") from error
     ctx.default_map = {name: _as_typed(entry) for name, entry in given.model_dump(exclude_unset=True).items()}
     return path

@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import functools
 import reprlib
-import tomllib
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from cones2.errors import SettingsError, first_problem
-from cones2.files import expanded, read_bounded
+from cones2.files import expanded, parse_toml, read_bounded
 
 LARGEST_RECIPE = 2**20
 
@@ -75,8 +74,8 @@ class Recipe:
         """
         content = read_bounded(expanded(path), limit=LARGEST_RECIPE, error=SettingsError)
         try:
-            settings = tomllib.loads(content.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
+            settings = parse_toml(content)
+        except ValueError as error:
             expected = "Expected a TOML file with lines like `steps = 300`."
             raise SettingsError(f"can't read the recipe {path}: {' '.join(str(error).split())}. {expected}") from error
         try:
