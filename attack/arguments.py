@@ -69,14 +69,25 @@ _STREAMS = (">&-", "2>&-", "<&-", ">&- 2>&- <&-", ">/dev/full", "2>/dev/full", "
 
 def sound_calls(folder: Path, model: Path) -> dict[str, list[str]]:
     """Return a sound call of each command that can be called without the network."""
-    drawn = ["a {rex} and a {cup}", "--subject", "rex", "--plain", "cup=mug", "--model", str(model), "--size", "64x64"]
-    drawn += ["--steps", "1", "--library", f"{folder}/library"]
+    drawn = ["a {rex} and a {cup}", "--subject", "rex", "--plain", "cup=mug", "--model", str(model)]
+    drawn += ["--library", f"{folder}/library"]
     shelf = ["--library", f"{folder}/library"]
     kept = ["--out", f"{folder}/kept.safetensors", "--replace"]
     learned = ["--class", "dog", "--recipe", f"{folder}/recipe.toml", "--model", str(model), "--steps", "1"]
     return {
-        "compose": [*drawn, "--seed", "1", "--out", f"{folder}/new.png", "--box", "rex=0,0,0.5,1", "--replace"],
-        "grid": [*drawn, "--vary", "seed=0,1", "--out", f"{folder}/grid", "--replace"],
+        "compose": [
+            *drawn,
+            "--steps",
+            "1",
+            "--seed",
+            "1",
+            "--out",
+            f"{folder}/new.png",
+            "--box",
+            "rex=0,0,0.5,1",
+            "--replace",
+        ],
+        "grid": [*drawn, "--vary", "seed=0,1", "--vary", "steps=1", "--out", f"{folder}/grid", "--replace"],
         "layout": [f"{folder}/layout.json", "--out", f"{folder}/layout.png", "--replace"],
         "learn": [f"{folder}/photos", *learned, "--out", f"{folder}/old/rex.safetensors", "--replace"],
         "learn-all": [f"{folder}/subjects.toml", "--model", str(model), *shelf],

@@ -2,9 +2,9 @@
 
 A command first runs undisturbed, and its operations are counted. Then it runs again from the same start, and one
 operation fails: by itself (EIO, EACCES, EROFS), with all that write from there on (a full disk, ENOSPC), or by reading
-or writing only a half. Afterwards the command must have succeeded, or have failed with one line; every file must be the
-old one or the new one; there may be no other file than the documentation tells; and the command must succeed when it
-is run again. Cases are drawn by `--seed` from all that there are.
+or writing only a half; or the command is killed there. Afterwards it must have succeeded, or have failed with one line;
+every file must be the old one or the new one; there may be no other file than the documentation tells; and the command
+must succeed when it is run again. Cases are drawn by `--seed` from all that there are.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import errno
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from children import FAIL, FAIL_ON, SHORT, Ended, Fault, begin_with_shim, run
+from children import FAIL, FAIL_ON, KILL_AMID, KILL_BEFORE, SHORT, Ended, Fault, begin_with_shim, run
 from cones2.pipeline import Cones2Pipeline
 from loaders import silence, small_model
 from stage import Command, commands, make_stage, snapshot
@@ -31,7 +32,7 @@ _CODES |= {"open": _READS, "stat": _READS, "list": _READS}
 _KEPT = re.compile(
     r"(library/)?\.lock|.*\.learning/(lock|step-\d+\.\w+)|state/(lock|step-\d+\.\w+)|old/\w+-previews/.*"
 )
-_PART = re.compile(r".*\.[0-9a-f]{16}\.part")
+_PART = re.compile(r"(.*/)?\.\w+\.part")
 
 
 class Case(NamedTuple):
@@ -63,6 +64,10 @@ def undisturbed(command: Command, stage: Path, work: Path) -> Undisturbed:
         cases += [Case(number, FAIL, code, kind, name) for code in _CODES.get(kind, _ALL)]
         if kind in ("WRITE", "CREATE", "MKDIR", "RENAME", "FSYNC"):
             cases.append(Case(number, FAIL_ON, "ENOSPC", kind, name))
+        if kind.isupper():
+            cases.append(Case(number, KILL_BEFORE, "kill", kind, name))
+        if kind == "WRITE":
+            cases.append(Case(number, KILL_AMID, "kill", kind, name))
         if kind in ("WRITE", "read"):
             cases.append(Case(number, SHORT, "short", kind, name))
     return Undisturbed(snapshot(stage), snapshot(folder), cases)
@@ -79,13 +84,13 @@ def harm(command: Command, case: Case, usual: Undisturbed, stage: Path, work: Pa
     """Run a command with a fault; return how it ended, and what is wrong with that."""
     folder = fresh(stage, work)
     ended = run(command.work(folder), Fault(folder, case.mode, case.at, getattr(errno, case.code, 0)))
-    wrong = [*_wrong_end(ended), *_wrong_files(ended, usual, snapshot(folder), case)]
+    wrong = [*(() if case.code == "kill" else _wrong_end(ended)), *_wrong_files(ended, usual, snapshot(folder), case)]
     rerun = run((command.again or command.work)(folder))
     if rerun.code and not _holds(snapshot(folder), usual):
         rerun = run(command.work(folder)) if ended.code == 0 else rerun
     if rerun.code and not _holds(snapshot(folder), usual):
         wrong.append(f"running it again ends with {rerun.code}: {(rerun.err or rerun.out)[-300:]}")
-    return "succeeded" if ended.code == 0 else "one line" if not wrong else "wrong", wrong
+    return {0: "succeeded", -signal.SIGKILL: "killed"}.get(ended.code, "one line"), wrong
 
 
 def _wrong_end(ended: Ended) -> Iterator[str]:
@@ -103,8 +108,8 @@ def _wrong_files(ended: Ended, usual: Undisturbed, found: dict[str, str], case: 
     for path, content in found.items():
         if content in (usual.before.get(path), usual.after.get(path)) or _KEPT.fullmatch(path):
             continue
-        if _PART.fullmatch(path) and case.kind == "UNLINK":
-            continue  # it could not be deleted
+        if _PART.fullmatch(path) and "kill" in (case.code, case.kind.replace("UNLINK", "kill")):
+            continue  # nobody could delete it
         yield f"left behind or changed: {path}"
     for path in usual.before:
         if path not in found and path in usual.after:
@@ -126,7 +131,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=300, help="of all commands together; 0 is all that there are")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="commands whose name begins so")
+    parser.add_argument(
+        "--only", default="", help="commands whose name begins so, or with one of these, joined by a vertical bar"
+    )
+    parser.add_argument("--kind", default="", help="only these, such as ENOSPC or kill")
     parser.add_argument("--at", type=int, help="the operation, to repeat a case of one command")
     asked = parser.parse_args()
     begin_with_shim()
@@ -137,9 +145,9 @@ def main() -> None:
         pipe = Cones2Pipeline.from_pretrained(model, device="cpu")
         pipe.set_progress_bar_config(disable=True)
         stage = make_stage(Path(folder) / "stage", pipe)
-        chosen = [each for each in commands(model, pipe) if each.name.startswith(asked.only)]
-        print("| command | operations | faults | succeeded all the same | failed in one line | wrong |")
-        print("| --- | ---: | ---: | ---: | ---: | ---: |")
+        chosen = [each for each in commands(model, pipe) if each.name.startswith(tuple(asked.only.split("|")))]
+        print("| command | operations | faults | succeeded all the same | failed in one line | killed | wrong |")
+        print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
         every: Counter[str] = Counter()
         for command in chosen:
             counts = _attack(command, asked, len(chosen), stage, work)
@@ -152,7 +160,7 @@ def main() -> None:
 
 def _attack(command: Command, asked: argparse.Namespace, share: int, stage: Path, work: Path) -> Counter[str]:
     usual = undisturbed(command, stage, work)
-    drawn = list(usual.cases)
+    drawn = [case for case in usual.cases if asked.kind in ("", case.code)]
     if asked.at:
         drawn = [case for case in drawn if case.at == asked.at]
     elif asked.cases:
@@ -169,7 +177,7 @@ def _attack(command: Command, asked: argparse.Namespace, share: int, stage: Path
 
 
 def _print_row(name: str, counts: Counter[str]) -> None:
-    columns = ("operations", "faults", "succeeded", "one line", "wrong")
+    columns = ("operations", "faults", "succeeded", "one line", "killed", "wrong")
     print(f"| {name} |", " | ".join(f"{counts[column]:,}" for column in columns), "|", flush=True)
 
 

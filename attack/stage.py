@@ -66,8 +66,7 @@ def make_stage(folder: Path, pipe: Cones2Pipeline) -> Path:
 
 def commands(model: Path, pipe: Cones2Pipeline) -> list[Command]:
     """Return every command; `model` is outside of the stage, `pipe` the same opened."""
-    size = ("--size", "64x64", "--model", model)
-    two = ("--subject", "rex", "--plain", "cup=mug", *size)
+    two = ("--subject", "rex", "--plain", "cup=mug", "--model", model)
 
     def command(name: str, *arguments: object, more: tuple[object, ...] = ("--replace",)) -> Command:
         def at(folder: Path, extra: tuple[object, ...] = ()) -> Work:
@@ -138,7 +137,19 @@ def commands(model: Path, pipe: Cones2Pipeline) -> list[Command]:
         ),
         command("compose, again", "compose", "--from", "AT/old/picture.png", "--model", model, "--out", "AT/new.png"),
         command(
-            "grid", "grid", _PROMPT, *two, *shelf, "--steps", 1, "--vary", "seed=0,1", "--cell", 32, "--out", "AT/grid"
+            "grid",
+            "grid",
+            _PROMPT,
+            *two,
+            *shelf,
+            "--vary",
+            "steps=1",
+            "--vary",
+            "seed=0,1",
+            "--cell",
+            32,
+            "--out",
+            "AT/grid",
         ),
         command(
             "layout",

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from command import files_in, refused, run
 from cones2.cli.outputs import Pictures
+from cones2.errors import PictureError
 from cones2.layout import Box, Layout, Mask, Polygon
 from cones2.library import Library
 from cones2.png import read_record, write_picture
@@ -153,6 +154,26 @@ def test_pictures_written_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
         paths = list(pool.map(lambda _: pictures.write(Image.new("RGB", (8, 8)), {}, seed=0), range(40)))
     assert {path.name for path in paths} == files_in(pictures.path)
     assert len(files_in(pictures.path)) == 40
+
+
+def test_no_unfinished_picture_has_a_picture_s_name(tmp_path: Path) -> None:
+    """Killed while it is written, it would be taken for a picture."""
+    seen: list[set[str]] = []
+
+    class Watched(Image.Image):
+        def save(self, *arguments: Any, **options: Any) -> None:
+            seen.append({path.name for path in tmp_path.glob("*.png")})
+            super().save(*arguments, **options)
+
+    image = Image.new("RGB", (8, 8))
+    image.__class__ = Watched
+    for seed in (3, 4):
+        Pictures(tmp_path).write(image, {}, seed=seed)
+    assert seen == [set(), {"0000-seed3.png"}]
+    assert files_in(tmp_path) == {"0000-seed3.png", "0001-seed4.png"}
+    with pytest.raises(PictureError):
+        Pictures(tmp_path).write("no picture", {}, seed=5)  # type: ignore[arg-type]
+    assert files_in(tmp_path) == {"0000-seed3.png", "0001-seed4.png"}
 
 
 def test_numbers_go_on_after_four_digits(tmp_path: Path) -> None:

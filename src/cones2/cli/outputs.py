@@ -4,12 +4,12 @@ import itertools
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cones2.errors import OutputError
+from cones2.errors import Cones2Error, OutputError
 from cones2.files import make_folder
 
 if TYPE_CHECKING:
@@ -69,25 +69,30 @@ class Pictures:
             write_picture(self.path, image, record, embed=embed)
             return self.path
         make_folder(self.path)
-        path = self._reserved(seed)
-        try:
+        with _writing(self.path), self._next_number() as number:
+            path = self.path / f"{number:04}-seed{seed}.png"
             write_picture(path, image, record, embed=embed)
-        except BaseException:
-            path.unlink()
-            raise
         return path
 
-    def _reserved(self, seed: int) -> Path:
-        """Make an empty file of the next number, so that nobody who writes here at the same time takes its name."""
-        with _writing(self.path):
-            names = [_NUMBERED.match(path.name) for path in self.path.iterdir()]
-            first = max((int(name[1]) for name in names if name), default=-1) + 1
-            for number in itertools.count(first):
-                path = self.path / f"{number:04}-seed{seed}.png"
-                with suppress(FileExistsError):
-                    path.open("xb").close()
-                    break
-        return path
+    @contextmanager
+    def _next_number(self) -> Iterator[int]:
+        """Yield a number that nobody who writes here at the same time gets; a hidden file tells them of it."""
+        for number in itertools.count(self._first_free()):
+            mark = self.path / f".{number:04}.part"
+            try:
+                mark.open("xb").close()
+            except FileExistsError:
+                continue
+            try:
+                if number >= self._first_free():  # nobody took it between counting and marking
+                    yield number
+                    return
+            finally:
+                mark.unlink()
+
+    def _first_free(self) -> int:
+        names = [_NUMBERED.match(path.name) for path in self.path.iterdir()]
+        return max((int(name[1]) for name in names if name), default=-1) + 1
 
 
 def beside(path: Path, what: str) -> Path:
@@ -100,7 +105,7 @@ def _writing(path: Path) -> Iterator[None]:
     """Say in one line why nothing can be written to `path`."""
     try:
         yield
-    except OutputError:
+    except Cones2Error:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         why = getattr(error, "strerror", None) or error
