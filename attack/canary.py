@@ -26,7 +26,8 @@ class Canary:
     @contextmanager
     def watching(self) -> Iterator[list[str]]:
         """Yield a list of what happens in a `with` block and should not."""
-        self._seen = seen = []
+        seen: list[str] = []
+        self._seen = seen
         try:
             yield seen
         finally:

@@ -103,7 +103,7 @@ def _change_tree(holder: list[Any], draw: random.Random) -> None:
 def _odd(draw: random.Random) -> Any:
     depth = draw.choice((2, 200, 100_000))
     raws = (_Raw("[" * depth + "]" * depth), _Raw('{"a":' * depth + "1" + "}" * depth), _Raw("1" * 5000), _Raw("1e999"))
-    simple = (None, True, False, [], _Object(), _Raw("NaN"), _Raw("-Infinity"), _Raw("-0"))
+    simple: tuple[Any, ...] = (None, True, False, [], _Object(), _Raw("NaN"), _Raw("-Infinity"), _Raw("-0"))
     return draw.choice(draw.choice((_NUMBERS, _TEXTS, simple, raws)))
 
 
