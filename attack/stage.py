@@ -150,6 +150,7 @@ def commands(model: Path, pipe: Cones2Pipeline) -> list[Command]:
             32,
             "--out",
             "AT/grid",
+            more=(),
         ),
         command(
             "layout",
