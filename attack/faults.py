@@ -26,7 +26,13 @@ from loaders import silence, small_model
 from stage import Command, commands, make_stage, snapshot
 
 _READS, _ALL = ("EIO", "EACCES"), ("EIO", "EACCES", "EROFS")
-_CODES = {"read": ("EIO",), "close": ("EIO",), "lock": ("EIO",), "FSYNC": ("EIO",), "WRITE": ("EIO",)}
+_CODES: dict[str, tuple[str, ...]] = {
+    "read": ("EIO",),
+    "close": ("EIO",),
+    "lock": ("EIO",),
+    "FSYNC": ("EIO",),
+    "WRITE": ("EIO",),
+}
 _CODES |= {"open": _READS, "stat": _READS, "list": _READS}
 # What may stay besides old and new files: locks, and what an interrupted learning goes on from.
 _KEPT = re.compile(

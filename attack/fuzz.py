@@ -165,7 +165,7 @@ def _load(loader: Loader, content: bytes, number: int, canary: Canary, tally: Ta
             outcome = "accepted"
         except Cones2Error as error:
             outcome = "refused"
-            if "\n" in str(error).strip() or len(str(error)) > 1000:
+            if "\n" in str(error).strip() or len(str(error)) > 1010:
                 wrong = {"what": "message", "message": str(error)[:300]}
         except BaseException as error:
             outcome = "wrong"

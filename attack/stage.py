@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -53,7 +54,7 @@ def make_stage(folder: Path, pipe: Cones2Pipeline) -> Path:
     layout = Layout.of({"rex": (0, 0, 0.5, 1), "cup": (0.5, 0, 1, 1)})
     layout.save(folder / "layout.json")
     layout.save(old / "layout.json")
-    options = {"seed": 1, "num_inference_steps": 1, "height": 64, "width": 64}
+    options: dict[str, Any] = {"seed": 1, "num_inference_steps": 1, "height": 64, "width": 64}
     drawn = pipe(_PROMPT, layout, subjects={"rex": rex, "cup": "mug"}, **options)
     write_picture(old / "picture.png", drawn.images[0], drawn.records[0])
     shutil.copyfile(GOLDEN / "sampler_cat.pt", folder / "cat.pt")

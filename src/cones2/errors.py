@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
-_LONGEST = 2000  # characters of a message
+_LONGEST = 1000  # characters of a message
 
 
 class Cones2Error(Exception):
