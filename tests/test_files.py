@@ -117,6 +117,27 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names(tmp_path) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows syncs no folders")
+@pytest.mark.parametrize("failure", [None, *(OSError(code, "") for code in (errno.EINVAL, errno.EIO, errno.ENOTSUP))])
+def test_a_finished_file_stays_where_its_folder_can_not_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: OSError | None
+) -> None:
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append("folder" if is_folder else "file")
+        if is_folder:
+            assert names(tmp_path) == ["a"]
+            if failure is not None:
+                raise failure
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomically(tmp_path / "a", b"new")
+    assert synced == ["file", "folder"]
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
 @pytest.mark.parametrize("name", ["missing/a", "file/a", "folder", "x" * 300, "nul\0"])
 def test_places_that_can_not_be_written(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
@@ -209,6 +230,29 @@ def test_a_lock_is_a_regular_file(tmp_path: Path) -> None:
     for name in ("link", "dangling", "folder", "pipe", "nul\0"):
         with pytest.raises(OutputError), locked(tmp_path / name, wait=False):
             pass
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such flag, nor pipes")
+@pytest.mark.parametrize("kind", ["link", "dangling", "pipe"])
+def test_what_is_swapped_in_before_it_is_opened_is_refused_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    mine, lock = tmp_path / "mine", tmp_path / "lock"
+    mine.write_text("dear diary")
+    regular = mine.lstat()
+    if kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.symlink_to(mine if kind == "link" else tmp_path / "new")
+    monkeypatch.setattr(Path, "lstat", lambda _: regular)  # what was there a moment before
+    if kind == "pipe":  # it is not waited for, and holds nothing that could be lost
+        with locked(lock, wait=False):
+            pass
+    else:
+        with pytest.raises(OutputError), locked(lock, wait=False):
+            pass
+    assert mine.read_text() == "dear diary"
     assert not (tmp_path / "new").exists()
 
 

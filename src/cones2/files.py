@@ -79,6 +79,8 @@ def parse_toml(content: bytes) -> dict[str, Any]:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to a temporary file beside `path`, to the disk, and then under its name.
 
+    The name is written to the disk as well, where folders can be: SMB, WSL and some of FUSE have no such thing.
+
     Raises:
         OutputError: the folder is missing or can't be written, or the disk is full; the old content is kept.
     """
@@ -95,6 +97,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         if not isinstance(error, OSError | ValueError):  # ValueError: a NUL in the path
             raise
         raise OutputError(f"can't write {path}: {_reason(error)}. Choose another place, or make room there.") from error
+    with contextlib.suppress(OSError):  # from here on the file is there, and nothing may undo that
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def make_folder(path: Path) -> None:
