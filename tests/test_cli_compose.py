@@ -1,6 +1,10 @@
 """`cones2 compose` and `cones2 grid` on the real, tiny model."""
 
+import errno
 import json
+import os
+import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -174,6 +178,36 @@ def test_no_unfinished_picture_has_a_picture_s_name(tmp_path: Path) -> None:
     with pytest.raises(PictureError):
         Pictures(tmp_path).write("no picture", {}, seed=5)  # type: ignore[arg-type]
     assert files_in(tmp_path) == {"0000-seed3.png", "0001-seed4.png"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows syncs no folders")
+def test_an_interrupt_undoes_no_finished_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for interrupted, left in ((stat.S_ISREG, set()), (stat.S_ISDIR, {"0000-seed3.png"})):
+
+        def fsync(descriptor: int, is_now: Callable[[int], bool] = interrupted) -> None:
+            if is_now(os.fstat(descriptor).st_mode):
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(KeyboardInterrupt):
+            Pictures(tmp_path).write(Image.new("RGB", (8, 8)), {}, seed=3)
+        assert files_in(tmp_path) == left
+    assert (tmp_path / "0000-seed3.png").stat().st_size
+
+
+@pytest.mark.parametrize(("owner", "call"), [(os, "fsync"), (Path, "replace")])
+def test_a_place_that_can_not_be_written_is_known_before_the_work(
+    rex: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, call: str
+) -> None:
+    """Whatever of writing fails there: to make a file is not enough."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(owner, call, fail)
+    told = refused("compose", "a {rex}", "--subject", f"rex={rex}", "--model", tmp_path / "absent", "--out", tmp_path)
+    assert f"can't write to {tmp_path}: {os.strerror(errno.EOPNOTSUPP)}" in told
+    assert files_in(tmp_path) == {"rex.safetensors"}
 
 
 def test_numbers_go_on_after_four_digits(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cones2.errors import Cones2Error, OutputError
-from cones2.files import make_folder
+from cones2.files import make_folder, write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,11 +32,15 @@ def check_new(path: Path, *, suffix: str, replace: bool, option: str = "--out") 
 
 
 def check_folder(folder: Path) -> None:
-    """Check that files can be made in `folder`, or in the nearest folder above it that is there; leave nothing."""
+    """Write a file to `folder`, or to the nearest folder above it that is there, as results are; leave nothing."""
     with _writing(folder):
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
+        tried = nearest / f".{secrets.token_hex(8)}.part"
+        try:
+            write_atomically(tried, b"")
+        except OutputError as error:
+            raise error.__cause__ or error from None  # it names the file
+        tried.unlink()
 
 
 @dataclass(frozen=True)
