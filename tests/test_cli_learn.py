@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
 from command import files_in, refused, run
 from cones2.examples import EXAMPLES
+from cones2.learning.checkpoints import Checkpoints
 from cones2.library import Library
 from cones2.residual import Residual
 from first_layout import save_single_file
@@ -136,6 +138,46 @@ def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(command: tuple[object, .
     assert "--resume" in refused(*learn)
     run(*learn, "--steps", taken + 1, "--resume")
     assert files_in(out.parent) == {"rex.safetensors"}
+
+
+def test_beside_a_running_learner_nothing_is_said_of_deleting(photos: Path, tmp_path: Path) -> None:
+    out, checkpoints = tmp_path / "rex.safetensors", tmp_path / ".rex.learning"
+    command = ("learn", photos, "--class", "dog", "--model", tmp_path / "absent", "--out", out, "--preview", 1)
+    running = Checkpoints(checkpoints, {})
+    (tmp_path / "rex-previews").mkdir()
+    with running.held():
+        running.save(1, {"parameter.0": torch.zeros(1)})
+        for options in ((), ("--resume",), ("--replace",)):
+            assert "another learner is at work" in refused(*command, *options)
+    assert running.load()[0] == 1
+    assert "--resume" in refused(*command)
+
+
+def test_what_a_learner_left_that_was_killed_at_its_very_end(command: tuple[object, ...], tmp_path: Path) -> None:
+    out, checkpoints = tmp_path / "out" / "rex.safetensors", tmp_path / "out" / ".rex.learning"
+    run(*command, "--out", out)
+    finished = Residual.load(out)
+    os.utime(out, ns=(0, 0))
+    left = Checkpoints(checkpoints, {"seed": 7})
+    with left.held():
+        left.save(1, {"parameter.0": torch.zeros(1)})
+    assert "--resume" in refused(*command, "--out", out, "--replace")  # a learning that was to replace it, and stopped
+    out.touch()
+    assert "--replace" in refused(*command, "--out", out)
+    run(*command, "--out", out, "--replace")
+    assert Residual.load(out).sha256 == finished.sha256
+    assert files_in(out.parent) == {"rex.safetensors"}
+
+
+def test_a_linked_folder_of_checkpoints_is_refused(command: tuple[object, ...], tmp_path: Path) -> None:
+    mine, link = tmp_path / "mine", tmp_path / ".rex.learning"
+    mine.mkdir()
+    (mine / "step-00000001.json").write_text("mine")
+    link.symlink_to(mine)
+    for options in ((), ("--resume",)):
+        assert f"{link} is a link" in refused(*command, "--out", tmp_path / "rex.safetensors", *options)
+    assert files_in(mine) == {"step-00000001.json"}
+    assert link.is_symlink()
 
 
 def test_a_loss_that_is_not_a_number(command: tuple[object, ...], recipe: Path, tmp_path: Path) -> None:

@@ -201,6 +201,17 @@ def test_an_interrupted_one_goes_on_from_its_checkpoint(small: Cones2Pipeline, p
     assert list(library.folder.glob(".rex-*")) == []
 
 
+def test_checkpoints_that_a_killed_one_left_are_removed(small: Cones2Pipeline, photos: Path, library: Library) -> None:
+    rex, left = Assignment("rex", photos, "dog", RECIPE), library.folder / ".rex-0123456789ab.learning"
+    assert states(small, library, rex) == {"rex": "learned"}
+    (library.folder / ".rexy-0123456789ab.learning").mkdir()  # another subject's
+    left.mkdir()
+    (left / "step-00000002.json").touch()
+    assert states(small, library, rex) == {"rex": "finished"}
+    assert not left.exists()
+    assert (library.folder / ".rexy-0123456789ab.learning").exists()
+
+
 def test_no_assignments(small: Cones2Pipeline, library: Library) -> None:
     with pytest.raises(SettingsError, match="no subjects"):
         learn_all(small, [], library)

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given, settings
 
 from cones2.errors import LearningError, OutputError
-from cones2.learning.checkpoints import Checkpoints, remove_checkpoints
+from cones2.learning.checkpoints import Checkpoints, is_waiting, remove_checkpoints
 
 SETTINGS: dict[str, Any] = {"steps": 10, "learning_rate": 1e-4, "class word": "dog"}
 
@@ -122,4 +123,38 @@ def test_only_a_folder_that_nobody_works_in_is_removed(tmp_path: Path) -> None:
     assert list(folder.glob("step-*.json"))
     remove_checkpoints(folder)
     remove_checkpoints(folder)  # nor does it mind that there is none
+    remove_checkpoints(tmp_path / "absent" / ".rex.learning")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_learning_waits_until_its_file_is_written(tmp_path: Path) -> None:
+    folder, residual = tmp_path / ".rex.learning", tmp_path / "rex.safetensors"
+    assert not is_waiting(folder, residual)
     assert not folder.exists()
+    saved(folder)
+    assert not is_waiting(folder, residual)  # it was stopped before its first checkpoint
+    saved(folder, 1)
+    assert is_waiting(folder, residual)
+    residual.touch()
+    os.utime(residual, ns=(0, 0))  # one that is being replaced
+    assert is_waiting(folder, residual)
+    residual.touch()  # killed before it removed the folder
+    assert not is_waiting(folder, residual)
+    with Checkpoints(folder, SETTINGS).held(), pytest.raises(LearningError, match="another learner"):
+        is_waiting(folder, residual)
+
+
+@pytest.mark.parametrize("target", ["mine", "missing"])
+def test_a_linked_folder_is_not_followed(tmp_path: Path, target: str) -> None:
+    folder, mine = tmp_path / ".rex.learning", tmp_path / "mine"
+    saved(mine, 1)
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    folder.symlink_to(tmp_path / target)
+    with pytest.raises(OutputError, match=r"\.rex\.learning is a link"):
+        Checkpoints(folder, SETTINGS).held().__enter__()
+    with pytest.raises(OutputError, match=r"\.rex\.learning is a link"):
+        is_waiting(folder, tmp_path / "rex.safetensors")
+    remove_checkpoints(folder)
+    assert folder.is_symlink()
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+    assert not (tmp_path / "missing").exists()

@@ -170,6 +170,7 @@ def _learn(
     parts = family_of(pipe.pipeline).text_parts
     encoders = [fingerprint(getattr(pipe.pipeline, part.encoder), part.encoder, pipe.facts.name) for part in parts]
     if _is_learned(library.path_of(name), word, photos, how, encoders):
+        _remove_checkpoints(library, name)  # of one that was killed before it did
         return
     report = photo_report(photos, size=learning_size(pipe.pipeline))
     findings = tuple(each.text for each in (*report.findings, *strange_photos(pipe.facts, photos)))
@@ -186,11 +187,15 @@ def _learn(
                 residual, moved = step.residual, step.displacement()
                 steps.close()  # which gives its checkpoints free
                 library.add(name, residual, replace=True)
-                for checkpoints in library.folder.glob(f".{name}-*.learning"):
-                    remove_checkpoints(checkpoints)
+                _remove_checkpoints(library, name)
                 if moved is not None:
                     outcome = replace(outcome, displacement=moved.relative, preservation=moved.preservation)
             yield step, outcome
+
+
+def _remove_checkpoints(library: Library, name: str) -> None:
+    for folder in library.folder.glob(f".{name}-*.learning"):
+        remove_checkpoints(folder)
 
 
 def _is_learned(

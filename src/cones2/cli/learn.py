@@ -76,6 +76,7 @@ def learn(
 
         class_word = check_class_word(class_word)
         kept = _Kept(name, out, library, replace=replace)
+        folder = kept.check_checkpoints(resume=resume)
         previews = _Previews(preview, clip, patience, (out or Path(name or "")).with_suffix(""))
         previews.check(replace=replace or resume)
         chosen = find_recipe(recipe) if recipe else None
@@ -87,7 +88,7 @@ def learn(
     chosen = chosen if steps is None else changed(chosen, steps=steps)
     make_folder(kept.file.parent)
     options = {"seed": seed, "captions": texts, "resume": resume, "save_memory": save_memory, "force": force}
-    with _checkpoints_beside(kept.file, resume=resume) as folder:
+    with _checkpoints_kept(folder):
         with waiting("looking at photos and captions"), hint(CaptionError, _INSIST):
             taken = pipe.learn_steps(loaded, class_word, chosen, checkpoint=folder, **options)
             taken = previews.drawn(taken, pipe, loaded, class_word=class_word, checkpoint=folder)
@@ -199,6 +200,19 @@ class _Kept:
                 self.shelf.check_free(name, replace=replace)
         self.file = out or self.shelf.path_of(name or "")
 
+    def check_checkpoints(self, *, resume: bool) -> Path:
+        """Return the hidden folder of checkpoints: nobody is at work in it, and what it holds is to be resumed."""
+        from cones2.learning.checkpoints import is_waiting, remove_checkpoints
+
+        folder = self.file.parent / f".{self.file.stem}.learning"
+        if is_waiting(folder, self.file) and not resume:
+            raise LearningError(
+                f"a learning that was stopped waits in {folder}: add --resume to go on from it, or delete that folder."
+            )
+        if not resume:
+            remove_checkpoints(folder)  # of a learning that was killed when all but this was done
+        return folder
+
     def save(self, residual: Any) -> None:
         if self.out is not None:
             residual.save(self.out)
@@ -232,17 +246,12 @@ def _judge(photos: Any, pipe: Any) -> list[str]:
 
 
 @contextmanager
-def _checkpoints_beside(file: Path, *, resume: bool) -> Iterator[Path]:
-    """Yield the hidden folder of checkpoints; remove it after success, or where none was made."""
+def _checkpoints_kept(folder: Path) -> Iterator[None]:
+    """Remove the folder of checkpoints after success, or where none was made; say that they are kept otherwise."""
     from cones2.learning.checkpoints import remove_checkpoints
 
-    folder = file.parent / f".{file.stem}.learning"
-    if not resume and any(folder.glob("step-*.json")):
-        raise LearningError(
-            f"a learning that was stopped waits in {folder}: add --resume to go on from it, or delete that folder."
-        )
     try:
-        yield folder
+        yield
     except BaseException as error:
         if not any(folder.glob("step-*.json")):
             remove_checkpoints(folder)  # unless it is another learner's

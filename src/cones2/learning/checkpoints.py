@@ -51,8 +51,10 @@ class Checkpoints:
 
         Raises:
             LearningError: another learner is at work in it.
-            OutputError: the folder can't be made or written.
+            OutputError: the folder can't be made or written, or is a link.
         """
+        if self.folder.is_symlink():  # what it leads to may be anybody's
+            raise OutputError(f"{self.folder} is a link: give the folder itself, or remove the link.")
         make_folder(self.folder)
         with contextlib.ExitStack() as stack:
             try:
@@ -136,8 +138,24 @@ def restore(state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, avera
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
 
+def is_waiting(folder: Path, residual: Path) -> bool:
+    """Return whether a learning that was stopped can go on in its folder; not if its file was written since.
+
+    Raises:
+        LearningError: another learner is at work in it.
+        OutputError: it is a link, or can't be written.
+    """
+    if not (folder.is_symlink() or folder.exists()):
+        return False
+    with Checkpoints(folder, {}).held():
+        saved = [path.stat().st_mtime_ns for path in folder.glob("step-*.json")]
+    return bool(saved) and not (residual.exists() and residual.stat().st_mtime_ns >= max(saved))
+
+
 def remove_checkpoints(folder: Path) -> None:
-    """Remove a learning's folder, unless it is not there or another learner is at work in it."""
+    """Remove a learning's folder, unless it is not there, is a link, or another learner is at work in it."""
+    if folder.is_symlink() or not folder.is_dir():  # a lock would make it
+        return
     with contextlib.suppress(BlockingIOError, OutputError), locked(folder / "lock", wait=False):
         shutil.rmtree(folder, ignore_errors=True)
 
