@@ -138,7 +138,7 @@ def seeds_of(
 
 def generators_of(seeds: Sequence[int] | None) -> list[torch.Generator] | None:
     """Make each picture's own generator, on the CPU: the same noise on every device and in every batch."""
-    return None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
+    return None if seeds is None else [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
 def states_of(generators: Any) -> tuple[Tensor, ...]:

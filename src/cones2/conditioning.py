@@ -29,7 +29,7 @@ from cones2.prompts import (
 )
 from cones2.residual import EncoderId, Residual
 from cones2.run import LayoutSettings, Run, TextEdit, TimedAddition
-from cones2.shared import texts_read_alone
+from cones2.shared import own_settings, texts_read_alone
 from cones2.subjects import Subject, as_subject
 
 __all__ = ["LayoutSettings", "conditioned"]
@@ -97,7 +97,7 @@ def conditioned(
     _check_layout(placed, given, scale)
     with ExitStack() as stack:
         stack.enter_context(_alone(pipeline))
-        with texts_read_alone(pipeline) as reader, torch.no_grad(), _models_put_back(pipeline):
+        with own_settings(), texts_read_alone(pipeline) as reader, torch.no_grad(), _models_put_back(pipeline):
             check_residuals(reader, family, given, force=force)
             encoder = _Encoder(reader, family, _encode_options(reader, family, encoding), scale)
             inputs = encoder.encode(text, plain_text(negative))

@@ -52,7 +52,8 @@ def token_weights(regions: Mapping[str, RegionWeights], spans: Spans, tokens: in
         PromptError: a subject's tokens lie beyond the last one.
     """
     pixels = math.prod(next(iter(regions.values())).gain.shape) if regions else 0
-    gain, blocked = torch.zeros(pixels, tokens), torch.zeros(pixels, tokens, dtype=torch.bool)
+    gain = torch.zeros(pixels, tokens, dtype=torch.float32, device="cpu")
+    blocked = torch.zeros(pixels, tokens, dtype=torch.bool, device="cpu")
     for name, region in regions.items():
         for start, stop in spans[name]:
             if not 0 <= start < stop <= tokens:

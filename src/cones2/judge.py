@@ -83,7 +83,8 @@ class Judge(nn.Module):
         rows = [row for row, peaks in enumerate(found) for _ in peaks]
         if not rows:
             return [[] for _ in found]
-        corners = torch.tensor([box for peaks in found for _, _, box in peaks], device=images.device)
+        boxes = [box for peaks in found for _, _, box in peaks]
+        corners = torch.tensor(boxes, dtype=torch.float32, device=images.device)
         embeddings = iter(self.embed(images, corners, torch.tensor(rows, device=images.device)))
         return [[Sighting(kind, score, box, next(embeddings)) for kind, score, box in peaks] for peaks in found]
 
@@ -180,7 +181,7 @@ def crop(images: Pictures, boxes: Boxes, rows: Int[Tensor, "boxes"]) -> Float[Te
     """Cut squares around boxes of the pictures `rows`, with a margin."""
     x0, y0, x1, y1 = boxes.unbind(1)
     half = torch.maximum(x1 - x0, y1 - y0).clamp(min=0.05) * _MARGIN / 2
-    steps = (torch.arange(CROP, device=images.device) + 0.5) * 2 / CROP - 1
+    steps = (torch.arange(CROP, dtype=torch.float32, device=images.device) + 0.5) * 2 / CROP - 1
     x = ((x0 + x1) / 2)[:, None] + half[:, None] * steps
     y = ((y0 + y1) / 2)[:, None] + half[:, None] * steps
     grid = torch.stack([x[:, None, :].expand(-1, CROP, CROP), y[:, :, None].expand(-1, CROP, CROP)], -1)
@@ -287,7 +288,7 @@ class Detector(nn.Module):
         deep = self.deep(middle)
         fused = self.fuse(middle + interpolate(self.up(deep), scale_factor=2.0, mode="bilinear"))
         sides = torch.unflatten(softplus(self.sides(fused)) * 0.2, 1, (2, 4))
-        centres = (torch.arange(GRID, device=images.device) + 0.5) / GRID
+        centres = (torch.arange(GRID, dtype=torch.float32, device=images.device) + 0.5) / GRID
         y, x = centres[:, None].expand(GRID, GRID), centres.expand(GRID, GRID)
         left, top, right, bottom = sides.unbind(2)
         boxes = torch.stack([x - left, y - top, x + right, y + bottom], 2)

@@ -20,7 +20,7 @@ import transformers
 from cones2.errors import Cones2Error, ModelError, SettingsError, first_line, first_problem
 from cones2.files import expanded, is_hub_id, read_bounded
 from cones2.schedulers import SCHEDULERS
-from cones2.shared import quiet_libraries, without_import_notices
+from cones2.shared import own_settings, quiet_libraries, without_import_notices
 
 with without_import_notices():
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -89,6 +89,7 @@ class ModelFacts(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
 _FACTS: weakref.WeakKeyDictionary[torch.nn.Module, ModelFacts] = weakref.WeakKeyDictionary()
 
 
+@own_settings()
 def open_pipeline(
     name_or_path: str | Path = "mini",
     *,

@@ -170,7 +170,7 @@ class View(NamedTuple):
     def share(self, photo: Photo, cells: int) -> Float[Tensor, "1 {cells} {cells}"]:
         """Return the subject's share, 0 to 1, of each of `cells` x `cells` cells: 1 where the photo has no mask."""
         if photo.mask is None:
-            return torch.ones(1, cells, cells)
+            return torch.ones(1, cells, cells, dtype=torch.float32, device="cpu")
         cut = self.cut(photo.mask, cells, Image.Resampling.BOX)
         return torch.from_numpy(np.asarray(cut, dtype=np.float32) / 255)[None]
 
@@ -186,7 +186,7 @@ def views(photo: Photo, *, count: int, generator: torch.Generator) -> list[View]
     None is mirrored, and with a mask, none cuts off what it can keep of the subject.
     """
     whole = _whole_view(photo.image, photo.mask)
-    closer = torch.rand(count - 1, 3, generator=generator).tolist()
+    closer = torch.rand(count - 1, 3, generator=generator, dtype=torch.float32, device="cpu").tolist()
     zooms = [(1 - (1 - _CLOSEST_VIEW) * zoom, (x, y)) for zoom, x, y in closer]
     return [whole, *(_closer(whole, scale, center, photo.mask) for scale, center in zooms)]
 

@@ -30,7 +30,7 @@ from cones2.models import ModelFacts, facts_of, open_pipeline
 from cones2.prompts import parse_prompt, placeholders
 from cones2.record import DrawCall, describe
 from cones2.residual import Residual
-from cones2.shared import model_alone
+from cones2.shared import model_alone, own_settings
 from cones2.subjects import Subject, as_subject, check_mentioned
 
 if TYPE_CHECKING:
@@ -345,6 +345,7 @@ class Cones2Pipeline:
         self._running.add(cancelled)
         try:
             with contextlib.ExitStack() as stack:
+                stack.enter_context(own_settings())
                 stack.enter_context(model_alone(inner))
                 stack.enter_context(sliced_decoding(inner))
                 try:

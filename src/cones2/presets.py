@@ -59,7 +59,7 @@ class PaperPreset:
         soft edges it is strengthened by the part that it covers, and others are kept out from a half on.
         """
         shown = cover(layout, height, width)
-        anyone = torch.zeros(height, width, dtype=torch.bool)
+        anyone = torch.zeros(height, width, dtype=torch.bool, device="cpu")
         for region in shown.values():
             anyone |= owned(region.cover, region.cover)
         return {name: self._weigh(region, anyone) for name, region in shown.items()}
@@ -91,7 +91,7 @@ class ConesV2Preset:
 
         Pixel maps of 768 x 768 become weights, and these are reduced to the grid: bilinear, corners aligned.
         """
-        unblocked = torch.zeros(height, width, dtype=torch.bool)
+        unblocked = torch.zeros(height, width, dtype=torch.bool, device="cpu")
         return {
             name: RegionWeights(self.shrink(inside, height, width), unblocked)
             for name, inside in pixel_maps(layout).items()
@@ -101,7 +101,8 @@ class ConesV2Preset:
         self, inside: Bool[Tensor, "rows columns"], height: int, width: int
     ) -> Float[Tensor, "{height} {width}"]:
         """Turn a pixel map into weights, and reduce these to a grid."""
-        weights = torch.where(inside, self.positive, self.negative)
+        weights = torch.full(inside.shape, self.negative, dtype=torch.float32, device="cpu")
+        weights[inside] = self.positive
         return F.interpolate(weights[None, None], (height, width), mode="bilinear", align_corners=True)[0, 0]
 
     def strength(self, noise: NoiseLevel) -> Float[Tensor, "rows"]:
@@ -115,10 +116,10 @@ class ConesV2Preset:
 
 def cones_v2_sigmas(steps: int) -> Float[Tensor, "{steps}"]:
     """Return σ at evenly spaced timesteps, the noisiest first, on Stable Diffusion's betas, whatever the model."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64, device="cpu") ** 2
     alphas_cumprod = (1 - betas).cumprod(0)
     sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
-    timesteps = torch.linspace(0, 999, steps, dtype=torch.float64)
+    timesteps = torch.linspace(0, 999, steps, dtype=torch.float64, device="cpu")
     before = timesteps.long().clamp(max=998)
     return torch.lerp(sigmas[before], sigmas[before + 1], timesteps - before).flip(0).float()
 

@@ -109,7 +109,7 @@ def _seeds(pipeline: Any, call: DrawCall) -> tuple[tuple[int, ...] | None, str]:
     if getattr(pipeline.scheduler, "noise_sampler_seed", 0) is None:
         return None, f"{type(pipeline.scheduler).__name__} ignores generators; give seeds to it"
     seeds = [struct.unpack("<Q", bytes(state[:8].tolist()))[0] % 2**63 for state in states]
-    fresh = [torch.Generator().manual_seed(seed).get_state() for seed in seeds]
+    fresh = [torch.Generator("cpu").manual_seed(seed).get_state() for seed in seeds]
     if len(states) == call.num_images and all(map(torch.equal, fresh, states)):
         return tuple(seeds), ""
     return None, "a record holds generators only where each picture has a fresh one on the CPU; give seeds"

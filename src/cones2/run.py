@@ -293,13 +293,14 @@ class Run:
         regions = self._regions(grid, call.grids.index(grid))
         gain, blocked = token_weights(regions, self.spans, call.tokens)
         if not regions:
-            gain, blocked = torch.zeros(2, query.shape[2], call.tokens)
+            gain, blocked = torch.zeros(2, query.shape[2], call.tokens, dtype=torch.float32, device="cpu")
         floor = floor_of(query.dtype)
-        whole = torch.zeros(call.count, 1, query.shape[2], -(-length // _ALIGNED) * _ALIGNED)
+        shape = call.count, 1, query.shape[2], -(-length // _ALIGNED) * _ALIGNED
+        whole = torch.zeros(shape, dtype=torch.float32, device="cpu")
         if length > call.tokens:
-            whole[..., call.tokens : length] = ~self._visible(grid) * floor
+            whole[..., call.tokens : length] = (~self._visible(grid)).float() * floor
             whole[call.rows, ..., call.tokens : length] = floor
-        return _Mask(gain.to(query.device), (blocked * floor).to(query.device), whole.to(query))
+        return _Mask(gain.to(query.device), (blocked.float() * floor).to(query.device), whole.to(query))
 
     def _regions(self, grid: tuple[int, int], level: int) -> dict[str, RegionWeights]:
         """Return M of each region on a grid, with each region's own weight, and without the effect left out."""
@@ -307,7 +308,7 @@ class Run:
             return {}
         found = {}
         for name, (gain, blocked) in self.preset.weigh(self.layout, *grid).items():
-            gain = gain * torch.where(gain > 0, self.layout.regions[name].weight, 1)
+            gain = torch.where(gain > 0, self.layout.regions[name].weight * gain, gain)
             if self.settings.effect == "strengthen":
                 gain, blocked = gain.clamp(min=0), torch.zeros_like(blocked)
             elif self.settings.effect == "weaken":
@@ -322,4 +323,4 @@ class Run:
             own_cells(self.regions, name, *grid).reshape(-1, 1).expand(-1, len(tokens))
             for name, tokens in negatives.items()
         ]
-        return torch.cat([torch.zeros(math.prod(grid), 0, dtype=torch.bool), *columns], dim=1)
+        return torch.cat([torch.zeros(math.prod(grid), 0, dtype=torch.bool, device="cpu"), *columns], dim=1)

@@ -98,6 +98,27 @@ def _own_tokenizer(tokenizer: Any) -> Any:
 
 
 @contextmanager
+def own_settings() -> Iterator[None]:
+    """Set aside what the caller set of PyTorch in this thread, for a `with` block or as a decorator.
+
+    These are autocast, inference mode and the default device. The default dtype is the whole process's: wherever a
+    tensor is made, its dtype is named.
+    """
+    import torch  # the command line does without it
+
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():  # leaving it turns gradients on
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextmanager
 def without_import_notices() -> Iterator[None]:
     """Drop what transformers says on being imported where torchvision is not installed; nothing here needs that."""
 

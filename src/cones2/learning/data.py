@@ -94,7 +94,7 @@ class TextReader:
         if any(other != spans[0] for other in spans):
             raise CaptionError(f"the model's tokenizers split {class_word!r} differently: choose another class word.")
         window = min(int(tokenizer.model_max_length) for tokenizer in self.tokenizers)
-        own = torch.zeros(len(texts), window, dtype=torch.bool)
+        own = torch.zeros(len(texts), window, dtype=torch.bool, device="cpu")
         for row, (start, stop) in enumerate(spans[0]):
             own[row, start:stop] = True
         options = {"padding": "max_length", "truncation": True, "max_length": window, "return_tensors": "pt"}
@@ -113,12 +113,12 @@ class TextReader:
     @torch.no_grad()
     def embed(self, captions: Captions) -> Float[Tensor, "batch tokens dim"]:
         """Return E(prompt) of all captions, without gradients."""
-        every = torch.arange(len(captions.own))
+        every = torch.arange(len(captions.own), device="cpu")
         return torch.cat([self.read(captions.rows(rows)) for rows in torch.split(every, _CHUNK)])
 
     def compare(self, captions: Captions, original: Float[Tensor, "batch tokens dim"]) -> Iterator[CaptionChunk]:
         """Yield what these encoders make of captions, beside what the original ones made, some at a time."""
-        for rows in torch.split(torch.arange(len(original)), _CHUNK):
+        for rows in torch.split(torch.arange(len(original), device="cpu"), _CHUNK):
             with torch.no_grad():
                 tuned = self.read(captions.rows(rows))
             yield tuned, original[rows], captions.own[rows]
@@ -311,7 +311,7 @@ def masks_hash(photos: Sequence[Photo]) -> str | None:
 def random_numbers(seed: int, step: int) -> torch.Generator:
     """Return random numbers of one step alone, so that resuming needs no generator's state; step 0 chooses crops."""
     digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 def how_learned(

@@ -42,7 +42,7 @@ from cones2.models import ModelFacts, facts_of
 from cones2.photos import Photo
 from cones2.record import describe_adapters
 from cones2.residual import Residual, ResidualPart
-from cones2.shared import model_alone
+from cones2.shared import model_alone, own_settings
 
 # What the loss is multiplied by where gradients pass a UNet in float16: they are means over a latent's 10,000 numbers
 # or so, and most would be 0 there. A power of two, so that dividing by it is exact.
@@ -51,6 +51,7 @@ _HALF_SCALE = 2.0**12
 _DECAY = 3.0
 
 
+@own_settings()
 def learn_steps(
     pipeline: Any,
     photos: PhotoSource | Sequence[PhotoSource],
@@ -275,6 +276,7 @@ class _Learner:
             self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
 
+    @own_settings()
     def take_step(self, number: int) -> tuple[float, float, float]:
         """Take a step of AdamW; return L, L_sub and L_reg before it.
 
@@ -309,12 +311,13 @@ class _Learner:
         """Return the prompt's embedding and L_reg, by one pass of the text encoders over prompt and captions."""
         if self.average is not None:
             return self.original.index_add(1, self.span, self.parameters[0][None]), self.original.new_zeros(())
-        rows = torch.randint(len(self.original), (self.recipe.captions_per_step,), generator=draw)
+        rows = torch.randint(len(self.original), (self.recipe.captions_per_step,), generator=draw, device="cpu")
         pairs = zip(self.prompt.input_ids, self.captions.rows(rows), strict=True)
         embeddings = self.reader.read([torch.cat(pair) for pair in pairs])
         preservation = preservation_loss(embeddings[1:], self.original[rows], self.captions.own[rows])  # Eq. 3
         return embeddings[:1], preservation
 
+    @own_settings()
     def residual(self) -> Residual:
         """Return Δ of what is learned so far: Eq. 5 over all captions, or what was learned directly.
 
@@ -337,6 +340,7 @@ class _Learner:
             tool_version=importlib.metadata.version("cones2"),
         )
 
+    @own_settings()
     def displacement(self) -> Displacement | None:
         """Measure how far other words moved, on captions that were not learned from."""
         if self.average is not None:

@@ -82,7 +82,7 @@ def mean_shift(chunks: Iterable[CaptionChunk], class_tokens: int) -> Float[Tenso
 
     arXiv:2305.19327, Eq. 5, added up in float64.
     """
-    total, captions = torch.zeros((), dtype=torch.float64), 0
+    total, captions = torch.zeros((), dtype=torch.float64, device="cpu"), 0
     for tuned, original, own in chunks:
         shift = tuned[own].double().cpu() - original[own].double().cpu()
         shift = torch.unflatten(shift, 0, (-1, class_tokens))  # (batch, class_tokens, dim)

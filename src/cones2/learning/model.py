@@ -54,11 +54,11 @@ class Denoiser:
         self, prompt: Float[Tensor, "1 tokens dim"], views: Views, batch_size: int, draw: torch.Generator
     ) -> Float[Tensor, ""]:
         """Return Eq. 2 on a batch of photos, each with a view, a latent, noise and a timestep of its own."""
-        rows = torch.randint(len(views.mean), (batch_size,), generator=draw)
+        rows = torch.randint(len(views.mean), (batch_size,), generator=draw, device="cpu")
         mean, std = views.mean[rows], views.std[rows]
-        latents = mean + std * torch.randn(mean.shape, generator=draw)
-        noise = torch.randn(mean.shape, generator=draw)
-        timesteps = torch.randint(len(self.alphas_cumprod), rows.shape, generator=draw)
+        latents = mean + std * torch.randn(mean.shape, generator=draw, dtype=torch.float32, device="cpu")
+        noise = torch.randn(mean.shape, generator=draw, dtype=torch.float32, device="cpu")
+        timesteps = torch.randint(len(self.alphas_cumprod), rows.shape, generator=draw, device="cpu")
         noised = add_noise(latents, noise, self.alphas_cumprod[timesteps], self.prediction_type)
         prediction = self.unet(
             noised.latents.to(self.device, self.dtype),
@@ -86,6 +86,11 @@ def learnable_family(pipeline: Any) -> Family:
     if unwrapped(unet) is not unet or any(vars(each).get("_compiled_call_impl") for each in unet.modules()):
         raise ModelError(
             "this UNet is compiled: learn on the same model opened anew; the residual fits the compiled one as well."
+        )
+    if any(weight.is_inference() for weight in unet.parameters()):
+        raise ModelError(
+            "this UNet was opened in torch.inference_mode(), which takes its gradients away for good: open the model"
+            " outside of it, or by cones2.Cones2Pipeline.from_pretrained."
         )
     if unet.config["time_cond_proj_dim"] is not None:
         raise ModelError(
