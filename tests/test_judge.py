@@ -140,6 +140,17 @@ def test_similarity_of_a_model_trained_on_other_pictures(clip: Path, tmp_path: P
     assert expected != pytest.approx(clips_own_similarity(clip), abs=2e-3)
 
 
+def test_measures_of_different_models_have_different_names(clip: Path, tmp_path: Path) -> None:
+    def name(folder: Path) -> str:
+        return clip_similarity([PHOTO], folder).__qualname__
+
+    copy, other = Path(shutil.copytree(clip, tmp_path / "copy")), tmp_path / "other"
+    assert name(copy) == name(clip)
+    CLIPModel(CLIPModel.from_pretrained(clip).config).save_pretrained(other)  # of other weights
+    (copy / "preprocessor_config.json").write_text(json.dumps({"image_mean": (0.1, 0.2, 0.3)}))
+    assert len({name(folder) for folder in (clip, copy, other)}) == 3
+
+
 def test_similarity_of_a_picture_with_itself_is_one(clip: Path) -> None:
     measure = clip_similarity([PHOTO], clip)
     other = Image.effect_noise((64, 64), 90).convert("RGB")

@@ -153,12 +153,22 @@ def test_interrupted_at_a_preview_it_draws_it_again(pipe: Cones2Pipeline, tmp_pa
     assert (first.step, last.step, last.best.step) == (3, 4, 2)
 
 
-def test_previews_of_another_measure_are_not_compared(pipe: Cones2Pipeline, tmp_path: Path) -> None:
-    stop_after(patient(pipe, tmp_path, 0.9), 1)
-    recipe = dataclasses.replace(RECIPE, steps=9)
-    steps = learn_steps(pipe.pipeline, PHOTOS, "dog", recipe, checkpoint=tmp_path, resume=True)
+@pytest.mark.parametrize("patience", [None, 2])
+def test_previews_of_another_measure_are_not_compared(
+    pipe: Cones2Pipeline, tmp_path: Path, patience: int | None
+) -> None:
+    def measured(identity: Any) -> Iterator[PreviewedStep]:
+        recipe = dataclasses.replace(RECIPE, steps=9)
+        steps = learn_steps(pipe.pipeline, PHOTOS, "dog", recipe, checkpoint=tmp_path, resume=True)
+        options: dict[str, Any] = {"identity": identity, "patience": patience, "checkpoint": tmp_path}
+        return with_previews(steps, pipe, every=1, drawing=QUICK, **options)
+
+    stop_after(measured(scripted(0.9)), 1)
     with pytest.raises(LearningError, match=r"previews\.json"):
-        next(with_previews(steps, pipe, every=1, drawing=QUICK, identity=len, patience=2, checkpoint=tmp_path))
+        next(measured(len))
+    begun = next(measured(scripted(0.8)))
+    assert (begun.step, begun.identity) == (2, 0.8)
+    assert (begun.best is None) == (patience is None)
 
 
 def test_begun_again_it_forgets_all_previews(pipe: Cones2Pipeline, tmp_path: Path) -> None:

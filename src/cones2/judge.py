@@ -4,6 +4,7 @@ A small detector and a small identity embedder, trained on renders of their own 
 never used to train the model that it judges. CLIP's similarity, for other models, is here, too.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch.nn.functional import adaptive_avg_pool2d, grid_sample, interpolate, m
 from cones2.errors import ModelError, PhotoError, first_line
 from cones2.files import read_bounded
 from cones2.photos import Photo, crop_square, stack_pixels
-from cones2.shared import quiet_libraries
+from cones2.shared import own_settings, quiet_libraries
 
 Measure = Callable[[Sequence[Image]], float]
 """How like a subject pictures are: higher is more like it."""
@@ -75,6 +76,7 @@ class Judge(nn.Module):
         self.detector = Detector(len(world.classes), len(world.scenes) + 1)
         self.embedder = Embedder(len(world.classes), len(world.colours))
 
+    @own_settings()
     @torch.no_grad()
     def look(self, images: Pictures) -> list[list[Sighting]]:
         """Find the objects of each picture in 0..1, surest first."""
@@ -120,6 +122,7 @@ class Judge(nn.Module):
         return found
 
 
+@own_settings()
 def open_judge(folder: Path = JUDGE_WEIGHTS) -> Judge:
     """Open the judge of the embedded model, or one that its recipe trained into another folder.
 
@@ -130,7 +133,7 @@ def open_judge(folder: Path = JUDGE_WEIGHTS) -> Judge:
         config = _JudgeConfig.model_validate_json(
             read_bounded(folder / "config.json", limit=_LARGEST_JSON, error=ModelError)
         )
-        judge = Judge(JudgeWorld(**config.model_dump(exclude={"threshold"})), config.threshold)
+        judge = Judge(JudgeWorld(**config.model_dump(exclude={"threshold"})), config.threshold).float()
         weights = load_file(folder / "judge.safetensors")
         judge.load_state_dict({name: w.float() if w.is_floating_point() else w for name, w in weights.items()})
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -211,6 +214,7 @@ def clip_similarity(photos: Sequence[Photo], folder: Path) -> Measure:
     size = int(model.config.image_size)
     mean, std = (np.asarray(values, dtype=np.float32) for values in (processing.image_mean, processing.image_std))
 
+    @own_settings()
     @torch.no_grad()
     def embed(pictures: Sequence[Image]) -> Float[Tensor, "pictures dim"]:
         # What is not square is cut in the middle.
@@ -220,7 +224,14 @@ def clip_similarity(photos: Sequence[Photo], folder: Path) -> Measure:
         return normalize(embeddings, dim=-1)
 
     wanted = embed([crop_square(photo.image, size) for photo in photos])
-    return lambda pictures: float((embed(pictures) @ wanted.T).mean())
+
+    def measure(pictures: Sequence[Image]) -> float:
+        return float((embed(pictures) @ wanted.T).mean())
+
+    some = b"".join(weight.flatten()[:16].numpy().tobytes() for weight in model.parameters())
+    # By this name a learning that is resumed knows whether it is measured as before.
+    measure.__qualname__ = f"similarity by {hashlib.sha256(some).hexdigest()} with {processing}"
+    return measure
 
 
 class _Processing(pydantic.BaseModel):
@@ -230,6 +241,7 @@ class _Processing(pydantic.BaseModel):
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
 
+@own_settings()
 def _open_clip(folder: Path) -> tuple[Any, _Processing]:
     """Open the image half of a CLIP model, and read how its pictures are normalised."""
     try:

@@ -108,7 +108,7 @@ def with_previews(
         identity: measures the images of each preview.
         patience: stop after so many previews without a rise of the identity, and keep the residual of the best.
         checkpoint: the folder of `learn_steps`, where previews are kept as well: a learning that is interrupted and
-            resumed then stops at the same step, with the same residual, as an undisturbed one.
+            resumed then stops at the same step, with the same residual, as an undisturbed one, and by one measure.
         drawing: arguments of the pipeline's call; 20 steps and seed 0 where they do not say.
 
     Raises:
@@ -123,7 +123,7 @@ def with_previews(
     options = {"num_inference_steps": 20, "seed": 0, **(drawing or {})}
     measure = getattr(identity, "__qualname__", type(identity).__qualname__)
     drawn = hashlib.sha256(repr((prompt, sorted(options.items()), measure)).encode()).hexdigest()
-    file = expanded(checkpoint) / "previews.json" if checkpoint is not None and patience is not None else None
+    file = expanded(checkpoint) / "previews.json" if checkpoint is not None and identity is not None else None
 
     def follow() -> Generator[PreviewedStep, None, None]:
         previews: list[Preview] | None = None
@@ -136,10 +136,10 @@ def with_previews(
                     text = prompt or _photo_prompt(step.residual.class_word)
                     images = tuple(pipe(text, subjects={_NAME: step.residual}, **options).images)
                     likeness = identity(images) if identity else None
-                if likeness is not None and patience is not None:
+                if likeness is not None:
                     previews.append(Preview(step=step.step, identity=likeness, loss=step.loss, residual=step.residual))
                     _write(file, drawn, previews)  # before a checkpoint of this step can be written
-                best = max(previews, key=lambda preview: preview.identity, default=None)
+                best = max(previews if patience else (), key=lambda preview: preview.identity, default=None)
                 waited = sum(preview.step > best.step for preview in previews) if best else 0
                 stopped = patience is not None and waited >= patience and step.step < step.steps
                 yield PreviewedStep(step, images, likeness, stopped, best)
