@@ -1,7 +1,10 @@
 """Several threads on one model: each draws its own right picture at the same time, also beside one without a layout."""
 
+import dataclasses
+import gc
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,10 @@ import torch
 
 from cones2.attention import unedited
 from cones2.conditioning import conditioned
+from cones2.errors import ModelError
 from cones2.models import open_pipeline
 from cones2.pipeline import Cones2Pipeline
-from learning import learn
+from learning import RECIPE, learn, residual_of
 from subjects_for_tests import LAYOUT, PROMPT, TEXT, subjects_for, with_own_scheduler
 
 SIZE = {"height": 64, "width": 64, "num_inference_steps": 6, "output_type": "np"}
@@ -112,6 +116,52 @@ def test_a_call_beside_an_open_block_is_plain(tiny: Any) -> None:
             assert np.array_equal(plain(tiny), right)
 
 
+@pytest.mark.parametrize("tune", ["layers", "residual"])
+def test_learning_beside_drawing(small_folder: Path, tune: Any) -> None:
+    own = open_pipeline(str(small_folder), device="cpu")
+    recipe = dataclasses.replace(RECIPE, steps=8, tune=tune)
+    taught = subjects_for(own)
+
+    def drawn(layout: Any) -> np.ndarray:
+        pipeline = with_own_scheduler(own)
+        with conditioned(pipeline, PROMPT, subjects=taught, layout=layout) as inputs:
+            images: np.ndarray = pipeline(**inputs, **SIZE, generator=torch.Generator().manual_seed(3)).images
+        return images
+
+    jobs: tuple[Callable[[], Any], ...] = (
+        lambda: residual_of(learn(own, recipe)).to_bytes(),
+        lambda: [drawn(LAYOUT) for _ in range(6)],
+        lambda: [plain(own) for _ in range(6)],
+        lambda: [drawn(None) for _ in range(6)],
+    )
+    alone = [job() for job in jobs]
+    learned, *pictures = at_once(*jobs, rounds=2)
+    assert learned == [alone[0]] * 2
+    for results, right in zip(pictures, alone[1:], strict=True):
+        np.testing.assert_allclose(results, [right] * 2, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in own.unet.parameters())
+    assert "forward" not in vars(own.unet)
+
+
+def test_nested_blocks_are_refused_on_one_model_and_independent_on_two(tiny: Any, tiny_folder: Path) -> None:
+    other = open_pipeline(str(tiny_folder), device="cpu")
+    right, other_right = draw(tiny, LAYOUT), draw(other, OTHER)
+    outer, inner = with_own_scheduler(tiny), with_own_scheduler(other)
+    options: dict[str, Any] = {"subjects": subjects_for(tiny)}
+    with conditioned(outer, PROMPT, layout=LAYOUT, **options) as outer_inputs:
+        for pipeline in (outer, with_own_scheduler(tiny)):
+            with pytest.raises(ModelError), conditioned(pipeline, PROMPT, layout=OTHER, **options):
+                pass
+        with conditioned(inner, PROMPT, layout=OTHER, **options) as inputs:
+            images = [
+                pipeline(**given, **SIZE, generator=torch.Generator().manual_seed(3)).images
+                for pipeline, given in ((inner, inputs), (outer, outer_inputs))
+            ]
+    assert np.array_equal(images[0], other_right)
+    assert np.array_equal(images[1], right)
+    assert "forward" not in vars(tiny.unet) | vars(other.unet)
+
+
 def test_blocks_that_are_left_in_another_order(tiny: Any) -> None:
     right = plain(tiny)
     first, second = threading.Event(), threading.Event()
@@ -144,6 +194,28 @@ def test_an_abandoned_block_ends_when_it_is_collected(tiny: Any) -> None:
     thread.join()
     assert "forward" not in vars(tiny.unet)
     assert np.array_equal(draw(tiny, LAYOUT), draw(tiny, LAYOUT))
+
+
+def test_an_abandoned_block_whose_thread_ends_holds_up_nobody(tiny: Any) -> None:
+    right, pipeline = draw(tiny, LAYOUT), with_own_scheduler(tiny)
+    abandoned: list[Any] = []
+
+    def begin() -> None:
+        block = conditioned(pipeline, PROMPT, subjects=subjects_for(tiny), layout=OTHER)
+        block.__enter__()
+        abandoned.append(block)
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    thread.join()
+    assert np.array_equal(draw(tiny, LAYOUT), right)
+    assert np.array_equal(plain(tiny), plain(tiny))
+    del thread
+    abandoned.clear()  # as where the thread's own variables go
+    gc.collect()
+    assert "forward" not in vars(tiny.unet)
+    with conditioned(pipeline, PROMPT, subjects=subjects_for(tiny), layout=LAYOUT):
+        pass
 
 
 @pytest.mark.usefixtures("unchecked_types")
