@@ -194,17 +194,6 @@ def test_global_state_is_left_alone(pipe: Cones2Pipeline) -> None:
     assert pipe.pipeline.vae.use_slicing is False
 
 
-def test_grad_mode_and_default_dtype_change_nothing(pipe: Cones2Pipeline) -> None:
-    expected = drawn(pipe, PROMPT, LAYOUT, subjects=PLAIN)
-    with torch.inference_mode():
-        assert np.array_equal(drawn(pipe, PROMPT, LAYOUT, subjects=PLAIN), expected)
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert np.allclose(drawn(pipe, PROMPT, LAYOUT, subjects=PLAIN), expected, atol=1e-4)
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 # Subjects
 
 

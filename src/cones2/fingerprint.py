@@ -68,7 +68,7 @@ def _probe(text_encoder: TextEncoder) -> Float[Tensor, "numbers"]:
     device = "cpu" if text_encoder.device.type == "meta" else text_encoder.device  # offloaded: hooks move the ids
     input_ids = torch.tensor([_PROBE_IDS], device=device) % text_encoder.config.vocab_size
     state: Tensor = text_encoder(input_ids).last_hidden_state[0, -1].float().cpu()
-    channels = torch.linspace(0, len(state) - 1, _PROBE_NUMBERS, device="cpu").long()
+    channels = torch.linspace(0, len(state) - 1, _PROBE_NUMBERS, dtype=torch.float32, device="cpu").long()
     return state[channels]
 
 

@@ -363,11 +363,7 @@ class _Learner:
         return subject | learned | model_settings(self.pipeline, self.encoder_ids)
 
     def begin(self, taken: int, state: Mapping[str, Tensor]) -> None:
-        """Go on after a step, from what `save` wrote of it.
-
-        Raises:
-            LearningError: no step is left to take.
-        """
+        """Go on after a step, from what `save` wrote of it; LearningError where no step is left to take."""
         if taken >= self.recipe.steps:
             raise LearningError(
                 f"can't resume: {taken} steps are taken already, and steps is {self.recipe.steps}. Resume with more"
@@ -377,11 +373,7 @@ class _Learner:
         self.taken = self.saved = taken
 
     def save(self) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            LearningError: there is no folder for it, or learning has ended.
-        """
+        """Write a checkpoint; LearningError where there is no folder for it, or learning has ended."""
         if self.checkpoints is None or self.taken is None:
             raise LearningError("no checkpoint can be written: give a folder for them, and save before closing.")
         self.checkpoints.save(self.taken, state_of(self.optimizer, self.average))
