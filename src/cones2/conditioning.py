@@ -97,7 +97,8 @@ def conditioned(
     _check_layout(placed, given, scale)
     with ExitStack() as stack:
         stack.enter_context(_alone(pipeline))
-        with own_settings(), texts_read_alone(pipeline) as reader, torch.no_grad(), _models_put_back(pipeline):
+        plainly = own_settings(inference=True)
+        with plainly, texts_read_alone(pipeline) as reader, torch.no_grad(), _models_put_back(pipeline):
             check_residuals(reader, family, given, force=force)
             encoder = _Encoder(reader, family, _encode_options(reader, family, encoding), scale)
             inputs = encoder.encode(text, plain_text(negative))

@@ -345,7 +345,7 @@ class Cones2Pipeline:
         self._running.add(cancelled)
         try:
             with contextlib.ExitStack() as stack:
-                stack.enter_context(own_settings())
+                stack.enter_context(own_settings(inference=True))
                 stack.enter_context(model_alone(inner))
                 stack.enter_context(sliced_decoding(inner))
                 try:

@@ -98,16 +98,16 @@ def _own_tokenizer(tokenizer: Any) -> Any:
 
 
 @contextmanager
-def own_settings() -> Iterator[None]:
+def own_settings(*, inference: bool = False) -> Iterator[None]:
     """Set aside what the caller set of PyTorch in this thread, for a `with` block or as a decorator.
 
-    These are autocast, inference mode and the default device. The default dtype is the whole process's: wherever a
-    tensor is made, its dtype is named.
+    These are autocast, the default device, and inference mode unless that may stay. The default dtype is the whole
+    process's: wherever a tensor is made, its dtype is named.
     """
     import torch  # the command line does without it
 
     with ExitStack() as stack:
-        if torch.is_inference_mode_enabled():  # leaving it turns gradients on
+        if not inference and torch.is_inference_mode_enabled():  # leaving it turns gradients on
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
         if torch.get_default_device().type != "cpu":
