@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from PIL import Image, ImageDraw
 from torch.testing import assert_close
 
-from cones2.errors import PhotoError
+from cones2.errors import Cones2Warning, PhotoError
 from cones2.photos import Photo, load_photos, views
+from cones2.shapes import Mask as LayoutMask
 
 
 def save(folder: Path, name: str, image: Image.Image) -> None:
@@ -50,14 +51,51 @@ def test_a_mask_of_another_size_is_scaled(tmp_path: Path) -> None:
     ("mask", "message"),
     [
         (Image.new("L", (80, 40)), "empty"),
-        (Image.new("RGB", (80, 40), "red"), "colours"),
+        (Image.new("L", (80, 40), 1), "empty: its brightest value is 1 of 255"),
         (Image.new("L", (40, 80), 255), "40x80"),
     ],
-    ids=["empty", "coloured", "of another shape"],
+    ids=["empty", "of ones", "of another shape"],
 )
 def test_masks_that_can_not_be_used(tmp_path: Path, mask: Image.Image, message: str) -> None:
     with pytest.raises(PhotoError, match=message):
         load(tmp_path, mask)
+
+
+@pytest.mark.parametrize(
+    ("mask", "told"),
+    [
+        (Image.new("RGB", (80, 40), "red"), "has colours: its brightest value is 76 of 255"),
+        (Image.new("L", (80, 40), 100), "is dim: its brightest value is 100 of 255"),
+    ],
+)
+def test_a_coloured_or_dim_mask_warns_with_its_brightest_value(tmp_path: Path, mask: Image.Image, told: str) -> None:
+    mask.paste(0, (40, 0, 80, 40))
+    with pytest.warns(Cones2Warning, match=rf"a\.png {told}"):
+        photo = load(tmp_path, mask)
+    assert photo.mask is not None
+    assert photo.mask.getbbox() == (0, 0, 40, 40)
+    assert views(photo, count=1, generator=torch.Generator())[0] == (0, 0, 40)
+    with pytest.warns(Cones2Warning, match=f"{tmp_path.name}.*{told}"):
+        LayoutMask.load(tmp_path / "masks" / "a.png")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_opaque_counts_where_a_mask_has_transparent_parts(tmp_path: Path, mode: str) -> None:
+    """As a cut-out of the subject has it, whatever its colours."""
+    cut = Image.effect_noise((80, 40), 90).convert(mode)
+    cut.putalpha(marked((80, 40), (0, 0, 40, 40)))
+    mask = load(tmp_path, cut).mask
+    assert mask is not None
+    assert mask.tobytes() == marked((80, 40), (0, 0, 40, 40)).tobytes()
+    assert LayoutMask.load(tmp_path / "masks" / "a.png").pixels == mask.tobytes()
+
+
+def test_brightness_counts_where_a_mask_is_all_opaque(tmp_path: Path) -> None:
+    opaque = marked((80, 40), (0, 0, 40, 40)).convert("RGBA")
+    mask = load(tmp_path, opaque).mask
+    assert mask is not None
+    assert mask.tobytes() == marked((80, 40), (0, 0, 40, 40)).tobytes()
+    assert LayoutMask.load(tmp_path / "masks" / "a.png").pixels == mask.tobytes()
 
 
 def test_of_two_masks_of_a_name_the_png_counts(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Photos: JPEG, PNG and WebP are read upright; anything else is refused; crops keep the subject."""
+"""Photos: JPEG, PNG, WebP, AVIF and HEIC are read upright; anything else is refused; crops keep the subject."""
 
 import hashlib
 import io
@@ -10,13 +10,14 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from cones2.errors import PhotoError
+from cones2.errors import Cones2Warning, PhotoError
 from cones2.photos import Photo, crop_square, load_photos, views
 
 
@@ -54,11 +55,66 @@ def test_a_folder_is_read_sorted_without_what_is_no_picture(tmp_path: Path) -> N
     for other in (".DS_Store", ".hidden.jpg", "notes.txt", "layout.json", "README"):
         (tmp_path / other).write_text("no picture")
     (tmp_path / "sub.jpg").mkdir()
-    photos = load_photos(tmp_path)
+    with pytest.warns(Cones2Warning, match=r"left out.*: README, layout\.json, notes\.txt, sub\.jpg\.$") as told:
+        photos = load_photos(tmp_path)
+    assert len(told) == 1
     assert [photo.path.name for photo in photos] == ["a.png", "b.JPG", "c.webp", "misnamed.png"]
     assert all(photo.image.mode == "RGB" and photo.image.size == (48, 32) for photo in photos)
     assert photos[0].sha256 == hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
     assert photos[0].image.tobytes() == noise().tobytes()
+
+
+def test_many_files_that_are_left_out_are_still_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(noise(), "PNG"))
+    for number in range(9):
+        (tmp_path / f"{number}.txt").write_text("a caption")
+    with pytest.warns(Cones2Warning, match=r"0\.txt, .*4\.txt and more\.$"):
+        load_photos(tmp_path)
+
+
+def test_masks_in_a_sub_folder_of_the_photos_are_not_left_out(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    for name in ("a.png", "masks/a.png"):
+        (tmp_path / name).write_bytes(encoded(noise().convert("L"), "PNG"))
+    (photo,) = load_photos(tmp_path, masks=tmp_path / "masks")  # warnings are errors
+    assert photo.mask is not None
+
+
+def test_a_folder_without_photos_says_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "rex").mkdir()
+    with pytest.raises(PhotoError, match=r"holds no photos.*Left out.*: rex\."):
+        load_photos(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["photo", "IMG_1.thm", "photo.mpo", "photo.JPE", "photo.png"])
+def test_jpeg_and_mpo_by_any_suffix(tmp_path: Path, name: str) -> None:
+    for kind in ("JPEG", "MPO"):
+        (tmp_path / name).write_bytes(encoded(noise(), kind))
+        assert [photo.path.name for photo in load_photos(tmp_path)] == [name]
+
+
+def test_avif_and_heic_are_read(tmp_path: Path) -> None:
+    halves = Image.new("RGB", (48, 32), "red")
+    halves.paste("blue", (24, 0, 48, 32))
+    (tmp_path / "a.avif").write_bytes(encoded(halves, "AVIF"))
+    (tmp_path / "b.heic").write_bytes(heic(halves))
+    for photo in load_photos(tmp_path):
+        assert photo.image.size == (48, 32)
+        assert photo.image.getpixel((4, 16)) == pytest.approx((255, 0, 0), abs=20)
+        assert photo.image.getpixel((44, 16)) == pytest.approx((0, 0, 255), abs=20)
+
+
+def test_heic_without_its_reader_is_named_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("pillow_heif", "pillow_heif.as_plugin"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(PhotoError, match=r"photo\.jpg is a HEIC picture.*pip install 'cones2\[heic\]'.*JPEG"):
+        load(tmp_path, heic(noise()))
+
+
+def heic(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    pillow_heif.from_pillow(image).save(content, format="HEIF")
+    return content.getvalue()
 
 
 def test_a_list_may_hold_folders(tmp_path: Path) -> None:
@@ -219,7 +275,7 @@ def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
 def test_one_bad_picture_in_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(noise(), "PNG"))
     (tmp_path / "b.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
-    with pytest.raises(PhotoError, match=r"b\.heic is not a JPEG, PNG or WebP picture"):
+    with pytest.raises(PhotoError, match=r"b\.heic is damaged"):
         load_photos(tmp_path)
 
 

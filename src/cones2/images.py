@@ -12,14 +12,19 @@ import zlib
 from collections.abc import Iterator
 from typing import Literal
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 
 from cones2.errors import Cones2Error
 
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF")
+"""What photos and masks may be, by Pillow's names; the last where pillow-heif is installed."""
 MOST_PIXELS = 50_000_000
 LARGEST_PROFILE = 4_000_000
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
+_BLACK, _DIM = 16, 128  # greys below are black (JPEG's noise, and what nobody can see), or dim for a mask's brightest
+_MOST_TINT = 16  # difference of a grey picture's channels; JPEG leaves a little
 _STRIP = 256  # rows that are composed at a time
 
 # How to undo each of EXIF's orientations.
@@ -63,7 +68,7 @@ def opened_image(
             warnings.simplefilter("ignore")  # decoders' remarks on odd files: what matters is raised
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             bare, profile = _without_text(content) if content.startswith(_PNG) else (content, None)
-            with Image.open(io.BytesIO(bare), formats=formats) as image:
+            with _open(bare, name, formats, error) as image:
                 if image.width * image.height > most_pixels:
                     raise error(too_large)
                 if profile is not None:
@@ -74,10 +79,23 @@ def opened_image(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as cause:
         raise error(too_large) from cause
     except UnidentifiedImageError as cause:
-        expected = " or ".join(filter(None, (", ".join(formats[:-1]), formats[-1]))).replace("WEBP", "WebP")
+        known = [each for each in formats if each != "HEIF"]
+        expected = " or ".join(filter(None, (", ".join(known[:-1]), known[-1]))).replace("WEBP", "WebP")
         raise error(f"{name} is not a {expected} picture, or only a part of one. {advice}") from cause
     except Exception as cause:  # on hostile bytes a decoder may raise anything
         raise error(f"{name} is damaged: {cause}. {advice}") from cause
+
+
+def _open(content: bytes, name: str, formats: tuple[str, ...], error: type[Cones2Error]) -> Image.Image:
+    brands = {content[place : place + 4] for place in range(8, 40, 4)} if content[4:8] == b"ftyp" else set()
+    if "HEIF" not in formats or not brands & _HEIC:
+        return Image.open(io.BytesIO(content), formats=[each for each in formats if each != "HEIF"])
+    try:
+        from pillow_heif.as_plugin import HeifImageFile
+    except ImportError as cause:
+        way = "pip install 'cones2[heic]' to read it, or save it as a JPEG"
+        raise error(f"{name} is a HEIC picture, which needs pillow-heif: {way}.") from cause
+    return HeifImageFile(io.BytesIO(content))
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -101,6 +119,26 @@ def flattened(image: Image.Image, mode: Literal["RGB", "L"], *, background: str)
         below = Image.new("RGBA", strip.size, background)
         flat.paste(Image.alpha_composite(below, strip).convert(mode), (0, top))
     return flat
+
+
+def greys_of_mask(image: Image.Image) -> tuple[Image.Image, str]:
+    """Return a mask's greys, how opaque it is where a part is transparent, else how bright; and what is doubtful."""
+    grey = flattened(image, "L", background="black")
+    if image.has_transparency_data:
+        through = ImageChops.subtract(flattened(image, "L", background="white"), grey)
+        if through.getextrema()[1] >= _BLACK:
+            return ImageChops.invert(through), ""
+    channels = image.resize((256, 256), Image.Resampling.NEAREST).convert("RGB").split()
+    tint = max(ImageChops.difference(channels[0], other).getextrema()[1] for other in channels[1:])
+    brightest = grey.getextrema()[1]
+    doubt = "has colours" if tint > _MOST_TINT else "is dim" if brightest < _DIM else ""
+    told = f" {doubt}: its brightest value is {brightest} of 255. Paint what counts white, and all else black."
+    return grey, told if doubt else ""
+
+
+def without_noise(grey: Image.Image) -> Image.Image:
+    """Return a mask whose greys that nobody can see are black."""
+    return grey.point(lambda value: value if value >= _BLACK else 0)
 
 
 def _without_text(content: bytes) -> tuple[bytes, bytes | None]:

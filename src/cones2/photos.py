@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ from jaxtyping import Bool, Float
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from cones2.errors import PhotoError
+from cones2.errors import Cones2Warning, PhotoError
 from cones2.files import expanded, read_bounded
-from cones2.images import LARGEST_PROFILE, flattened, opened_image, upright
+from cones2.images import FORMATS, LARGEST_PROFILE, flattened, greys_of_mask, opened_image, upright, without_noise
 
 MOST_PHOTOS = 200
 LARGEST_FILE = 100_000_000
@@ -29,15 +30,13 @@ LONGEST_SHAPE = 8
 FEWEST = 3
 BLURRED = 100.0
 
-_FORMATS = ("JPEG", "PNG", "WEBP")
 _LONGEST_SIDE = 2048  # no model draws larger, and a folder of 50-megapixel photos stays in memory
-_MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
-# What a folder's owner would call a picture: if it can't be used, that is an error. Other files are left alone.
-_PICTURE_SUFFIXES = {*_MASK_SUFFIXES, ".avif", ".bmp", ".gif", ".heic", ".heif", ".psd", ".tif", ".tiff"}
+_MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif")
+# What a folder's owner would call a picture: if it can't be used, that is an error. Others are pictures by their start.
+_PICTURE_SUFFIXES = {*_MASK_SUFFIXES, ".bmp", ".gif", ".mpo", ".psd", ".tif", ".tiff"}
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n")
 _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # which pixels a colour profile is for, by its space
 
-_SUBJECT = 128  # the least value of a mask, of 255, that counts as subject where a yes or no is needed
-_MOST_TINT = 16  # difference of a grey picture's channels; JPEG leaves a little
 _MOST_STRETCH = 0.02  # difference of shapes; rounding leaves a little
 _CLOSEST_VIEW = 0.8
 _NEARLY_THE_SAME = 4  # bits of 64
@@ -68,20 +67,21 @@ class Photo:
 def load_photos(source: Path | str | Sequence[Path | str], *, masks: Path | str | None = None) -> tuple[Photo, ...]:
     """Read photos: those in a folder, sorted by name, or files and folders in the given order.
 
-    In a folder, hidden files, sub-folders and files that are not pictures by their suffix are skipped, but every
-    picture must be usable. EXIF orientation and colour profiles are applied, and transparency becomes white.
+    In a folder, every picture must be usable; what is none, sub-folders too, is left out with a warning, and hidden
+    files without one. EXIF orientation and colour profiles are applied, and transparency becomes white.
 
     Args:
         source: a folder, a file, or a list of them.
         masks: a folder with a mask for each photo: a grey picture, white on the subject, of the same shape, and of the
-            same name but for its suffix.
+            same name but for its suffix. Where a part of it is transparent, what is opaque is the subject. A mask that
+            has colours or is dim gives a warning.
 
     Raises:
-        PhotoError: there are none or too many; one is no JPEG, PNG or WebP picture, damaged, too large or too small;
-            or a mask is missing, empty, coloured or of another shape.
+        PhotoError: there are none or too many; one is no JPEG, PNG, WebP, AVIF or, with pillow-heif, HEIC picture,
+            damaged, too large or too small; or a mask is missing, empty or of another shape.
     """
     sources = [source] if isinstance(source, Path | str) else source
-    paths = list(itertools.chain.from_iterable(_pictures_in(expanded(one)) for one in sources))
+    paths = list(itertools.chain.from_iterable(_pictures_in(expanded(one), masks) for one in sources))
     if not 0 < len(paths) <= MOST_PHOTOS:
         raise PhotoError(f"there are {len(paths)} photos; expected 1 to {MOST_PHOTOS}, and 3 to 5 do best.")
     pictures = ((path, *_read_picture(path)) for path in paths)
@@ -91,13 +91,28 @@ def load_photos(source: Path | str | Sequence[Path | str], *, masks: Path | str 
     )
 
 
-def _pictures_in(source: Path) -> list[Path]:
+def _pictures_in(source: Path, masks: Path | str | None) -> list[Path]:
     if not source.is_dir():
         return [source]
-    paths = [path for path in _listed(source) if path.suffix.lower() in _PICTURE_SUFFIXES and not path.is_dir()]
+    listed = _listed(source)
+    paths = [path for path in listed if not path.is_dir() and _is_picture(path)]
+    others = [path.name for path in listed if path not in paths and (masks is None or path != expanded(masks))]
+    left = f"left out of {source}, as no pictures: {', '.join(others[:5])}{' and more' * (len(others) > 5)}."
     if not paths:
-        raise PhotoError(f"{source} holds no photos; expected JPEG, PNG or WebP pictures, 3 to 5 do best.")
+        told = f" {left[0].upper()}{left[1:]}" if others else ""
+        raise PhotoError(f"{source} holds no photos; expected JPEG, PNG, WebP or AVIF pictures, 3 to 5 do best.{told}")
+    if others:
+        warnings.warn(left, Cones2Warning, stacklevel=3)
     return paths
+
+
+def _is_picture(path: Path) -> bool:
+    if path.suffix.lower() in _PICTURE_SUFFIXES or not path.is_file():  # no pipe is waited for
+        return path.suffix.lower() in _PICTURE_SUFFIXES
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        start = file.read(12)
+        return start.startswith(_STARTS) or (start[:4], start[8:]) == (b"RIFF", b"WEBP")
+    return False
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -109,10 +124,10 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _read_picture(path: Path) -> tuple[Image.Image, str]:
-    """Read a JPEG, PNG or WebP file: RGB, upright, in sRGB, at most 2048 pixels long; and the hash of its bytes."""
+    """Read a picture's file: RGB, upright, in sRGB, at most 2048 pixels long; and the hash of its bytes."""
     content = read_bounded(path, limit=LARGEST_FILE, error=PhotoError)
     advice = "Save it as a PNG, or take it out."
-    with opened_image(content, name=str(path), formats=_FORMATS, error=PhotoError, advice=advice) as image:
+    with opened_image(content, name=str(path), formats=FORMATS, error=PhotoError, advice=advice) as image:
         shape = f"{path} is {image.width}x{image.height}"
         if max(image.size) > LONGEST_SHAPE * min(image.size):
             raise PhotoError(f"{shape}; expected a longer side of at most {LONGEST_SHAPE} times the shorter. Crop it.")
@@ -145,14 +160,17 @@ def _read_mask(folder: Path, photo: Path, size: tuple[int, int]) -> Image.Image:
     if not found:
         raise PhotoError(f"{folder} has no mask for {photo.name}; expected {photo.stem}.png, white on the subject.")
     path = min(found, key=lambda path: _MASK_SUFFIXES.index(path.suffix.lower()))
-    image, _ = _read_picture(path)
-    if np.ptp(np.asarray(image, dtype=np.int16), axis=2).max() > _MOST_TINT:
-        raise PhotoError(f"the mask {path} has colours; expected grey: white on the subject, black elsewhere.")
-    if abs(image.width * size[1] / (image.height * size[0]) - 1) > _MOST_STRETCH:
-        raise PhotoError(f"the mask {path} is {image.width}x{image.height}; expected its photo's shape, upright.")
-    mask = image.convert("L").resize(size, Image.Resampling.BILINEAR)
-    if int(np.asarray(mask).max()) < _SUBJECT:
-        raise PhotoError(f"the mask {path} is empty: expected white on the subject.")
+    content = read_bounded(path, limit=LARGEST_FILE, error=PhotoError)
+    name, advice = f"the mask {path}", "Save it as a PNG."
+    with opened_image(content, name=name, formats=FORMATS, error=PhotoError, advice=advice) as image:
+        grey, doubt = greys_of_mask(upright(image))
+    if abs(grey.width * size[1] / (grey.height * size[0]) - 1) > _MOST_STRETCH:
+        raise PhotoError(f"{name} is {grey.width}x{grey.height}; expected its photo's shape, upright.")
+    mask = without_noise(grey.resize(size, Image.Resampling.BILINEAR))
+    if not mask.getbbox():
+        raise PhotoError(f"{name}{doubt.replace('dim', 'empty')}")
+    if doubt:
+        warnings.warn(name + doubt, Cones2Warning, stacklevel=3)
     return mask
 
 
@@ -251,7 +269,8 @@ def _middle_of_detail(image: Image.Image) -> tuple[float, float]:
 
 def _sides(mask: Image.Image) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the box around the subject as (left, right), (top, bottom), in pixels."""
-    subject = np.asarray(mask) >= _SUBJECT
+    values = np.asarray(mask)
+    subject = values >= values.max() / 2
     columns, rows = np.flatnonzero(subject.any(axis=0)), np.flatnonzero(subject.any(axis=1))
     return (float(columns[0]), float(columns[-1] + 1)), (float(rows[0]), float(rows[-1] + 1))
 

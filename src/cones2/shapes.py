@@ -7,6 +7,7 @@ picture's shape.
 import base64
 import io
 import reprlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,16 +17,14 @@ from typing import Any, SupportsFloat
 import numpy as np
 from PIL import Image
 
-from cones2.errors import LayoutError
+from cones2.errors import Cones2Warning, LayoutError
 from cones2.files import expanded, read_bounded
-from cones2.images import MOST_PIXELS, flattened, opened_image, upright
+from cones2.images import FORMATS, MOST_PIXELS, greys_of_mask, opened_image, upright, without_noise
 
 MAX_POINTS = 256
-FORMATS = ("PNG", "JPEG", "WEBP")
 LARGEST_FILE = 25_000_000
 LONGEST_SIDE = 768
 _THINNEST = 1e-6  # of a polygon, in areas of the picture
-_BLACK = 16  # greys below are black: JPEG's noise, and what nobody can see
 _MOST_EMBEDDED = 1_000_000  # pixels
 
 
@@ -159,14 +158,22 @@ class Mask:
 
     @classmethod
     def from_image(cls, image: Image.Image) -> "Mask":
-        """Return a picture's brightness, scaled down to 768 pixels; faint greys and transparency become black."""
-        grey = flattened(image, "L", background="black")
+        """Return how opaque a picture is, or how bright where all is opaque, scaled down to 768 pixels.
+
+        Faint greys become black; where it has colours or is dim, a warning says so.
+        """
+        return cls._of(*greys_of_mask(image), name="a mask")
+
+    @classmethod
+    def _of(cls, grey: Image.Image, doubt: str, *, name: str) -> "Mask":
         if max(grey.size) > LONGEST_SIDE:
             factor = LONGEST_SIDE / max(grey.size)
             width, height = (max(1, round(side * factor)) for side in grey.size)
             grey = grey.resize((width, height), Image.Resampling.BOX)
-        clean = grey.point(lambda value: value if value >= _BLACK else 0)
-        return cls(clean.width, clean.height, clean.tobytes())
+        made = cls(grey.width, grey.height, without_noise(grey).tobytes())
+        if doubt:
+            warnings.warn(name + doubt, Cones2Warning, stacklevel=2)
+        return made
 
     @classmethod
     def load(cls, path: Path | str) -> "Mask":
@@ -205,10 +212,11 @@ class Mask:
 def _decode(content: bytes, name: str, most_pixels: int) -> Mask:
     options: dict[str, Any] = {"advice": "Save it again as a PNG.", "most_pixels": most_pixels}
     with opened_image(content, name=name, formats=FORMATS, error=LayoutError, **options) as image:
-        try:
-            return Mask.from_image(upright(image))
-        except LayoutError as error:
-            raise LayoutError(f"{name}: {error}") from error
+        greys = greys_of_mask(upright(image))
+    try:
+        return Mask._of(*greys, name=name)
+    except LayoutError as error:
+        raise LayoutError(f"{name}: {error}") from error
 
 
 Shape = Box | Polygon | Mask | Rest

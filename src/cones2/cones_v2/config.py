@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from cones2.cones_v2.tensor import SavedTensor, adopt, encoder_of, read_tensor
 from cones2.errors import Cones2Warning, LayoutError, PromptError, SettingsError, first_problem
 from cones2.files import expanded, read_bounded
-from cones2.images import opened_image
+from cones2.images import FORMATS, opened_image
 from cones2.layout import Layout, Mask, Region
 from cones2.presets import ConesV2Preset
 from cones2.run import LayoutSettings
-from cones2.shapes import FORMATS, LARGEST_FILE
+from cones2.shapes import LARGEST_FILE
 from cones2.subjects import Subject
 
 SIDE = 768
