@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from cones2.cli.console import follow, print_rows, print_table
+from cones2.cli.console import complain, follow, note, print_rows, print_table
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,15 @@ def test_a_pipe_shows_a_line_every_few_seconds(capfd: pytest.CaptureFixture[str]
     subprocess.run([sys.executable, "-c", "import time\n" + script], check=True)
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("learning [red]rex: step 2 of 3, loss 1.0, ")
+
+
+def test_a_smiley_is_printed_as_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    note("drawing :smiley: [bold]")
+    complain("error", ":smiley:")
+    print_table(":smiley:", {":dog:": ":cat:"})
+    shown = capsys.readouterr()
+    assert shown.err == "drawing :smiley: [bold]\nerror: :smiley:\n"
+    assert [":smiley:" in shown.out, ":dog:" in shown.out, ":cat:" in shown.out] == [True] * 3
 
 
 @pytest.mark.parametrize("columns", ["30", "45", "80", "200"])

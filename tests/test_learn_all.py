@@ -254,7 +254,6 @@ def test_a_manifest_with_a_byte_order_mark_and_home_folders(tmp_path: Path, monk
         ("[subjects.rex]\nphotos = 'rex'", r"'subjects\.rex\.class_word'"),
         ("[subjects.rex]\nphotos = 'rex'\nclass = 'dog'", r"'subjects\.rex\.c"),
         ("[subjects.rex]\nphotos = 3\nclass_word = 'dog'", r"'subjects\.rex\.photos'"),
-        ("[subjects.'../rex']\nphotos = 'rex'\nclass_word = 'dog'", r"'\.\./rex'"),
         ("recipe = 'best'\n[subjects.rex]\nphotos = 'rex'\nclass_word = 'dog'", "'best'"),
         (
             "[subjects.rex]\nphotos = 'a'\nclass_word = 'dog'\n[subjects.Rex]\nphotos = 'a'\nclass_word = 'dog'",
@@ -270,6 +269,18 @@ def test_manifests_that_make_no_sense(tmp_path: Path, text: str, message: str) -
     with pytest.raises(SettingsError, match=message) as caught:
         read_manifest(path)
     assert str(path) in str(caught.value)
+
+
+def test_one_bad_name_stops_no_other(small: Cones2Pipeline, photos: Path, library: Library, tmp_path: Path) -> None:
+    manifest = tmp_path / "subjects.toml"
+    entry = f"photos = '{photos}'\nclass_word = 'dog'\n"
+    manifest.write_text(f"[subjects.my-dog]\n{entry}[subjects.'../rex']\n{entry}[subjects.rex]\n{entry}")
+    assignments = [replace(each, recipe=RECIPE) for each in read_manifest(manifest)]
+    *_, last = learn_all(small, assignments, library)
+    assert [outcome.state for outcome in last.outcomes] == ["failed", "failed", "learned"]
+    assert "Take 'my_dog'" in last.outcomes[0].problem
+    assert "'../rex' can't name a subject" in last.outcomes[1].problem
+    assert library.names() == ["rex"]
 
 
 def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cones2.errors import LibraryError, OutputError, ResidualError
+from cones2.errors import LayoutError, LibraryError, OutputError, ResidualError
 from cones2.examples import EXAMPLES
+from cones2.layout import Layout
 from cones2.library import FOLDER_VARIABLE, Library, check_name, find_by_hash, find_residual
 from cones2.residual import EncoderId, Residual, ResidualPart
 from subjects_for_tests import residual_for
@@ -132,6 +133,24 @@ def test_broken_files_are_listed_with_what_is_wrong(library: Library, tmp_path: 
     library.remove("gone")
     with pytest.raises(LibraryError, match="folder"):
         library.remove("folder")
+
+
+def test_an_entry_that_vanishes_while_the_library_is_listed_is_left_out(library: Library) -> None:
+    for name in ("ann", "bob", "cy"):
+        library.add(name, residual(1.0))
+    entries = library.entries()
+    assert next(entries).name == "ann"
+    library.remove("bob")
+    assert [entry.name for entry in entries] == ["cy"]
+
+
+@pytest.mark.parametrize(("name", "offered"), [("my-dog", "my_dog"), ("my dog.v2", "my_dog_v2"), ("2dogs", "_2dogs")])
+def test_a_name_as_people_write_it_is_offered_as_one_that_can_be(library: Library, name: str, offered: str) -> None:
+    with pytest.raises(LibraryError, match=f"Take '{offered}'"):
+        library.path_of(name)
+    with pytest.raises(LayoutError, match=f"Take '{offered}'"):
+        Layout.of({name: (0, 0, 1, 1)})
+    assert check_name(offered) == offered
 
 
 def test_a_file_in_the_folder_s_place(tmp_path: Path) -> None:

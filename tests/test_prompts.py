@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cones2.errors import Cones2Warning, PromptError
+from cones2.captions import find_class_word
+from cones2.errors import CaptionError, Cones2Warning, PromptError
 from cones2.prompts import LONGEST_PROMPT, Mention, ParsedPrompt, parse_prompt, token_span, tokenize_prompt
+from cones2.subjects import Subject
 from families import t5_tokenizer
 
 WORDS = {"rex": "dog", "ted": "teddy bear", "cup": "mug"}
@@ -238,6 +240,18 @@ def test_spans_hold_the_class_words_tokens(
         for start, stop in spans:
             assert ids[start:stop] == alone
             assert tokenizer.decode(ids[start:stop]).strip() == class_words[name]
+
+
+def test_half_an_emoji_is_no_text() -> None:
+    for broken in ("a dog \ud83d", "caf\udce9"):
+        with pytest.raises(PromptError, match="half a character"):
+            parse_prompt(broken, {})
+        with pytest.raises(PromptError, match="half a character"):
+            Subject("dog", negative=broken)
+        with pytest.raises(CaptionError, match="half a character"):
+            find_class_word(f"a dog {broken}", "dog")
+        with pytest.raises(CaptionError, match="marks"):
+            Subject(f"dog{broken}dog")
 
 
 @given(st.text(max_size=30))

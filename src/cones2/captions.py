@@ -16,7 +16,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from cones2.errors import CaptionError
+from cones2.errors import CaptionError, is_unicode
 from cones2.files import read_bounded
 
 MOST_CAPTIONS = 5000
@@ -82,6 +82,8 @@ def find_class_word(caption: str, class_word: str) -> tuple[int, int]:
     Raises:
         CaptionError: the caption mentions it never or several times.
     """
+    if not is_unicode(caption):
+        raise CaptionError(f"caption {caption[:100]!r} holds half a character, which no model can read: type it again.")
     mentions = list(_mentions(class_word).finditer(caption))
     if len(mentions) != 1:
         raise CaptionError(f"caption {caption!r} mentions {class_word!r} {len(mentions)} times; expected once.")

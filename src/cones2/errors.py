@@ -104,6 +104,15 @@ def first_problem(error: "ValidationError") -> Problem:
     return Problem(".".join(str(part) for part in first["loc"])[:100], first["msg"], reprlib.repr(first["input"]))
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text is one: half an emoji, or a byte that could not be decoded, is none to any tokenizer."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, with a full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

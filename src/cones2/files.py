@@ -32,6 +32,14 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def name_hint(text: str) -> str:
+    """Return what to say of a name that can't be one: what it may hold, and the nearest that can."""
+    near = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_")[:64]
+    near = f"_{near}"[:64] if near[:1].isdigit() else near
+    offered = f" Take {near!r}." if near and near != text else ""
+    return f"expected up to 64 letters, digits and _, no digit first.{offered}"
+
+
 def is_hub_id(text: str) -> bool:
     """Whether a text could be the id of a repository of the Hub, `owner/name`, rather than a file."""
     return _HUB_ID.fullmatch(text) is not None

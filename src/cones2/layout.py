@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from cones2.errors import LayoutError, first_problem
-from cones2.files import expanded, is_name, read_bounded, write_atomically
+from cones2.files import expanded, is_name, name_hint, read_bounded, write_atomically
 from cones2.shapes import WHOLE, Box, Mask, Polygon, Rest, Shape, number, point_of
 
 __all__ = ["WHOLE", "Box", "Layout", "Mask", "Polygon", "Region", "Rest"]
@@ -101,10 +101,7 @@ class Layout:
         regions = dict(self.regions)
         for name, region in regions.items():
             if not isinstance(name, str) or not is_name(name):
-                got = reprlib.repr(name)
-                raise LayoutError(
-                    f"{got} can't name a region: expected letters, digits and _, 64 at most, no digit first."
-                )
+                raise LayoutError(f"{reprlib.repr(name)} can't name a region: {name_hint(str(name))}")
             if not isinstance(region, Region):
                 raise LayoutError(f"region {name!r} is {reprlib.repr(region)}; expected a Region. Use Layout.of.")
         object.__setattr__(self, "regions", MappingProxyType(regions))

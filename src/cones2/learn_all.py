@@ -43,9 +43,6 @@ class Assignment:
         seed: for all that is drawn by chance.
         masks: the folder of the photos' masks, if there are any.
         captions: the user's own captions, one a line; None makes them.
-
-    Raises:
-        LibraryError: the name can't be one.
     """
 
     name: str
@@ -55,9 +52,6 @@ class Assignment:
     seed: int = 0
     masks: Path | None = None
     captions: Path | None = None
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -156,7 +150,7 @@ def _learn(
     pipe: Cones2Pipeline, assignment: Assignment, library: Library, **given: bool
 ) -> Iterator[tuple[LearnStep, Outcome]]:
     """Take the steps of one subject, and keep what was learned; take none where it is finished."""
-    name = assignment.name
+    name = check_name(assignment.name)
     library.check_free(name, replace=True)
     word = check_class_word(assignment.class_word)
     recipe = assignment.recipe or find_recipe(pipe.facts.recipe or "paper")

@@ -10,7 +10,7 @@ from pathlib import Path
 import platformdirs
 
 from cones2.errors import Cones2Error, LibraryError
-from cones2.files import expanded, is_hub_id, is_name, locked, make_folder
+from cones2.files import expanded, is_hub_id, is_name, locked, make_folder, name_hint
 from cones2.residual import Residual
 
 FOLDER_VARIABLE = "CONES2_LIBRARY"
@@ -71,7 +71,8 @@ class Library:
             try:
                 yield Entry(check_name(name), path, Residual.load(path))
             except (Cones2Error, OSError) as error:
-                yield Entry(name, path, None, str(error))
+                if os.path.lexists(path):  # else it was removed meanwhile
+                    yield Entry(name, path, None, str(error))
 
     def path_of(self, name: str) -> Path:
         """Return where a subject's file is, or would be; LibraryError for what can't be a name."""
@@ -155,9 +156,7 @@ class Library:
 def check_name(name: str) -> str:
     """Return the name of a subject as it is; LibraryError for what can't be one."""
     if not is_name(name):
-        raise LibraryError(
-            f"{name[:100]!r} can't name a subject: expected up to 64 letters, digits and _, no digit first."
-        )
+        raise LibraryError(f"{name[:100]!r} can't name a subject: {name_hint(name)}")
     return name
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Int
 from torch import Tensor
 
-from cones2.errors import Cones2Warning, PromptError
+from cones2.errors import Cones2Warning, PromptError, is_unicode
 
 LONGEST_PROMPT = 10_000
 """Characters of a prompt, which may be a stranger's; no model reads a tenth of them."""
@@ -84,8 +84,10 @@ def check_no_weights(text: str) -> None:
     Plain parentheses are text, as in `a dog (my own)`, and so is a bracket after a backslash.
 
     Raises:
-        PromptError: there is one.
+        PromptError: there is one, or the text can't be written in UTF-8.
     """
+    if not is_unicode(text):
+        raise PromptError(f"{text[:100]!r} holds half a character, which no model can read: type it again.")
     found = _WEIGHT.search(text)
     if found:
         raise PromptError(

@@ -23,7 +23,7 @@ from typer.core import TyperCommand, TyperGroup
 from cones2.cli import check, compose, demo, doctor, grid, inspect, layout, learn, subjects
 from cones2.cli.console import complain, messages, volume
 from cones2.cli.options import option
-from cones2.errors import Cones2Error, Cones2Warning
+from cones2.errors import Cones2Error, Cones2Warning, is_unicode
 
 __all__ = ["app", "errors_in_one_line", "main", "with_quiet_libraries"]
 
@@ -62,17 +62,9 @@ class _Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         for name, value in ctx.params.items():
             for text in value if isinstance(value, list) else [value]:
-                if isinstance(text, str) and not _is_unicode(text):
+                if isinstance(text, str) and not is_unicode(text):
                     raise typer.BadParameter(f"{text!r} is no text in UTF-8.", ctx=ctx, param_hint=name)
         return super().invoke(ctx)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class _Group(TyperGroup):

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from cones2.errors import printable
 
-messages = Console(stderr=True, soft_wrap=True, highlight=False)
+messages = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 """Bars, warnings and errors."""
 
 _EVERY = 5.0
@@ -65,7 +65,7 @@ def print_json(value: Mapping[str, object]) -> None:
 
 def print_table(title: str, rows: Mapping[str, str]) -> None:
     """Print names and values; on a narrow terminal each value below its name."""
-    out = Console()
+    out = Console(emoji=False)
     if out.width < _NARROW:
         out.print(Text(printable(title), style="bold"))
         for name, value in rows.items():
@@ -82,7 +82,7 @@ def print_table(title: str, rows: Mapping[str, str]) -> None:
 
 def print_rows(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table with a head for each column; on a narrow terminal each row as lines of its own."""
-    out = Console()
+    out = Console(emoji=False)
     if out.width < _NARROW:
         for row in rows:
             print_table(
