@@ -86,7 +86,7 @@ def test_a_folder_without_photos_says_what_is_there(tmp_path: Path) -> None:
         load_photos(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["photo", "IMG_1.thm", "photo.mpo", "photo.JPE", "photo.png"])
+@pytest.mark.parametrize("name", ["photo", "IMG_1.jps", "photo.mpo", "photo.JPE", "photo.png"])
 def test_jpeg_and_mpo_by_any_suffix(tmp_path: Path, name: str) -> None:
     for kind in ("JPEG", "MPO"):
         (tmp_path / name).write_bytes(encoded(noise(), kind))

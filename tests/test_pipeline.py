@@ -12,7 +12,7 @@ import torch
 from diffusers.callbacks import SDCFGCutoffCallback
 from PIL import Image
 
-from cones2.call import Cones2Output
+from cones2.call import Cones2Output, warn_of_little_attention
 from cones2.errors import (
     Cancelled,
     Cones2Warning,
@@ -26,6 +26,7 @@ from cones2.errors import (
 from cones2.examples import EXAMPLES
 from cones2.layout import Box, Layout
 from cones2.library import Library
+from cones2.monitor import AttentionReading
 from cones2.pipeline import Cones2Pipeline
 from cones2.schedulers import SCHEDULERS, make_scheduler
 from cones2.subjects import Subject
@@ -446,6 +447,30 @@ def test_what_a_model_is_made_for(small_folder: Path) -> None:
     plain = Cones2Pipeline.from_pretrained(small_folder, device="cpu")
     assert plain.facts.lexicon is None
     assert plain(TEXT, seed=0, num_inference_steps=1).records[0]["guidance_scale"] == 7.5
+
+
+def test_pictures_far_too_large_and_great_strengths_are_told(pipe: Cones2Pipeline, small_folder: Path) -> None:
+    small = Cones2Pipeline.from_pretrained(small_folder, device="cpu")
+    with pytest.warns(Cones2Warning, match="learned on 64x64 pixels: at 128x96 ") as caught:
+        small("a dog", height=96, width=128, num_inference_steps=1)
+    assert len(caught) == 1
+    small("a dog", height=96, width=96, num_inference_steps=1)  # warnings are errors
+    with pytest.warns(Cones2Warning, match=r"strength 2\.5 of rex") as caught:
+        pipe(
+            "a {rex} and a {ted}",
+            subjects={"rex": Subject("dog", strength=2.5), "ted": Subject("cat", strength=2.0)},
+            **SMALL,
+        )
+    assert len(caught) == 1
+
+
+def test_a_subject_that_got_little_attention_is_told_once() -> None:
+    layout = Layout.of({"rex": (0, 0, 0.5, 1), "ted": (0.5, 0, 1, 1)})
+    heat = torch.full((4, 4), 1 / 16)
+    readings = [[AttentionReading("rex", 0.3, {}, 0.7, heat), AttentionReading("ted", 0.4, {}, 0.6, heat)]] * 2
+    with pytest.warns(Cones2Warning, match="region of rex: ") as caught:
+        warn_of_little_attention(readings, layout)
+    assert len(caught) == 1
 
 
 def test_outputs_tell_what_they_are(pipe: Cones2Pipeline, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import itertools
 import secrets
 import threading
 import warnings
@@ -19,10 +20,14 @@ from cones2.layout import Layout
 from cones2.models import ModelFacts
 from cones2.monitor import AttentionReading
 from cones2.prompts import parse_prompt, unknown_words
+from cones2.rasterize import own_cells
 from cones2.shared import Undo, shared_change
 from cones2.subjects import Subject
 
 _LARGEST_SEED = 2**63 - 1
+_MOST_ENLARGED = 1.5  # sides of a picture, in those that the model learned on
+_MOST_STRENGTH = 2
+_LEAST_ATTENTION = 0.75  # of a region's share of the picture; what mini draws there has three times that share and more
 _REFUSED = MappingProxyType(
     {
         "prompt_embeds": "the prompt is embedded here, with its subjects: give the prompt as text",
@@ -219,6 +224,36 @@ def sliced_decoding(pipeline: Any) -> Iterator[None]:
 
     with shared_change(vae, "slicing", change):
         yield
+
+
+def warn_of_doubts(
+    pipeline: Any, facts: ModelFacts, prompt: str, subjects: Mapping[str, Subject], options: Mapping[str, Any]
+) -> None:
+    """Warn of what a call asks for and a model hardly gives: unknown words, pictures too large, strengths above 2."""
+    warn_of_unknown_words(facts, prompt, subjects)
+    height, width = options.get("height"), options.get("width")
+    cells = pipeline.unet.config.get("sample_size") if hasattr(pipeline, "unet") else None
+    if height and width and cells:
+        own = (min(cells) if isinstance(cells, list | tuple) else cells) * pipeline.vae_scale_factor
+        if height * width > (_MOST_ENLARGED * own) ** 2:
+            text = f"{facts.name} learned on {own}x{own} pixels: at {width}x{height} it may draw things several times."
+            warnings.warn(text, Cones2Warning, stacklevel=3)
+    strong = [f"{each.strength:g} of {name}" for name, each in subjects.items() if abs(each.strength) > _MOST_STRENGTH]
+    if strong:
+        text = f"strength {', '.join(strong)} is far from 1, as learned: above {_MOST_STRENGTH}, pictures break."
+        warnings.warn(text, Cones2Warning, stacklevel=3)
+
+
+def warn_of_little_attention(attention: Sequence[Sequence[AttentionReading]], layout: Layout | None) -> None:
+    """Warn of subjects whose own regions got clearly less attention than if it were spread evenly."""
+    little: dict[str, None] = {}
+    for each in itertools.chain.from_iterable(attention):
+        if layout and each.own is not None:
+            even = float(own_cells(layout, each.subject, *each.heat.shape).float().mean())
+            little |= {each.subject: None} if each.own < _LEAST_ATTENTION * even else {}
+    if little:
+        text = f"little attention fell into the region of {', '.join(little)}: look whether it is there."
+        warnings.warn(text, Cones2Warning, stacklevel=3)
 
 
 def warn_of_unknown_words(facts: ModelFacts, prompt: str, subjects: Mapping[str, Subject]) -> None:

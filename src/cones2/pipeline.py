@@ -21,7 +21,8 @@ from cones2.call import (
     sliced_decoding,
     split_options,
     states_of,
-    warn_of_unknown_words,
+    warn_of_doubts,
+    warn_of_little_attention,
 )
 from cones2.conditioning import LayoutSettings, conditioned
 from cones2.errors import SettingsError
@@ -251,7 +252,7 @@ class Cones2Pipeline:
         count = num_images_per_prompt or (len(seeds) if seeds else 1)
         given = self._subjects_for(prompt, subjects or {})
         placed = read_layout(layout, {name: each.class_word for name, each in given.items()}, options)
-        warn_of_unknown_words(self.facts, prompt, given)
+        warn_of_doubts(self.pipeline, self.facts, prompt, given, options)
         scale = self.facts.guidance_scale if guidance_scale is None else guidance_scale
         settings = LayoutSettings(
             scale=layout_scale,
@@ -301,7 +302,8 @@ class Cones2Pipeline:
                 force=force,
                 options=options,
             )
-            return Cones2Output(result.images, placed, inputs.attention(), describe(inner, self.facts, call))
+            warn_of_little_attention(attention := inputs.attention(), placed)
+            return Cones2Output(result.images, placed, attention, describe(inner, self.facts, call))
 
     def redraw(self, record: "PictureRecord | Mapping[str, Any] | Path | str", **arguments: Any) -> Cones2Output:
         """Draw the picture of a record again: the same batch, of which its own picture is kept.
