@@ -126,14 +126,18 @@ def greys_of_mask(image: Image.Image) -> tuple[Image.Image, str]:
     grey = flattened(image, "L", background="black")
     if image.has_transparency_data:
         through = ImageChops.subtract(flattened(image, "L", background="white"), grey)
-        if through.getextrema()[1] >= _BLACK:
+        if _brightest(through) >= _BLACK:
             return ImageChops.invert(through), ""
     channels = image.resize((256, 256), Image.Resampling.NEAREST).convert("RGB").split()
-    tint = max(ImageChops.difference(channels[0], other).getextrema()[1] for other in channels[1:])
-    brightest = grey.getextrema()[1]
+    tint = max(_brightest(ImageChops.difference(channels[0], other)) for other in channels[1:])
+    brightest = _brightest(grey)
     doubt = "has colours" if tint > _MOST_TINT else "is dim" if brightest < _DIM else ""
     told = f" {doubt}: its brightest value is {brightest} of 255. Paint what counts white, and all else black."
     return grey, told if doubt else ""
+
+
+def _brightest(grey: Image.Image) -> int:
+    return max(value for value, count in enumerate(grey.histogram()) if count)
 
 
 def without_noise(grey: Image.Image) -> Image.Image:
