@@ -95,7 +95,7 @@ def _open(content: bytes, name: str, formats: tuple[str, ...], error: type[Cones
     except ImportError as cause:
         way = "pip install 'cones2[heic]' to read it, or save it as a JPEG"
         raise error(f"{name} is a HEIC picture, which needs pillow-heif: {way}.") from cause
-    return HeifImageFile(io.BytesIO(content))
+    return HeifImageFile(io.BytesIO(content))  # type: ignore[no-untyped-call]
 
 
 def upright(image: Image.Image) -> Image.Image:
