@@ -261,7 +261,7 @@ def _choose_classes(index: dict[str, Any], shown: str) -> tuple[Any, dict[str, s
     return kind, found
 
 
-def _load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype) -> Any:
+def _load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype, shown: str) -> Any:
     if not (folder / part).is_dir():
         raise ModelError(f"{folder.name} is incomplete: it has no folder {part}. Copy or download the model again.")
     library = transformers if part.startswith(("tokenizer", "text_encoder")) else diffusers
@@ -269,8 +269,12 @@ def _load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype) -> 
     options: dict[str, Any] = {"subfolder": part, "local_files_only": True}
     if not issubclass(kind, torch.nn.Module):
         return kind.from_pretrained(folder, **options)
-    variants = _variants(folder / part)
-    variant = None if "" in variants else min(variants, default=None)
+    if library is transformers:
+        options["attn_implementation"] = "sdpa"  # whatever its file says: some values fetch code
+    if not (found := _variants(folder / part)):
+        advice = "a .bin is a pickle, which can run code, and is not opened. Get or convert them"
+        raise ModelError(f"{shown}: expected .safetensors weights in its folder {part}, got none: {advice}.")
+    variant = None if "" in found else min(found, default=None)
     component, report = kind.from_pretrained(
         folder, dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True, **options
     )
@@ -283,15 +287,22 @@ def _load(folder: Path, file: Path | None, dtype: torch.dtype, *, shown: str) ->
     """Make a pipeline of a folder's parts, or of a single file by the folder's configurations."""
     index = _read_index(folder)
     kind, classes = _choose_classes(index, shown)
+    if folder != MINI:
+        from cones2.model_folders import check_folder
+
+        check_folder(folder, index, classes, weights=file is None)
     if file is None:
-        parts = {part: _load_part(folder, part, class_name, dtype) for part, class_name in classes.items()}
+        parts = {part: _load_part(folder, part, class_name, dtype, shown) for part, class_name in classes.items()}
     else:
         from cones2.single_files import load_single_file
 
         parts = load_single_file(file, folder, kind, list(classes), dtype)
     # The prompt fills the text encoder's window and no more, whatever the tokenizer's own file says.
-    window = parts["text_encoder"].config.max_position_embeddings
-    parts["tokenizer"].model_max_length = min(window, parts["tokenizer"].model_max_length)
+    for part in ("", "_2"):
+        window = getattr(getattr(parts.get(f"text_encoder{part}"), "config", None), "max_position_embeddings", None)
+        if window is not None:  # T5 has none
+            tokenizer = parts[f"tokenizer{part}"]
+            tokenizer.model_max_length = min(window, tokenizer.model_max_length)
     options = {
         "safety_checker": None,
         "feature_extractor": None,
@@ -320,6 +331,8 @@ def _check_parts_agree(pipeline: Any, shown: str) -> None:
         known = tokenizer and getattr(pipeline, f"text_encoder{part}").config.vocab_size
         if tokenizer and len(tokenizer) > known:
             raise ModelError(f"{shown}: tokenizer{part} has {len(tokenizer)} tokens, its text encoder knows {known}.")
+        if tokenizer and not isinstance(tokenizer.pad_token_id, int):
+            raise ModelError(f"{shown}: tokenizer{part} has no pad token: correct its tokenizer_config.json.")
 
 
 def _flux_needs(pipeline: Any) -> dict[str, dict[str, list[Any]]]:
