@@ -21,7 +21,8 @@ from cones2.errors import LayoutError, OutputError
 from cones2.layout import (
     LARGEST_JSON,
     MAX_CHARACTERS,
-    MAX_MASK_FILES,
+    MAX_POLYGON_POINTS,
+    MAX_REGIONS,
     MAX_SHAPES,
     WHOLE,
     Box,
@@ -31,6 +32,7 @@ from cones2.layout import (
     Region,
     Rest,
 )
+from cones2.shapes import MAX_MASK_FILES
 
 LEFT = Box(0.0, 0.0, 0.5, 1.0)
 TRIANGLE = Polygon(((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)))
@@ -200,6 +202,17 @@ def test_a_name_that_no_prompt_can_hold_is_refused(name: Any) -> None:
 def test_shapes_are_not_too_many() -> None:
     with pytest.raises(LayoutError, match=str(MAX_SHAPES + 1)):
         Layout({"rex": Region((LEFT,) * (MAX_SHAPES + 1))})
+
+
+def test_regions_and_points_are_not_too_many() -> None:
+    crowd = {f"r{number}": LEFT for number in range(MAX_REGIONS + 1)}
+    with pytest.raises(LayoutError, match=f"{MAX_REGIONS + 1} regions; expected at most {MAX_REGIONS}"):
+        Layout.of(crowd)
+    del crowd["r0"]
+    assert len(Layout.of(crowd).names) == MAX_REGIONS
+    many = Polygon(tuple((i / 256, (i % 2) / 2) for i in range(256)))
+    with pytest.raises(LayoutError, match=f"points of polygons; expected at most {MAX_POLYGON_POINTS}"):
+        Layout({"rex": Region((many,) * (MAX_POLYGON_POINTS // 256 + 1))})
 
 
 def test_a_layout_fits_a_pictures_record() -> None:
@@ -410,6 +423,15 @@ def test_mask_files_are_not_too_many(tmp_path: Path) -> None:
     assert len(Layout.load(many_masks(tmp_path, names[:-1])).regions["cup"].shapes) == MAX_MASK_FILES
     with pytest.raises(LayoutError, match=str(MAX_MASK_FILES)):
         Layout.load(many_masks(tmp_path, names))
+
+
+def test_the_pixels_of_all_mask_files_together_are_bounded(tmp_path: Path) -> None:
+    Image.new("L", (5000, 5000), 200).save(tmp_path / "a.png")
+    for name in ("b.png", "c.png"):
+        Image.new("L", (4000, 4000), 200).save(tmp_path / name)
+    assert len(Layout.load(many_masks(tmp_path, ["a.png", "b.png"] * 9)).regions["cup"].shapes) == 18
+    with pytest.raises(LayoutError, match=r"c\.png, with the layout's others, has too many pixels; expected at most 9"):
+        Layout.load(many_masks(tmp_path, ["a.png", "b.png", "c.png"]))
 
 
 def test_masks_come_from_many_kinds_of_pictures() -> None:

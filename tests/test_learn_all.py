@@ -254,13 +254,15 @@ def test_a_manifest_with_a_byte_order_mark_and_home_folders(tmp_path: Path, monk
         ("[subjects.rex]\nphotos = 'rex'", r"'subjects\.rex\.class_word'"),
         ("[subjects.rex]\nphotos = 'rex'\nclass = 'dog'", r"'subjects\.rex\.c"),
         ("[subjects.rex]\nphotos = 3\nclass_word = 'dog'", r"'subjects\.rex\.photos'"),
+        ("seed = -1\n[subjects.rex]\nphotos = 'rex'\nclass_word = 'dog'", "seed -1 can't be used"),
+        (f"[subjects.rex]\nphotos = 'rex'\nclass_word = 'dog'\nseed = {2**63}", f"seed {2**63} can't be used"),
         ("recipe = 'best'\n[subjects.rex]\nphotos = 'rex'\nclass_word = 'dog'", "'best'"),
         (
             "[subjects.rex]\nphotos = 'a'\nclass_word = 'dog'\n[subjects.Rex]\nphotos = 'a'\nclass_word = 'dog'",
             "'rex' and 'Rex'",
         ),
-        ("subjects = ", "is no TOML"),
-        ("\xff", "is no TOML"),
+        ("subjects = ", "as TOML"),
+        ("\xff", "as TOML"),
     ],
 )
 def test_manifests_that_make_no_sense(tmp_path: Path, text: str, message: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cones2.errors import SettingsError
-from cones2.learning.recipe import LARGEST_RECIPE, RECIPES, Recipe, find_recipe
+from cones2.learning.recipe import RECIPES, Recipe, find_recipe
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -60,7 +60,7 @@ def test_unknown_preset_in_toml(tmp_path: Path, preset: str) -> None:
 def test_file_that_is_no_toml(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(content)
-    with pytest.raises(SettingsError, match=r"can't read the recipe .*mine.toml") as caught:
+    with pytest.raises(SettingsError, match=r"can't read .*mine.toml as TOML") as caught:
         Recipe.from_toml(path)
     assert "\n" not in str(caught.value)
 
@@ -127,20 +127,27 @@ def test_a_recipe_that_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_is_too_large(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"mine\.toml"):
-        Recipe.from_toml(write(tmp_path, "#" * (LARGEST_RECIPE + 1)))
+    with pytest.raises(SettingsError, match=r"mine\.toml is too large"):
+        Recipe.from_toml(write(tmp_path, "#" * (2**18 + 1)))
 
 
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (f"steps = {'[' * 9999}", "can't read the recipe .* nests too deeply"),
-        (f"steps.{'a.' * 9999}a = 1", "can't read the recipe .* parts"),
-        (f"{'a.' * 9999}a = 1", "can't read the recipe .* parts"),
+        (f"steps = {'[' * 3999}", "can't read .* recursion"),
+        (f"steps.{'a.' * 199}a = 1", "can't read .* parts"),
+        (f"{'a.' * 199}a = 1", "can't read .* parts"),
     ],
 )
 def test_a_recipe_that_is_nested_too_deep(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
         Recipe.from_toml(write(tmp_path, text))
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["batch_size", "captions_per_step", "views_per_photo"])
+def test_what_takes_memory_is_bounded(tmp_path: Path, name: str) -> None:
+    assert Recipe.from_toml(write(tmp_path, f"{name} = 999"))
+    with pytest.raises(SettingsError, match=f"{name} of a recipe is 1000"):
+        Recipe.from_toml(write(tmp_path, f"{name} = 1000"))

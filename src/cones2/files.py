@@ -14,11 +14,12 @@ from typing import Any
 
 import filelock
 
-from cones2.errors import Cones2Error, Cones2Warning, OutputError
+from cones2.errors import Cones2Error, Cones2Warning, OutputError, SettingsError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _DEEP_KEY = re.compile(r"""(?:\.[ \t]*+(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+){32}""")
+_LARGEST_TOML, _MOST_TABLES = 2**18, 4000
 _LOCKS_UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -69,19 +70,23 @@ def read_bounded(path: Path, *, limit: int, error: type[Cones2Error]) -> bytes:
     return content
 
 
-def parse_toml(content: bytes) -> dict[str, Any]:
-    """Return what a TOML document says.
+def read_toml(path: Path, *, example: str) -> dict[str, Any]:
+    """Return what a TOML file of at most 256 KiB says; `example` is what an error shows of how it should be.
 
     Raises:
-        ValueError: it is none, or nests too deeply: Python's reader takes time by the square of a key's parts.
+        SettingsError: it can't be read, is too large or no TOML, or would take too long to read.
     """
-    text = content.decode("utf-8-sig")
-    if _DEEP_KEY.search(text):
-        raise ValueError("a key has more than 32 parts")
+    content = read_bounded(path, limit=_LARGEST_TOML, error=SettingsError)
+    if content.count(b"[") + content.count(b"{") > _MOST_TABLES:
+        raise SettingsError(f"{path} has over {_MOST_TABLES} brackets: expected fewer lists and tables. Split it.")
     try:
+        text = content.decode("utf-8-sig")
+        if _DEEP_KEY.search(text):  # Python's reader takes time by the square of a key's parts
+            raise ValueError("a key has more than 32 parts")
         return tomllib.loads(text)
-    except RecursionError as error:
-        raise ValueError("it nests too deeply") from error
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"can't read {path} as TOML: {reason}. Expected {example}.") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

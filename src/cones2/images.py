@@ -20,8 +20,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF")
 """What photos and masks may be, by Pillow's names; the last where pillow-heif is installed."""
 MOST_PIXELS = 50_000_000
 LARGEST_PROFILE = 4_000_000
+PNG = b"\x89PNG\r\n\x1a\n"
+"""How a PNG file starts."""
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
 _BLACK, _DIM = 16, 128  # greys below are black (JPEG's noise, and what nobody can see), or dim for a mask's brightest
 _MOST_TINT = 16  # difference of a grey picture's channels; JPEG leaves a little
@@ -67,7 +68,7 @@ def opened_image(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders' remarks on odd files: what matters is raised
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            bare, profile = _without_text(content) if content.startswith(_PNG) else (content, None)
+            bare, profile = _without_text(content) if content.startswith(PNG) else (content, None)
             with _open(bare, name, formats, error) as image:
                 if image.width * image.height > most_pixels:
                     raise error(too_large)
@@ -145,20 +146,27 @@ def without_noise(grey: Image.Image) -> Image.Image:
     return grey.point(lambda value: value if value >= _BLACK else 0)
 
 
+def png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Yield kind and whole of each chunk of a PNG file, copied nowhere; the last may be cut off."""
+    place, whole = len(PNG), memoryview(content)
+    while place < len(content):
+        chunk = whole[place : place + 12 + int.from_bytes(whole[place : place + 4], "big")]
+        yield bytes(chunk[4:8]), chunk
+        place += len(chunk)
+
+
 def _without_text(content: bytes) -> tuple[bytes, bytes | None]:
     """Return a PNG file without text and animation, and its colour profile, of which Pillow takes at most 1 MB."""
-    kept, place, profile = [_PNG], len(_PNG), None
-    while place < len(content):
-        chunk = content[place : place + 12 + int.from_bytes(content[place : place + 4], "big")]
-        kind = chunk[4:8]
+    kept: list[bytes | memoryview] = [PNG]
+    profile = None
+    for kind, chunk in png_chunks(content):
         if kind == b"iCCP":
             reader = zlib.decompressobj()
             with contextlib.suppress(zlib.error):
-                profile = reader.decompress(chunk[8:-4].partition(b"\0")[2][1:], LARGEST_PROFILE)
+                profile = reader.decompress(bytes(chunk[8:-4]).partition(b"\0")[2][1:], LARGEST_PROFILE)
             profile = profile if reader.eof else None  # damaged, or very large
         elif kind == b"eXIf":
             kept += [chunk] if struct.pack(">I", zlib.crc32(chunk[4:-4])) == chunk[-4:] else []
         elif kind == b"tRNS" or not kind[:1].islower():  # capitals: what no decoder may skip
             kept.append(chunk)
-        place += len(chunk)
     return b"".join(kept), profile

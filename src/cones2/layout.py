@@ -17,12 +17,13 @@ from torch import Tensor
 
 from cones2.errors import LayoutError, first_problem
 from cones2.files import expanded, is_name, name_hint, read_bounded, write_atomically
-from cones2.shapes import WHOLE, Box, Mask, Polygon, Rest, Shape, number, point_of
+from cones2.shapes import WHOLE, Box, Mask, MaskFiles, Polygon, Rest, Shape, number, point_of
 
 __all__ = ["WHOLE", "Box", "Layout", "Mask", "Polygon", "Region", "Rest"]
 
 MAX_SHAPES = 256
-MAX_MASK_FILES = 32
+MAX_REGIONS = 64
+MAX_POLYGON_POINTS = 64 * 256  # in all
 MAX_CHARACTERS = 1 << 20  # that are read
 LARGEST_JSON = 900_000  # characters that are written, so that a picture's record has room for them
 EXAMPLE = '{"version": 1, "regions": {"rex": [[0.05, 0.25, 0.5, 0.95]]}}'
@@ -92,7 +93,8 @@ class Layout:
     """Regions by subject name; they may overlap, see `Region`.
 
     Raises:
-        LayoutError: a name is no identifier, there are over 256 shapes, or their JSON takes over 900,000 characters.
+        LayoutError: a name is no identifier, or there are over 64 regions, 256 shapes, 16,384 points of polygons or
+            900,000 characters of JSON.
     """
 
     regions: Mapping[str, Region]
@@ -106,8 +108,14 @@ class Layout:
                 raise LayoutError(f"region {name!r} is {reprlib.repr(region)}; expected a Region. Use Layout.of.")
         object.__setattr__(self, "regions", MappingProxyType(regions))
         shapes = [shape for region in regions.values() for shape in region.shapes]
-        if len(shapes) > MAX_SHAPES:
-            raise LayoutError(f"the layout has {len(shapes)} shapes; expected at most {MAX_SHAPES}.")
+        points = sum(len(shape.points) for shape in shapes if isinstance(shape, Polygon))
+        for count, what, most in (
+            (len(regions), "regions", MAX_REGIONS),
+            (len(shapes), "shapes", MAX_SHAPES),
+            (points, "points of polygons", MAX_POLYGON_POINTS),
+        ):
+            if count > most:
+                raise LayoutError(f"the layout has {count} {what}; expected at most {most}. Use fewer.")
         size = 0 if all(isinstance(shape, Box | Rest) for shape in shapes) else len(self.to_json())
         if size > LARGEST_JSON:
             raise LayoutError(
@@ -217,14 +225,10 @@ class _ShapeForm(BaseModel, extra="forbid", strict=True):
 
 
 def _regions(values: Mapping[str, object], folder: Path | None) -> dict[str, Region]:
-    masks: dict[str, Mask] = {}
+    files = MaskFiles()
 
     def load_mask(name: str) -> Mask:
-        if name not in masks:
-            if len(masks) == MAX_MASK_FILES:
-                raise LayoutError(f"the layout names over {MAX_MASK_FILES} mask files. Use fewer.")
-            masks[name] = _load_mask(name, folder)
-        return masks[name]
+        return files.load(_mask_path(name, folder))
 
     found: dict[str, Region] = {}
     for name, value in values.items():
@@ -273,16 +277,16 @@ def _shape(value: object, load_mask: LoadMask | None = None) -> Shape:
         form = _ShapeForm.model_validate(value)
         if form.mask is None:
             return Polygon(tuple(map(point_of, form.polygon)))
-        load = load_mask or _load_mask
+        load = load_mask or (lambda name: Mask.load(_mask_path(name, None)))
         return load(form.mask) if isinstance(form.mask, str) else Mask.from_base64(form.mask["png"])
     raise LayoutError(f"{reprlib.repr(value)} is no shape: expected a box of 4 numbers, a polygon, a mask or 'rest'.")
 
 
-def _load_mask(name: str, folder: Path | None = None) -> Mask:
+def _mask_path(name: str, folder: Path | None) -> Path:
     path = PurePosixPath(name)
     if folder is None or path.is_absolute() or ".." in path.parts or {"\\", ":"} & set(name):
         raise LayoutError(f"the mask {reprlib.repr(name)} can't be used: expected a file in the layout's folder.")
-    return Mask.load(folder / path)
+    return folder / path
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:

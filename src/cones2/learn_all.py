@@ -14,7 +14,7 @@ import pydantic
 from cones2.captions import captions_for, check_class_word, read_captions
 from cones2.errors import Cones2Error, ResidualError, SettingsError, first_problem
 from cones2.families import family_of
-from cones2.files import expanded, parse_toml, read_bounded
+from cones2.files import expanded, read_toml
 from cones2.fingerprint import fingerprint
 from cones2.learning.checkpoints import remove_checkpoints
 from cones2.learning.data import hash_of, how_learned, learning_size, strange_photos
@@ -26,8 +26,8 @@ from cones2.photos import Photo, load_photos, photo_report
 from cones2.pipeline import Cones2Pipeline
 from cones2.record import describe_adapters
 from cones2.residual import EncoderId, Residual
+from cones2.shared import check_seed
 
-LARGEST_MANIFEST = 2**20
 _EXAMPLE = '[subjects.rex], photos = "photos/rex", class_word = "dog"'
 
 
@@ -43,6 +43,9 @@ class Assignment:
         seed: for all that is drawn by chance.
         masks: the folder of the photos' masks, if there are any.
         captions: the user's own captions, one a line; None makes them.
+
+    Raises:
+        SettingsError: the seed can't be one.
     """
 
     name: str
@@ -52,6 +55,9 @@ class Assignment:
     seed: int = 0
     masks: Path | None = None
     captions: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -233,17 +239,15 @@ def read_manifest(path: Path | str) -> tuple[Assignment, ...]:
         SettingsError: it can't be read, has no subjects, an unknown key, or a value that can't be used.
     """
     path = expanded(path)
-    content = read_bounded(path, limit=LARGEST_MANIFEST, error=SettingsError)
+    content = read_toml(path, example=_EXAMPLE)
     try:
-        manifest = _Manifest.model_validate(parse_toml(content))
+        manifest = _Manifest.model_validate(content)
         assignments = tuple(_assign(name, manifest, path.parent) for name in manifest.subjects)
     except pydantic.ValidationError as error:
         problem = first_problem(error)
         raise SettingsError(f"{path} is wrong at {problem.place!r}: {problem.message}. Expected {_EXAMPLE}.") from error
     except Cones2Error as error:
         raise SettingsError(f"{path}: {error}") from error
-    except ValueError as error:
-        raise SettingsError(f"{path} is no TOML: {error}. Expected {_EXAMPLE}.") from error
     seen: dict[str, str] = {}
     for name in manifest.subjects:
         if (other := seen.setdefault(name.casefold(), name)) != name:

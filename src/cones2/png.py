@@ -1,6 +1,7 @@
 """Pictures that say how they were made: PNG files with a JSON record, and with the text that other tools read."""
 
 import io
+import itertools
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,15 @@ from torch import Tensor
 
 from cones2.errors import Cones2Warning, PictureError
 from cones2.files import expanded, read_bounded, write_atomically
+from cones2.images import PNG, png_chunks
 
 RECORD_KEY = "cones2"
 """The keyword of the iTXt chunk that holds the record."""
 
 LARGEST_RECORD = 2**20
 LARGEST_PICTURE = 2**28
+_MOST_CHUNKS = 10_000  # before the pixels
+_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 # What AUTOMATIC1111's web UI calls diffusers' schedulers, where the names differ.
 _SAMPLERS = {
@@ -55,7 +59,7 @@ def write_picture(path: Path | str, image: Any, record: Mapping[str, Any], *, em
         raise PictureError(f"the record for {path} takes {len(text):,} bytes: expected at most {LARGEST_RECORD:,}.")
     chunks, content = PngInfo(), io.BytesIO()
     chunks.add_itxt(RECORD_KEY, text)
-    if "scheduler" in record:
+    if {"scheduler", "num_inference_steps"} <= record.keys():
         chunks.add_text("parameters", _infotext(record, image.size))
     try:
         image.save(content, format="PNG", pnginfo=chunks)
@@ -70,9 +74,13 @@ def read_record(path: Path | str) -> dict[str, Any]:
     Raises:
         PictureError: the file can't be read, is not a PNG, or holds no such record or a damaged one.
     """
-    content = read_bounded(expanded(path), limit=LARGEST_PICTURE, error=PictureError)
+    return record_in(read_bounded(expanded(path), limit=LARGEST_PICTURE, error=PictureError), path)
+
+
+def record_in(content: bytes, path: Path | str) -> dict[str, Any]:
+    """Return the record in the bytes of a PNG, as `read_record` does; errors name its `path`."""
     try:
-        text = PngImageFile(io.BytesIO(content)).info.get(RECORD_KEY, "null")
+        text = PngImageFile(io.BytesIO(_only_record(content))).info.get(RECORD_KEY, "null")
         if len(text) > LARGEST_RECORD:
             raise ValueError(f"it has {len(text):,} characters, expected at most {LARGEST_RECORD:,}")
         record = json.loads(text)
@@ -81,6 +89,23 @@ def read_record(path: Path | str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise PictureError(f"{path} holds no record of how it was made: expected a picture that cones2 wrote.")
     return record
+
+
+def _only_record(content: bytes) -> bytes:
+    """Return a PNG cut down to its head and our record, since other texts may take gigabytes."""
+    if not content.startswith(PNG):
+        raise ValueError("it does not start like one")
+    kept: list[bytes | memoryview] = [PNG]
+    for kind, chunk in itertools.islice(png_chunks(content), _MOST_CHUNKS):
+        if kind in (b"IDAT", b"IEND"):
+            kept.append(_END)
+            break
+        if kind == b"IHDR" or (kind == b"iTXt" and chunk[8 : 9 + len(RECORD_KEY)] == f"{RECORD_KEY}\0".encode()):
+            kept.append(chunk)
+    size = sum(map(len, kept))
+    if size > 2 * LARGEST_RECORD:
+        raise ValueError(f"it has {size:,} bytes, expected at most {LARGEST_RECORD:,}")
+    return b"".join(kept)
 
 
 def strip_residuals(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Layouts as numbers: how much of each cell of a grid a region covers, and what can be seen of it behind others.
 
 The picture is cut into pieces along the sides of all boxes, so that boxes are exact, and where there are other shapes
-or soft edges also along evenly spaced lines, at least eight to a cell: those are true to the middle of each piece.
+or soft edges also along evenly spaced lines, at least eight to a cell and fewer where there are many regions: those are
+true to the middle of each piece.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
 from functools import reduce
@@ -18,8 +20,9 @@ from torch import Tensor
 from cones2.layout import Box, Layout, Mask, Polygon, Region, Rest
 from cones2.shapes import Shape
 
-_LINES, _FEWER_LINES, _MOST_LINES = 1024, 512, 2048  # fewer for layouts of many regions, which may be a stranger's
-_MANY = 16
+_LINES = 1024
+_MOST_PIECES = 2**22  # of all regions, unless the grid has more cells: a layout may be a stranger's
+_MOST_SIDES = 64
 _NOTHING = 1e-6  # what rounding leaves of nothing
 _MAP_SIDE = 768  # pixels of the authors' layout pictures
 
@@ -118,11 +121,12 @@ def _cuts(layout: Layout, height: int, width: int) -> tuple[Cuts, Cuts]:
     boxes = [shape for shape in shapes if isinstance(shape, Box)]
     is_soft = any(region.feather for region in layout.regions.values())
     is_exact = not is_soft and all(isinstance(shape, Box | Rest) for shape in shapes)
-    least = _LINES if len(layout.regions) <= _MANY else _FEWER_LINES
+    most = math.isqrt(_MOST_PIECES // max(1, len(layout.regions)))
 
     def cut(cells: int, *sides: float) -> Cuts:
-        lines = min(max(8 * cells, least), max(cells, _MOST_LINES))
-        return np.unique([*sides, *np.linspace(0, 1, 2 if is_exact else lines + 1)])
+        lines = max(cells, min(max(8 * cells, _LINES), most))
+        kept = sides if is_exact or len(sides) <= _MOST_SIDES else ()
+        return np.unique([*kept, *np.linspace(0, 1, 2 if is_exact else lines + 1)])
 
     xs = cut(width, *(side for box in boxes for side in (box.xmin, box.xmax)))
     return xs, cut(height, *(side for box in boxes for side in (box.ymin, box.ymax)))

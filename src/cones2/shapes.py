@@ -22,6 +22,7 @@ from cones2.files import expanded, read_bounded
 from cones2.images import FORMATS, MOST_PIXELS, greys_of_mask, opened_image, upright, without_noise
 
 MAX_POINTS = 256
+MAX_MASK_FILES = 32
 LARGEST_FILE = 25_000_000
 LONGEST_SIDE = 768
 _THINNEST = 1e-6  # of a polygon, in areas of the picture
@@ -178,8 +179,7 @@ class Mask:
     @classmethod
     def load(cls, path: Path | str) -> "Mask":
         """Read a PNG, JPEG or WebP file, upright; its sizes are checked before it is decoded."""
-        path = expanded(path)
-        return _decode(read_bounded(path, limit=LARGEST_FILE, error=LayoutError), f"the mask {path}", MOST_PIXELS)
+        return MaskFiles().load(Path(path))
 
     @classmethod
     def from_base64(cls, text: str) -> "Mask":
@@ -188,7 +188,7 @@ class Mask:
             content = base64.b64decode(text, validate=True)
         except ValueError as error:
             raise LayoutError(f"an embedded mask is no base64: {error}. Embed it again from its file.") from error
-        return _decode(content, "an embedded mask", _MOST_EMBEDDED)
+        return _decode(content, "an embedded mask", _MOST_EMBEDDED)[0]
 
     def to_base64(self) -> str:
         """Return the mask as a PNG in base64."""
@@ -209,12 +209,33 @@ class Mask:
         return Box(float(left), float(rows[0] / self.height), float(right), float((rows[-1] + 1) / self.height))
 
 
-def _decode(content: bytes, name: str, most_pixels: int) -> Mask:
+class MaskFiles:
+    """The mask files of one layout: each is decoded once, and together they stay within bounds."""
+
+    def __init__(self) -> None:
+        self._masks: dict[Path, Mask] = {}
+        self._pixels_left = MOST_PIXELS
+
+    def load(self, path: Path) -> Mask:
+        """Read a file as `Mask.load` does; LayoutError where the layout has too many files, or pixels in them."""
+        path = expanded(path)
+        if path not in self._masks:
+            if len(self._masks) == MAX_MASK_FILES:
+                raise LayoutError(f"the layout names over {MAX_MASK_FILES} mask files. Use fewer.")
+            name = f"the mask {path}" + ", with the layout's others," * bool(self._masks)
+            content = read_bounded(path, limit=LARGEST_FILE, error=LayoutError)
+            self._masks[path], pixels = _decode(content, name, self._pixels_left)
+            self._pixels_left -= pixels
+        return self._masks[path]
+
+
+def _decode(content: bytes, name: str, most_pixels: int) -> tuple[Mask, int]:
+    """Return a mask, and how many pixels its file has."""
     options: dict[str, Any] = {"advice": "Save it again as a PNG.", "most_pixels": most_pixels}
     with opened_image(content, name=name, formats=FORMATS, error=LayoutError, **options) as image:
-        greys = greys_of_mask(upright(image))
+        greys, pixels = greys_of_mask(upright(image)), image.width * image.height
     try:
-        return Mask._of(*greys, name=name)
+        return Mask._of(*greys, name=name), pixels
     except LayoutError as error:
         raise LayoutError(f"{name}: {error}") from error
 

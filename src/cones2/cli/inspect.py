@@ -16,7 +16,6 @@ from cones2.errors import PictureError
 _DEEPEST = 4
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _JPEG = b"\xff\xd8\xff"
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def inspect(
@@ -47,12 +46,13 @@ def inspect(
 def describe(file: Path) -> dict[str, Any]:
     """Describe a residual or a picture, told apart by its first bytes, as JSON values."""
     from cones2.files import read_bounded
-    from cones2.png import LARGEST_PICTURE, read_record
+    from cones2.images import PNG
+    from cones2.png import LARGEST_PICTURE, record_in
     from cones2.residual import Residual
 
     content = read_bounded(file, limit=LARGEST_PICTURE, error=PictureError)
-    if content.startswith(_PNG):
-        return {**read_record(file), "file": str(file), "kind": "picture"}
+    if content.startswith(PNG):
+        return {**record_in(content, file), "file": str(file), "kind": "picture"}
     if content.startswith(_JPEG):
         raise PictureError(f"{file} is a JPEG, which loses how it was made: expected the PNG that cones2 wrote.")
     residual = Residual.from_bytes(content, origin=str(file))

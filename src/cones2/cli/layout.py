@@ -134,9 +134,9 @@ class Places:
         return Layout(regions) if regions else None
 
     def _shapes(self) -> dict[str, list[Any]]:
-        from cones2.files import expanded
-        from cones2.layout import Mask
+        from cones2.shapes import MaskFiles
 
+        files = MaskFiles()
         shapes: dict[str, list[Any]] = {}
         for name, text in pairs("--box", self.boxes, example="rex=0.05,0.25,0.5,0.95"):
             shapes.setdefault(name, []).append(_numbers(f"--box {name}", text))
@@ -147,7 +147,7 @@ class Places:
                 raise SettingsError(f"--polygon {name}: {len(numbers)} numbers are no points: expected X,Y,X,Y,...")
             shapes.setdefault(name, []).append({"polygon": points})
         for name, text in pairs("--mask", self.masks, example="rex=rex.png"):
-            shapes.setdefault(name, []).append(Mask.load(expanded(text)))
+            shapes.setdefault(name, []).append(files.load(Path(text)))
         return shapes
 
     def _adjustments(self) -> Iterator[tuple[str, str, dict[str, str]]]:

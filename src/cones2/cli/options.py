@@ -10,6 +10,7 @@ import typer
 
 from cones2.cli.console import waiting
 from cones2.errors import Cones2Error, LibraryError, ModelError, SettingsError
+from cones2.shared import LARGEST_SEED
 
 if TYPE_CHECKING:
     from cones2.library import Library as SubjectLibrary
@@ -32,9 +33,12 @@ def read_seed(text: str | int) -> int:
     if str(text).strip().lower() in ("random", "-1"):
         return secrets.randbelow(2**32)
     try:
-        return int(text)
+        seed = int(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is no whole number, and not 'random'.") from error
+    if not 0 <= seed <= LARGEST_SEED:
+        raise typer.BadParameter(f"{seed} is not in 0..{LARGEST_SEED}, nor is it -1 or 'random'.")
+    return seed
 
 
 _MODELS = "mini, a diffusers folder, a .safetensors file, or a Hub id OWNER/NAME."
@@ -76,7 +80,7 @@ def read_job(ctx: Any, _: Any, path: Path | None) -> Path | None:
         return path
     from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-    from cones2.files import expanded, parse_toml, read_bounded
+    from cones2.files import expanded, read_toml
 
     value = bool | int | float | str
     named = dict[str, value | list[value] | list[list[value]]] | list[str]
@@ -85,16 +89,13 @@ def read_job(ctx: Any, _: Any, path: Path | None) -> Path | None:
     }
     fields: Any = {name: (named if several else value, None) for name, several in names.items() if name != "config"}
     model: type[BaseModel] = create_model("Job", __config__=ConfigDict(extra="forbid", strict=True), **fields)
-    content = read_bounded(expanded(path), limit=2**20, error=SettingsError)
+    job = read_toml(expanded(path), example="lines such as steps = 30")
     try:
-        job = parse_toml(content)
         given = model.model_validate({name.replace("-", "_"): entry for name, entry in job.items()})
     except ValidationError as error:
         problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"][:2]))
+        place = ".".join(map(str, problem["loc"][:2]))[:100]
         raise SettingsError(f"{path}: {place!r} can't be used: {problem['msg']}.") from error
-    except ValueError as error:
-        raise SettingsError(f"can't read {path} as TOML: {error}. Expected lines such as steps = 30.") from error
     ctx.default_map = {name: _as_typed(entry) for name, entry in given.model_dump(exclude_unset=True).items()}
     return path
 

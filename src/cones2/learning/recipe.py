@@ -13,11 +13,10 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from cones2.errors import SettingsError, first_problem
-from cones2.files import expanded, parse_toml, read_bounded
-
-LARGEST_RECIPE = 2**20
+from cones2.files import expanded, read_toml
 
 _Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
+_FewerThanAThousand = Annotated[int, pydantic.Field(ge=1, le=999)]
 _Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 _NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 
@@ -44,13 +43,13 @@ class Recipe:
     """
 
     steps: _Count = 3000
-    batch_size: _Count = 1
+    batch_size: _FewerThanAThousand = 1
     learning_rate: _Positive = 1e-6
     weight_decay: _NotNegative = 0.01
     preservation_weight: _NotNegative = 0.01
-    captions_per_step: _Count = 4
+    captions_per_step: _FewerThanAThousand = 4
     caption_count: _Count = 1000
-    views_per_photo: _Count = 1
+    views_per_photo: _FewerThanAThousand = 1
     tune: Literal["all", "layers", "residual"] = "all"
     averaged: bool = False
 
@@ -72,12 +71,7 @@ class Recipe:
         Raises:
             SettingsError: the file can't be read, is no TOML, or has an unknown setting or a value out of range.
         """
-        content = read_bounded(expanded(path), limit=LARGEST_RECIPE, error=SettingsError)
-        try:
-            settings = parse_toml(content)
-        except ValueError as error:
-            expected = "Expected a TOML file with lines like `steps = 300`."
-            raise SettingsError(f"can't read the recipe {path}: {' '.join(str(error).split())}. {expected}") from error
+        settings = read_toml(expanded(path), example="lines such as steps = 300")
         try:
             base = _find_preset(settings.pop("preset", "paper"))
             _check_names(settings)
@@ -117,7 +111,7 @@ def _check_names(settings: Iterable[str]) -> None:
     known = [field.name for field in dataclasses.fields(Recipe)]
     for name in settings:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            nearest = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
             raise SettingsError(f"{name[:100]!r} is no setting of a recipe. Did you mean {nearest!r}?")
 
 
