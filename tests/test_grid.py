@@ -72,6 +72,7 @@ def test_values_of_another_kind(name: str, text: str) -> None:
     [
         ("colour", ("red",), "'colour'"),
         ("seeds", ((1,),), "'seeds'"),
+        ("seed", (2**63,), str(2**63)),
         ("subject", ("rex",), "'subject'"),
         ("seed.rex", (1,), "'seed.rex'"),
         ("seed", (), "seed"),

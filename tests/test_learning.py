@@ -397,6 +397,8 @@ def test_arguments_that_can_not_be_used(small: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for error, told, change in (
         (LearningError, "no photos", {"photos": []}),
+        (SettingsError, "seed -1 can't be used", {"seed": -1}),
+        (SettingsError, f"seed {2**63} can't be used", {"seed": 2**63}),
         (PhotoError, "nowhere", {"photos": tmp_path / "nowhere.png"}),
         (PhotoError, "a.png", {"photos": [hidden]}),
         (CaptionError, "'...'", {"class_word": "..."}),

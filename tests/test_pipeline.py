@@ -159,6 +159,11 @@ def test_timesteps_of_one_s_own(pipe: Cones2Pipeline) -> None:
     ("options", "value"),
     [
         ({"seed": -1}, "-1"),
+        ({"seed": 2**63}, str(2**63)),
+        ({"seed": [0, 2**70]}, str(2**70)),
+        ({"seed": 2**63 - 1, "num_images_per_prompt": 2}, str(2**63)),
+        ({"num_images_per_prompt": 10**9}, "from 1 to 10000"),
+        ({"seed": [1] * 10_001}, "10001 seeds"),
         ({"seed": []}, "no seed"),
         ({"seed": [1, 2], "num_images_per_prompt": 3}, "2 seeds"),
         ({"num_images_per_prompt": 0}, "0"),
@@ -168,6 +173,12 @@ def test_timesteps_of_one_s_own(pipe: Cones2Pipeline) -> None:
 def test_seeds_that_make_no_sense(pipe: Cones2Pipeline, options: dict[str, Any], value: str) -> None:
     with pytest.raises(SettingsError, match=value):
         pipe(TEXT, **SMALL, **options)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001, 10**10, 2.0, True])
+def test_steps_that_make_no_sense(pipe: Cones2Pipeline, steps: Any) -> None:
+    with pytest.raises(SettingsError, match=f"num_inference_steps {steps} can't be used"):
+        pipe(TEXT, **{**SMALL, "num_inference_steps": steps})
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler-a", "dpm++", "dpm++-sde"])

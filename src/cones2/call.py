@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import itertools
+import reprlib
 import secrets
 import threading
 import warnings
@@ -21,10 +22,11 @@ from cones2.models import ModelFacts
 from cones2.monitor import AttentionReading
 from cones2.prompts import parse_prompt, unknown_words
 from cones2.rasterize import own_cells
-from cones2.shared import Undo, shared_change
+from cones2.shared import Undo, check_seed, shared_change
 from cones2.subjects import Subject
 
-_LARGEST_SEED = 2**63 - 1
+MOST_PICTURES = 10_000
+_MOST_STEPS = 1000
 _MOST_ENLARGED = 1.5  # sides of a picture, in those that the model learned on
 _MOST_STRENGTH = 2
 _LEAST_ATTENTION = 0.75  # of a region's share of the picture; what mini draws there has three times that share and more
@@ -123,8 +125,7 @@ def seeds_of(
 ) -> tuple[int, ...] | None:
     """Return the seed of each picture; None where generators are given."""
     count = 1 if num_images_per_prompt is None else num_images_per_prompt
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise SettingsError(f"num_images_per_prompt {count!r} can't be used: expected a whole number of at least 1.")
+    _check_count(count, "num_images_per_prompt", MOST_PICTURES)
     if generator is not None:
         if seed is not None:
             raise SettingsError("seed and generator both say how noise is drawn: leave one of them out.")
@@ -134,11 +135,20 @@ def seeds_of(
     if num_images_per_prompt is not None and len(seeds) != count:
         raise SettingsError(f"{len(seeds)} seeds for {count} pictures: leave num_images_per_prompt out.")
     for each in seeds:
-        if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each <= _LARGEST_SEED:
-            raise SettingsError(f"seed {each!r} can't be used: expected a whole number from 0 to {_LARGEST_SEED}.")
-    if not seeds:
-        raise SettingsError("there is no seed: expected at least one, each makes a picture.")
+        check_seed(each)
+    if not 0 < len(seeds) <= MOST_PICTURES:
+        raise SettingsError(f"there are {len(seeds) or 'no'} seeds: expected 1 to {MOST_PICTURES}, one for a picture.")
     return seeds
+
+
+def check_steps(num_inference_steps: int) -> None:
+    """Check the number of a scheduler's steps; SettingsError where it is no whole number from 1 to 1000."""
+    _check_count(num_inference_steps, "num_inference_steps", _MOST_STEPS)
+
+
+def _check_count(count: object, what: str, most: int) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most:
+        raise SettingsError(f"{what} {reprlib.repr(count)} can't be used: expected a whole number from 1 to {most}.")
 
 
 def generators_of(seeds: Sequence[int] | None) -> list[torch.Generator] | None:

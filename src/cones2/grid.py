@@ -14,6 +14,7 @@ from cones2.presets import find_preset
 from cones2.residual import Residual
 from cones2.run import LayoutSettings
 from cones2.schedulers import scheduler_name
+from cones2.shared import check_seed
 from cones2.subjects import Subject
 
 MOST_CELLS = 1000
@@ -73,6 +74,8 @@ class Axis:
         for value in self.values:
             if kind == "scheduler":
                 scheduler_name(value)
+            elif kind == "seed":
+                check_seed(value)
             elif kind == "preset":
                 find_preset(value)
             elif kind in _LAYOUT and kind != "weight_negative":  # which needs its preset beside it

@@ -15,6 +15,7 @@ import torch
 from cones2.call import (
     Cones2Output,
     StepWatcher,
+    check_steps,
     generators_of,
     read_layout,
     seeds_of,
@@ -249,6 +250,7 @@ class Cones2Pipeline:
             Cones2Error: as `conditioned`.
         """
         seeds = seeds_of(seed, generator, num_images_per_prompt)
+        check_steps(num_inference_steps)
         count = num_images_per_prompt or (len(seeds) if seeds else 1)
         given = self._subjects_for(prompt, subjects or {})
         placed = read_layout(layout, {name: each.class_word for name, each in given.items()}, options)

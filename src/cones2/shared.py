@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import reprlib
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -10,6 +11,9 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from cones2.errors import SettingsError
+
+LARGEST_SEED = 2**63 - 1
 Undo = Callable[[], None]
 
 
@@ -57,6 +61,14 @@ def lock_of(owner: Any) -> Any:
     """Return the one lock, which a thread may take again, of a model that can't be used by two threads at once."""
     with _LOCK:
         return _LOCKS.setdefault(owner, threading.RLock())
+
+
+def check_seed(seed: object) -> int:
+    """Return a seed, of pictures or of learning; SettingsError where it is no whole number from 0 to 2^63 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
+        got = reprlib.repr(seed)
+        raise SettingsError(f"seed {got} can't be used: expected a whole number from 0 to {LARGEST_SEED}.")
+    return seed
 
 
 @contextmanager

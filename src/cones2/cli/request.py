@@ -40,7 +40,7 @@ from cones2.redraw import (
 from cones2.run import LayoutSettings
 from cones2.schedulers import make_scheduler as scheduler_of
 from cones2.schedulers import scheduler_name
-from cones2.shared import threads
+from cones2.shared import check_seed, threads
 from cones2.subjects import Subject, check_mentioned
 
 _LAYOUT_FIELDS = {"layout_scale": "scale", "layout_effect": "effect", "layout_levels": "levels"}
@@ -153,7 +153,7 @@ class Request:
         if made is None:
             if prompt is None:
                 raise SettingsError("no prompt: give one, or a picture with --from.")
-            seeds = tuple(range(seed or 0, (seed or 0) + (count or 1)))
+            seeds = _numbered(seed or 0, count)
             return cls(prompt=prompt, subjects=subjects, layout=None, settings=settings, seeds=seeds)
         if lacking := ", ".join([*made.inputs, *made.unrecorded]):
             raise PictureError(f"the picture was drawn with {lacking}, which it can't hold: use Cones2Pipeline.redraw.")
@@ -169,7 +169,7 @@ class Request:
         del call["num_images_per_prompt"]
         if seed is not None or count is not None:
             first = seed if seed is not None else made.seed or 0
-            batch, keep = tuple(range(first, first + (count or 1))), None
+            batch, keep = _numbered(first, count), None
         if not batch:
             raise PictureError("the picture was drawn with generators: give --seed, or use Cones2Pipeline.redraw.")
         given = {name: call.pop(name) for name in ("prompt", "subjects", "layout")}
@@ -184,7 +184,7 @@ class Request:
         usual = {"sampler": loop.SAMPLER, "height": asked.height, "width": asked.width, **fields}
         seeds = asked.seeds
         if seed is not None or count is not None:
-            seeds = tuple(range(seed or 0, (seed or 0) + (count or 1)))
+            seeds = _numbered(seed or 0, count)
         return cls(
             prompt=asked.prompt,
             subjects=asked.subjects,
@@ -264,6 +264,12 @@ class Request:
         rows = zip(seeds, output.images, latents[0].cpu(), output.records, readings, strict=True)
         drawn = [Drawn(*row) for row in rows]
         return drawn if self.keep is None else [drawn[self.keep]]
+
+
+def _numbered(first: int, count: int | None) -> tuple[int, ...]:
+    """Return the seeds of pictures that have numbers in a row; SettingsError where the last is too large."""
+    last = check_seed(first + (count or 1) - 1)
+    return tuple(range(first, last + 1))
 
 
 @contextmanager

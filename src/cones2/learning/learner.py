@@ -42,7 +42,7 @@ from cones2.models import ModelFacts, facts_of
 from cones2.photos import Photo
 from cones2.record import describe_adapters
 from cones2.residual import Residual, ResidualPart
-from cones2.shared import model_alone, own_settings
+from cones2.shared import check_seed, model_alone, own_settings
 
 # What the loss is multiplied by where gradients pass a UNet in float16: they are means over a latent's 10,000 numbers
 # or so, and most would be 0 there. A power of two, so that dividing by it is exact.
@@ -102,7 +102,7 @@ def learn_steps(
     family = learnable_family(pipeline)
     class_word = check_class_word(class_word)
     facts = facts or facts_of(pipeline)
-    recipe = find_recipe(recipe or facts.recipe or "paper")
+    recipe, seed = find_recipe(recipe or facts.recipe or "paper"), check_seed(seed)
     if checkpoint_every < 1:
         raise SettingsError(f"checkpoint_every is {checkpoint_every}: expected at least 1 step.")
     if resume and checkpoint is None:
