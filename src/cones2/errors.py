@@ -100,7 +100,7 @@ def printable(text: str) -> str:
 
 def first_problem(error: "ValidationError") -> Problem:
     """Tell the first of a document's problems, place and content cut short: they may be a stranger's."""
-    first = error.errors()[0]
+    first = error.errors(include_url=False, include_context=False)[0]
     return Problem(".".join(str(part) for part in first["loc"])[:100], first["msg"], reprlib.repr(first["input"]))
 
 
