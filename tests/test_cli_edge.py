@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import typer
 
 from command import run
 from cones2.cli import errors_in_one_line, with_quiet_libraries
+from cones2.cli.options import read_seed
 from cones2.errors import Cones2Warning, LayoutError
 
 HELP = Path(__file__).parents[1] / "docs" / "help"
@@ -171,3 +173,18 @@ if __name__ == "__main__":
     HELP.mkdir(parents=True, exist_ok=True)
     for name in ("", *COMMANDS):
         help_file(name).write_text(tidy(shell(*name.split(), "--help").stdout))
+
+
+def test_seeds_are_read_alike_by_all_commands() -> None:
+    assert (read_seed("0"), read_seed(" 7 "), read_seed(str(2**63 - 1))) == (0, 7, 2**63 - 1)
+    by_chance = {read_seed(text) for text in ("-1", "random", "Random", "-1")}
+    assert len(by_chance) > 1
+    assert all(0 <= seed < 2**63 for seed in by_chance)
+    for text in ("-2", str(2**63), str(2**70), "1.5", "", "1e3"):
+        with pytest.raises(typer.BadParameter, match=re.escape(text)):
+            read_seed(text)
+    last = ("compose", "a cat", "--seed", 2**63 - 1)
+    assert str(2**63) in run(*last, "--count", 2, code=1).stderr
+    assert "--count 1000000000 is too many" in run(*last[:2], "--count", 10**9, code=1).stderr
+    for command in (("compose", "a cat"), ("learn", "photos", "--class", "dog", "--name", "rex")):
+        assert str(2**70) in run(*command, "--seed", 2**70, code=2).stderr.replace("\n", "").replace(" ", "")

@@ -36,7 +36,7 @@ MOST_SECONDS, MOST_MEGABYTES = 10.0, 500.0  # five on a quiet machine
 
 
 def through(path: Path, imports: str, door: str, *, files: int = 1) -> str:
-    """Let a file, or a folder of `files`, through a door; say whether it was refused, and fail where it cost too much."""
+    """Let a file, or a folder of `files`, through a door; say whether it was refused; fail where it cost too much."""
     script = MEASURED.format(imports=imports, door=door)
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     outcome, seconds, megabytes = done.stdout.split()

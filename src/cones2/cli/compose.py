@@ -39,7 +39,7 @@ def compose(
         int | None, option("--seed", "Of the first picture; or random.", "N", show_default="0", parser=read_seed)
     ] = None,
     count: Annotated[
-        int | None, option("--count -n", "Pictures, of the seeds N, N+1...", "N", min=1, max=10_000, show_default="1")
+        int | None, option("--count -n", "Pictures, of the seeds N, N+1...", "N", min=1, show_default="1")
     ] = None,
     steps: Annotated[int | None, option("--steps", "Of the scheduler.", "N", show_default="50")] = None,
     guidance_scale: Annotated[

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from PIL.Image import Image
 from torch import Tensor
 
+from cones2.call import MOST_PICTURES
 from cones2.cli.console import drawing
 from cones2.cli.layout import Places
 from cones2.cli.options import hint, number, open_model, read_residual, unique
@@ -267,7 +268,9 @@ class Request:
 
 
 def _numbered(first: int, count: int | None) -> tuple[int, ...]:
-    """Return the seeds of pictures that have numbers in a row; SettingsError where the last is too large."""
+    """Return the seeds of pictures that have numbers in a row; SettingsError where there are too many."""
+    if (count or 1) > MOST_PICTURES:
+        raise SettingsError(f"--count {count} is too many: expected at most {MOST_PICTURES}.")
     last = check_seed(first + (count or 1) - 1)
     return tuple(range(first, last + 1))
 
