@@ -180,7 +180,7 @@ def test_seeds_are_read_alike_by_all_commands() -> None:
     by_chance = {read_seed(text) for text in ("-1", "random", "Random", "-1")}
     assert len(by_chance) > 1
     assert all(0 <= seed < 2**63 for seed in by_chance)
-    for text in ("-2", str(2**63), str(2**70), "1.5", "", "1e3"):
+    for text in ("-2", str(2**63), str(2**70), "1.5", "1e3"):
         with pytest.raises(typer.BadParameter, match=re.escape(text)):
             read_seed(text)
     last = ("compose", "a cat", "--seed", 2**63 - 1)

@@ -175,7 +175,7 @@ def test_seeds_that_make_no_sense(pipe: Cones2Pipeline, options: dict[str, Any],
         pipe(TEXT, **SMALL, **options)
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1001, 10**10, 2.0, True])
+@pytest.mark.parametrize("steps", [0, -1, 1001, 10**10, True])
 def test_steps_that_make_no_sense(pipe: Cones2Pipeline, steps: Any) -> None:
     with pytest.raises(SettingsError, match=f"num_inference_steps {steps} can't be used"):
         pipe(TEXT, **{**SMALL, "num_inference_steps": steps})
