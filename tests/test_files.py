@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cones2.errors import CaptionError, Cones2Error, Cones2Warning, HubError, OutputError, SettingsError
-from cones2.files import expanded, locked, make_folder, parse_toml, read_bounded, write_atomically
+from cones2.files import expanded, locked, make_folder, read_bounded, read_toml, write_atomically
 
 
 def fail_with(code: int) -> Callable[..., None]:
@@ -55,26 +55,29 @@ def test_a_message_is_one_short_line_whatever_a_file_put_into_it() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "a." * 100_000 + "a = 1",
-        f"[{'a . ' * 100_000}a]",
-        f"x = {{{'.'.join([chr(34) * 2] * 100_000)} = 1}}",
-        ".".join(["'a.b'"] * 100_000) + " = 1",
-        ".".join([r'"\""'] * 100_000) + " = 1",
-        "x = " + "[" * 100_000,
-        "x = " + "{a=" * 100_000,
+        "a." * 40_000 + "a = 1",
+        f"[{'a . ' * 40_000}a]",
+        f"x = {{{'.'.join([chr(34) * 2] * 40_000)} = 1}}",
+        ".".join(["'a.b'"] * 40_000) + " = 1",
+        ".".join([r'"\""'] * 40_000) + " = 1",
+        "x = " + "[" * 40_000,
+        "x = " + "{a=" * 40_000,
         "x = " + "1" * 5000,
     ],
 )
-def test_toml_that_would_take_minutes_is_refused(text: str) -> None:
-    began = time.process_time()
-    with pytest.raises(ValueError, match=r"parts|nests|digits"):
-        parse_toml(text.encode())
+def test_toml_that_would_take_minutes_is_refused(text: str, tmp_path: Path) -> None:
+    path, began = tmp_path / "a.toml", time.process_time()
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=r"parts|brackets|digits|too large"):
+        read_toml(path, example="x = 1")
     assert time.process_time() - began < 5  # Python's own reader takes hours for such a key
 
 
 @pytest.mark.parametrize("text", ["a.b.c.d = 1", 'x = "so... it goes. On. and. on..."', f"x = {[0.5, 1.25] * 300}"])
-def test_toml_with_dots(text: str) -> None:
-    assert parse_toml(b"\xef\xbb\xbf" + text.encode()) == tomllib.loads(text)
+def test_toml_with_dots(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_toml(path, example="x = 1") == tomllib.loads(text)
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
