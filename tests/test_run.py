@@ -2,20 +2,26 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cones2.attention import edited_attention
 from cones2.errors import LayoutError, ModelError, SettingsError
 from cones2.guidance import Spans, token_weights
 from cones2.layout import Layout, Region
+from cones2.pipeline import Cones2Pipeline
 from cones2.presets import PRESETS
 from cones2.rasterize import own_cells
 from cones2.run import LayoutSettings, TextEdit, TimedAddition
+from cones2.schedulers import make_scheduler
 from runs import HALVES, PROMPT, SPANS, TOKENS, call, in_dtype, layer_outputs, random, run_of, texts
+from subjects_for_tests import LAYOUT, subjects_for, with_own_scheduler
+from subjects_for_tests import PROMPT as PROMPT_OF_TWO
 
 CORNERS = Layout.of({"rex": (0.0, 0.0, 0.25, 0.25), "cup": (0.75, 0.75, 1.0, 1.0)})
 ALL: Spans = {"rex": ((0, 4),), "cup": ((4, TOKENS),)}  # each cell outside both regions has no token left
@@ -361,6 +367,39 @@ def test_a_negative_text_that_few_cells_see(pipelines: dict[torch.dtype, Any], d
 def test_another_text_than_the_prompt(pipeline: Any) -> None:
     with pytest.raises(SettingsError, match="2 rows"):
         call(pipeline, run_of(pipeline), text=random(2, TOKENS, 32, seed=9))
+
+
+class NumbersRead(TorchDispatchMode):
+    """Counts what makes Python wait for a GPU: numbers read from tensors, and tests of what they hold."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), options: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        self.count += name in ("_local_scalar_dense", "equal", "nonzero", "masked_select", "is_nonzero", "allclose")
+        return function(*args, **(options or {}))
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of diffusers' code
+def test_no_step_after_the_first_waits_for_a_number(tiny: Any) -> None:
+    pipe = Cones2Pipeline(with_own_scheduler(tiny))
+    pipe.scheduler = make_scheduler("dpm++", pipe.scheduler)  # diffusers' own that reads none
+    numbers, counts = NumbersRead(), list[int]()
+    options: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 5, "seed": 0}
+    subjects = subjects_for(tiny, during=(0.0, 0.5), negative="grey")
+    with ExitStack() as stack:
+
+        def at_step_end(_: Any, step: int, *__: Any) -> dict[str, Any]:
+            if step == 0:
+                stack.enter_context(numbers)
+            counts.append(numbers.count)
+            return {}
+
+        pipe(PROMPT_OF_TWO, LAYOUT, subjects=subjects, callback_on_step_end=at_step_end, **options)
+    assert counts == [0] * 5
+    assert numbers.count > 0  # when the pictures are done
 
 
 def test_an_unknown_grid(pipeline: Any) -> None:
