@@ -14,8 +14,6 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from cones2.conditioning import LayoutSettings
-from cones2.cones_v2.loop import draw
 from cones2.learning.data import encode_images
 from cones2.learning.losses import add_noise, subject_loss
 from cones2.learning.recipe import Recipe
@@ -68,13 +66,11 @@ def test_the_authors_loop_draws_what_we_draw(small: Cones2Pipeline, passes: int)
         return {}
 
     if passes == 2:
-        settings = LayoutSettings(preset="cones_v2", guided_steps=3)
-        given |= {"layout_settings": settings, "seeds": 3}
-        draw(own, drawing_pairs.PROMPT, **given, **options, callback_on_step_end=keep)
+        given["sampler"] = "cones_v2"
     else:
         vars(own.pipeline)["scheduler"] = make_scheduler("euler", small.scheduler)
-        given |= {"preset": "cones_v2", "guided_steps": 3, "seed": 3}
-        own(drawing_pairs.PROMPT, **given, **options, callback_on_step_end=keep)
+    given |= {"preset": "cones_v2", "guided_steps": 3, "seed": 3}
+    own(drawing_pairs.PROMPT, **given, **options, callback_on_step_end=keep)
     assert (last[0] - theirs).norm() <= 1e-4 * last[0].norm()
 
 

@@ -129,10 +129,10 @@ def test_subjects_and_layout_act_and_leave_nothing_behind(tiny: Any, kind: Kind)
 @pytest.mark.parametrize(
     "acting",
     [
-        {"effect": "weaken"},
-        {"effect": "strengthen"},
-        {"levels": (0,)},
-        {"scale": 0.5},
+        {"layout_effect": "weaken"},
+        {"layout_effect": "strengthen"},
+        {"layout_levels": (0,)},
+        {"layout_scale": 0.5},
         {"guided_steps": 1},
         {"preset": "cones_v2"},
         {"preset": "cones_v2", "weight_negative": -1.0},
@@ -152,7 +152,7 @@ def test_each_setting_of_a_layout_acts(tiny: Any, acting: dict[str, Any]) -> Non
 def test_no_guided_step_and_no_scale_are_no_layout(tiny: Any) -> None:
     pipeline, call = text_to_image(tiny)
     plain = drawn(pipeline, call, subjects=PLAIN)
-    for settings in (LayoutSettings(guided_steps=0), LayoutSettings(scale=0.0)):
+    for settings in (LayoutSettings(guided_steps=0), LayoutSettings(layout_scale=0.0)):
         found = drawn(pipeline, call, subjects=PLAIN, layout=LAYOUT, layout_settings=settings)
         np.testing.assert_allclose(found, plain, atol=1e-5)
 
@@ -461,7 +461,7 @@ def test_what_can_not_be_drawn(tiny: Any) -> None:
     refused(SettingsError, "'rex'", pipeline, **negative)
     refused(SettingsError, "scale 1.0", pipeline, **negative, layout=LAYOUT, guidance_scale=1.0)
     refused(SettingsError, "level 7", pipeline, PROMPT, subjects=PLAIN, layout=LAYOUT,
-            layout_settings=LayoutSettings(levels=(7,)))  # fmt: skip
+            layout_settings=LayoutSettings(layout_levels=(7,)))  # fmt: skip
     refused(LayoutError, "'cup'", pipeline, "a {rex}", subjects=PLAIN, layout=LAYOUT)
     hidden = {"rex": (0.2, 0.2, 0.4, 0.4), "cup": {"shapes": [[0.1, 0.1, 0.9, 0.9]], "z": 1}}
     refused(LayoutError, "'rex'", pipeline, PROMPT, subjects=PLAIN, layout=hidden)

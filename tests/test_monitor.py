@@ -150,7 +150,7 @@ def test_it_measures_what_diffusers_computes(tiny: Any) -> None:
 
     hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
     try:
-        _, readings = drawn(tiny, meter=True, steps=6, scale=0.0)
+        _, readings = drawn(tiny, meter=True, steps=6, layout_scale=0.0)
     finally:
         for hook in hooks:
             hook.remove()
@@ -166,4 +166,4 @@ def test_it_measures_what_diffusers_computes(tiny: Any) -> None:
 
 
 def cells(grid: torch.Tensor, name: str) -> torch.Tensor:
-    return own_cells(LAYOUT, name, *grid.shape)
+    return own_cells(LAYOUT, *grid.shape)[name]

@@ -197,15 +197,15 @@ def test_two_may_share_the_rest() -> None:
 
 @given(unions, st.integers(1, 9), st.integers(1, 9))
 def test_everybody_has_a_cell_on_any_grid(union: Any, height: Any, width: Any) -> None:
-    cells = own_cells(Layout({"a": Region(union)}), "a", height, width)
+    cells = own_cells(Layout({"a": Region(union)}), height, width)["a"]
     assert cells.any()
     assert torch.equal(cells | (alone(height, width, *union) >= 0.5), cells)
 
 
 def test_a_covered_subject_keeps_its_best_cell_on_a_coarse_grid() -> None:
     layout = Layout({"dog": Region((LEFT,)), "glasses": Region((Box(0.0, 0.0, 0.5, 0.8),), z=1)})
-    assert own_cells(layout, "dog", 2, 2).int().tolist() == [[0, 0], [1, 0]]
-    assert own_cells(layout, "glasses", 2, 2).int().tolist() == [[1, 0], [1, 0]]
+    assert own_cells(layout, 2, 2)["dog"].int().tolist() == [[0, 0], [1, 0]]
+    assert own_cells(layout, 2, 2)["glasses"].int().tolist() == [[1, 0], [1, 0]]
 
 
 # --- the authors' maps ---

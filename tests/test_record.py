@@ -20,7 +20,6 @@ from peft import LoraConfig
 from PIL import Image
 
 from cones2.call import Cones2Output
-from cones2.cones_v2.loop import draw
 from cones2.errors import Cancelled, Cones2Error, Cones2Warning, PictureError, ResidualError
 from cones2.library import Library
 from cones2.models import open_pipeline
@@ -217,8 +216,8 @@ def test_other_families_and_their_own_arguments(opened: dict[str, Any], family: 
 
 @pytest.mark.usefixtures("strict")
 def test_the_authors_own_loop(pipe: Cones2Pipeline, small: Any) -> None:
-    drawn = draw(
-        pipe, PROMPT, subjects=subjects_for(small), layout=LAYOUT, seeds=(1, 2), num_inference_steps=2,
+    drawn = pipe(
+        PROMPT, LAYOUT, subjects=subjects_for(small), seed=(1, 2), num_inference_steps=2, sampler="cones_v2",
         negative_prompt="fog", height=64, width=64,
     )  # fmt: skip
     again = pipe.redraw(drawn.records[1])
@@ -407,7 +406,7 @@ def test_two_thread_counts_wait_for_one_another() -> None:
         ("layout/regions/rex", [[0, 0, 9, 9]], "layout"),
         ("layout/regions/rex", {"mask": "/etc/passwd"}, "layout"),
         ("layout_settings/preset", 3, "layout_settings"),
-        ("layout_settings/effect", "magic", "magic"),
+        ("layout_settings/layout_effect", "magic", "magic"),
         ("layout_settings/colour", "red", "layout_settings"),
         ("subjects/rex/residual", "../rex", "subjects.rex.residual"),
         ("subjects/rex/strength", "1", "subjects.rex.strength"),

@@ -56,7 +56,7 @@ def _no_gradients() -> Iterator[None]:
 @pytest.mark.parametrize("dim", [8, 32])
 @presets
 def test_conditional_rows_get_eta_times_m_and_the_others_nothing(pipeline: Any, preset: str, dim: int) -> None:
-    run = run_of(pipeline, preset=preset, scale=0.5)
+    run = run_of(pipeline, preset=preset, layout_scale=0.5)
     run.begin((random(2, 4, 4, 4), 250, texts(2)), {})
     query, key = random(2, 3, 16, dim), random(2, 3, TOKENS, dim, seed=1)
     bias = run.bias(query, key)
@@ -75,8 +75,8 @@ def test_without_regions_the_unet_is_the_same_bit_for_bit(pipeline: Any) -> None
 
 
 def test_a_layout_scale_of_0_turns_the_hard_mask_off_too(pipeline: Any) -> None:
-    assert torch.equal(call(pipeline, run_of(pipeline, scale=0.0)), call(pipeline))
-    assert not run_of(pipeline, scale=0.0).acts
+    assert torch.equal(call(pipeline, run_of(pipeline, layout_scale=0.0)), call(pipeline))
+    assert not run_of(pipeline, layout_scale=0.0).acts
 
 
 @presets
@@ -168,7 +168,7 @@ def test_strengthening_and_weakening_add_up_to_both(pipeline: Any, preset: str) 
     query, key = random(1, 2, 12, 8), random(1, 2, TOKENS, 8, seed=1)
 
     def bias(effect: str) -> torch.Tensor:
-        run = run_of(pipeline, preset=preset, effect=effect)
+        run = run_of(pipeline, preset=preset, layout_effect=effect)
         run.begin((random(1, 4, 3, 4), 500, PROMPT), {})
         found = run.bias(query, key)
         assert found is not None
@@ -200,28 +200,28 @@ def test_a_regions_weight_strengthens_it_alone(pipeline: Any) -> None:
 
 def test_only_layers_of_the_levels_asked_for_are_edited(pipeline: Any) -> None:
     plain = layer_outputs(pipeline, None)
-    second = layer_outputs(pipeline, run_of(pipeline, levels=(1,)))
+    second = layer_outputs(pipeline, run_of(pipeline, layout_levels=(1,)))
     torch.testing.assert_close(second[FINEST], plain[FINEST], rtol=1e-5, atol=1e-5)
     assert (second[NEXT] - plain[NEXT]).abs().max() > 1e-4
-    first = layer_outputs(pipeline, run_of(pipeline, levels=(0,)))
+    first = layer_outputs(pipeline, run_of(pipeline, layout_levels=(0,)))
     assert (first[FINEST] - plain[FINEST]).abs().max() > 1e-4
-    everything = layer_outputs(pipeline, run_of(pipeline, levels=(0, 1, 2, 3)))
+    everything = layer_outputs(pipeline, run_of(pipeline, layout_levels=(0, 1, 2, 3)))
     assert torch.equal(everything[NEXT], layer_outputs(pipeline, run_of(pipeline))[NEXT])
 
 
 def test_a_level_that_the_unet_lacks(pipeline: Any) -> None:
     with pytest.raises(SettingsError, match="7"):
-        run_of(pipeline, levels=(0, 7)).check_levels(pipeline.unet)
+        run_of(pipeline, layout_levels=(0, 7)).check_levels(pipeline.unet)
 
 
 def test_settings_outside_their_range() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"scale": -1.0}, "-1.0"),
-        ({"scale": float("nan")}, "nan"),
-        ({"scale": float("inf")}, "inf"),
-        ({"effect": "strong"}, "'strong'"),
-        ({"levels": ()}, r"\(\)"),
-        ({"levels": (0, -1)}, r"\(0, -1\)"),
+        ({"layout_scale": -1.0}, "-1.0"),
+        ({"layout_scale": float("nan")}, "nan"),
+        ({"layout_scale": float("inf")}, "inf"),
+        ({"layout_effect": "strong"}, "'strong'"),
+        ({"layout_levels": ()}, r"\(\)"),
+        ({"layout_levels": (0, -1)}, r"\(0, -1\)"),
         ({"guided_steps": -1}, "-1"),
         ({"weight_negative": 1.0}, "1.0"),
     ]
@@ -296,7 +296,7 @@ def test_the_unet_reads_an_addition_in_its_time(pipeline: Any) -> None:
     torch.testing.assert_close(call(pipeline, run, timestep=400), call(pipeline, text=moved, timestep=400))
 
 
-@pytest.mark.parametrize("settings", [{}, {"scale": 0.0}, {"guided_steps": 0}])
+@pytest.mark.parametrize("settings", [{}, {"layout_scale": 0.0}, {"guided_steps": 0}])
 @pytest.mark.parametrize("conditional", [(False, True), (True, False, True)])
 def test_a_negative_is_seen_by_unconditional_rows_from_its_region_alone(
     pipeline: Any, settings: dict[str, Any], conditional: tuple[bool, ...]
@@ -316,7 +316,7 @@ def test_a_negative_is_seen_by_unconditional_rows_from_its_region_alone(
     both = first_layer({"cup": random(3, 32, seed=2), "rex": random(2, 32, seed=3)})
     rows = torch.tensor(conditional)
     torch.testing.assert_close(both[rows], plain[rows], rtol=1e-5, atol=1e-6)
-    cup, rex = (own_cells(layout, name, 8, 8) for name in ("cup", "rex"))
+    cup, rex = (own_cells(layout, 8, 8)[name] for name in ("cup", "rex"))
     moved = (both - plain)[~rows][0].abs().amax(-1) > 1e-5
     assert torch.equal(moved, cup | rex)
     torch.testing.assert_close(one[~rows][0][~cup], plain[~rows][0][~cup], rtol=1e-5, atol=1e-6)
@@ -346,7 +346,9 @@ def test_the_smallest_and_largest_weights(pipelines: dict[torch.dtype, Any], dty
         assert call(pipelines[dtype], run).isfinite().all()
         for text in (30 * texts(2), 0 * texts(2)):  # loud ones, and scores that are all equal
             prompt = text[1:].to(dtype)
-            run = run_of(pipelines[dtype], layout=CORNERS, spans=spans, prompt=prompt, preset=preset, scale=1000.0)
+            run = run_of(
+                pipelines[dtype], layout=CORNERS, spans=spans, prompt=prompt, preset=preset, layout_scale=1000.0
+            )
             assert call(pipelines[dtype], run, text=text, timestep=999).isfinite().all()
 
 

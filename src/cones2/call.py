@@ -156,15 +156,16 @@ def generators_of(seeds: Sequence[int] | None) -> list[torch.Generator] | None:
     return None if seeds is None else [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
-def states_of(generators: Any) -> tuple[Tensor, ...]:
-    """Return the states of the generators that were given, as they are now."""
+def fresh_seeds(generators: Any) -> tuple[int, ...] | None:
+    """Return the seeds of generators on the CPU from which nothing was drawn; None where something was."""
     given = [generators] if isinstance(generators, torch.Generator) else list(generators)
-    return tuple(generator.get_state() for generator in given)
+    seeds = tuple(generator.initial_seed() % 2**63 for generator in given)
+    fresh = (torch.Generator("cpu").manual_seed(seed).get_state() for seed in seeds)
+    pairs = zip(fresh, given, strict=True)
+    return seeds if all(torch.equal(state, generator.get_state()) for state, generator in pairs) else None
 
 
-def split_options(
-    pipeline: Any, options: Mapping[str, Any], *, has_subjects: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_options(pipeline: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Tell the arguments of `encode_prompt` from those of the call; refuse what neither takes.
 
     Raises:
@@ -177,8 +178,6 @@ def split_options(
             raise SettingsError(f"{name} can't be given: {_REFUSED[name]}.")
         if name not in call:
             raise SettingsError(f"{type(pipeline).__name__} takes no argument {name!r}.")
-    if has_subjects and options.get("prompt_2") is not None:
-        raise SettingsError("prompt_2 has no place for subjects: leave it out, or draw without subjects and layout.")
     encoding = {name: value for name, value in options.items() if name in encode and value is not None}
     for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):
         if options.get(name) and "scale" in options[name] and "lora_scale" in encode:

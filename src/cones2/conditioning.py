@@ -27,7 +27,6 @@ from cones2.prompts import (
     plain_text,
     tokenize_prompt,
 )
-from cones2.residual import EncoderId, Residual
 from cones2.run import LayoutSettings, Run, TextEdit, TimedAddition
 from cones2.shared import own_settings, texts_read_alone
 from cones2.subjects import Subject, as_subject
@@ -85,6 +84,7 @@ def conditioned(
             image = pipeline(**inputs, image=photo, strength=0.6).images[0]
         ```
     """
+    pipeline = getattr(pipeline, "pipeline", pipeline)  # of a Cones2Pipeline
     family, settings = family_of(pipeline), layout_settings or LayoutSettings()
     scale = family.guidance_scale if guidance_scale is None else guidance_scale
     given = {name: as_subject(name, value) for name, value in (subjects or {}).items()}
@@ -98,9 +98,11 @@ def conditioned(
     with ExitStack() as stack:
         stack.enter_context(_alone(pipeline))
         plainly = own_settings(inference=True)
-        with plainly, texts_read_alone(pipeline) as reader, torch.no_grad(), _models_put_back(pipeline):
+        with plainly, texts_read_alone(pipeline) as reader, torch.no_grad(), ExitStack() as after:
+            after.callback(pipeline.maybe_free_model_hooks)  # as each call of a pipeline does
             check_residuals(reader, family, given, force=force)
-            encoder = _Encoder(reader, family, _encode_options(reader, family, encoding), scale)
+            options = _encode_options(reader, family, encoding, has_subjects=bool(given or placed))
+            encoder = _Encoder(reader, family, options, scale)
             inputs = encoder.encode(text, plain_text(negative))
             tokens = encoder.tokenize(prompt, class_words)
             inputs["prompt_embeds"] = add_residuals(inputs["prompt_embeds"], family, tokens, given)
@@ -136,7 +138,8 @@ def add_residuals(
 ) -> Float[Tensor, "1 tokens dim"]:
     """Return E(prompt)[span] + strength · Δ, at every mention (arXiv:2305.19327, Eq. 6).
 
-    `tokens` has the prompt as each text part reads it. Residuals that act in a part of the steps are not in it.
+    `tokens` has the prompt as each text part reads it. Residuals that act in a part of the steps are not in it:
+    `run.TextEdit` adds them as the steps come.
     """
     always = {name: subject for name, subject in subjects.items() if subject.is_always}
     return embeddings + _additions(embeddings, family, tokens, always)
@@ -160,19 +163,11 @@ def check_residuals(pipeline: Any, family: Family, subjects: Mapping[str, Subjec
             " enable_sequential_cpu_offload use enable_model_cpu_offload."
         )
     probed = [fingerprint(encoder, role, name, hash_weights=False) for role, encoder in encoders.items()]
-    unsure = [residual for residual in residuals if not _fits(residual, probed)]
+    unsure = [residual for residual in residuals if not residual.fits(probed)]
     if unsure:
         hashed = [fingerprint(encoder, role, name) for role, encoder in encoders.items()]
         for residual in unsure:
             residual.check_fits(hashed, force=force)
-
-
-def _fits(residual: Residual, encoders: Sequence[EncoderId]) -> bool:
-    try:
-        residual.check_fits(encoders)
-    except ResidualMismatchError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -302,12 +297,10 @@ def _check_scheduler(pipeline: Any, family: Family) -> None:
         )
 
 
-def _encode_options(pipeline: Any, family: Family, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what `encode_prompt` takes; a second prompt has no place for subjects.
-
-    Raises:
-        SettingsError: it takes no such argument.
-    """
+def _encode_options(pipeline: Any, family: Family, options: Mapping[str, Any], *, has_subjects: bool) -> dict[str, Any]:
+    """Keep what `encode_prompt` takes; SettingsError for anything else."""
+    if has_subjects and options.get("prompt_2") is not None:
+        raise SettingsError("prompt_2 has no place for subjects: leave it out, or draw without subjects and layout.")
     taken = inspect.signature(pipeline.encode_prompt).parameters
     for name in options:
         if name not in taken or name in family.encoded or name in ("prompt", "device", "num_images_per_prompt"):
@@ -322,15 +315,6 @@ def _one_text(name: str, value: object) -> str:
             " num_images_per_prompt; for other texts, call once for each."
         )
     return value
-
-
-@contextmanager
-def _models_put_back(pipeline: Any) -> Iterator[None]:
-    """Move models that were offloaded back when done, as each call of a pipeline does."""
-    try:
-        yield
-    finally:
-        pipeline.maybe_free_model_hooks()
 
 
 _BUSY: dict[int, object] = {}

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -19,8 +19,7 @@ from cones2.subjects import Subject
 
 MOST_CELLS = 1000
 
-_LAYOUT = {"layout_scale": "scale", "layout_effect": "effect", "layout_levels": "levels"}
-_LAYOUT |= {name: name for name in ("preset", "guided_steps", "weight_negative")}
+_LAYOUT = {each.name for each in fields(LayoutSettings)}
 _KINDS: Mapping[str, Any] = MappingProxyType(
     {
         "seed": pydantic.NonNegativeInt,
@@ -79,7 +78,7 @@ class Axis:
             elif kind == "preset":
                 find_preset(value)
             elif kind in _LAYOUT and kind != "weight_negative":  # which needs its preset beside it
-                LayoutSettings(**{_LAYOUT[kind]: value})
+                LayoutSettings(**{kind: value})
 
     @property
     def subject(self) -> str:

@@ -275,6 +275,8 @@ def _shape(value: object, load_mask: LoadMask | None = None) -> Shape:
         return Rest()
     if isinstance(value, Mapping):
         form = _ShapeForm.model_validate(value)
+        if (form.mask is None) == (not form.polygon):
+            raise LayoutError("a shape is a polygon or a mask, and not both: write two shapes.")
         if form.mask is None:
             return Polygon(tuple(map(point_of, form.polygon)))
         load = load_mask or (lambda name: Mask.load(_mask_path(name, None)))

@@ -204,10 +204,9 @@ def _is_learned(
     """Return whether a subject's file is what they would give; one that is broken is not."""
     try:
         residual = Residual.load(path) if path.exists() else None
-        if residual is None:
-            return False
-        residual.check_fits(encoders)
     except ResidualError:
+        return False
+    if residual is None or not residual.fits(encoders):
         return False
     hashes = tuple(photo.sha256 for photo in photos)
     return (residual.class_word, residual.photos, dict(residual.recipe)) == (class_word, hashes, how)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -71,6 +71,7 @@ class AttentionMeter:
         self._spans = spans
         self._calls = 0
         self._maps: dict[Grid, Float[Tensor, "pictures height width subjects"]] = {}
+        self._own: dict[Grid, dict[str, Bool[Tensor, "height width"]]] = {}
 
     def begin_call(self) -> bool:
         """Count a call of the denoiser, and return whether its layers are to be looked at."""
@@ -113,7 +114,7 @@ class AttentionMeter:
         masses = dict.fromkeys(self._layout.names, 0.0)
         outside = 0.0
         for grid, found in maps.items():
-            cells = {other: own_cells(self._layout, other, *grid) for other in self._layout.names}
+            cells = self._cells(grid)
             own = cells.get(name, torch.zeros(grid, dtype=torch.bool, device="cpu"))
             for other in cells:
                 masses[other] += float(found[own if other == name else cells[other] & ~own].sum())
@@ -121,6 +122,11 @@ class AttentionMeter:
         total = sum(float(found.sum()) for found in maps.values())
         parts = {other: mass / total for other, mass in masses.items()}
         return AttentionReading(name, parts.pop(name, None), parts, outside / total, heat / heat.sum())
+
+    def _cells(self, grid: Grid) -> dict[str, Bool[Tensor, "height width"]]:
+        if grid not in self._own:
+            self._own[grid] = own_cells(self._layout, *grid)
+        return self._own[grid]
 
 
 def _enlarged(

@@ -16,12 +16,12 @@ from cones2.call import (
     Cones2Output,
     StepWatcher,
     check_steps,
+    fresh_seeds,
     generators_of,
     read_layout,
     seeds_of,
     sliced_decoding,
     split_options,
-    states_of,
     warn_of_doubts,
     warn_of_little_attention,
 )
@@ -165,15 +165,12 @@ class Cones2Pipeline:
         from tqdm.auto import tqdm  # type: ignore[import-untyped]  # diffusers' own bar
 
         steps = self.learn_steps(photos, class_word, recipe, **options)
-        last: LearnStep | None = None
         with contextlib.closing(steps), tqdm(desc=f"learning a {class_word}", disable=not progress) as bar:
-            for last in steps:
-                bar.total = last.steps
-                bar.update(last.step - bar.n)
-                bar.set_postfix(loss=f"{last.loss:.3f}", refresh=False)
-        if last is None:
-            raise SettingsError("there was no step to take: ask for more steps.")
-        return last.residual
+            for step in steps:
+                bar.total = step.steps
+                bar.update(step.step - bar.n)
+                bar.set_postfix(loss=f"{step.loss:.3f}", refresh=False)
+            return step.residual
 
     def learn_steps(
         self,
@@ -209,6 +206,7 @@ class Cones2Pipeline:
         layout_levels: tuple[int, ...] | None = None,
         guided_steps: int | None = None,
         weight_negative: float | None = None,
+        sampler: str | None = None,
         measure_attention: bool = False,
         force: bool = False,
         callback_on_step_end: Callable[..., Any] | None = None,
@@ -234,10 +232,12 @@ class Cones2Pipeline:
             num_images_per_prompt: how many pictures; None is 1, or as many as there are seeds.
             layout_scale: multiplies the layout's strength; 0 turns it off.
             preset: how the layout acts: `paper` or `cones_v2`.
-            layout_effect: `both`, or `strengthen` or `weaken` alone, for ablations.
-            layout_levels: which of a UNet's grids the layout acts on, 0 the finest; None is all.
-            guided_steps: how many steps, from the first, the layout takes part in; None is all.
-            weight_negative: γ- of the preset `cones_v2`.
+            layout_effect: as `LayoutSettings` has it.
+            layout_levels: likewise; only these of a UNet's grids.
+            guided_steps: likewise; only in as many steps, from the first.
+            weight_negative: likewise; γ- of the preset `cones_v2`.
+            sampler: `cones_v2` for the loop of the authors' code, which runs guided steps twice (Euler's method,
+                text-to-image alone); None is the pipeline's own, with its scheduler.
             measure_attention: whether to tell where the attention to each subject went; needs a layout.
             force: use residuals of another text encoder of the same width, with a warning.
             callback_on_step_end: as in diffusers; an exception from it raises `Cancelled`.
@@ -257,17 +257,17 @@ class Cones2Pipeline:
         warn_of_doubts(self.pipeline, self.facts, prompt, given, options)
         scale = self.facts.guidance_scale if guidance_scale is None else guidance_scale
         settings = LayoutSettings(
-            scale=layout_scale,
+            layout_scale=layout_scale,
             preset=preset,
-            effect=layout_effect,
-            levels=layout_levels,
+            layout_effect=layout_effect,
+            layout_levels=layout_levels,
             guided_steps=guided_steps,
             weight_negative=weight_negative,
         )
         with self._drawing(seeds) as (inner, cancelled):
-            encoding, calling = split_options(inner, options, has_subjects=bool(given or placed))
+            encoding, calling = split_options(inner, options)
             generators = generators_of(seeds) or generator
-            states = None if seeds else states_of(generators)
+            recorded = seeds or fresh_seeds(generators)  # before the drawing changes them
             watcher = StepWatcher(cancelled, callback_on_step_end, callback_on_step_end_tensor_inputs)
             with conditioned(
                 inner,
@@ -281,31 +281,30 @@ class Cones2Pipeline:
                 force=force,
                 **encoding,
             ) as inputs:
-                result = inner(
-                    **inputs,
-                    **calling,
-                    **watcher.arguments(),
-                    num_inference_steps=num_inference_steps,
-                    generator=generators,
-                    num_images_per_prompt=count,
-                )
+                calling["num_inference_steps"] = num_inference_steps
+                if sampler is None:
+                    calling |= {"generator": generators, "num_images_per_prompt": count, **watcher.arguments()}
+                    images = inner(**inputs, **calling).images
+                else:
+                    from cones2.cones_v2.loop import sample  # other drawing does without
+
+                    images = sample(inner, inputs, watcher, sampler=sampler, seeds=seeds, **calling)
                 watcher.check_finished()
             call = DrawCall(
                 prompt=prompt,
                 subjects=given,
                 layout=placed,
-                seeds=seeds,
-                generator_states=states,
+                seeds=recorded,
                 num_images=count,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=inputs.get("guidance_scale", scale),
                 negative_prompt=negative_prompt or "",
                 layout_settings=settings,
                 force=force,
-                options=options,
+                options={**options, "sampler": sampler} if sampler else options,
             )
             warn_of_little_attention(attention := inputs.attention(), placed)
-            return Cones2Output(result.images, placed, attention, describe(inner, self.facts, call))
+            return Cones2Output(images, placed, attention, describe(inner, self.facts, call))
 
     def redraw(self, record: "PictureRecord | Mapping[str, Any] | Path | str", **arguments: Any) -> Cones2Output:
         """Draw the picture of a record again: the same batch, of which its own picture is kept.

@@ -67,16 +67,15 @@ def owned(share: Float[Tensor, "height width"], cover: Float[Tensor, "height wid
     return cells
 
 
-def own_cells(layout: Layout, name: str, height: int, width: int) -> Bool[Tensor, "{height} {width}"]:
-    """Return the cells that what can be seen of a region covers by half or more, and always the best-covered one.
+def own_cells(layout: Layout, height: int, width: int) -> dict[str, Bool[Tensor, "{height} {width}"]]:
+    """Return by name the cells that what is seen of a region covers by half or more, and always the best-covered one.
 
     Example:
         >>> tiny = Layout.of({"cup": (0.3, 0.55, 0.45, 0.7)})
-        >>> own_cells(tiny, "cup", 4, 4).nonzero().tolist()
+        >>> own_cells(tiny, 4, 4)["cup"].nonzero().tolist()
         [[2, 1]]
     """
-    seen = cover(layout, height, width)[name]
-    return owned(seen.cover, seen.cover)
+    return {name: owned(seen.cover, seen.cover) for name, seen in cover(layout, height, width).items()}
 
 
 def pixel_maps(layout: Layout) -> dict[str, Bool[Tensor, "768 768"]]:

@@ -9,7 +9,6 @@ import importlib.metadata
 import inspect
 import json
 import math
-import struct
 import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -41,8 +40,7 @@ class DrawCall:
     """A call of `Cones2Pipeline`, as far as it makes the pictures.
 
     Attributes:
-        seeds: of each picture; None where generators were given.
-        generator_states: of these, before the call; one for all pictures, or one for each.
+        seeds: of each picture; None where generators were given that are not fresh ones of seeds.
         num_images: how many pictures were drawn.
         options: every other argument of the call.
     """
@@ -51,7 +49,6 @@ class DrawCall:
     subjects: Mapping[str, Subject]
     layout: Layout | None
     seeds: tuple[int, ...] | None
-    generator_states: tuple[Tensor, ...] | None
     num_images: int
     num_inference_steps: int
     guidance_scale: float | None
@@ -64,8 +61,8 @@ class DrawCall:
 def describe(pipeline: Any, facts: ModelFacts, call: DrawCall) -> tuple[dict[str, Any], ...]:
     """Return for each picture that `pipeline` drew how it was made: all that is needed to draw it again."""
     residuals = {each.residual.sha256: each.residual for each in call.subjects.values() if each.residual is not None}
-    levels = call.layout_settings.levels
-    seeds, reason = _seeds(pipeline, call)
+    levels, reason = call.layout_settings.layout_levels, _not_repeatable(pipeline, call)
+    seeds = None if reason else call.seeds
     record = {
         "prompt": call.prompt,
         "text": parse_prompt(call.prompt, {name: each.class_word for name, each in call.subjects.items()}).text,
@@ -77,7 +74,7 @@ def describe(pipeline: Any, facts: ModelFacts, call: DrawCall) -> tuple[dict[str
         "num_inference_steps": call.num_inference_steps,
         "guidance_scale": call.guidance_scale,
         "negative_prompt": call.negative_prompt,
-        "layout_settings": {**asdict(call.layout_settings), "levels": None if levels is None else list(levels)},
+        "layout_settings": {**asdict(call.layout_settings), "layout_levels": None if levels is None else list(levels)},
         "force": call.force,
         **describe_options(call.options),
         "scheduler": describe_scheduler(pipeline.scheduler),
@@ -101,18 +98,13 @@ def _describe_subject(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _seeds(pipeline: Any, call: DrawCall) -> tuple[tuple[int, ...] | None, str]:
-    """Return the seed of each picture, or None and why the pictures can't be drawn again."""
-    states = call.generator_states or ()
-    if call.seeds is not None:
-        return call.seeds, ""
+def _not_repeatable(pipeline: Any, call: DrawCall) -> str:
+    """Return why the pictures can't be drawn again; empty where they can."""
     if getattr(pipeline.scheduler, "noise_sampler_seed", 0) is None:
-        return None, f"{type(pipeline.scheduler).__name__} ignores generators; give seeds to it"
-    seeds = [struct.unpack("<Q", bytes(state[:8].tolist()))[0] % 2**63 for state in states]
-    fresh = [torch.Generator("cpu").manual_seed(seed).get_state() for seed in seeds]
-    if len(states) == call.num_images and all(map(torch.equal, fresh, states)):
-        return tuple(seeds), ""
-    return None, "a record holds generators only where each picture has a fresh one on the CPU; give seeds"
+        return f"{type(pipeline.scheduler).__name__} ignores generators; give seeds to it"
+    if call.seeds is None or len(call.seeds) != call.num_images:
+        return "a record holds generators only where each picture has a fresh one on the CPU; give seeds"
+    return ""
 
 
 def content_hash(value: Any) -> str | None:

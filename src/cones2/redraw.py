@@ -40,10 +40,6 @@ MOST_PIXELS = 2**26
 _MOST_STEPS = 1000
 _USUAL_SIDE = 1024  # pixels, where a record does not say
 _WITHOUT_EFFECT = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "measure_attention")
-_NOT_OF_CONES_V2 = frozenset(
-    {"seed", "sampler", "measure_attention", "num_images_per_prompt", "callback_on_step_end_tensor_inputs"}
-    | {"layout_scale", "layout_effect", "layout_levels", "preset", "guided_steps", "weight_negative"}
-)
 
 _Short = Annotated[str, Field(max_length=1000)]
 _Text = Annotated[str, Field(max_length=LONGEST_PROMPT)]
@@ -190,7 +186,6 @@ class PictureRecord(_Strict):
         """
         if not self.seeds:
             raise PictureError(f"the picture can't be drawn again: {self.not_repeatable}.")
-        settings = asdict(self.layout_settings)
         return {
             **{name: restored(value) for name, value in self.options.items() if name not in ("seed", "generator")},
             "prompt": self.prompt,
@@ -200,8 +195,7 @@ class PictureRecord(_Strict):
             "guidance_scale": self.guidance_scale,
             "negative_prompt": self.negative_prompt or None,
             "num_images_per_prompt": self.num_images,
-            **{f"layout_{name}": settings.pop(name) for name in ("scale", "effect", "levels")},
-            **settings,
+            **asdict(self.layout_settings),
             "force": self.force,
             "seed": list(self.seeds),
         }
@@ -230,10 +224,7 @@ def redraw(source: PictureRecord | Mapping[str, Any] | Path | str, pipe: Any, **
     warn_of_differences(record, pipe)
     with threads(record.threads):
         drawing = with_scheduler(pipe, make_scheduler(record.scheduler, pipe.scheduler))
-        if record.options.get("sampler") == "cones_v2":
-            output = _draw_cones_v2(drawing, record.layout_settings, call)
-        else:
-            output = drawing(**call)
+        output = drawing(**call)
     kept = slice(record.index, record.index + 1)
     images, attention, records = output.images[kept], output.attention[kept], output.records[kept]
     return replace(output, images=images, attention=attention, records=records)
@@ -249,15 +240,6 @@ def _check_arguments(record: PictureRecord, arguments: Mapping[str, Any]) -> Non
             raise PictureError(f"{name!r} is another than the picture was drawn with: its sha256 differs.")
         if name not in (*lacking, *_WITHOUT_EFFECT):
             raise PictureError(f"{name!r} is none that the record lacks: to draw another picture, call the pipeline.")
-
-
-def _draw_cones_v2(pipe: Any, layout_settings: LayoutSettings, call: Mapping[str, Any]) -> Any:
-    """Draw with the authors' own loop, which has other names for some arguments."""
-    from cones2.cones_v2.loop import draw
-
-    passed = {name: value for name, value in call.items() if name not in _NOT_OF_CONES_V2}
-    meter = call.get("measure_attention", False)
-    return draw(pipe, layout_settings=layout_settings, seeds=call["seed"], meter=meter, **passed)
 
 
 def recall_subjects(record: PictureRecord, known: Mapping[str, Subject] | None = None) -> dict[str, Subject]:

@@ -238,6 +238,12 @@ class Residual:
         photos = tuple(dict.fromkeys(self.photos + other.photos))
         return replace(self, parts=tuple(mixed), recipe=recipe, photos=photos)
 
+    def fits(self, encoders: Sequence[EncoderId]) -> bool:
+        """Return whether this residual was learned on these text encoders, whatever their dtype or file."""
+        mine = {part.encoder.role: part.encoder for part in self.parts}
+        given = {encoder.role: encoder for encoder in encoders}
+        return mine.keys() == given.keys() and all(mine[role].fits(given[role]) for role in mine)
+
     def check_fits(self, encoders: Sequence[EncoderId], *, force: bool = False) -> None:
         """Check that this residual was learned on these text encoders, whatever their dtype or file.
 
@@ -248,15 +254,13 @@ class Residual:
         Raises:
             ResidualMismatchError: it was learned on other text encoders.
         """
-        mine = {part.encoder.role: part.encoder for part in self.parts}
-        given = {encoder.role: encoder for encoder in encoders}
-        if mine.keys() == given.keys() and all(mine[role].fits(given[role]) for role in mine):
+        if self.fits(encoders):
             return
+        mine = [part.encoder for part in self.parts]
         text = (
-            f"the residual of {self.class_word!r} was learned on {_described(list(mine.values()))}, and this is"
-            f" {_described(encoders)}"
+            f"the residual of {self.class_word!r} was learned on {_described(mine)}, and this is {_described(encoders)}"
         )
-        if {role: one.width for role, one in mine.items()} != {role: one.width for role, one in given.items()}:
+        if {each.role: each.width for each in mine} != {each.role: each.width for each in encoders}:
             raise ResidualMismatchError(f"{text}: the widths must be equal. Learn the subject on this model.")
         if not force:
             raise ResidualMismatchError(

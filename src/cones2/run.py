@@ -29,11 +29,11 @@ class LayoutSettings:
     """How a layout acts (arXiv:2305.19327, Sec. 3.3).
 
     Attributes:
-        scale: multiplies the layout's strength η; 0 turns the layout off, the hard mask too.
+        layout_scale: multiplies the layout's strength η; 0 turns the layout off, the hard mask too.
         preset: which reading of Eq. 7: `paper` or `cones_v2`.
-        effect: `both`, or one alone for ablations: `strengthen` subjects in their own regions (γ+), or `weaken` them
-            where they are irrelevant (γ-).
-        levels: which of a UNet's grids are edited, 0 the finest; None is all.
+        layout_effect: `both`, or one alone for ablations: `strengthen` subjects in their own regions (γ+), or `weaken`
+            them where they are irrelevant (γ-).
+        layout_levels: which of a UNet's grids are edited, 0 the finest; None is all.
         guided_steps: how many steps, from the first, the layout takes part in; None is all.
         weight_negative: γ- of the preset `cones_v2`, everywhere outside a subject's region.
 
@@ -41,20 +41,20 @@ class LayoutSettings:
         SettingsError: a value is outside its range.
     """
 
-    scale: float = 1.0
+    layout_scale: float = 1.0
     preset: str = "paper"
-    effect: str = "both"
-    levels: tuple[int, ...] | None = None
+    layout_effect: str = "both"
+    layout_levels: tuple[int, ...] | None = None
     guided_steps: int | None = None
     weight_negative: float | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and 0 <= self.scale <= 1000):
-            raise SettingsError(f"layout_scale {self.scale} can't be used: expected 0 (no layout) to 1000.")
-        if self.effect not in EFFECTS:
-            raise SettingsError(f"unknown layout_effect {self.effect!r}: expected one of {', '.join(EFFECTS)}.")
-        if self.levels is not None and (not self.levels or min(self.levels) < 0):
-            raise SettingsError(f"layout_levels {self.levels} can't be used: expected at least one, from 0.")
+        if not (math.isfinite(self.layout_scale) and 0 <= self.layout_scale <= 1000):
+            raise SettingsError(f"layout_scale {self.layout_scale} can't be used: expected 0 (no layout) to 1000.")
+        if self.layout_effect not in EFFECTS:
+            raise SettingsError(f"unknown layout_effect {self.layout_effect!r}: expected one of {', '.join(EFFECTS)}.")
+        if self.layout_levels is not None and (not self.layout_levels or min(self.layout_levels) < 0):
+            raise SettingsError(f"layout_levels {self.layout_levels} can't be used: expected at least one, from 0.")
         if self.guided_steps is not None and not 0 <= self.guided_steps <= 1000:
             raise SettingsError(f"guided_steps {self.guided_steps} can't be used: expected 0 to 1000.")
         if self.weight_negative is not None and not -1e30 <= self.weight_negative <= 0:
@@ -77,15 +77,10 @@ class TextEdit(NamedTuple):
     additions: tuple[TimedAddition, ...]
     negatives: Mapping[str, Float[Tensor, "_ dim"]]
 
-    @property
-    def extra_tokens(self) -> int:
-        """How many tokens stand behind the prompt's."""
-        return sum(map(len, self.negatives.values()))
-
     def apply(
         self, text: Float[Tensor, "rows tokens dim"], time: Float[Tensor, "rows"], rows: slice | list[int]
     ) -> Float[Tensor, "rows all_tokens dim"]:
-        """Return the text to read; the caller's stays as it is."""
+        """Return the text to read, with Eq. 6 in a part of the steps; the caller's stays as it is."""
         text = text.clone()
         for (start, end), vector in self.additions:
             position = 1 - time[rows]
@@ -138,7 +133,7 @@ class Run:
     ) -> None:
         self.pipeline, self.family, self.inputs = pipeline, family, inputs
         self.regions, self.spans, self.settings, self.text = layout or Layout({}), spans, settings, text
-        self.layout = self.regions if self.regions.names and settings.scale > 0 else None
+        self.layout = self.regions if self.regions.names and settings.layout_scale > 0 else None
         self.preset = find_preset(settings.preset, weight_negative=settings.weight_negative)
         self.meter = AttentionMeter(self.regions, spans) if is_measured else None
         self.step: int | None = None
@@ -160,13 +155,13 @@ class Run:
         return bool(self.layout or self.text or self.meter)
 
     def check_levels(self, denoiser: Any) -> None:
-        """Check `settings.levels` against the denoiser's.
+        """Check `settings.layout_levels` against the denoiser's.
 
         Raises:
             SettingsError: it has no such level.
         """
         count = len(unwrapped(denoiser).config.get("block_out_channels", (0,)))
-        for level in self.settings.levels or ():
+        for level in self.settings.layout_levels or ():
             if level >= count:
                 raise SettingsError(f"layout level {level} is none of this model's: expected 0 to {count - 1}.")
 
@@ -183,7 +178,9 @@ class Run:
             return args, kwargs
         step, guided = self._count_step()
         if self.layout and step < guided:
-            self._call.strength = self.settings.scale * self.preset.strength(NoiseLevel(call.time[rows], step, guided))
+            self._call.strength = self.settings.layout_scale * self.preset.strength(
+                NoiseLevel(call.time[rows], step, guided)
+            )
         self._call.is_measured = self.meter is not None and self.meter.begin_call()
         if self.text is None:
             return args, kwargs
@@ -304,14 +301,16 @@ class Run:
 
     def _regions(self, grid: tuple[int, int], level: int) -> dict[str, RegionWeights]:
         """Return M of each region on a grid, with each region's own weight, and without the effect left out."""
-        if self.layout is None or (self.settings.levels is not None and level not in self.settings.levels):
+        if self.layout is None or (
+            self.settings.layout_levels is not None and level not in self.settings.layout_levels
+        ):
             return {}
         found = {}
         for name, (gain, blocked) in self.preset.weigh(self.layout, *grid).items():
             gain = torch.where(gain > 0, self.layout.regions[name].weight * gain, gain)
-            if self.settings.effect == "strengthen":
+            if self.settings.layout_effect == "strengthen":
                 gain, blocked = gain.clamp(min=0), torch.zeros_like(blocked)
-            elif self.settings.effect == "weaken":
+            elif self.settings.layout_effect == "weaken":
                 gain = gain.clamp(max=0)
             found[name] = RegionWeights(gain, blocked)
         return found
@@ -320,7 +319,7 @@ class Run:
         """Tell which tokens of negative texts an unconditional row sees from each cell."""
         negatives = self.text.negatives if self.text else {}
         columns = [
-            own_cells(self.regions, name, *grid).reshape(-1, 1).expand(-1, len(tokens))
+            own_cells(self.regions, *grid)[name].reshape(-1, 1).expand(-1, len(tokens))
             for name, tokens in negatives.items()
         ]
         return torch.cat([torch.zeros(math.prod(grid), 0, dtype=torch.bool, device="cpu"), *columns], dim=1)

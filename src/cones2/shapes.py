@@ -5,6 +5,7 @@ picture's shape.
 """
 
 import base64
+import functools
 import io
 import reprlib
 import warnings
@@ -192,6 +193,10 @@ class Mask:
 
     def to_base64(self) -> str:
         """Return the mask as a PNG in base64."""
+        return self._base64
+
+    @functools.cached_property
+    def _base64(self) -> str:
         content = io.BytesIO()
         Image.frombytes("L", (self.width, self.height), self.pixels).save(content, format="PNG", optimize=True)
         return base64.b64encode(content.getvalue()).decode()

@@ -157,7 +157,7 @@ def compose(
         pipe = request.open(model, device=device, dtype=dtype, config=model_config)
     else:
         pipe = open_model(model or "mini", device=device, dtype=dtype, config=model_config)
-        request = Request.of_authors(authors.request(pipe), given, seed=seed, count=count)
+        request = Request.of_authors(authors.arguments(pipe), given, seed=seed, count=count)
     if save_layout is not None and request.layout is not None:
         make_folder(save_layout.parent)
         request.layout.save(save_layout)

@@ -106,7 +106,7 @@ def _picture_rows(description: Mapping[str, Any]) -> dict[str, str]:
         "prompt": _text(description.get("prompt")),
         "subjects": "; ".join(f"{name}, a {_text(_dict(each).get('class_word'))}" for name, each in subjects) or "none",
         "layout": "; ".join(f"{name} {json.dumps(region)[:60]}" for name, region in regions.items()) or "none",
-        "layout's effect": f"scale {_text(settings.get('scale'))}, preset {_text(settings.get('preset'))}",
+        "layout's effect": f"scale {_text(settings.get('layout_scale'))}, preset {_text(settings.get('preset'))}",
         "seed": _text(description.get("seed")),
         "drawing": f"{_text(description.get('num_inference_steps'))} steps of"
         f" {_text(_dict(description.get('scheduler')).get('class_name'))},"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +15,6 @@ from cones2.call import MOST_PICTURES
 from cones2.cli.console import drawing
 from cones2.cli.layout import Places
 from cones2.cli.options import hint, number, open_model, read_residual, unique
-from cones2.cones_v2 import loop
-from cones2.cones_v2.config import ConesV2Request
 from cones2.errors import (
     LayoutError,
     ModelError,
@@ -44,9 +42,9 @@ from cones2.schedulers import scheduler_name
 from cones2.shared import check_seed, threads
 from cones2.subjects import Subject, check_mentioned
 
-_LAYOUT_FIELDS = {"layout_scale": "scale", "layout_effect": "effect", "layout_levels": "levels"}
-_LAYOUT_FIELDS |= {name: name for name in ("preset", "guided_steps", "weight_negative")}
-_ACTING = ("layout_scale", "layout_effect", "layout_levels", "guided_steps")
+_DEVICES = ("cuda", "mps", "cpu")
+_ACTING = fields(LayoutSettings)
+_WITH_PLACES = ("layout_scale", "layout_effect", "layout_levels", "guided_steps")
 
 
 class Drawn(NamedTuple):
@@ -178,21 +176,15 @@ class Request:
 
     @classmethod
     def of_authors(
-        cls, asked: ConesV2Request, settings: Mapping[str, Any], *, seed: int | None, count: int | None
+        cls, asked: Mapping[str, Any], settings: Mapping[str, Any], *, seed: int | None, count: int | None
     ) -> "Request":
         """Return what a config of the authors' script asks for, apart from what else is given."""
-        fields = {name: getattr(asked.layout_settings, field) for name, field in _LAYOUT_FIELDS.items()}
-        usual = {"sampler": loop.SAMPLER, "height": asked.height, "width": asked.width, **fields}
-        seeds = asked.seeds
+        call = {**asked, **settings}
+        seeds = tuple(call.pop("seed"))
         if seed is not None or count is not None:
             seeds = _numbered(seed or 0, count)
-        return cls(
-            prompt=asked.prompt,
-            subjects=asked.subjects,
-            layout=asked.layout,
-            settings=usual | dict(settings),
-            seeds=seeds,
-        )
+        given = {name: call.pop(name) for name in ("prompt", "subjects", "layout")}
+        return cls(**given, settings=call, seeds=seeds)
 
     def placed(self, places: Places, *, auto: bool) -> "Request":
         """Return the same with the layout that options make, over the record's."""
@@ -207,9 +199,8 @@ class Request:
             if name not in names:
                 known = ", ".join(names) or "none"
                 raise LayoutError(f"a place is for {name!r}, which the prompt does not name; it names: {known}.")
-        fields = {field: self.settings[name] for name, field in _LAYOUT_FIELDS.items() if name in self.settings}
-        LayoutSettings(**fields)
-        for name in _ACTING if layout is None and self.made is None else ():
+        LayoutSettings(**{each.name: self.settings[each.name] for each in _ACTING if each.name in self.settings})
+        for name in _WITH_PLACES if layout is None and self.made is None else ():
             if name in self.settings:
                 option = f"--{name.replace('_', '-')}"
                 raise SettingsError(
@@ -233,7 +224,7 @@ class Request:
             pipe = open_model(model or "mini", device=device, dtype=dtype, config=config)
         else:
             kind = made.device.split(":")[0]
-            device = device or (kind if torch.get_device_module(kind).is_available() else None)
+            device = device or (kind if kind in _DEVICES and torch.get_device_module(kind).is_available() else None)
             name = model or _trusted(made.model.name)
             pipe = open_model(name, device=device, dtype=dtype or made.dtype, config=config)
             check_pipeline(made, pipe)
@@ -254,13 +245,7 @@ class Request:
             stack.enter_context(hint(ResidualMismatchError, "--force uses it all the same."))
             stack.enter_context(threads(self.made.threads) if self.made else ExitStack())
             call["callback_on_step_end"], latents = stack.enter_context(_watched(what))
-            if call.get("sampler") == loop.SAMPLER:
-                fields = {field: call.pop(name) for name, field in _LAYOUT_FIELDS.items() if name in call}
-                del call["sampler"]
-                settings = LayoutSettings(**{**fields, "preset": fields.get("preset", "cones_v2")})
-                output = loop.draw(pipe, self.prompt, seeds=seeds, layout_settings=settings, meter=attention, **call)
-            else:
-                output = pipe(self.prompt, seed=list(seeds), measure_attention=attention, **call)
+            output = pipe(self.prompt, seed=list(seeds), measure_attention=attention, **call)
         readings = output.attention or [()] * len(seeds)
         rows = zip(seeds, output.images, latents[0].cpu(), output.records, readings, strict=True)
         drawn = [Drawn(*row) for row in rows]

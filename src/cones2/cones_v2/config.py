@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -21,7 +21,6 @@ from cones2.files import expanded, read_bounded
 from cones2.images import FORMATS, opened_image
 from cones2.layout import Layout, Mask, Region
 from cones2.presets import ConesV2Preset
-from cones2.run import LayoutSettings
 from cones2.shapes import LARGEST_FILE
 from cones2.subjects import Subject
 
@@ -37,18 +36,6 @@ _Path = Annotated[str, Field(min_length=1, max_length=4096)]
 
 Colour = tuple[int, int, int]
 Span = tuple[int, int]
-
-
-class ConesV2Request(NamedTuple):
-    """What the loop takes: `draw(pipe, **request._asdict())`."""
-
-    prompt: str
-    subjects: Mapping[str, Subject]
-    layout: Layout
-    layout_settings: LayoutSettings
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
-    height: int = SIDE
-    width: int = SIDE
 
 
 class _Entry(BaseModel):
@@ -101,11 +88,11 @@ class ConesV2Config:
         files = {name: _find(entry.residual_dict[name], path) for name, _ in entry.subject_list}
         return cls(entry, {name: read_tensor(file) for name, file in files.items()}, masks)
 
-    def request(self, pipeline: Any) -> ConesV2Request:
-        """Return the same in our terms, for the model that the residuals were learned on.
+    def arguments(self, pipeline: Any) -> dict[str, Any]:
+        """Return the arguments of `Cones2Pipeline` that draw it on the model that the residuals were learned on.
 
         Words become subjects by name. A colour is for all mentions of its word; several colours of one word are for its
-        mentions in their order. Seeds and sizes are those of the authors' script; `_replace` gives others.
+        mentions in their order. Seeds, size and guidance scale are those of the authors' script.
 
         Raises:
             ModelError: the model is not of Stable Diffusion 1.x or 2.x.
@@ -137,13 +124,20 @@ class ConesV2Config:
                 regions[name] = Region((self.masks[_colour(colour)],), weight=weight)
             start, end = words.characters(span)
             template, position = f"{template}{entry.prompt[position:start]}{{{name}}}", end
-        settings = LayoutSettings(
-            scale=entry.guidance_weight / _AUTHORS.scale,
-            preset="cones_v2",
-            guided_steps=entry.guidance_steps,
-            weight_negative=entry.weight_negative,
-        )
-        return ConesV2Request(template + entry.prompt[position:], subjects, Layout(regions), settings)
+        return {
+            "prompt": template + entry.prompt[position:],
+            "layout": Layout(regions),
+            "subjects": subjects,
+            "sampler": "cones_v2",
+            "preset": "cones_v2",
+            "layout_scale": entry.guidance_weight / _AUTHORS.scale,
+            "guided_steps": entry.guidance_steps,
+            "weight_negative": entry.weight_negative,
+            "guidance_scale": 7.5,
+            "seed": [0, 1, 2, 3],
+            "height": SIDE,
+            "width": SIDE,
+        }
 
     def _residual_spans(self, words: "_Words") -> dict[Span, str]:
         """Return the name of the residual at each span, after checking that tokens were not counted wrongly."""

@@ -6,7 +6,7 @@ After its first run, a guided step gets as much fresh noise back as it took away
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,93 +14,58 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor
 
-from cones2.call import Cones2Output, StepWatcher, generators_of, seeds_of, warn_of_unknown_words
-from cones2.conditioning import Inputs, LayoutSettings, conditioned
+from cones2.call import StepWatcher, generators_of
+from cones2.conditioning import Inputs
 from cones2.errors import ModelError, SettingsError
-from cones2.layout import Layout
-from cones2.pipeline import Cones2Pipeline
-from cones2.record import DrawCall, describe
 from cones2.schedulers import make_scheduler
-
-SAMPLER = "cones_v2"
-"""What a record's options call this loop."""
-
-_AUTHORS = LayoutSettings(preset="cones_v2")
 
 Latents = Float[Tensor, "pictures channels height width"]
 
 
-@torch.no_grad()
-def draw(
-    pipe: Cones2Pipeline,
-    prompt: str,
+def sample(
+    pipeline: Any,
+    inputs: Inputs,
+    watcher: StepWatcher,
     *,
-    subjects: Mapping[str, Any] | None = None,
-    layout: Any = None,
-    seeds: int | Sequence[int] = (0, 1, 2, 3),
-    num_inference_steps: int = 50,
-    guidance_scale: float = 7.5,
-    layout_settings: LayoutSettings = _AUTHORS,
+    sampler: str,
+    seeds: Sequence[int] | None,
+    num_inference_steps: int,
     height: int | None = None,
     width: int | None = None,
-    callback_on_step_end: Callable[..., Any] | None = None,
-    **conditions: Any,
-) -> Cones2Output:
-    """Draw pictures as the authors' inference script does; the defaults are its own.
+    **others: Any,
+) -> Any:
+    """Draw pictures as the authors' inference script does, of what `conditioned` made, in its block.
 
     Args:
-        pipe: a model of Stable Diffusion 1.x, 2.x or XL. Its scheduler says how it was trained, and draws nothing.
-        prompt: with each subject's name as a placeholder: `"a {rex} on the beach"`.
-        subjects: those of this call beside the loaded ones, by name.
-        layout: a `Layout` or what `Layout.of` takes; None leaves places to the model.
+        pipeline: of Stable Diffusion 1.x, 2.x or XL; its scheduler, which says how the model was trained, is replaced.
+        inputs: the texts; the `guided_steps` of their layout settings are run twice, also without a layout.
+        watcher: is called each time that a step was run.
+        sampler: `cones_v2`, as yet the only one.
         seeds: of each picture.
         num_inference_steps: of Euler's method.
-        guidance_scale: of classifier-free guidance.
-        layout_settings: how the layout acts. Its `guided_steps` are run twice, also without a layout.
         height: in pixels; None is what the model was trained at.
-        width: likewise.
-        callback_on_step_end: as in diffusers, called each time that a step was run.
-        **conditions: what else `conditioned` takes: `negative_prompt`, `meter`, `force`, `clip_skip`.
+        width: in pixels; None as for `height`.
+        **others: arguments that have no place here.
 
     Raises:
-        Cancelled: `pipe.cancel` was called, or the callback raised or asked to stop; there is no picture.
         ModelError: the model is of another family, or draws on other pictures.
-        SettingsError: an argument can't be used, or the pictures came out as no numbers.
+        SettingsError: an argument can't be used.
     """
-    numbers = seeds_of(seeds, None, None) or ()
-    given = pipe._subjects_for(prompt, subjects or {})
-    warn_of_unknown_words(pipe.facts, prompt, given)
-    placed = None if layout is None else Layout.of(layout)
-    with pipe._drawing(numbers) as (inner, cancelled):
-        size = _checked_size(inner, height, width)
-        if not 1 <= num_inference_steps <= inner.scheduler.config.num_train_timesteps:
-            raise SettingsError(f"num_inference_steps {num_inference_steps} can't be used: expected 1 to 1000.")
-        vars(inner)["scheduler"] = make_scheduler("euler", inner.scheduler)  # a copy's
-        inner.scheduler.set_timesteps(num_inference_steps, device=inner._execution_device)
-        watcher = StepWatcher(cancelled, callback_on_step_end, ("latents",))
-        guidance: dict[str, Any] = {"guidance_scale": guidance_scale, "layout_settings": layout_settings}
-        with conditioned(inner, prompt, subjects=given, layout=placed, **guidance, **conditions) as inputs:
-            latents = _denoise(inner, inputs, size, numbers, watcher)
-            watcher.check_finished()
-            scaled = latents.to(inner.vae.dtype) / inner.vae.config.scaling_factor
-            decoded = inner.vae.decode(scaled, return_dict=False)[0]
-        inner.maybe_free_model_hooks()
-        encoding = {k: v for k, v in conditions.items() if k not in ("negative_prompt", "force", "meter")}
-        call = DrawCall(
-            prompt=prompt,
-            subjects=given,
-            layout=placed,
-            seeds=numbers,
-            generator_states=None,
-            num_images=len(numbers),
-            num_inference_steps=num_inference_steps,
-            negative_prompt=conditions.get("negative_prompt") or "",
-            force=conditions.get("force", False),
-            options={"sampler": SAMPLER, "height": size[0], "width": size[1], **encoding},
-            **guidance,
-        )
-        images = inner.image_processor.postprocess(decoded, output_type="pil")
-        return Cones2Output(images, placed, inputs.attention(), describe(inner, pipe.facts, call))
+    if sampler != "cones_v2":
+        raise SettingsError(f"unknown sampler {sampler!r}: expected 'cones_v2', or None for the pipeline's own.")
+    if seeds is None or others:
+        what = next(iter(others), "generator")
+        raise SettingsError(f"{what} has no place in the authors' loop (sampler 'cones_v2'): leave it out.")
+    size = _checked_size(pipeline, height, width)
+    vars(pipeline)["scheduler"] = make_scheduler("euler", pipeline.scheduler)
+    pipeline.scheduler.set_timesteps(num_inference_steps, device=pipeline._execution_device)
+    with torch.no_grad():
+        latents = _denoise(pipeline, inputs, size, seeds, watcher)
+        watcher.check_finished()
+        scaled = latents.to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor
+        decoded = pipeline.vae.decode(scaled, return_dict=False)[0]
+    pipeline.maybe_free_model_hooks()
+    return pipeline.image_processor.postprocess(decoded, output_type="pil")
 
 
 def recurrent_euler(

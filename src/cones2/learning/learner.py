@@ -153,6 +153,8 @@ def _take_steps(learner: "_Learner", *, every: int, save_memory: bool) -> Genera
 class LearnStep:
     """What one step of learning did.
 
+    What it holds can be asked for until the next step is taken; then it is a `LearningError`.
+
     Attributes:
         step: this step, from 1.
         steps: how many there are.
@@ -170,28 +172,16 @@ class LearnStep:
 
     @functools.cached_property
     def residual(self) -> Residual:
-        """What was learned up to this step; computed when first asked for, from all captions (Eq. 5).
-
-        Raises:
-            LearningError: another step was taken before it was asked for, or it is not finite.
-        """
+        """What was learned up to this step, from all captions (Eq. 5); a `LearningError` where it is not finite."""
         return self._current().residual()
 
     @property
     def tuned_encoders(self) -> tuple[Any, ...]:
-        """The tuned copies of the text encoders, which the next step tunes further; none if Δ itself is learned.
-
-        Raises:
-            LearningError: another step was taken.
-        """
+        """The tuned copies of the text encoders, which the next step tunes further; none if Δ itself is learned."""
         return self._current().reader.encoders
 
     def displacement(self) -> Displacement | None:
-        """Measure how far other words moved, on captions that were not learned from; None if none can be held out.
-
-        Raises:
-            LearningError: another step was taken.
-        """
+        """Measure how far other words moved, on captions that were not learned from; None if none can be held out."""
         return self._current().displacement()
 
     def save_checkpoint(self) -> None:
@@ -200,7 +190,7 @@ class LearnStep:
         Does nothing at the last step, if there is one already, or if the next step was interrupted in its update.
 
         Raises:
-            LearningError: another step was taken, the generator is closed, or there is no folder for checkpoints.
+            LearningError: the generator is closed, or there is no folder for checkpoints.
             OutputError: it can't be written.
         """
         learner = self._learner

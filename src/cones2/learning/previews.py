@@ -86,6 +86,10 @@ class PreviewedStep:
         """The residual to keep: that of the best preview where there is patience, this step's otherwise."""
         return self.best.residual if self.best else self.learned.residual
 
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of this step, as `LearnStep.save_checkpoint` does."""
+        self.learned.save_checkpoint()
+
 
 def with_previews(
     steps: Generator[LearnStep, None, None],
