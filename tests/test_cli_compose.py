@@ -340,6 +340,12 @@ def test_a_picture_fetches_no_model(picture: Path, tmp_path: Path, name: str) ->
     assert repr(name) in refused("compose", "--from", picture, "--out", tmp_path / "again.png")
 
 
+def test_a_picture_of_a_device_that_nobody_has(picture: Path, small_folder: Path, tmp_path: Path) -> None:
+    write_picture(picture, Image.new("RGB", (8, 8)), {**read_record(picture), "device": "foo"})
+    shown = run("compose", "--from", picture, "--model", small_folder, "--out", tmp_path / "again.png")
+    assert "device foo there, cpu here" in shown.stderr
+
+
 def test_pictures_that_cannot_be_drawn_again(tmp_path: Path) -> None:
     out = tmp_path / "again.png"
     run("layout", "--place", "rex=left", "--out", tmp_path / "preview.png")

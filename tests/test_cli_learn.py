@@ -111,9 +111,12 @@ def test_every_option_acts(command: tuple[object, ...], tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C otherwise")
-def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(command: tuple[object, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("previews", [(), ("--preview", 1000)])
+def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(
+    command: tuple[object, ...], previews: tuple[object, ...], tmp_path: Path
+) -> None:
     out, checkpoints = tmp_path / "out" / "rex.safetensors", tmp_path / "out" / ".rex.learning"
-    learn = (*command, "--out", out)
+    learn = (*command, "--out", out, *previews)
     learner = subprocess.Popen(
         [sys.executable, "-m", "cones2", *map(str, learn), "--steps", "100000"],
         stdout=subprocess.PIPE,
@@ -135,9 +138,9 @@ def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(command: tuple[object, .
     taken = json.loads(newest.read_text())["step"]
     assert str(taken) in refused(*learn, "--steps", taken, "--resume")
     assert "seed" in refused(*learn, "--steps", taken + 100, "--seed", 1, "--resume")
-    assert "--resume" in refused(*learn)
+    assert "--resume" in refused(*command, "--out", out)
     run(*learn, "--steps", taken + 1, "--resume")
-    assert files_in(out.parent) == {"rex.safetensors"}
+    assert {name for name in files_in(out.parent) if "previews" not in name} == {"rex.safetensors"}
 
 
 def test_beside_a_running_learner_nothing_is_said_of_deleting(photos: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from diffusers.callbacks import SDCFGCutoffCallback
 from PIL import Image
 
 from cones2.call import Cones2Output, warn_of_little_attention
+from cones2.conditioning import conditioned
 from cones2.errors import (
     Cancelled,
     Cones2Warning,
@@ -445,6 +446,24 @@ def test_stable_diffusion_xl_and_flux(opened: dict[str, Any]) -> None:
     assert np.abs(drawn(xl, TEXT, **clipped) - drawn(xl, TEXT)).max() > 1e-3
     with pytest.raises(SettingsError, match="prompt_2"):
         drawn(xl, PROMPT, subjects=PLAIN, prompt_2="a dog")
+    with pytest.raises(SettingsError, match="prompt_2"), conditioned(xl, PROMPT, subjects=PLAIN, prompt_2="a dog"):
+        pass
+
+
+def test_a_block_takes_a_wrapped_pipeline_too(tiny: Any) -> None:
+    own = with_own_scheduler(tiny)
+    with (
+        conditioned(Cones2Pipeline(own), PROMPT, subjects=PLAIN) as wrapped,
+        conditioned(with_own_scheduler(tiny), PROMPT, subjects=PLAIN) as inner,
+    ):
+        assert torch.equal(wrapped["prompt_embeds"], inner["prompt_embeds"])
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("steps", [0, -1, 1001, 2.5, True, "4"])
+def test_numbers_of_steps_that_make_no_sense(tiny: Any, steps: Any) -> None:
+    with pytest.raises(SettingsError, match=rf"num_inference_steps {steps!r}"):
+        Cones2Pipeline(with_own_scheduler(tiny))("a cat", num_inference_steps=steps)
 
 
 def test_what_a_model_is_made_for(small_folder: Path) -> None:

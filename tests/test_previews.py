@@ -118,7 +118,7 @@ def patient(
 def stop_after(steps: Iterator[PreviewedStep], number: int) -> None:
     for step in steps:
         if step.step == number:
-            step.learned.save_checkpoint()
+            step.save_checkpoint()
             return
 
 
