@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from cones2.learning.data import float32_copy, learning_size
+from cones2.families import native_size
+from cones2.learning.data import float32_copy
 from cones2.photos import Photo, crop_square, stack_pixels
 from cones2.schedulers import make_scheduler
 
@@ -42,7 +43,7 @@ class ConesV2Learner:
         self.scheduler = make_scheduler("ddpm", pipeline.scheduler)
         self.encoder = float32_copy(pipeline.text_encoder, self.device).requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self.encoder.parameters(), lr=5e-6, weight_decay=1e-2)
-        self.images = [as_tensor(photo, learning_size(pipeline)).to(self.device) for photo in photos]
+        self.images = [as_tensor(photo, min(native_size(pipeline))).to(self.device) for photo in photos]
         self.input_ids = _tokenize(pipeline, class_word).to(self.device)
         with torch.no_grad():
             self.target = self.encoder(self.input_ids).last_hidden_state
@@ -81,7 +82,7 @@ class ConesV2Learner:
 
     def draw(self) -> Draw:
         """Draw what chance decides in the next step."""
-        size = learning_size(self.pipeline) // self.pipeline.vae_scale_factor
+        size = min(native_size(self.pipeline)) // self.pipeline.vae_scale_factor
         shape = (1, self.pipeline.unet.config["in_channels"], size, size)
         spread, noise = (torch.randn(shape, generator=self.randomness).to(self.device) for _ in range(2))
         last = len(self.scheduler.alphas_cumprod)

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from cones2.learning.data import learning_size
+from cones2.families import native_size
 from cones2.pipeline import Cones2Pipeline
 from pairs import Timing
 
 
 def machine(pipe: Cones2Pipeline) -> dict[str, Any]:
     """Return where and on what a run was made."""
-    size = learning_size(pipe.pipeline)
+    size = min(native_size(pipe.pipeline))
     on_gpu = pipe.device.type == "cuda"
     return {
         "model": f"{pipe.facts.name}, {size}x{size} px",

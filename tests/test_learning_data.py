@@ -15,14 +15,13 @@ from torch.testing import assert_close
 from cones2.captions import captions_for
 from cones2.errors import CaptionError, Cones2Warning
 from cones2.examples import EXAMPLES
-from cones2.families import family_of
+from cones2.families import family_of, native_size
 from cones2.learning.data import (
     TextReader,
     check_suits,
     encode_images,
     encode_views,
     held_out_captions,
-    learning_size,
     strange_photos,
 )
 from cones2.models import MINI, ModelFacts, open_pipeline
@@ -118,7 +117,7 @@ def test_latents_in_half_precision(small: Any, small_folder: Path, dtype: torch.
 
 
 def test_the_size_that_is_learned_at(small: Any, opened: dict[str, Any]) -> None:
-    assert learning_size(small) == learning_size(opened["sdxl"]) == 64
+    assert min(native_size(small)) == min(native_size(opened["sdxl"])) == 64
 
 
 # --- what a model of a small world can't learn ---

@@ -1,6 +1,7 @@
 """One call of a pipeline: its seeds, which of its arguments go where, and what is watched at the end of each step."""
 
 import contextlib
+import difflib
 import inspect
 import itertools
 import reprlib
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cones2.errors import Cancelled, Cones2Error, Cones2Warning, LayoutError, SettingsError
+from cones2.families import native_size
 from cones2.layout import Layout
 from cones2.models import ModelFacts
 from cones2.monitor import AttentionReading
@@ -177,13 +179,18 @@ def split_options(pipeline: Any, options: Mapping[str, Any]) -> tuple[dict[str, 
         if name in _REFUSED:
             raise SettingsError(f"{name} can't be given: {_REFUSED[name]}.")
         if name not in call:
-            raise SettingsError(f"{type(pipeline).__name__} takes no argument {name!r}.")
+            near = "".join(f" Did you mean {each!r}?" for each in difflib.get_close_matches(name, call, n=1))
+            raise SettingsError(f"{type(pipeline).__name__} takes no argument {name!r}.{near}")
     encoding = {name: value for name, value in options.items() if name in encode and value is not None}
     for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):
         if options.get(name) and "scale" in options[name] and "lora_scale" in encode:
             encoding["lora_scale"] = options[name]["scale"]
     only_encoded = ("prompt_2", "negative_prompt_2")
-    return encoding, {name: value for name, value in options.items() if name not in only_encoded}
+    calling = {name: value for name, value in options.items() if name not in only_encoded}
+    if bool(calling.get("height")) != bool(calling.get("width")):  # diffusers ignores a side without the other
+        native = zip(("height", "width"), native_size(pipeline), strict=True)
+        calling |= {name: calling.get(name) or size for name, size in native}
+    return encoding, calling
 
 
 def read_layout(value: Any, class_words: Mapping[str, str], options: Mapping[str, Any]) -> Layout | None:
@@ -241,12 +248,10 @@ def warn_of_doubts(
     """Warn of what a call asks for and a model hardly gives: unknown words, pictures too large, strengths above 2."""
     warn_of_unknown_words(facts, prompt, subjects)
     height, width = options.get("height"), options.get("width")
-    cells = pipeline.unet.config.get("sample_size") if hasattr(pipeline, "unet") else None
-    if height and width and cells:
-        own = (min(cells) if isinstance(cells, list | tuple) else cells) * pipeline.vae_scale_factor
-        if height * width > (_MOST_ENLARGED * own) ** 2:
-            text = f"{facts.name} learned on {own}x{own} pixels: at {width}x{height} it may draw things several times."
-            warnings.warn(text, Cones2Warning, stacklevel=3)
+    own = min(native_size(pipeline))
+    if height and width and height * width > (_MOST_ENLARGED * own) ** 2:
+        text = f"{facts.name} learned on {own}x{own} pixels: at {width}x{height} it may draw things several times."
+        warnings.warn(text, Cones2Warning, stacklevel=3)
     strong = [f"{each.strength:g} of {name}" for name, each in subjects.items() if abs(each.strength) > _MOST_STRENGTH]
     if strong:
         text = f"strength {', '.join(strong)} is far from 1, as learned: above {_MOST_STRENGTH}, pictures break."
@@ -258,7 +263,7 @@ def warn_of_little_attention(attention: Sequence[Sequence[AttentionReading]], la
     little: dict[str, None] = {}
     for each in itertools.chain.from_iterable(attention):
         if layout and each.own is not None:
-            even = float(own_cells(layout, each.subject, *each.heat.shape).float().mean())
+            even = float(own_cells(layout, *each.heat.shape)[each.subject].float().mean())
             little |= {each.subject: None} if each.own < _LEAST_ATTENTION * even else {}
     if little:
         text = f"little attention fell into the region of {', '.join(little)}: look whether it is there."

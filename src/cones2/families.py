@@ -116,6 +116,14 @@ def family_of(pipeline: Any) -> Family:
     )
 
 
+def native_size(pipeline: Any) -> tuple[int, int]:
+    """Return height and width, in pixels, of the pictures that a pipeline draws unless it is told otherwise."""
+    denoiser = unwrapped(getattr(pipeline, family_of(pipeline).denoiser))
+    cells = denoiser.config.get("sample_size") or pipeline.default_sample_size
+    height, width = cells if isinstance(cells, list | tuple) else (cells, cells)
+    return int(height * pipeline.vae_scale_factor), int(width * pipeline.vae_scale_factor)
+
+
 def _encoders_of(pipeline: Any) -> set[str]:
     names = ("text_encoder", "text_encoder_2", "text_encoder_3")
     return {name for name in names if getattr(pipeline, name, None) is not None}

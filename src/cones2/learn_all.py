@@ -13,11 +13,11 @@ import pydantic
 
 from cones2.captions import captions_for, check_class_word, read_captions
 from cones2.errors import Cones2Error, ResidualError, SettingsError, first_problem
-from cones2.families import family_of
+from cones2.families import family_of, native_size
 from cones2.files import expanded, read_toml
 from cones2.fingerprint import fingerprint
 from cones2.learning.checkpoints import remove_checkpoints
-from cones2.learning.data import hash_of, how_learned, learning_size, strange_photos
+from cones2.learning.data import hash_of, how_learned, strange_photos
 from cones2.learning.learner import LearnStep
 from cones2.learning.model import model_settings
 from cones2.learning.recipe import Recipe, find_recipe
@@ -172,7 +172,7 @@ def _learn(
     if _is_learned(library.path_of(name), word, photos, how, encoders):
         _remove_checkpoints(library, name)  # of one that was killed before it did
         return
-    report = photo_report(photos, size=learning_size(pipe.pipeline))
+    report = photo_report(photos, size=min(native_size(pipe.pipeline)))
     findings = tuple(each.text for each in (*report.findings, *strange_photos(pipe.facts, photos)))
     outcome = Outcome(name, assignment.class_word, "learned", findings=findings)
     settings = [[each.sha256 for each in photos], word, how, model_settings(pipe.pipeline, encoders)]

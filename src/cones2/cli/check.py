@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cones2.cli.console import counted, print_json, print_table, say, waiting
-from cones2.cli.options import Json, Model, ModelConfig, open_model, option, picture_side
+from cones2.cli.options import Json, Model, ModelConfig, open_model, option
 
 Photos = Annotated[
     list[Path], typer.Argument(help="A folder of photos of one subject, or the photos.", metavar="PHOTO...")
@@ -29,13 +29,14 @@ def check(
     Example: cones2 check photos/rex
     """
     with waiting("starting"):
+        from cones2.families import native_size
         from cones2.learning.data import strange_photos
         from cones2.photos import load_photos, photo_report
 
         loaded = load_photos(photos, masks=masks)
     pipe = open_model(model, device="cpu", config=model_config)
     with waiting("looking at the photos"):
-        report = photo_report(loaded, size=picture_side(pipe))
+        report = photo_report(loaded, size=min(native_size(pipe.pipeline)))
         findings = (*report.findings, *strange_photos(pipe.facts, loaded))
     if as_json:
         facts = [asdict(each) | {"path": str(each.path)} for each in report.photos]

@@ -13,7 +13,7 @@ import typer
 from cones2.cli import options as opt
 from cones2.cli.check import Masks, Photos
 from cones2.cli.console import follow, print_json, print_rows, say, waiting
-from cones2.cli.options import MODEL, hint, open_model, option, picture_side, read_seed
+from cones2.cli.options import MODEL, hint, open_model, option, read_seed
 from cones2.errors import (
     CaptionError,
     Cones2Warning,
@@ -234,11 +234,12 @@ class _Kept:
 
 def _judge(photos: Any, pipe: Any) -> list[str]:
     """Warn of what is doubtful about photos."""
+    from cones2.families import native_size
     from cones2.learning.data import strange_photos
     from cones2.photos import photo_report
 
     with waiting("looking at the photos"):
-        report = photo_report(photos, size=picture_side(pipe))
+        report = photo_report(photos, size=min(native_size(pipe.pipeline)))
         findings = [finding.text for finding in (*report.findings, *strange_photos(pipe.facts, photos))]
     for finding in findings:
         warnings.warn(finding, Cones2Warning, stacklevel=2)

@@ -137,12 +137,6 @@ def open_model(
         return pipe
 
 
-def picture_side(pipe: "Cones2Pipeline") -> int:
-    """Return the shorter side, in pixels, of the pictures that a model draws unless it is told otherwise."""
-    cells = getattr(pipe.pipeline, pipe.family.denoiser).config.get("sample_size") or pipe.pipeline.default_sample_size
-    return int(min(cells) if isinstance(cells, list | tuple) else cells) * int(pipe.pipeline.vae_scale_factor)
-
-
 def read_residual(source: str, library: "SubjectLibrary") -> "Residual":
     """Read a subject from the library or the examples where `source` is a name, else from a file or the Hub."""
     from cones2.examples import EXAMPLES

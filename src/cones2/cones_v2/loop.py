@@ -17,6 +17,7 @@ from torch import Tensor
 from cones2.call import StepWatcher, generators_of
 from cones2.conditioning import Inputs
 from cones2.errors import ModelError, SettingsError
+from cones2.families import native_size
 from cones2.schedulers import make_scheduler
 
 Latents = Float[Tensor, "pictures channels height width"]
@@ -159,8 +160,7 @@ def _checked_size(inner: Any, height: int | None, width: int | None) -> tuple[in
     unet, factor = getattr(inner, "unet", None), inner.vae_scale_factor
     if unet is None or unet.config.in_channels != inner.vae.config.latent_channels:
         raise ModelError(f"a {type(inner).__name__} can't follow the authors' loop: expected a text-to-image UNet.")
-    trained = unet.config.sample_size
-    native = [side * factor for side in (trained if isinstance(trained, list | tuple) else (trained, trained))]
+    native = native_size(inner)
     rows, columns = height or native[0], width or native[1]
     for side in (rows, columns):
         if side % factor or not 64 <= side <= 4096:

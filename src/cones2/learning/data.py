@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cones2.captions import captions_for, find_class_word
 from cones2.errors import CaptionError, Cones2Warning, LearningError, PhotoError
-from cones2.families import Family
+from cones2.families import Family, native_size
 from cones2.images import flattened, upright
 from cones2.judge import LEAST_SURE, open_judge, sureness
 from cones2.learning.losses import CaptionChunk
@@ -204,19 +204,13 @@ def as_photos(source: PhotoSource | Sequence[PhotoSource]) -> tuple[Photo, ...]:
     return tuple(photos)
 
 
-def learning_size(pipeline: Any) -> int:
-    """Return the side, in pixels, of the square pictures that a model learns from: the size that it was trained at."""
-    size = pipeline.unet.config["sample_size"]
-    return int(pipeline.vae_scale_factor * (size if isinstance(size, int) else min(size)))
-
-
 def encode_views(pipeline: Any, photos: Sequence[Photo], count: int, generator: torch.Generator) -> Views:
     """Encode `count` views of each photo, the whole one and closer ones, and their masks.
 
     Raises:
         PhotoError: a square view shows nothing of what the photo's mask marks.
     """
-    size = learning_size(pipeline)
+    size = min(native_size(pipeline))
     chosen = [(photo, views(photo, count=count, generator=generator)) for photo in photos]
     masked = any(photo.mask is not None for photo in photos)
     weights = [_weigh(photo, each, size // pipeline.vae_scale_factor) for photo, each in chosen] if masked else None

@@ -19,7 +19,7 @@ from torch import Tensor
 from cones2.attention import unedited
 from cones2.captions import captions_for, check_class_word, photo_caption
 from cones2.errors import LearningError, SettingsError
-from cones2.families import Family
+from cones2.families import Family, native_size
 from cones2.files import expanded
 from cones2.fingerprint import fingerprint
 from cones2.learning.checkpoints import Checkpoints, restore, state_of
@@ -32,7 +32,6 @@ from cones2.learning.data import (
     hash_of,
     held_out_captions,
     how_learned,
-    learning_size,
     random_numbers,
 )
 from cones2.learning.losses import Displacement, displacement, mean_shift, preservation_loss
@@ -245,7 +244,7 @@ class _Learner:
         self.prompt = reader.tokenize([photo_caption(class_word)], class_word)
         self.views = encode_views(pipeline, photos, recipe.views_per_photo, random_numbers(seed, 0))
         with torch.no_grad():
-            added = family.added_conditions(reader.encoders, self.prompt.input_ids, learning_size(pipeline))
+            added = family.added_conditions(reader.encoders, self.prompt.input_ids, min(native_size(pipeline)))
         self.denoiser = Denoiser.of(pipeline, added)
         self.average: Tensor | None = None
         if recipe.tune == "residual":
