@@ -47,7 +47,8 @@ def test_add_list_show_rename_remove(rex: Path, residual: Residual) -> None:
     assert (first["name"], second["name"], first["sha256"]) == ("max", "rex", residual.sha256)
     assert json.loads(run("subjects", "show", "rex", "--json").stdout)["sha256"] == residual.sha256
     assert "cat" in run("subjects", "show", "rex").stdout
-    run("subjects", "remove", "rex")
+    assert "--yes" in refused("subjects", "remove", "rex")
+    run("subjects", "remove", "rex", "--yes")
     run("subjects", "remove", "max", "--yes")
     assert Library.open().names() == []
     assert "'rex'" in refused("subjects", "show", "rex")

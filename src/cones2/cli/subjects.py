@@ -87,7 +87,7 @@ def rename(
     """
     shelf = _open(library)
     with hint(LibraryError, "" if replace else "--replace replaces a subject that has the new name."):
-        say(f"{shelf.rename(name, new_name, replace=replace)}: {name} before.")
+        say(f"{name} is now {new_name}: {shelf.rename(name, new_name, replace=replace)}.")
 
 
 def remove(
@@ -95,14 +95,17 @@ def remove(
     yes: Annotated[bool, option("--yes -y", "Do not ask.")] = False,
     library: Library = None,
 ) -> None:
-    """Delete a subject from the library; on a terminal, ask first.
+    """Delete a subject from the library, once it is confirmed.
 
     Example: cones2 subjects remove rex
     """
     shelf = _open(library)
     path = shelf.path_of(name)
-    if not yes and path.exists() and sys.stdin.isatty() and not typer.confirm(f"Delete {path}?", err=True):
-        raise LibraryError(f"{name} is kept.")
+    if not yes and path.exists():
+        if not sys.stdin.isatty():
+            raise LibraryError(f"{name} is kept, since nobody can be asked here: confirm with --yes.")
+        if not typer.confirm(f"Delete {path}?", err=True):
+            raise LibraryError(f"{name} is kept.")
     shelf.remove(name)
     say(f"{name}: removed from {shelf.folder}.")
 
