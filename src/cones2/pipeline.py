@@ -233,9 +233,9 @@ class Cones2Pipeline:
             layout_scale: multiplies the layout's strength; 0 turns it off.
             preset: how the layout acts: `paper` or `cones_v2`.
             layout_effect: as `LayoutSettings` has it.
-            layout_levels: likewise; only these of a UNet's grids.
-            guided_steps: likewise; only in as many steps, from the first.
-            weight_negative: likewise; γ- of the preset `cones_v2`.
+            layout_levels: as there; only these of a UNet's grids.
+            guided_steps: as there; only in as many steps, from the first.
+            weight_negative: as there; γ- of the preset `cones_v2`.
             sampler: `cones_v2` for the loop of the authors' code, which runs guided steps twice (Euler's method,
                 text-to-image alone); None is the pipeline's own, with its scheduler.
             measure_attention: whether to tell where the attention to each subject went; needs a layout.
@@ -373,12 +373,12 @@ class Cones2Pipeline:
     def __setattr__(self, name: str, value: Any) -> None:
         """Set what the wrapped pipeline has there: `pipe.scheduler = ...`."""
         inner = vars(self).get("pipeline")
-        if inner is None or name in vars(self):
+        if inner is None or name in vars(self) or name.startswith("_"):
             object.__setattr__(self, name, value)
-        elif not name.startswith("_") and hasattr(inner, name):
+        elif hasattr(inner, name):
             setattr(inner, name, value)
         else:
-            object.__setattr__(self, name, value) if name.startswith("_") else self.__getattr__(name)
+            self.__getattr__(name)  # says what is wrong
 
     def __dir__(self) -> list[str]:
         """List what is here and what is passed on."""
