@@ -52,10 +52,7 @@ class Cones2Pipeline:
 
     Args:
         pipeline: a diffusers pipeline of Stable Diffusion 1.x, 2.x or XL, or of FLUX.1: text-to-image, img2img,
-            inpainting or ControlNet.
-
-    Raises:
-        ModelError: the pipeline is of no known family.
+            inpainting or ControlNet. `ModelError` for any other.
 
     Example:
         ```python
@@ -382,8 +379,8 @@ class Cones2Pipeline:
 
     def __dir__(self) -> list[str]:
         """List what is here and what is passed on."""
-        passed_on = {name for name in dir(self.pipeline) if not name.startswith("_")} - set(_NOT_PASSED_ON)
-        return sorted({*super().__dir__(), *passed_on})
+        inner = (name for name in dir(self.pipeline) if not name.startswith("_") and name not in _NOT_PASSED_ON)
+        return sorted({*super().__dir__(), *inner})
 
     def __repr__(self) -> str:
         """Return the model's name and its subjects."""
