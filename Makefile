@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DOCS := .venv-docs
 OLDEST := .venv-oldest
 WHEEL := .venv-wheel
-PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 PIP := -m pip install --disable-pip-version-check --quiet
 
 .PHONY: demo test test-all test-oldest lint bench fuzz attack docs wheel clean

@@ -14,6 +14,8 @@ from PIL import Image
 
 from test_png import png_with
 
+pytestmark = pytest.mark.slow
+
 # What a door did: refused or not, how many seconds of the processor and megabytes it took beyond what was there before.
 MEASURED = """
 import resource, sys, time

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cones2.errors import Cones2Warning
 from cones2.layout import WHOLE, Box, Layout, Mask, Polygon, Region, Rest
 from cones2.rasterize import cover, own_cells, pixel_maps
 
@@ -121,7 +122,9 @@ def test_a_masks_greys_are_parts_of_cells() -> None:
 
 
 def test_a_faint_mask_reaches_as_far_as_a_strong_one() -> None:
-    seen = cover(Layout({"a": Region((mask_of([[51, 0]]),))}), 1, 2)["a"]
+    with pytest.warns(Cones2Warning, match="is dim"):
+        mask = mask_of([[51, 0]])
+    seen = cover(Layout({"a": Region((mask,))}), 1, 2)["a"]
     torch.testing.assert_close(seen.cover, torch.tensor([[0.2, 0.0]]))
     assert seen.reach.tolist() == [[1.0, 0.0]]
 

@@ -81,6 +81,7 @@ def run(place: Path, command: list[str]) -> str:
     return str(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_whole_recipe_runs(place: Path) -> None:
     before = (place / "docs/mini.md").read_text(encoding="utf-8")

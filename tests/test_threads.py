@@ -116,7 +116,7 @@ def test_a_call_beside_an_open_block_is_plain(tiny: Any) -> None:
             assert np.array_equal(plain(tiny), right)
 
 
-@pytest.mark.parametrize("tune", ["layers", "residual"])
+@pytest.mark.parametrize("tune", ["residual", pytest.param("layers", marks=pytest.mark.slow)])
 def test_learning_beside_drawing(small_folder: Path, tune: Any) -> None:
     own = open_pipeline(str(small_folder), device="cpu")
     recipe = dataclasses.replace(RECIPE, steps=8, tune=tune)
@@ -219,7 +219,9 @@ def test_an_abandoned_block_whose_thread_ends_holds_up_nobody(tiny: Any) -> None
 
 
 @pytest.mark.usefixtures("unchecked_types")
-@pytest.mark.parametrize("way", ["whole", "in place", "blocks"])
+@pytest.mark.parametrize(
+    "way", ["in place", *(pytest.param(way, marks=pytest.mark.slow) for way in ("whole", "blocks"))]
+)
 def test_compiled_models_get_their_layout(tiny_folder: Any, way: str) -> None:
     own = open_pipeline(str(tiny_folder), device="cpu")
     expected = [plain(own), draw(own, LAYOUT), draw(own, OTHER)]

@@ -3,6 +3,7 @@
 Writes `.whl/site.tar.xz`, the Python packages beside PyTorch, NumPy and Pillow, and `.whl/icons.tar.xz`.
 """
 
+import argparse
 import importlib.metadata
 import tarfile
 from pathlib import Path
@@ -17,6 +18,7 @@ OUT = Path(__file__).parents[2] / ".whl"
 
 def main() -> None:
     """Write both archives."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     OUT.mkdir(exist_ok=True)
     with tarfile.open(OUT / "site.tar.xz", "w:xz") as archive:
         for name in sorted(needed(ROOTS)):
