@@ -8,7 +8,7 @@ import reprlib
 import secrets
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cones2.errors import Cancelled, Cones2Error, Cones2Warning, LayoutError, SettingsError
+from cones2.errors import Cancelled, Cones2Error, Cones2Warning, LayoutError, OutputError, PictureError, SettingsError
 from cones2.families import native_size
 from cones2.layout import Layout
 from cones2.models import ModelFacts
@@ -65,16 +65,21 @@ class Cones2Output:
         """Write an image as a PNG that carries its record.
 
         Raises:
-            OutputError: the file can't be written.
-            PictureError: the image is not a PIL image, or its record is too large.
+            OutputError: the file can't be written, or is called otherwise than `NAME.png`.
+            PictureError: there is no such image, it is not a PIL image, or its record is too large.
         """
         from cones2.png import write_picture
 
+        if Path(path).suffix.lower() != ".png":
+            raise OutputError(f"{path} does not end in .png: pictures are written as PNG, which keeps their records.")
+        if not 0 <= index < len(self.images):
+            raise PictureError(f"there is no picture {index}: expected 0 to {len(self.images) - 1}.")
         write_picture(path, self.images[index], self.records[index])
 
     def __repr__(self) -> str:
         """Return how many images there are, and of what."""
-        return f"Cones2Output({len(self.images)} images of {self.records[0]['text']!r})"
+        count = len(self.images)
+        return f"Cones2Output({count} image{'s' * (count != 1)} of {self.records[0]['text']!r})"
 
 
 class StepWatcher:
@@ -133,6 +138,8 @@ def seeds_of(
             raise SettingsError("seed and generator both say how noise is drawn: leave one of them out.")
         return None
     seed = secrets.randbelow(2**32) if seed is None else seed
+    if isinstance(seed, str) or not isinstance(seed, int | Iterable):
+        check_seed(seed)  # says what is wrong
     seeds = tuple(range(seed, seed + count)) if isinstance(seed, int) else tuple(seed)
     if num_images_per_prompt is not None and len(seeds) != count:
         raise SettingsError(f"{len(seeds)} seeds for {count} pictures: leave num_images_per_prompt out.")

@@ -29,7 +29,7 @@ from cones2.prompts import (
 )
 from cones2.run import LayoutSettings, Run, TextEdit, TimedAddition
 from cones2.shared import own_settings, texts_read_alone
-from cones2.subjects import Subject, as_subject
+from cones2.subjects import Subject, as_subjects
 
 __all__ = ["LayoutSettings", "conditioned"]
 
@@ -87,7 +87,7 @@ def conditioned(
     pipeline = getattr(pipeline, "pipeline", pipeline)  # of a Cones2Pipeline
     family, settings = family_of(pipeline), layout_settings or LayoutSettings()
     scale = family.guidance_scale if guidance_scale is None else guidance_scale
-    given = {name: as_subject(name, value) for name, value in (subjects or {}).items()}
+    given = as_subjects(subjects or {})
     class_words = {name: subject.class_word for name, subject in given.items()}
     text = parse_prompt(_one_text("prompt", prompt), class_words)
     given = {mention.name: given[mention.name] for mention in text.mentions}

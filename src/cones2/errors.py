@@ -5,13 +5,15 @@ what is wrong, what was given, what was expected and what to do next.
 """
 
 import reprlib
-from typing import TYPE_CHECKING, NamedTuple
+import typing
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
 _LONGEST = 1000  # characters of a message
+_MODELS: dict[type, Any] = {}
 
 
 class Cones2Error(Exception):
@@ -102,6 +104,34 @@ def first_problem(error: "ValidationError") -> Problem:
     """Tell the first of a document's problems, place and content cut short: they may be a stranger's."""
     first = error.errors(include_url=False, include_context=False)[0]
     return Problem(".".join(str(part) for part in first["loc"])[:100], first["msg"], reprlib.repr(first["input"]))
+
+
+def check_fields(settings: Any) -> None:
+    """Check the fields of a frozen dataclass against their types and ranges, where 1 becomes 1.0 for a `float`.
+
+    Raises:
+        SettingsError: a value is of another type or outside its range.
+    """
+    from pydantic import ValidationError  # the command line's help does without it
+
+    try:
+        checked = _model_of(type(settings)).model_validate(dict(vars(settings)))
+    except ValidationError as error:
+        name, message, got = first_problem(error)
+        kind = type(settings).__name__
+        raise SettingsError(f"{name} of a {kind} is {got}. {message}: correct it.") from error
+    for name, value in checked:
+        object.__setattr__(settings, name, value)
+
+
+def _model_of(kind: type) -> Any:
+    from pydantic import ConfigDict, create_model
+
+    if kind not in _MODELS:
+        hints = typing.get_type_hints(kind, include_extras=True)
+        fields: Any = {name: (hint, ...) for name, hint in hints.items()}
+        _MODELS[kind] = create_model(kind.__name__, __config__=ConfigDict(strict=True), **fields)
+    return _MODELS[kind]
 
 
 def is_unicode(text: str) -> bool:

@@ -150,7 +150,10 @@ class Library:
         nearest = difflib.get_close_matches(name, names, n=1)
         known = f"it has {', '.join(names[:20])}." if names else "it is empty."
         hint = f"did you mean {nearest[0]!r}?" if nearest else known
-        return LibraryError(f"the library {self.folder} has no subject {name!r}; {hint}")
+        from cones2.examples import EXAMPLES
+
+        examples = f" The examples are {', '.join(EXAMPLES)}."
+        return LibraryError(f"the library {self.folder} has no subject {name!r}; {hint}{examples}")
 
 
 def check_name(name: str) -> str:
@@ -160,12 +163,13 @@ def check_name(name: str) -> str:
     return name
 
 
-def find_residual(source: str | Path) -> Residual:
+def find_residual(source: str | Path, library: Library | None = None) -> Residual:
     """Return the residual that a user names.
 
     Args:
-        source: a file, or any path that ends in `.safetensors`; a name in the library; the name of an example; or a Hub
-            id, `owner/name`.
+        source: a name in the library, or else of an example; a file, which is any `Path` and any text that can't be a
+            name; or a Hub id, `owner/name`, where there is no such file.
+        library: to look in; the user's own when None.
 
     Raises:
         ResidualError: the file is not a sound residual.
@@ -173,15 +177,15 @@ def find_residual(source: str | Path) -> Residual:
         HubError: the Hub does not have this id, or can't be reached.
     """
     path, name = expanded(source), str(source)
-    if path.is_file() or path.suffix == _SUFFIX:
-        return Residual.load(path)
-    if is_hub_id(name):
-        from cones2.hub import pull
+    if isinstance(source, Path) or not is_name(name):
+        if isinstance(source, str) and is_hub_id(name) and path.suffix != _SUFFIX and not path.is_file():
+            from cones2.hub import pull
 
-        return pull(name)
+            return pull(name)
+        return Residual.load(path)
     from cones2.examples import EXAMPLES
 
-    library = Library.open()
+    library = library or Library.open()
     if name in EXAMPLES and not library.path_of(name).exists():
         return EXAMPLES[name].residual
     return library.load(name)

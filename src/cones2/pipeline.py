@@ -33,7 +33,7 @@ from cones2.prompts import parse_prompt, placeholders
 from cones2.record import DrawCall, describe
 from cones2.residual import Residual
 from cones2.shared import model_alone, own_settings
-from cones2.subjects import Subject, as_subject, check_mentioned
+from cones2.subjects import Subject, as_subject, as_subjects, check_mentioned
 
 if TYPE_CHECKING:
     from cones2.learning.learner import LearnStep
@@ -326,7 +326,7 @@ class Cones2Pipeline:
 
     def _subjects_for(self, prompt: str, given: Mapping[str, Any]) -> dict[str, Subject]:
         """Return the subjects of a prompt, in the order of their mentions."""
-        own = {name: as_subject(name, value) for name, value in given.items()}
+        own = as_subjects(given)
         known = {**self._subjects, **own}
         if not isinstance(prompt, str):
             return known  # `conditioned` says what is wrong

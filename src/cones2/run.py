@@ -3,22 +3,20 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor
 
-from cones2.errors import LayoutError, ModelError, SettingsError
+from cones2.errors import LayoutError, ModelError, SettingsError, check_fields
 from cones2.families import Arguments, Family, unwrapped
 from cones2.guidance import Bias, Key, Query, RegionWeights, Spans, floor_of, layout_bias, token_weights
 from cones2.layout import Layout
 from cones2.monitor import AttentionMeter
 from cones2.presets import NoiseLevel, find_preset
 from cones2.rasterize import cover, own_cells
-
-EFFECTS = ("both", "strengthen", "weaken")
-"""Which of Sec. 3.3's two ideas act."""
 
 _ALIGNED = 8
 """Numbers: fused attention on a GPU copies a mask whose rows do not begin at multiples of it."""
@@ -41,24 +39,15 @@ class LayoutSettings:
         SettingsError: a value is outside its range.
     """
 
-    layout_scale: float = 1.0
+    layout_scale: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 1.0
     preset: str = "paper"
-    layout_effect: str = "both"
-    layout_levels: tuple[int, ...] | None = None
-    guided_steps: int | None = None
-    weight_negative: float | None = None
+    layout_effect: Annotated[str, Field(pattern="^(both|strengthen|weaken)$")] = "both"
+    layout_levels: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    guided_steps: Annotated[int, Field(ge=0, le=1000)] | None = None
+    weight_negative: Annotated[float, Field(ge=-1e30, le=0)] | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.layout_scale) and 0 <= self.layout_scale <= 1000):
-            raise SettingsError(f"layout_scale {self.layout_scale} can't be used: expected 0 (no layout) to 1000.")
-        if self.layout_effect not in EFFECTS:
-            raise SettingsError(f"unknown layout_effect {self.layout_effect!r}: expected one of {', '.join(EFFECTS)}.")
-        if self.layout_levels is not None and (not self.layout_levels or min(self.layout_levels) < 0):
-            raise SettingsError(f"layout_levels {self.layout_levels} can't be used: expected at least one, from 0.")
-        if self.guided_steps is not None and not 0 <= self.guided_steps <= 1000:
-            raise SettingsError(f"guided_steps {self.guided_steps} can't be used: expected 0 to 1000.")
-        if self.weight_negative is not None and not -1e30 <= self.weight_negative <= 0:
-            raise SettingsError(f"weight_negative {self.weight_negative} can't be used: expected -1e30 to 0.")
+        check_fields(self)
 
 
 class TimedAddition(NamedTuple):

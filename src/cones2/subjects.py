@@ -1,12 +1,14 @@
 """Subjects: what a placeholder of the prompt stands for, and how it enters the text that the model reads."""
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cones2.captions import check_class_word
 from cones2.errors import PromptError, ResidualMismatchError, SettingsError
+from cones2.files import is_name, name_hint
 from cones2.prompts import check_no_weights
 from cones2.residual import Residual
 
@@ -40,11 +42,10 @@ class Subject:
 
     def __post_init__(self) -> None:
         check_class_word(self.class_word)
-        if not math.isfinite(self.strength):
-            raise SettingsError(f"strength {self.strength} can't be used: expected a number, 1 as learned.")
-        start, end = self.during
-        if not 0 <= start < end <= 1:
-            raise SettingsError(f"during {start} to {end} can't be used: expected a part of 0 to 1, such as (0, 0.6).")
+        if not isinstance(self.strength, int | float) or not math.isfinite(self.strength):
+            raise SettingsError(f"strength {self.strength!r} can't be used: expected a number, 1 as learned.")
+        if not _is_part(self.during):
+            raise SettingsError(f"during {self.during!r} can't be used: expected a part of 0 to 1, such as (0, 0.6).")
         check_no_weights(self.negative)
         if self.residual is not None and self.residual.class_word != self.class_word:
             raise ResidualMismatchError(
@@ -65,12 +66,27 @@ class Subject:
         return f"Subject({self.class_word!r}, {taught}{''.join(changed)})"
 
 
+def _is_part(value: object) -> bool:
+    """Whether this is two numbers of 0..1, the smaller first."""
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    return len(numbers) == 2 and all(isinstance(n, int | float) for n in numbers) and 0 <= numbers[0] < numbers[1] <= 1
+
+
+def as_subjects(given: Any) -> dict[str, Subject]:
+    """Make subjects of a mapping of names to what `as_subject` takes; SettingsError for anything else."""
+    if not isinstance(given, Mapping):
+        raise SettingsError(f"subjects is {reprlib.repr(given)}: expected a dict by name, such as {{'cup': 'mug'}}.")
+    return {name: as_subject(name, value) for name, value in given.items()}
+
+
 def as_subject(name: str, value: Any) -> Subject:
     """Make a subject of what a user gives for a name: a subject, a residual, an example, or an untaught word.
 
     Raises:
-        SettingsError: it is none of them.
+        SettingsError: it is none of them, or the name can't be one.
     """
+    if not isinstance(name, str) or not is_name(name):
+        raise SettingsError(f"{reprlib.repr(name)} can't name a subject: {name_hint(str(name))}")
     if isinstance(value, Subject):
         return value
     residual = value if isinstance(value, Residual) else getattr(value, "residual", None)
@@ -79,8 +95,8 @@ def as_subject(name: str, value: Any) -> Subject:
     if isinstance(value, str):
         return Subject(value)
     raise SettingsError(
-        f"subject {name!r} is a {type(value).__name__}: expected a Subject, a Residual, or the class word of an"
-        " untaught one, such as 'ball'."
+        f"subject {name!r} is {reprlib.repr(value)}, a {type(value).__name__}: expected a Subject, a Residual, or the"
+        " class word of an untaught one, such as 'ball'."
     )
 
 

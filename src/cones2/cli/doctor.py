@@ -30,25 +30,18 @@ def doctor(device: Device = None, dtype: Dtype = None, library: Library = None, 
             "cones2": f"{importlib.metadata.version('cones2')}, {Path(__file__).parent.parent}",
             "Python": f"{platform.python_version()}, {sys.executable}",
             "system": platform.platform(),
-            "torch": f"{torch.__version__}, {_build()}",
+            "torch": torch.__version__ + (f", CUDA {torch.version.cuda}" if torch.version.cuda else ""),
             "device": f"{pipe.device}{_name_of(pipe.device)}",
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
             "Hub's cache": _room(Path(constants.HF_HUB_CACHE)),
-            "library": f"{_room(shelf.folder)}, {len(list(shelf.entries()))} subjects",
-            **{package: _version(package) for package in _PACKAGES},
+            "library": f"{_room(shelf.folder)}, subjects in it: {len(shelf.names())}",
+            **{package: importlib.metadata.version(package) for package in _PACKAGES},
         }
     if as_json:
         print_json(rows)
     else:
         print_table("cones2 doctor", rows)
-
-
-def _build() -> str:
-    import torch
-
-    cuda, rocm = torch.version.cuda, torch.version.hip
-    return f"for CUDA {cuda}" if cuda else f"for ROCm {rocm}" if rocm else "for the CPU or Apple's GPU"
 
 
 def _name_of(device: object) -> str:
@@ -68,10 +61,3 @@ def _room(folder: Path) -> str:
     state = "" if folder.exists() else ", not there yet"
     state = state if os.access(nearest, os.W_OK) else ", can't be written"
     return f"{folder}{state}, {shutil.disk_usage(nearest).free / 2**30:.0f} GiB free"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"

@@ -40,7 +40,8 @@ def inspect(
     else:
         print_table(str(file), _picture_rows(description))
         if "batch" in description or "seeds" in description:
-            say(f"Draw it again with: {_command('--from', str(file), '--out', f'{file.stem}-again.png')}")
+            again = file.with_name(f"{file.stem}-again.png")
+            say(f"Draw it again with: {_command('--from', str(file), '--out', str(again))}")
 
 
 def describe(file: Path) -> dict[str, Any]:

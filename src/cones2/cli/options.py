@@ -1,5 +1,6 @@
 """Options that several commands share, and how their text is read."""
 
+import difflib
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -95,6 +96,9 @@ def read_job(ctx: Any, _: Any, path: Path | None) -> Path | None:
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"][:2]))[:100]
+        if problem["type"] == "extra_forbidden":
+            near = "".join(f" Did you mean {name!r}?" for name in difflib.get_close_matches(place, fields, n=1))
+            raise SettingsError(f"{path}: {place!r} is not an option of this command.{near}") from error
         raise SettingsError(f"{path}: {place!r} can't be used: {problem['msg']}.") from error
     ctx.default_map = {name: _as_typed(entry) for name, entry in given.model_dump(exclude_unset=True).items()}
     return path
@@ -139,17 +143,10 @@ def open_model(
 
 def read_residual(source: str, library: "SubjectLibrary") -> "Residual":
     """Read a subject from the library or the examples where `source` is a name, else from a file or the Hub."""
-    from cones2.examples import EXAMPLES
     from cones2.library import find_residual
 
-    if not source.isidentifier():
-        return find_residual(source)
-    if source in EXAMPLES and not library.path_of(source).exists():
-        return EXAMPLES[source].residual
-    with hint(
-        LibraryError, "'cones2 subjects list' shows what is there; a file is given as ./NAME or NAME.safetensors."
-    ):
-        return library.load(source)
+    with hint(LibraryError, "A file is given as ./NAME or NAME.safetensors."):
+        return find_residual(source, library)
 
 
 def pairs(option: str, texts: Iterable[str] | None, *, example: str) -> list[tuple[str, str]]:

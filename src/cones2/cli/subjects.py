@@ -22,6 +22,8 @@ def list_subjects(library: Library = None, as_json: Json = False) -> None:
     Example: cones2 subjects list
     """
     shelf = _open(library)
+    from cones2.examples import EXAMPLES
+
     entries = list(shelf.entries())
     if as_json:
         print_json({"library": str(shelf.folder), "subjects": [entry.describe() for entry in entries]})
@@ -29,6 +31,7 @@ def list_subjects(library: Library = None, as_json: Json = False) -> None:
     if not entries:
         say(f"{shelf.folder} has no subjects yet.")
         note("Learn one with 'cones2 learn PHOTOS --class dog --name rex', or add a file with 'cones2 subjects add'.")
+        note(f"Prompts may also name the examples: {', '.join(EXAMPLES)}.")
         return
     described = [entry.describe() for entry in entries]
     rows = [

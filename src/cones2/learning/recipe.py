@@ -2,17 +2,15 @@
 
 import dataclasses
 import difflib
-import functools
 import reprlib
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 
-from cones2.errors import SettingsError, first_problem
+from cones2.errors import SettingsError, check_fields
 from cones2.files import expanded, read_toml
 
 _Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
@@ -54,13 +52,7 @@ class Recipe:
     averaged: bool = False
 
     def __post_init__(self) -> None:
-        try:
-            checked = _checker().model_validate(dict(vars(self)))
-        except pydantic.ValidationError as error:
-            name, message, got = first_problem(error)
-            raise SettingsError(f"{name} of a recipe is {got}. {message}: correct the recipe.") from error
-        for name, value in checked:
-            object.__setattr__(self, name, value)  # 1 is 1.0 for a rate
+        check_fields(self)
         if self.averaged and self.tune != "residual":
             raise SettingsError(f"averaged is for tune 'residual', and tune is {self.tune!r}: leave one of them out.")
 
@@ -78,13 +70,6 @@ class Recipe:
             return dataclasses.replace(base, **settings)
         except SettingsError as error:
             raise SettingsError(f"{path}: {error}") from error
-
-
-@functools.cache
-def _checker() -> type[pydantic.BaseModel]:
-    hints = typing.get_type_hints(Recipe, include_extras=True)
-    fields: Any = {name: (hint, ...) for name, hint in hints.items()}
-    return pydantic.create_model("Recipe", __config__=pydantic.ConfigDict(strict=True), **fields)
 
 
 def find_recipe(recipe: Recipe | Path | str) -> Recipe:
