@@ -468,7 +468,7 @@ def test_what_can_not_be_drawn(tiny: Any) -> None:
     refused(PromptError, "fog:1.2", pipeline, negative_prompt="(fog:1.2)")
     refused(PromptError, "'rex'", pipeline, PROMPT)
     refused(SettingsError, "no_such", pipeline, no_such=1)
-    refused(SettingsError, "'rex' is a int", pipeline, "a {rex}", subjects={"rex": 3})
+    refused(SettingsError, "'rex' is 3", pipeline, "a {rex}", subjects={"rex": 3})
     part = ResidualPart(EncoderId("text_encoder", "sd", 32, "0" * 64, (1.0,)), ("cat</w>",), torch.zeros(1, 32))
     stranger = Subject("cat", Residual("cat", (part,), {}, (), "0"))
     refused(ResidualMismatchError, "sd", pipeline, "{rex}", subjects={"rex": stranger})

@@ -216,7 +216,10 @@ def test_a_file_a_name_or_an_example(tiny: Any, tmp_path: Path, monkeypatch: pyt
     Library.open().add("rex", own)
     assert find_residual("rex").sha256 == own.sha256
     other.save(tmp_path / "rex")
-    assert find_residual("rex").sha256 == find_residual(tmp_path / "rex").sha256 == other.sha256
+    assert find_residual("rex").sha256 == own.sha256  # a name is never a file
+    assert find_residual("./rex").sha256 == find_residual(tmp_path / "rex").sha256 == other.sha256
+    (tmp_path / "rex").rename(tmp_path / "my-rex")
+    assert find_residual("my-rex").sha256 == other.sha256
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def test_a_subject_is_loaded_from_anything_that_holds_one(pipe: Cones2Pipeline, 
         pipe.load_subject("rex", "nobody")
     with pytest.raises(ResidualError, match=r"none\.safetensors"):
         pipe.load_subject("rex", tmp_path / "none.safetensors")
-    with pytest.raises(SettingsError, match="'rex' is a int"):
+    with pytest.raises(SettingsError, match="'rex' is 3"):
         pipe.load_subject("rex", 3)
 
 

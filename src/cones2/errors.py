@@ -106,8 +106,8 @@ def first_problem(error: "ValidationError") -> Problem:
     return Problem(".".join(str(part) for part in first["loc"])[:100], first["msg"], reprlib.repr(first["input"]))
 
 
-def check_fields(settings: Any) -> None:
-    """Check the fields of a frozen dataclass against their types and ranges, where 1 becomes 1.0 for a `float`.
+def check_fields(settings: Any, of: str) -> None:
+    """Check the fields of a frozen dataclass against their types and ranges; 1 becomes 1.0 where a `float` is due.
 
     Raises:
         SettingsError: a value is of another type or outside its range.
@@ -118,8 +118,7 @@ def check_fields(settings: Any) -> None:
         checked = _model_of(type(settings)).model_validate(dict(vars(settings)))
     except ValidationError as error:
         name, message, got = first_problem(error)
-        kind = type(settings).__name__
-        raise SettingsError(f"{name} of a {kind} is {got}. {message}: correct it.") from error
+        raise SettingsError(f"{name} of {of} is {got}. {message}: correct it.") from error
     for name, value in checked:
         object.__setattr__(settings, name, value)
 

@@ -167,8 +167,8 @@ def find_residual(source: str | Path, library: Library | None = None) -> Residua
     """Return the residual that a user names.
 
     Args:
-        source: a name in the library, or else of an example; a file, which is any `Path` and any text that can't be a
-            name; or a Hub id, `owner/name`, where there is no such file.
+        source: a name in the library, or else of an example; a file, which is any `Path`, and any text that is a path
+            and no name; or a Hub id, `owner/name`, where there is no such file.
         library: to look in; the user's own when None.
 
     Raises:
@@ -177,11 +177,12 @@ def find_residual(source: str | Path, library: Library | None = None) -> Residua
         HubError: the Hub does not have this id, or can't be reached.
     """
     path, name = expanded(source), str(source)
-    if isinstance(source, Path) or not is_name(name):
-        if isinstance(source, str) and is_hub_id(name) and path.suffix != _SUFFIX and not path.is_file():
-            from cones2.hub import pull
+    is_file = isinstance(source, Path) or path.suffix == _SUFFIX or (path.is_file() and not is_name(name))
+    if not is_file and is_hub_id(name):
+        from cones2.hub import pull
 
-            return pull(name)
+        return pull(name)
+    if is_file or len(path.parts) > 1:
         return Residual.load(path)
     from cones2.examples import EXAMPLES
 

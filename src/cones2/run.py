@@ -47,7 +47,7 @@ class LayoutSettings:
     weight_negative: Annotated[float, Field(ge=-1e30, le=0)] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, "layout settings")
 
 
 class TimedAddition(NamedTuple):

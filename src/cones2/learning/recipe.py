@@ -52,7 +52,7 @@ class Recipe:
     averaged: bool = False
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, "a recipe")
         if self.averaged and self.tune != "residual":
             raise SettingsError(f"averaged is for tune 'residual', and tune is {self.tune!r}: leave one of them out.")
 
