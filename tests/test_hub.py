@@ -167,7 +167,7 @@ def test_what_is_not_there(hub: LittleHub, api: HfApi) -> None:
     with pytest.raises(HubError, match=r"residual\.safetensors"):
         pull("ann/ted", api=api)
     for repo_id in ("ted", "../ted", "ann/ted/x", ""):
-        with pytest.raises(HubError, match="is no repository of the Hub"):
+        with pytest.raises(HubError, match="is not a repository of the Hub"):
             pull(repo_id, api=api)
 
 

@@ -83,7 +83,7 @@ class Cones2Output:
 
 
 class StepWatcher:
-    """The callback at the end of each step: it cancels, and notices numbers that overflowed, without a wait."""
+    """The callback at the end of each step: it cancels, and notes overflow without waiting for the device."""
 
     def __init__(
         self, cancelled: threading.Event, callback: Callable[..., Any] | None, tensor_inputs: Sequence[str]
@@ -151,7 +151,7 @@ def seeds_of(
 
 
 def check_steps(num_inference_steps: int) -> None:
-    """Check the number of a scheduler's steps; SettingsError where it is no whole number from 1 to 1000."""
+    """Check the number of a scheduler's steps; SettingsError where it is not a whole number from 1 to 1000."""
     _check_count(num_inference_steps, "num_inference_steps", _MOST_STEPS)
 
 
@@ -204,7 +204,7 @@ def read_layout(value: Any, class_words: Mapping[str, str], options: Mapping[str
     """Return the layout that a call means: a layout, a dict of shapes or words by name, a file, or `"auto"`.
 
     Args:
-        value: what was given; None is no layout.
+        value: what was given; None is not a layout.
         class_words: of the prompt's subjects, by name.
         options: of the call; `height` and `width` shape the boxes that words stand for.
 

@@ -304,7 +304,7 @@ def _encode_options(pipeline: Any, family: Family, options: Mapping[str, Any], *
     taken = inspect.signature(pipeline.encode_prompt).parameters
     for name in options:
         if name not in taken or name in family.encoded or name in ("prompt", "device", "num_images_per_prompt"):
-            raise SettingsError(f"{name} is no argument that {type(pipeline).__name__}.encode_prompt takes here.")
+            raise SettingsError(f"{name} is not an argument that {type(pipeline).__name__}.encode_prompt takes here.")
     return {name: value for name, value in options.items() if value is not None}
 
 

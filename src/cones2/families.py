@@ -1,6 +1,6 @@
 """What differs between model families, a row of facts each: how text reaches the image, and where subjects stand in it.
 
-A new family is a new row of `FAMILIES`; nothing else in the library asks what model it has.
+A new family is a new row of `FAMILIES`; ARCHITECTURE.md says what else one needs for its folders to open.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -148,7 +148,7 @@ def _check(axes: Sequence[Axis], subjects: Mapping[str, Subject]) -> None:
             raise SettingsError(f"{axis.name} is varied twice: put all its values in one axis.")
         if axis.subject and axis.subject not in subjects:
             known = ", ".join(subjects) or "none"
-            raise SettingsError(f"{axis.name} varies {axis.subject!r}, which is no subject; those are: {known}.")
+            raise SettingsError(f"{axis.name} varies {axis.subject!r}, which is not a subject; those are: {known}.")
         is_taught = (
             f"subject.{axis.subject}" in names or not axis.subject or subjects[axis.subject].residual is not None
         )

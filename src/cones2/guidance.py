@@ -3,7 +3,7 @@
 Wherever the image reads text, `softmax(QKᵀ/√d) · V` becomes `softmax(QKᵀ/√d + η(t)·M) · V`. For the tokens of a
 subject, M is γ+ in its own region, γ- where it is irrelevant, and 0 elsewhere; for tokens of no subject it is 0. η(t)
 is `strength(t) · std(QKᵀ/√d)`: a number that falls with the noise, times the spread of the scores. How M and the
-strength are chosen is a preset's (`cones2.presets`); nothing here knows a model.
+strength are chosen is a preset's (`cones2.presets`); no model is known here.
 """
 
 import math
@@ -77,7 +77,7 @@ def layout_bias(
 
     Args:
         query: of the rows that a layout guides.
-        key: likewise.
+        key: of the same rows.
         gain: M, on the queries' device.
         floor: added whatever η is: `floor_of` the queries' dtype where a token is blocked, 0 elsewhere.
         strength: η / std(scores) of each row.

@@ -44,7 +44,7 @@ def push(
         base_model: Hub id of the model that it fits; None takes the residual's, where that is a Hub id.
         sample: a PNG picture of the subject.
         sample_prompt: what the sample shows.
-        private: whether a new repository is for your eyes only; False leaves that to its owner's default.
+        private: whether a new repository is for your eyes only; False leaves it to the owner's settings.
         api: the Hub's client.
 
     Raises:
@@ -55,7 +55,7 @@ def push(
     if base_model is not None:
         _check_repo_id(base_model)
     if not _LICENSE.fullmatch(license):
-        raise SettingsError(f"{license[:100]!r} is no licence of the Hub: expected one such as 'cc-by-4.0'.")
+        raise SettingsError(f"{license[:100]!r} is not a licence of the Hub: expected one such as 'cc-by-4.0'.")
     name = name_for(repo_id) if name is None else check_name(name)
     learned_on = residual.parts[0].encoder.name
     data = ModelCardData(
@@ -88,7 +88,7 @@ def pull(repo_id: str, *, revision: str | None = None, api: HfApi | None = None)
 
     Raises:
         HubError: there is no such repository or file, it is too large, or the Hub can't be reached.
-        ResidualError: the file is no sound residual.
+        ResidualError: the file is not a sound residual.
     """
     _check_repo_id(repo_id)
     api = api or HfApi(library_name="cones2")
@@ -142,7 +142,7 @@ It fits the text encoder of {model} (sha256 of its weights {weights}), and no ot
 
 def _check_repo_id(repo_id: str) -> None:
     if not is_hub_id(repo_id):
-        raise HubError(f"{repo_id[:100]!r} is no repository of the Hub: expected OWNER/NAME.")
+        raise HubError(f"{repo_id[:100]!r} is not a repository of the Hub: expected OWNER/NAME.")
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def open_judge(folder: Path = JUDGE_WEIGHTS) -> Judge:
     """Open the judge of the embedded model, or one that its recipe trained into another folder.
 
     Raises:
-        ModelError: it is no judge's folder, or is damaged.
+        ModelError: it is not a judge's folder, or is damaged.
     """
     try:
         config = _JudgeConfig.model_validate_json(
@@ -208,7 +208,7 @@ def clip_similarity(photos: Sequence[Photo], folder: Path) -> Measure:
     local folder, such as a copy of `clip-vit-base-patch32`.
 
     Raises:
-        ModelError: it is no CLIP model's folder, or is damaged.
+        ModelError: it is not a CLIP model's folder, or is damaged.
     """
     model, processing = _open_clip(folder)
     size = int(model.config.image_size)

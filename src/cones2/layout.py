@@ -93,7 +93,7 @@ class Layout:
     """Regions by subject name; they may overlap, see `Region`.
 
     Raises:
-        LayoutError: a name is no identifier, or there are over 64 regions, 256 shapes, 16,384 points of polygons or
+        LayoutError: a name is not an identifier, or there are over 64 regions, 256 shapes, 16,384 points of polygons or
             900,000 characters of JSON.
     """
 
@@ -252,7 +252,7 @@ def _region(value: object, load_mask: LoadMask) -> Region:
 
 
 def _shapes_in(value: object) -> list[Any]:
-    """Return a list's shapes; what is no list, or holds numbers, is one shape."""
+    """Return a list's shapes; what is not a list, or holds numbers, is one shape."""
     items = _items(value)
     is_one = items is None or (items and isinstance(items[0], SupportsFloat) and _items(items[0]) is None)
     return [value] if is_one or items is None else items
@@ -281,7 +281,7 @@ def _shape(value: object, load_mask: LoadMask | None = None) -> Shape:
             return Polygon(tuple(map(point_of, form.polygon)))
         load = load_mask or (lambda name: Mask.load(_mask_path(name, None)))
         return load(form.mask) if isinstance(form.mask, str) else Mask.from_base64(form.mask["png"])
-    raise LayoutError(f"{reprlib.repr(value)} is no shape: expected a box of 4 numbers, a polygon, a mask or 'rest'.")
+    raise LayoutError(f"{reprlib.repr(value)} is not a shape: expected a box of 4 numbers, polygon, mask or 'rest'.")
 
 
 def _mask_path(name: str, folder: Path | None) -> Path:

@@ -71,7 +71,7 @@ def check_folder(folder: Path, index: Mapping[str, Any], parts: Iterable[str], *
         weights: whether their weights are there, too; else a single file has them.
 
     Raises:
-        ModelError: a file is no regular file, too large, or says what opening or drawing with the model can't bear.
+        ModelError: a file is not a regular file, too large, or says what opening or drawing with the model can't bear.
     """
     for part in parts:
         if not weights and index[part][0] not in _LIBRARIES:

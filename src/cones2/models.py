@@ -191,7 +191,7 @@ def _choose_device(name: str) -> torch.device:
 
 
 def _find_folder(asked: str) -> tuple[Path, str]:
-    """Return a model's folder, downloaded if need be, and its name: a path is nobody's business but this machine's."""
+    """Return a model's folder, downloaded if need be, and its name, which never holds a path: it goes into files."""
     if asked == "mini":
         return MINI, asked
     path = expanded(asked)
@@ -230,7 +230,7 @@ def _variants(folder: Path) -> set[str]:
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     if not path.is_file():
-        raise ModelError(f"{folder} is no diffusers model folder: expected a model_index.json in it.")
+        raise ModelError(f"{folder} is not a diffusers model folder: expected a model_index.json in it.")
     content = read_bounded(path, limit=_LARGEST_JSON, error=ModelError)
     try:
         return pydantic.TypeAdapter(dict[str, Any]).validate_json(content)

@@ -77,7 +77,7 @@ def load_photos(source: Path | str | Sequence[Path | str], *, masks: Path | str 
             has colours or is dim gives a warning.
 
     Raises:
-        PhotoError: there are none or too many; one is no JPEG, PNG, WebP, AVIF or, with pillow-heif, HEIC picture,
+        PhotoError: there are none or too many; one is not a JPEG, PNG, WebP, AVIF or, with pillow-heif, HEIC picture,
             damaged, too large or too small; or a mask is missing, empty or of another shape.
     """
     sources = [source] if isinstance(source, Path | str) else source

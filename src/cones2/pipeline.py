@@ -116,7 +116,7 @@ class Cones2Pipeline:
             source: a `Residual`, a `Subject` or an example; the path of a residual file, a name in the library, the
                 name of an example, or a Hub id.
             strength: how much of its residual is added; 1 as learned.
-            during: the part of the steps in which it is added: 0 is pure noise, 1 the finished picture.
+            during: from when to when it is added, by noise: 0 is pure noise, 1 the finished picture.
             negative: what this subject should not show; only its own region sees it.
 
         Raises:

@@ -114,7 +114,7 @@ def _only(found: Sequence[str], table: Mapping[str, Any], text: str) -> Any:
 def _areas(places: Mapping[str, _Place]) -> dict[Box, list[str]]:
     """Return the areas of the picture that are taken, and who shares each.
 
-    Who says no row stands on the ground, the lowest row that nobody else has; "center" alone joins them.
+    A subject without a row stands on the ground: the lowest row that no other has; "center" alone joins them.
     """
     rows = {name: place.row for name, place in places.items()}
     if None in rows.values():

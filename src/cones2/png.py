@@ -46,7 +46,7 @@ def write_picture(path: Path | str, image: Any, record: Mapping[str, Any], *, em
         embed: whether the record's residuals go into the file. Those that do not fit are left out with a warning.
 
     Raises:
-        PictureError: this is no PIL image that a PNG can hold, or the record is no JSON or takes more than 1 MiB.
+        PictureError: this is not a PIL image that a PNG can hold, or the record is not JSON or takes more than 1 MiB.
         OutputError: the file can't be written; nothing is left behind.
     """
     if not isinstance(image, Image.Image):

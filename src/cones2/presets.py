@@ -53,7 +53,7 @@ class PaperPreset:
     scale: float = 1.0
 
     def weigh(self, layout: Layout, height: int, width: int) -> dict[str, RegionWeights]:
-        """Return M: a subject is irrelevant in the other subjects' own regions, less its own.
+        """Return M: a subject is irrelevant in the other subjects' own regions, except its own.
 
         Only what can be seen of a region counts, so a subject is irrelevant where one on top of it has the cell. At
         soft edges it is strengthened by the part that it covers, and others are kept out from a half on.
@@ -100,7 +100,7 @@ class ConesV2Preset:
     def shrink(
         self, inside: Bool[Tensor, "rows columns"], height: int, width: int
     ) -> Float[Tensor, "{height} {width}"]:
-        """Turn a pixel map into weights, and reduce these to a grid."""
+        """Make weights of a pixel map into weights, and reduce these to a grid."""
         weights = torch.full(inside.shape, self.negative, dtype=torch.float32, device="cpu")
         weights[inside] = self.positive
         return F.interpolate(weights[None, None], (height, width), mode="bilinear", align_corners=True)[0, 0]

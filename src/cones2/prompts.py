@@ -97,7 +97,7 @@ def check_no_weights(text: str) -> None:
 
 
 def plain_text(text: str) -> str:
-    r"""Give what the model reads of a text: without the backslashes by which a bracket is plain text, `\[open\]`."""
+    r"""Return what the model reads of a text: without the backslashes by which a bracket is plain text, `\[open\]`."""
     return _ESCAPED.sub(r"\1", text)
 
 
@@ -129,7 +129,7 @@ def parse_prompt(template: str, class_words: Mapping[str, str]) -> ParsedPrompt:
 
 
 def placeholders(template: str) -> tuple[str, ...]:
-    """Name the subjects of a prompt, in the order in which they are first mentioned."""
+    """Return the names of the subjects of a prompt, in the order in which they are first mentioned."""
     return tuple(dict.fromkeys(match[1] for match in _PLACEHOLDER.finditer(template)))
 
 
@@ -191,7 +191,7 @@ def tokenize_prompt(prompt: ParsedPrompt, tokenizer: Tokenizer, *, window: int |
 
 
 def token_span(tokenizer: Tokenizer, text: str, start: int, end: int) -> Span:
-    """Give the (start, stop) range of tokens that hold characters `start` to `end` of `text`, and nothing else.
+    """Return the (start, stop) range of tokens that hold characters `start` to `end` of `text`, and nothing else.
 
     Positions count the start token. Text longer than the window is not cut here.
 

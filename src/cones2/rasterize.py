@@ -91,7 +91,7 @@ def pixel_maps(layout: Layout) -> dict[str, Bool[Tensor, "768 768"]]:
 def _seen(layout: Layout, draw: Callable[[Region], Pieces]) -> Iterator[tuple[str, Pieces]]:
     """Yield what can be seen of each region, from the top: all but what regions of greater `z` cover."""
     regions, rest, above = layout.regions.items(), np.ones(1), np.zeros(1)
-    # The rest is what all others leave. They are drawn twice where somebody asks for it: many take too much memory.
+    # The rest is what all others leave. Regions are drawn again rather than kept: many would take too much memory.
     if any(region.is_rest for _, region in regions):
         rest = 1 - reduce(np.maximum, (draw(region) for _, region in regions), np.zeros(1))
     for _, level in groupby(sorted(regions, key=lambda item: -item[1].z), key=lambda item: item[1].z):
@@ -140,7 +140,7 @@ def _draw(region: Region, xs: Cuts, ys: Cuts) -> Pieces:
 
 
 def _draw_shape(shape: Shape, xs: Cuts, ys: Cuts) -> Pieces:
-    """Draw one shape, with hard edges where it is no mask."""
+    """Draw one shape, with hard edges where it is not a mask."""
     across, down = (xs[:-1] + xs[1:]) / 2, (ys[:-1] + ys[1:]) / 2  # the middles of the pieces
     if isinstance(shape, Box):
         columns, rows = (shape.xmin < across) & (across < shape.xmax), (shape.ymin < down) & (down < shape.ymax)

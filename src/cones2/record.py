@@ -156,7 +156,7 @@ def _to_plain(value: Any) -> Any:
         return {"tuple": items} if isinstance(value, tuple) else items
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {key: _to_plain(item) for key, item in value.items()}
-    raise TypeError(f"a {type(value).__name__} is no JSON value")
+    raise TypeError(f"a {type(value).__name__} is not JSON value")
 
 
 def restored(value: Any) -> Any:

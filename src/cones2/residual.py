@@ -192,7 +192,7 @@ class Residual:
 
     @classmethod
     def load(cls, path: Path | str) -> "Residual":
-        """Read a file that may come from anyone; ResidualError where it is no sound residual file of this version."""
+        """Read a file that may come from anyone; ResidualError where it is not a sound residual of this version."""
         content = read_bounded(Path(path), limit=MAX_FILE_BYTES, error=ResidualError)
         return cls.from_bytes(content, origin=str(path))
 
@@ -210,7 +210,7 @@ class Residual:
             residual = cls(document.class_word, tuple(parts), document.recipe, photos, document.tool_version)
             _ = residual.sha256  # what was read can be written again: no half characters, nothing too long
         except (ResidualError, safetensors.SafetensorError, UnicodeEncodeError) as error:
-            message = f"{origin} is no sound residual file: {error} Download it or learn it again."
+            message = f"{origin} is not a sound residual file: {error} Download it or learn it again."
             raise ResidualError(message) from error
         return residual
 
@@ -222,7 +222,7 @@ class Residual:
             SettingsError: the weight is not finite.
         """
         if not math.isfinite(weight):
-            raise SettingsError(f"weight {weight} can't be used: expected a number, 0 for the one, 1 for the other.")
+            raise SettingsError(f"weight {weight} can't be used: expected a number: 0 is this one, 1 the other.")
         try:
             other.check_fits([part.encoder for part in self.parts])
         except ResidualMismatchError as error:

@@ -51,7 +51,7 @@ class LayoutSettings:
 
 
 class TimedAddition(NamedTuple):
-    """A vector for each token of the prompt, added in a part of the steps: 0 is pure noise, 1 the finished picture."""
+    """A vector for each token of the prompt, added between two noise levels: 0 is pure noise, 1 the picture."""
 
     during: tuple[float, float]
     vector: Float[Tensor, "tokens dim"]

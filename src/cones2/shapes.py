@@ -48,7 +48,7 @@ def _fraction(value: object, what: str) -> float:
 
 
 def point_of(value: Any) -> tuple[float, float]:
-    """Return x and y of a point; what is no pair of numbers in 0..1 is a `LayoutError`."""
+    """Return x and y of a point; what is not a pair of numbers in 0..1 is a `LayoutError`."""
     try:
         x, y = value
     except (TypeError, ValueError) as error:
@@ -188,7 +188,7 @@ class Mask:
         try:
             content = base64.b64decode(text, validate=True)
         except ValueError as error:
-            raise LayoutError(f"an embedded mask is no base64: {error}. Embed it again from its file.") from error
+            raise LayoutError(f"an embedded mask is not base64: {error}. Embed it again from its file.") from error
         return _decode(content, "an embedded mask", _MOST_EMBEDDED)[0]
 
     def to_base64(self) -> str:

@@ -64,7 +64,7 @@ def lock_of(owner: Any) -> Any:
 
 
 def check_seed(seed: object) -> int:
-    """Return a seed, of pictures or of learning; SettingsError where it is no whole number from 0 to 2^63 - 1."""
+    """Return a seed, of pictures or of learning; SettingsError where it is not a whole number from 0 to 2^63 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
         got = reprlib.repr(seed)
         raise SettingsError(f"seed {got} can't be used: expected a whole number from 0 to {LARGEST_SEED}.")

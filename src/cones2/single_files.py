@@ -61,7 +61,7 @@ def _kind_of(file: Path) -> str:
     kinds = [kind for name, kind in _KINDS.items() if name in names]
     if len(kinds) != 1 or not any(name.startswith("model.diffusion_model.") for name in names):
         expected = "UNet and text encoders under their first releases' names"
-        raise ModelError(f"{file} is no checkpoint of Stable Diffusion 1.x, 2.x or XL: expected {expected}.")
+        raise ModelError(f"{file} is not a checkpoint of Stable Diffusion 1.x, 2.x or XL: expected {expected}.")
     return kinds[0]
 
 

@@ -23,7 +23,7 @@ class Subject:
         class_word: the raw category, as in the text that the model reads.
         residual: what makes it the user's own; None is an untaught word that only gets a place.
         strength: how much of the residual is added; 1 as learned.
-        during: the part of the steps in which it is added: 0 is pure noise, 1 the finished picture.
+        during: from when to when it is added, by noise: 0 is pure noise, 1 the finished picture.
         negative: what this subject should not show. Only its own region sees it, as a part of the negative prompt
             there; it needs a region and classifier-free guidance.
 
@@ -31,7 +31,7 @@ class Subject:
         CaptionError: the class word is empty or only punctuation.
         PromptError: something in the negative text is weighed.
         ResidualMismatchError: the residual was learned for another class word.
-        SettingsError: the strength is not finite, or `during` is no part of 0..1.
+        SettingsError: the strength is not finite, or `during` is not a part of 0..1.
     """
 
     class_word: str

@@ -57,13 +57,13 @@ def _with_volume(function: Any) -> Any:
 
 
 class _Command(TyperCommand):
-    """A command whose texts are texts."""
+    """A command that refuses arguments which are not UTF-8."""
 
     def invoke(self, ctx: Any) -> Any:
         for name, value in ctx.params.items():
             for text in value if isinstance(value, list) else [value]:
                 if isinstance(text, str) and not is_unicode(text):
-                    raise typer.BadParameter(f"{text!r} is no text in UTF-8.", ctx=ctx, param_hint=name)
+                    raise typer.BadParameter(f"{text!r} is not text in UTF-8.", ctx=ctx, param_hint=name)
         return super().invoke(ctx)
 
 

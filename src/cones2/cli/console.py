@@ -27,7 +27,7 @@ _NARROW = 60
 
 @dataclass
 class Volume:
-    """How much of what is no result is printed."""
+    """How much of what is not a result is printed."""
 
     quiet: bool = False
     verbose: bool = False
@@ -53,7 +53,7 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print a line that is no result, unless all is to be quiet."""
+    """Print a message to stderr, unless --quiet was given."""
     if not volume.quiet:
         messages.print(printable(text), markup=False)
 

@@ -125,7 +125,7 @@ def learn(
         return
     say(f"{kept.file}: {class_word!r} learned from {len(loaded)} photos in {report['seconds']:.0f} s.")
     if best is not None and best.step < last.step:
-        say(f"Kept: step {best.step} of {last.step}, whose preview is the most like the photos.")
+        say(f"Kept step {best.step} of {last.step}: its preview is most like the photos.")
     if moved is not None and moved.preservation:
         value = f"{100 * moved.relative:.1f} % of their length (Eq. 3: {moved.preservation:.3g})"
         say(f"Other words moved by {value}; near 0 is best.")

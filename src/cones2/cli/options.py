@@ -36,7 +36,7 @@ def read_seed(text: str | int) -> int:
     try:
         seed = int(text)
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no whole number, and not 'random'.") from error
+        raise typer.BadParameter(f"{text!r} is not a whole number, and not 'random'.") from error
     if not 0 <= seed <= LARGEST_SEED:
         raise typer.BadParameter(f"{seed} is not in 0..{LARGEST_SEED}, nor is it -1 or 'random'.")
     return seed
@@ -176,4 +176,4 @@ def number(option: str, text: str, kind: Any = float) -> Any:
         return kind(text)
     except ValueError as error:
         what = "whole number" if kind is int else "number"
-        raise SettingsError(f"{option}: {text!r} is no {what}. Write it like {kind(1)}.") from error
+        raise SettingsError(f"{option}: {text!r} is not a {what}. Write it like {kind(1)}.") from error

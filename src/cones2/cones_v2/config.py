@@ -217,7 +217,7 @@ def _colour(text: str) -> Colour:
     match = _COLOUR.fullmatch(text)
     red, green, blue = (int(number) for number in match.groups()[:3]) if match else (256, 256, 256)
     if max(red, green, blue) > 255:
-        raise LayoutError(f"{text[:40]!r} is no colour: expected red, green and blue in 0..255, such as 255,192,0.")
+        raise LayoutError(f"{text[:40]!r} is not a colour: expected red, green and blue in 0..255, such as 255,192,0.")
     return red, green, blue
 
 
@@ -228,7 +228,7 @@ def _read_entry(path: Path) -> _Entry:
     except ValidationError as error:
         problem = first_problem(error)
         at = f" at {problem.place!r}" if problem.place else ""
-        raise SettingsError(f"{path} is no config of the authors' script{at}: {problem.message}.") from error
+        raise SettingsError(f"{path} is not a config of the authors' script{at}: {problem.message}.") from error
     if not entries:
         raise SettingsError(f"{path} is an empty list: expected one entry, that says what to draw.")
     if len(entries) > 1:

@@ -97,8 +97,8 @@ def read_tensor(path: Path | str) -> SavedTensor:
     try:
         vector = _tensor_in(content)
     except Exception as error:  # on hostile bytes zipfile raises nearly anything
-        reason = error if isinstance(error, ResidualError) else f"it is no sound archive ({type(error).__name__})."
-        raise ResidualError(f"{path} is no residual.pt of the authors' code: {reason}") from error
+        reason = error if isinstance(error, ResidualError) else f"it is not a sound archive ({type(error).__name__})."
+        raise ResidualError(f"{path} is not a residual.pt of the authors' code: {reason}") from error
     return SavedTensor(vector, hashlib.sha256(content).hexdigest())
 
 

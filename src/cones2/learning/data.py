@@ -107,7 +107,7 @@ class TextReader:
 
     def read(self, input_ids: Sequence[Int[Tensor, "batch tokens"]]) -> Float[Tensor, "batch tokens dim"]:
         """Return E(prompt) of each row; gradients flow to the copies' weights."""
-        assert self.family.read_text is not None  # `check_learnable` saw to it
+        assert self.family.read_text is not None  # `learnable_family` saw to it
         return self.family.read_text(self.encoders, input_ids)
 
     @torch.no_grad()

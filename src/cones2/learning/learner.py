@@ -72,7 +72,8 @@ def learn_steps(
     from `seed` and its own number: the same call gives the same residual, bit for bit on a CPU with the same number of
     threads, however often it was interrupted, and whatever else the pipeline draws meanwhile.
 
-    Unlike the authors' code: Eq. 3 as printed, originals from the untouched encoder also after resuming.
+    Unlike the authors' code, this uses Eq. 3 as printed, and takes originals from the untouched encoder, also after
+    resuming.
 
     Args:
         pipeline: a diffusers pipeline of Stable Diffusion 1.x, 2.x or XL in any dtype, also with model offloading or

@@ -118,7 +118,7 @@ def learnable_family(pipeline: Any) -> Family:
 
 @contextmanager
 def frozen(unet: Any) -> Iterator[None]:
-    """Keep a UNet's weights from having gradients, which nobody asks for, within a `with` block."""
+    """Keep a UNet's weights from having gradients, since only the residual is learned, within a `with` block."""
 
     def change() -> Undo:
         trained = [parameter.requires_grad_(False) for parameter in unet.parameters() if parameter.requires_grad]

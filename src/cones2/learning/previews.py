@@ -1,4 +1,4 @@
-"""Pictures of what is learned so far, how like the subject they are, and an end where that rises no more.
+"""Pictures of what is learned so far, how like the subject they are, and stopping early when that no longer improves.
 
 The pictures are drawn as any others, and draw none of learning's random numbers: the residual is the same without them.
 `logged` keeps them as files: the curves in `curves.csv`, and images as `0050-0.png` (the step, then which image).

@@ -61,7 +61,7 @@ class Recipe:
         """Read a recipe file: the settings to change, and `preset = "mini"` to start from another preset than `paper`.
 
         Raises:
-            SettingsError: the file can't be read, is no TOML, or has an unknown setting or a value out of range.
+            SettingsError: the file can't be read, is not TOML, or has an unknown setting or a value out of range.
         """
         settings = read_toml(expanded(path), example="lines such as steps = 300")
         try:
@@ -97,7 +97,7 @@ def _check_names(settings: Iterable[str]) -> None:
     for name in settings:
         if name not in known:
             nearest = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
-            raise SettingsError(f"{name[:100]!r} is no setting of a recipe. Did you mean {nearest!r}?")
+            raise SettingsError(f"{name[:100]!r} is not a setting of a recipe. Did you mean {nearest!r}?")
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
