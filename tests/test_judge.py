@@ -165,5 +165,5 @@ def test_folders_that_are_no_clip_model(clip: Path, tiny_folder: Path, tmp_path:
     (tmp_path / "config.json").write_text((clip / "config.json").read_text())
     weights = tiny_folder / "vae" / "diffusion_pytorch_model.safetensors"
     (tmp_path / "model.safetensors").write_bytes(weights.read_bytes())
-    with pytest.raises(ModelError, match=r"lacks \d+ weights"):
+    with pytest.raises(ModelError, match=r"lacks weights"):
         clip_similarity([PHOTO], tmp_path)

@@ -494,6 +494,15 @@ def test_pictures_far_too_large_and_great_strengths_are_told(pipe: Cones2Pipelin
     assert len(caught) == 1
 
 
+@pytest.mark.parametrize(
+    ("box", "is_told"), [((0, 0, 0.4, 1), True), ((0, 0.4, 1, 0.8), True), ((0, 0, 0.4, 0.4), False)]
+)
+def test_a_place_of_another_shape_than_its_subject_is_told(box: Any, is_told: bool, recwarn: Any) -> None:
+    mini = Cones2Pipeline.from_pretrained("mini", device="cpu")
+    mini("a {rex}", {"rex": box}, subjects={"rex": "dog"}, seed=0, num_inference_steps=1, output_type="latent")
+    assert ["'rex', a dog" in str(each.message) for each in recwarn] == [True] * is_told
+
+
 def test_a_subject_that_got_little_attention_is_told_once() -> None:
     layout = Layout.of({"rex": (0, 0, 0.5, 1), "ted": (0.5, 0, 1, 1)})
     heat = torch.full((4, 4), 1 / 16)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from cones2.errors import LayoutError
 from cones2.layout import WHOLE, Box, Layout, Region, Rest
-from cones2.places import PROPORTIONS, auto_layout, place_layout
+from cones2.places import auto_layout, place_layout
+from cones2.subjects import PROPORTIONS
 
 CLASSES = {"rex": "dog", "cup": "mug", "herbie": "car", "shades": "sunglasses", "bo": "owl"}
 ROUNDING = 2e-4

@@ -17,7 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cones2.errors import Cancelled, Cones2Error, Cones2Warning, LayoutError, OutputError, PictureError, SettingsError
+from cones2.errors import (
+    Cancelled,
+    Cones2Error,
+    Cones2Warning,
+    LayoutError,
+    OutputError,
+    PictureError,
+    SettingsError,
+    counted,
+)
 from cones2.families import native_size
 from cones2.layout import Layout
 from cones2.models import ModelFacts
@@ -25,12 +34,13 @@ from cones2.monitor import AttentionReading
 from cones2.prompts import parse_prompt, unknown_words
 from cones2.rasterize import own_cells
 from cones2.shared import Undo, check_seed, shared_change
-from cones2.subjects import Subject
+from cones2.subjects import PROPORTIONS, Subject
 
 MOST_PICTURES = 10_000
 _MOST_STEPS = 1000
 _MOST_ENLARGED = 1.5  # sides of a picture, in those that the model learned on
 _MOST_STRENGTH = 2
+_MOST_STRETCHED = 2.0  # a place, in proportion to its subject
 _LEAST_ATTENTION = 0.75  # of a region's share of the picture; what mini draws there has three times that share and more
 _REFUSED = MappingProxyType(
     {
@@ -78,8 +88,7 @@ class Cones2Output:
 
     def __repr__(self) -> str:
         """Return how many images there are, and of what."""
-        count = len(self.images)
-        return f"Cones2Output({count} image{'s' * (count != 1)} of {self.records[0]['text']!r})"
+        return f"Cones2Output({counted(len(self.images), 'image')} of {self.records[0]['text']!r})"
 
 
 class StepWatcher:
@@ -142,7 +151,9 @@ def seeds_of(
         check_seed(seed)  # says what is wrong
     seeds = tuple(range(seed, seed + count)) if isinstance(seed, int) else tuple(seed)
     if num_images_per_prompt is not None and len(seeds) != count:
-        raise SettingsError(f"{len(seeds)} seeds for {count} pictures: leave num_images_per_prompt out.")
+        raise SettingsError(
+            f"{counted(len(seeds), 'seed')} for {counted(count, 'picture')}: leave num_images_per_prompt out."
+        )
     for each in seeds:
         check_seed(each)
     if not 0 < len(seeds) <= MOST_PICTURES:
@@ -250,9 +261,14 @@ def sliced_decoding(pipeline: Any) -> Iterator[None]:
 
 
 def warn_of_doubts(
-    pipeline: Any, facts: ModelFacts, prompt: str, subjects: Mapping[str, Subject], options: Mapping[str, Any]
+    pipeline: Any,
+    facts: ModelFacts,
+    prompt: str,
+    subjects: Mapping[str, Subject],
+    layout: Layout | None,
+    options: Mapping[str, Any],
 ) -> None:
-    """Warn of what a call asks for and a model hardly gives: unknown words, pictures too large, strengths above 2."""
+    """Warn of what a call asks for and a model hardly gives: words, sizes, strengths and shapes of places."""
     warn_of_unknown_words(facts, prompt, subjects)
     height, width = options.get("height"), options.get("width")
     own = min(native_size(pipeline))
@@ -263,6 +279,22 @@ def warn_of_doubts(
     if strong:
         text = f"strength {', '.join(strong)} is far from 1, as learned: above {_MOST_STRENGTH}, pictures break."
         warnings.warn(text, Cones2Warning, stacklevel=3)
+    known = {name: each.class_word for name, each in subjects.items() if each.class_word in facts.class_words}
+    odd = [name for name in (layout.names if layout else ()) if name in known and _is_odd(layout, name, known, options)]
+    if odd:
+        told = ", ".join(f"{name!r}, a {known[name]}" for name in odd)
+        text = f"the places of {told}, have another shape than it: it may be cut off, or drawn twice."
+        warnings.warn(text, Cones2Warning, stacklevel=3)
+
+
+def _is_odd(layout: Any, name: str, class_words: Mapping[str, str], options: Mapping[str, Any]) -> bool:
+    """Whether a region is more than twice as wide or as high as its subject is in proportion."""
+    region = layout.regions[name]
+    if region.is_rest:
+        return False
+    box, aspect = region.bounds, (options.get("width") or 1) / (options.get("height") or 1)
+    wide = aspect * (box.xmax - box.xmin) / (box.ymax - box.ymin) / PROPORTIONS.get(class_words[name], 1.0)
+    return not 1 / _MOST_STRETCHED <= wide <= _MOST_STRETCHED
 
 
 def warn_of_little_attention(attention: Sequence[Sequence[AttentionReading]], layout: Layout | None) -> None:

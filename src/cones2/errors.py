@@ -142,6 +142,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def counted(count: int, thing: str) -> str:
+    """Return `1 photo`, `2 photos`."""
+    return f"{count} {thing}{'s' * (count != 1)}"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, with a full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

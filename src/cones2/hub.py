@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-from cones2.errors import Cones2Error, HubError, PictureError, SettingsError, first_line
+from cones2.errors import Cones2Error, HubError, PictureError, SettingsError, counted, first_line
 from cones2.files import is_hub_id, read_bounded
 from cones2.library import check_name
 from cones2.residual import MAX_FILE_BYTES, Residual
@@ -132,7 +132,7 @@ pipe("a {{{name}}} on the beach").images[0].save("beach.png")
 ```
 
 It fits the text encoder of {model} (sha256 of its weights {weights}), and no other. It was learned from
-{len(residual.photos)} photos, which are not here, with cones2 {_plain(residual.tool_version)}.
+{counted(len(residual.photos), "photo")}, not kept here, with cones2 {_plain(residual.tool_version)}.
 
 | setting | value |
 | --- | --- |

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, grid_sample, interpolate, max_pool2d, normalize, silu, softplus
 
-from cones2.errors import ModelError, PhotoError, first_line
+from cones2.errors import ModelError, PhotoError, counted, first_line
 from cones2.files import read_bounded
 from cones2.photos import Photo, crop_square, stack_pixels
 from cones2.shared import own_settings, quiet_libraries
@@ -163,7 +163,7 @@ def judged_likeness(photos: Sequence[Photo], class_word: str, judge: Judge) -> M
     shown = [each for each in _of_class(judge, [photo.image for photo in photos], class_word) if each]
     if 2 * len(shown) <= len(photos):
         known = ", ".join(judge.world.classes)
-        seen = f"sees a {class_word!r} in {len(shown)} of {len(photos)} photos"
+        seen = f"sees a {class_word!r} in {len(shown)} of {counted(len(photos), 'photo')}"
         raise PhotoError(f"the judge {seen}: expected most of them, and one of {known}.")
     wanted = normalize(torch.stack([embeddings[0] for embeddings in shown]).mean(dim=0), dim=0)
 
@@ -259,7 +259,7 @@ def _open_clip(folder: Path) -> tuple[Any, _Processing]:
     except Exception as error:  # transformers raises nearly anything over a damaged folder
         raise ModelError(f"can't open {folder} as a CLIP model: {first_line(error)} Copy it again.") from error
     if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"{folder} lacks {len(missing)} weights of a CLIP model, {missing[0]} first: copy it again.")
+        raise ModelError(f"{folder} lacks weights of a CLIP model ({len(missing)}, {missing[0]} first): copy it again.")
     return model.eval().requires_grad_(False), processing
 
 

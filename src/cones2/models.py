@@ -279,7 +279,9 @@ def _load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype, sho
         folder, dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True, **options
     )
     if missing := sorted(report["missing_keys"]):  # the libraries would go on with random numbers in their place
-        raise ModelError(f"{folder.name}/{part} lacks {len(missing)} weights, {missing[0]} first: get the model again.")
+        raise ModelError(
+            f"{folder.name}/{part} lacks weights ({len(missing)}, {missing[0]} first): get the model again."
+        )
     return component
 
 

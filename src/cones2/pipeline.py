@@ -251,7 +251,7 @@ class Cones2Pipeline:
         count = num_images_per_prompt or (len(seeds) if seeds else 1)
         given = self._subjects_for(prompt, subjects or {})
         placed = read_layout(layout, {name: each.class_word for name, each in given.items()}, options)
-        warn_of_doubts(self.pipeline, self.facts, prompt, given, options)
+        warn_of_doubts(self.pipeline, self.facts, prompt, given, placed, options)
         scale = self.facts.guidance_scale if guidance_scale is None else guidance_scale
         settings = LayoutSettings(
             layout_scale=layout_scale,

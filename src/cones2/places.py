@@ -8,12 +8,7 @@ from typing import Any
 
 from cones2.errors import LayoutError
 from cones2.layout import WHOLE, Box, Layout, Region, Rest
-
-PROPORTIONS: Mapping[str, float] = {
-    "dog": 1.07, "cat": 1.08, "owl": 0.79, "teddy bear": 0.84, "sunglasses": 2.0, "hat": 1.02, "mug": 1.21,
-    "backpack": 0.96, "ball": 1.0, "car": 1.62,
-}  # fmt: skip
-"""Width by height of some class words' subjects; all others are taken for square."""
+from cones2.subjects import PROPORTIONS
 
 _COLUMNS = {"left": 0, "right": 2}
 _ROWS = {"top": 0, "upper": 0, "bottom": 2, "lower": 2}

@@ -18,7 +18,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 from PIL import Image
 
-from cones2.errors import Cones2Warning, LayoutError
+from cones2.errors import Cones2Warning, LayoutError, counted
 from cones2.files import expanded, read_bounded
 from cones2.images import FORMATS, MOST_PIXELS, greys_of_mask, opened_image, upright, without_noise
 
@@ -105,7 +105,7 @@ class Polygon:
 
     def __post_init__(self) -> None:
         if not 3 <= len(self.points) <= MAX_POINTS:
-            raise LayoutError(f"a polygon has {len(self.points)} points; expected 3 to {MAX_POINTS}.")
+            raise LayoutError(f"a polygon has {counted(len(self.points), 'point')}; expected 3 to {MAX_POINTS}.")
         object.__setattr__(self, "points", tuple(map(point_of, self.points)))
         (x, y), *others = self.points
         triangles = (((x1 - x) * (y2 - y) - (x2 - x) * (y1 - y)) / 2 for (x1, y1), (x2, y2) in pairwise(others))

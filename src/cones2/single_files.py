@@ -85,7 +85,7 @@ def load_single_file(file: Path, folder: Path, kind: Any, parts: Sequence[str], 
     for model in loaded.values():
         weights = model.named_parameters() if isinstance(model, torch.nn.Module) else ()
         if missing := [name for name, weight in weights if weight.is_meta]:  # diffusers goes on without them
-            raise ModelError(f"{file} lacks {len(missing)} weights that {folder.name} has, {missing[0]} first.")
+            raise ModelError(f"{file} lacks weights that {folder.name} has ({len(missing)}, {missing[0]} first).")
     return loaded
 
 

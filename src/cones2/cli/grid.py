@@ -10,6 +10,7 @@ from cones2.cli import options as opt
 from cones2.cli.console import note, print_json, say, waiting
 from cones2.cli.layout import Places
 from cones2.cli.options import OUTPUT, option, read_residual, unique
+from cones2.errors import counted
 
 _SHORT = {"steps": "num_inference_steps", "negative": "negative_prompt"}
 
@@ -117,7 +118,7 @@ def grid(
         print_json({"grid": str(sheet), "pictures": cells_made, "seconds": seconds})
         return
     say(str(sheet))
-    note(f"{len(requests)} pictures in {seconds:.1f} s.")
+    note(f"{counted(len(requests), 'picture')} in {seconds:.1f} s.")
 
 
 def _labelled(labels: Mapping[str, str]) -> str:

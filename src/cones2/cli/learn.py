@@ -22,6 +22,7 @@ from cones2.errors import (
     OutputError,
     PhotoError,
     SettingsError,
+    counted,
 )
 
 _INSIST = "--force learns a class word that the model does not know."
@@ -123,7 +124,7 @@ def learn(
     if as_json:
         print_json(report)
         return
-    say(f"{kept.file}: {class_word!r} learned from {len(loaded)} photos in {report['seconds']:.0f} s.")
+    say(f"{kept.file}: {class_word!r} learned from {counted(len(loaded), 'photo')} in {report['seconds']:.0f} s.")
     if best is not None and best.step < last.step:
         say(f"Kept step {best.step} of {last.step}: its preview is most like the photos.")
     if moved is not None and moved.preservation:
