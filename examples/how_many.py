@@ -27,7 +27,7 @@ def main() -> None:
     rows = [row(pipe, "two dogs", "a {rex} and a {fido} on the beach", dogs)]
     for wearer, other, place in (("rex", "fido", ON_LEFT), ("fido", "rex", ON_RIGHT)):
         prompt = f"a {{{wearer}}} wearing {{sunglasses}} and a {{{other}}}"
-        layout = {**dogs, "sunglasses": cones2.Region((cones2.Box(*place),), z=1)}
+        layout = {**dogs, "sunglasses": place}
         rows.append(row(pipe, f"sunglasses on {wearer}", prompt, layout))
     for count in (5, 6, 7):
         prompt = ", ".join(f"a {{{name}}}" for name in MANY[:count])
