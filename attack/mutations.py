@@ -48,7 +48,7 @@ def of_bytes(content: bytes, draw: random.Random) -> bytes:
             case 2:
                 del data[place : place + length]
             case 3:
-                data[place:place] = piece * draw.choice((1, 2, 50))
+                data[place:place] = piece * (draw.choice((1, 2, 50)) if len(piece) < 2**14 else 1)
             case 4:
                 data[place : place + length] = draw.randbytes(len(piece))
             case 5:
