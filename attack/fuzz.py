@@ -123,11 +123,13 @@ def _feed(loader: Loader, seed: int, numbers: range, board: mmap.mmap, writing: 
                 loader.file.write_bytes(loader.sound[number])
                 with suppress(Cones2Error):  # of a format that is known, and not taken
                     loader.load()
-            base, tally = _peak(), Tally()
+            tally = Tally()
             for number in numbers:
                 board[:16] = struct.pack("<qd", number, time.monotonic())
-                _load(loader, mutant(loader, seed, number), number, canary, tally)
-                tally.memory = (_peak() - base) / 2**20
+                content = mutant(loader, seed, number)
+                before = _peak()  # making an input may take more than reading it
+                _load(loader, content, number, canary, tally)
+                tally.memory = max(tally.memory, (_peak() - before) / 2**20)
                 if tally.memory > MEGABYTES and not any(each["what"] == "memory" for each in tally.wrong):
                     tally.wrong.append({"number": number, "what": "memory", "megabytes": tally.memory})
                 if tally.inputs == 100 or number == numbers[-1]:
