@@ -53,7 +53,7 @@ def mutant(loader: Loader, seed: int, number: int) -> bytes:
     content = draw.choice(loader.sound)
     try:
         return draw.choice(loader.changes)(content, draw)[:_LARGEST]
-    except RecursionError:  # it would change what an earlier change had nested too deep
+    except (RecursionError, MemoryError):  # it would change what an earlier change had nested too deep, or grown
         return content
 
 
