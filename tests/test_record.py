@@ -406,7 +406,7 @@ def test_two_thread_counts_wait_for_one_another() -> None:
         ("layout/regions/rex", [[0, 0, 9, 9]], "layout"),
         ("layout/regions/rex", {"mask": "/etc/passwd"}, "layout"),
         ("layout_settings/preset", 3, "layout_settings"),
-        ("layout_settings/layout_effect", "magic", "magic"),
+        ("layout_settings/layout_effect", "magic", "layout_effect"),
         ("layout_settings/colour", "red", "layout_settings"),
         ("subjects/rex/residual", "../rex", "subjects.rex.residual"),
         ("subjects/rex/strength", "1", "subjects.rex.strength"),
