@@ -114,7 +114,7 @@ def test_what_old_models_say(tiny_copy: Path) -> None:
     pipeline = open_pipeline(tiny_copy, device="cpu")
     assert isinstance(pipeline.text_encoder, CLIPTextModel)
     assert pipeline.text_encoder.config._attn_implementation == "sdpa"
-    assert pipeline.tokenizer.model_max_length == 77
+    assert pipeline.tokenizer.model_max_length == pipeline.text_encoder.config.max_position_embeddings
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.iterdir() if path.is_dir()))
@@ -128,7 +128,8 @@ def test_a_second_tokenizer_is_no_longer_than_its_encoder(folders: dict[str, Pat
     copy = copied(folders["sdxl"], tmp_path)
     path = copy / "tokenizer_2" / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 10**30}))
-    assert open_pipeline(copy, device="cpu").tokenizer_2.model_max_length == 77
+    pipeline = open_pipeline(copy, device="cpu")
+    assert pipeline.tokenizer_2.model_max_length == pipeline.text_encoder_2.config.max_position_embeddings
 
 
 def test_a_tokenizer_without_a_pad_token(tiny_copy: Path) -> None:

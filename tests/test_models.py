@@ -133,7 +133,8 @@ def test_torchs_own_names_and_a_path_are_taken(tiny_folder: Path) -> None:
 
 def test_a_prompt_fills_the_encoders_window(tiny_copy: Path) -> None:
     edit_json(tiny_copy / "tokenizer" / "tokenizer_config.json", model_max_length=10**9)
-    assert open_pipeline(tiny_copy, device="cpu").tokenizer.model_max_length == 77
+    pipeline = open_pipeline(tiny_copy, device="cpu")
+    assert pipeline.tokenizer.model_max_length == pipeline.text_encoder.config.max_position_embeddings
 
 
 @pytest.mark.parametrize("task", ["Img2Img", "Inpaint"])

@@ -41,6 +41,7 @@ class Crew:
         start = time.monotonic()
         if self.queue.empty() and len(self.kept) > 50:
             return random.choice(self.kept)
+        # Of this program's own children, never of a file; a queue of tensors would open a file for each of them.
         drawn: Slice = pickle.loads(self.queue.get())
         self.seconds_waited += time.monotonic() - start
         if keep:

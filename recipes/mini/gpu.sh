@@ -3,12 +3,13 @@
 # The machine may lack a network: `pack.py` packs into .whl what would be fetched, Python packages and icons.
 set -eo pipefail
 start=$(date +%s)
-export PYTHONPATH=/tmp/site:src:recipes/mini PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 OUT=${OUT:-recipes/mini/work/gpu}
+site=$(mktemp -d)
+export PYTHONPATH=$site:src:recipes/mini PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 OUT=${OUT:-recipes/mini/work/gpu}
 work=recipes/mini/work package=src/cones2/mini
 mkdir -p "$OUT" $work/icons $work/mini $work/vae
 unpack='import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter="fully_trusted")'
 python3 -c "$unpack" .whl/icons.tar.xz $work/icons
-python3 -c "$unpack" .whl/site.tar.xz /tmp/site
+python3 -c "$unpack" .whl/site.tar.xz "$site"
 python3 recipes/mini/prepare.py &
 cp -r $package/* $work/mini/
 cp $package/vae/* $work/vae/
