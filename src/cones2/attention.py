@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
+from cones2.compiled import CompiledDenoiser, FixedLayout, LayoutTensors
 from cones2.errors import ModelError
 from cones2.families import Arguments, Family
 from cones2.guidance import Bias, Key, Query
@@ -38,12 +39,16 @@ class Edit(Protocol):
     def bias(self, query: Query, key: Key) -> Bias | None:
         """Return what is added to a layer's scores `QKᵀ/√d`; None adds nothing."""
 
+    def tensors(self) -> LayoutTensors | None:
+        """Return what the call that was begun adds, for a compiled one; None adds nothing."""
+
 
 @dataclass(eq=False)
 class _Running:
     """An edit of the running thread, how many layers asked it in this call, and what layers made of its text."""
 
     edit: Edit
+    compiled: CompiledDenoiser | None = None
     has_ended: bool = False
     layers: int = 0
     kept: dict[Any, "_ReadText"] = field(default_factory=dict)
@@ -57,10 +62,12 @@ _RUNNING: ContextVar[Mapping[int, _Running]] = ContextVar("cones2's running edit
 
 
 @contextlib.contextmanager
-def edited_attention(denoiser: Any, family: Family, edit: Edit) -> Iterator[None]:
+def edited_attention(
+    denoiser: Any, family: Family, edit: Edit, compiled: CompiledDenoiser | None = None
+) -> Iterator[None]:
     """Let `edit` read and change every call that this thread makes of a denoiser within a `with` block.
 
-    When the last thread leaves, also after an error, the denoiser has its own processors and its own call back.
+    With `compiled`, these are compiled calls. When the last thread leaves, also after an error, the denoiser has its own processors and its own call back.
 
     Raises:
         ModelError: the denoiser has no attention to text, something else edits it, or this thread does already; within
@@ -70,7 +77,7 @@ def edited_attention(denoiser: Any, family: Family, edit: Edit) -> Iterator[None
     if _running(key):
         raise ModelError("this model is at work with subjects or a layout already: leave that `with` block first.")
     with shared_change(denoiser, "attention", lambda: _install(denoiser, family)):
-        running = _Running(edit)
+        running = _Running(edit, compiled)
         _RUNNING.set(MappingProxyType({**_RUNNING.get(), key: running}))
         try:
             yield
@@ -127,6 +134,8 @@ def _wrap_call(denoiser: Any, expected: int, *, is_joint: bool) -> Undo:
         if running is None:
             return inner(*args, **kwargs)
         args, kwargs = running.edit.begin(args, kwargs)
+        if running.compiled:
+            return running.compiled.call(inner, args, kwargs, running.edit.tensors())
         running.layers = 0
         with _JointAttention(running) if is_joint else contextlib.nullcontext():
             result = inner(*args, **kwargs)
@@ -150,6 +159,8 @@ def _missing_layers(denoiser: Any, found: int, expected: int) -> str:
 class CrossAttention:
     """diffusers' default processor with an additive bias; one that finds no running edit is the default processor."""
 
+    fixed: FixedLayout | None = None  # while a compiled call is made
+
     def __init__(self, denoiser: int) -> None:
         self._denoiser = denoiser
 
@@ -163,8 +174,8 @@ class CrossAttention:
     ) -> Tensor:
         """Attend from `hidden_states`, sequences or pictures, to `encoder_hidden_states`, or to themselves."""
         compiling = torch.compiler.is_compiling()
-        running = None if compiling else _running(self._denoiser)
-        if running is None and not compiling:
+        running = None if compiling or self.fixed else _running(self._denoiser)
+        if running is None and not compiling and not self.fixed:
             plain: Tensor = _PLAIN(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return plain
         residual = hidden_states
@@ -192,7 +203,10 @@ class CrossAttention:
         query = _split(attn, attn.to_q(pixels))
         query = query if attn.norm_q is None else attn.norm_q(query)
         key, value = _keys_and_values(attn, pixels, norm=False) if text is None else _read_text(attn, text, running)
-        bias = running.bias(query, key) if running else torch.ops.cones2.attention_bias(query, key, self._denoiser)
+        if self.fixed:
+            bias = self.fixed.bias(query, key)
+        else:
+            bias = running.bias(query, key) if running else torch.ops.cones2.attention_bias(query, key, self._denoiser)
         mask = _expanded(attn, attention_mask, len(key), key.shape[2])
         mask = bias if mask is None else mask if bias is None else mask + bias
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -205,7 +219,7 @@ setattr(CrossAttention.__call__, "__signature__", inspect.signature(CrossAttenti
 _PLAIN: Any = AttnProcessor2_0()
 
 
-@torch.library.custom_op("cones2::attention_bias", mutates_args=())
+@torch.library.custom_op("cones2::attention_bias", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _attention_bias(query: Tensor, key: Tensor, denoiser: int) -> Tensor:
     """Ask the running edit from inside a compiled graph; zeros where a thread has none."""
     running = _running(denoiser)

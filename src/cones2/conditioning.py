@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cones2.attention import edited_attention
+from cones2.compiled import compiled_of
 from cones2.errors import LayoutError, ModelError, PromptError, ResidualMismatchError, SettingsError
 from cones2.families import Family, family_of
 from cones2.fingerprint import fingerprint
@@ -110,11 +111,13 @@ def conditioned(
         if scale is not None:
             inputs["guidance_scale"] = scale
         run = Run(pipeline, family, inputs, placed, _layout_spans(family, tokens), settings, edit, meter)
+        denoiser = getattr(pipeline, family.denoiser)
+        compiled = compiled_of(denoiser) if run.can_be_compiled else None
         if run.acts:
             _check_scheduler(pipeline, family)
-            denoiser = getattr(pipeline, family.denoiser)
             run.check_levels(denoiser)
-            stack.enter_context(edited_attention(denoiser, family, run))
+        if run.acts or compiled:
+            stack.enter_context(edited_attention(denoiser, family, run, compiled))
         yield Inputs(run)
 
 

@@ -97,9 +97,20 @@ def layout_bias(
         >>> bias[0, 0, 1].tolist() == [hidden, 0.0]
         True
     """
-    scaled = (strength * product_std(query, key)).view(-1, 1, 1, 1)
+    return weighted(strength * product_std(query, key), gain, floor, query)
+
+
+def weighted(
+    scale: Float[Tensor, "rows"],
+    gain: Float[Tensor, "pixels columns"],
+    floor: Float[Tensor, "*rows pixels columns"],
+    query: Query,
+) -> Float[Tensor, "rows 1 pixels columns"]:
+    """Return `floor + scale/√d · M`, with d and the bounds those of `query`."""
     lowest = floor_of(query.dtype)  # and as far above 0: an infinite bias would give NaN either way
-    return torch.addcmul(floor, scaled, gain, value=1 / math.sqrt(query.shape[3])).clamp_(lowest, -lowest)
+    return torch.addcmul(floor, scale.view(-1, 1, 1, 1), gain, value=1 / math.sqrt(query.shape[3])).clamp_(
+        lowest, -lowest
+    )
 
 
 def product_std(query: Query, key: Key) -> Float[Tensor, "rows"]:

@@ -25,6 +25,7 @@ from cones2.call import (
     warn_of_doubts,
     warn_of_little_attention,
 )
+from cones2.compiled import compile_denoiser
 from cones2.conditioning import LayoutSettings, conditioned
 from cones2.errors import SettingsError
 from cones2.families import family_of
@@ -94,6 +95,10 @@ class Cones2Pipeline:
             SettingsError: the device, dtype or config is unknown, missing on this machine, or needed.
         """
         return cls(open_pipeline(name_or_path, device=device, dtype=dtype, config=config))
+
+    def compile(self, scope: str = "blocks") -> None:
+        """Draw faster from now on."""
+        compile_denoiser(self.pipeline, self.family, scope)
 
     @property
     def subjects(self) -> Mapping[str, Subject]:

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import pad
 
+from cones2.compiled import LayoutTensors
 from cones2.errors import LayoutError, ModelError, SettingsError, check_fields
 from cones2.families import Arguments, Family, unwrapped
 from cones2.guidance import Bias, Key, Query, RegionWeights, Spans, floor_of, layout_bias, token_weights
@@ -98,6 +100,7 @@ class _Call:
     shape: tuple[object, ...] = ()  # what a mask depends on, of the above
     strength: Float[Tensor, "conditional"] | None = None
     is_measured: bool = False
+    text: Tensor | None = None
 
 
 class Run:
@@ -131,6 +134,7 @@ class Run:
         self._calls = self._total = self._guided = 0
         self._call = _Call()
         self._masks: dict[tuple[object, ...], _Mask] = {}
+        self._laid_out: dict[tuple[object, ...], dict[int, tuple[Tensor, Tensor]]] = {}
         for name, region in (cover(self.layout, 1, 1) if self.layout else {}).items():
             if not region.cover.any():
                 raise LayoutError(
@@ -142,6 +146,11 @@ class Run:
     def acts(self) -> bool:
         """Whether anything has to be done to the denoiser's calls."""
         return bool(self.layout or self.text or self.meter)
+
+    @property
+    def can_be_compiled(self) -> bool:
+        """Whether its calls differ in numbers alone: none is measured, none has texts of subjects' own to hide."""
+        return self.meter is None and not (self.text and self.text.negatives)
 
     def check_levels(self, denoiser: Any) -> None:
         """Check `settings.layout_levels` against the denoiser's.
@@ -162,7 +171,7 @@ class Run:
         rows = self._conditional_rows(call.text)
         count, tokens = call.text.shape[:2]
         shape = (call.grids[0], count, tokens, str(rows))
-        self._call = _Call(rows=rows, count=count, tokens=tokens, grids=call.grids, shape=shape)
+        self._call = _Call(rows=rows, count=count, tokens=tokens, grids=call.grids, shape=shape, text=call.text)
         if rows is None:
             return args, kwargs
         step, guided = self._count_step()
@@ -187,6 +196,28 @@ class Run:
         if call.strength is None and not (self.text and self.text.negatives):
             return None
         return self._cross_bias(query, key, call)
+
+    def tensors(self) -> LayoutTensors | None:
+        """Return what the call that was begun adds, for a compiled one; None where nothing is added."""
+        call, text = self._call, self._call.text
+        if call.rows is None or call.strength is None or text is None:
+            return None
+        strength, guided = torch.zeros(2, call.count, dtype=torch.float32, device=text.device)
+        strength[call.rows], guided[call.rows] = call.strength, 1
+        key = *call.shape, text.dtype, text.device
+        if key not in self._laid_out:
+            self._laid_out[key] = {math.prod(grid): self._lay_out(grid, text) for grid in call.grids}
+        return LayoutTensors(strength, guided, self._laid_out[key])
+
+    @torch.inference_mode(False)
+    def _lay_out(self, grid: tuple[int, int], text: Tensor) -> tuple[Tensor, Tensor]:
+        """Return M, and what hides blocked tokens, in rows as long as fused attention likes them."""
+        call = self._call
+        gain, blocked = token_weights(self._regions(grid, call.grids.index(grid)), self.spans, call.tokens)
+        pair = gain, blocked.float() * floor_of(text.dtype)
+        padded = (pad(each, (0, -call.tokens % _ALIGNED)) for each in pair)
+        first, second = (each.to(text.device) for each in padded)
+        return first, second
 
     def _cross_bias(self, query: Query, key: Key, call: _Call) -> Bias:
         mask = self._mask(query, key.shape[2])
