@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cones2.attention import unedited
@@ -35,7 +35,8 @@ from cones2.learning.data import (
     random_numbers,
 )
 from cones2.learning.losses import Displacement, displacement, mean_shift, preservation_loss
-from cones2.learning.model import Denoiser, frozen, learnable_family, memory_saved, model_settings
+from cones2.learning.captured import CapturedStep
+from cones2.learning.model import Batch, Denoiser, frozen, learnable_family, memory_saved, model_settings
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.models import ModelFacts, facts_of
 from cones2.photos import Photo
@@ -64,6 +65,7 @@ def learn_steps(
     checkpoint_every: int = 50,
     resume: bool = False,
     save_memory: bool = False,
+    compile: bool = False,
     force: bool = False,
 ) -> Generator["LearnStep", None, None]:
     """Return a generator of the steps of learning; the last one holds the subject's residual.
@@ -90,6 +92,8 @@ def learn_steps(
         resume: go on from the newest sound checkpoint, if there is one; without it, those in the folder are deleted.
         save_memory: compute the UNet's activations again in the backward pass rather than keep them, and keep on a GPU
             only what a step needs. The same residual, in more time; nothing else may draw while it begins or ends.
+        compile: send each step to the GPU as one CUDA graph, several times as fast; not with `save_memory`, offloading
+            or a CPU.
         force: learn a class word also that the model does not know.
 
     Raises:
@@ -107,13 +111,18 @@ def learn_steps(
         raise SettingsError(f"checkpoint_every is {checkpoint_every}: expected at least 1 step.")
     if resume and checkpoint is None:
         raise SettingsError("resume is True, and there is no checkpoint to resume from: give the folder of one.")
+    if compile and (pipeline._execution_device.type != "cuda" or save_memory or getattr(pipeline, "_all_hooks", None)):
+        raise SettingsError(
+            "compile is for a whole model on a CUDA GPU: leave it out on another device, with save_memory, and with"
+            " offloading."
+        )
     loaded = as_photos(photos)
     check_suits(facts, loaded, class_word, force=force)
     texts = tuple(captions or captions_for(class_word, count=recipe.caption_count, lexicon=facts.lexicon))
     with ExitStack() as stack:
         stack.enter_context(model_alone(pipeline))
         stack.callback(pipeline.maybe_free_model_hooks)
-        learner = _Learner(pipeline, family, facts, loaded, class_word, captions=texts, recipe=recipe, seed=seed)
+        learner = _Learner(pipeline, family, facts, loaded, class_word, captions=texts, recipe=recipe, seed=seed, capture=compile)
     if checkpoint is not None:
         learner.checkpoints = Checkpoints(expanded(checkpoint), learner.settings())
         with learner.checkpoints.held():
@@ -229,6 +238,7 @@ class _Learner:
         captions: Sequence[str],
         recipe: Recipe,
         seed: int,
+        capture: bool,
     ) -> None:
         self.pipeline, self.family, self.facts, self.recipe, self.seed = pipeline, family, facts, recipe, seed
         self.photos, self.class_word = tuple(photos), class_word
@@ -265,6 +275,7 @@ class _Learner:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
+        self.captured = CapturedStep(self._compute, self.parameters) if capture else None
 
     @own_settings()
     def take_step(self, number: int) -> tuple[float, float, float]:
@@ -273,20 +284,14 @@ class _Learner:
         Raises:
             LearningError: the loss or its gradient is not finite.
         """
-        draw = random_numbers(self.seed, number)
-        self.optimizer.zero_grad()
+        inputs = self._draw(random_numbers(self.seed, number))
         with torch.enable_grad(), unedited(), model_alone(self.pipeline):
-            prompt, preservation = self._read_texts(draw)
-            subject = self.denoiser.loss(prompt, self.views, self.recipe.batch_size, draw)  # Eq. 2
-            loss = subject + self.recipe.preservation_weight * preservation  # Eq. 4
-            scale = _HALF_SCALE if self.denoiser.dtype == torch.float16 else 1.0
-            torch.autograd.backward(scale * loss)
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        if scale != 1:
-            for gradient in gradients:
-                gradient.div_(scale)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        total, first, second, size = torch.stack([loss, subject, preservation, norm]).tolist()
+            if self.captured is None:
+                self.optimizer.zero_grad()
+                losses = self._compute(inputs)
+            else:
+                losses = self.captured(inputs, self.denoiser.device)
+        total, first, second, size = losses.tolist()
         if not math.isfinite(total + size):
             raise self._diverged(f"loss {total}, gradient {size} at step {number} of {self.recipe.steps}")
         self.taken = None
@@ -297,11 +302,33 @@ class _Learner:
         self.taken = number
         return total, first, second
 
-    def _read_texts(self, draw: torch.Generator) -> tuple[Float[Tensor, "1 tokens dim"], Float[Tensor, ""]]:
+    def _draw(self, draw: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw which captions and noised photos a step reads, on the CPU."""
+        count = 0 if self.average is not None else self.recipe.captions_per_step
+        rows = torch.randint(max(1, len(self.original)), (count,), generator=draw, device="cpu")
+        batch = self.denoiser.draw(self.views, self.recipe.batch_size, draw)
+        return rows, *(each for each in batch if each is not None)
+
+    def _compute(self, inputs: Sequence[Tensor]) -> Float[Tensor, "4"]:
+        """Return L, L_sub, L_reg and the gradient's norm, and leave the gradient at what is learned."""
+        rows, latents, target, timesteps, *weights = inputs
+        prompt, preservation = self._read_texts(rows)
+        batch = Batch(latents, target, timesteps, weights[0] if weights else None)
+        subject = self.denoiser.loss(prompt, batch)  # Eq. 2
+        loss = subject + self.recipe.preservation_weight * preservation  # Eq. 4
+        scale = _HALF_SCALE if self.denoiser.dtype == torch.float16 else 1.0
+        torch.autograd.backward(scale * loss)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if scale != 1:
+            for gradient in gradients:
+                gradient.div_(scale)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return torch.stack([loss.detach(), subject.detach(), preservation.detach(), norm])
+
+    def _read_texts(self, rows: Int[Tensor, "captions"]) -> tuple[Float[Tensor, "1 tokens dim"], Float[Tensor, ""]]:
         """Return the prompt's embedding and L_reg, by one pass of the text encoders over prompt and captions."""
         if self.average is not None:
             return self.original.index_add(1, self.span, self.parameters[0][None]), self.original.new_zeros(())
-        rows = torch.randint(len(self.original), (self.recipe.captions_per_step,), generator=draw, device="cpu")
         pairs = zip(self.prompt.input_ids, self.captions.rows(rows), strict=True)
         embeddings = self.reader.read([torch.cat(pair) for pair in pairs])
         preservation = preservation_loss(embeddings[1:], self.original[rows], self.captions.own[rows])  # Eq. 3
@@ -372,6 +399,7 @@ class _Learner:
     def end(self) -> None:
         """Free the memory of gradients, and give models that were offloaded back."""
         self.checkpoints = None
+        self.captured = None
         self.optimizer.zero_grad()
         for parameter in self.parameters:
             parameter.requires_grad_(False)

@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cones2.errors import ModelError
@@ -50,25 +50,43 @@ class Denoiser:
         device = pipeline._execution_device
         return cls(pipeline.unet, pipeline.unet.dtype, device, alphas_cumprod, prediction_type, added)
 
-    def loss(
-        self, prompt: Float[Tensor, "1 tokens dim"], views: Views, batch_size: int, draw: torch.Generator
-    ) -> Float[Tensor, ""]:
-        """Return Eq. 2 on a batch of photos, each with a view, a latent, noise and a timestep of its own."""
+    def draw(self, views: Views, batch_size: int, draw: torch.Generator) -> "Batch":
+        """Draw a batch of photos on the CPU, each with a view, a latent, noise and a timestep of its own."""
         rows = torch.randint(len(views.mean), (batch_size,), generator=draw, device="cpu")
         mean, std = views.mean[rows], views.std[rows]
         latents = mean + std * torch.randn(mean.shape, generator=draw, dtype=torch.float32, device="cpu")
         noise = torch.randn(mean.shape, generator=draw, dtype=torch.float32, device="cpu")
         timesteps = torch.randint(len(self.alphas_cumprod), rows.shape, generator=draw, device="cpu")
         noised = add_noise(latents, noise, self.alphas_cumprod[timesteps], self.prediction_type)
+        return Batch(noised.latents, noised.target, timesteps, None if views.weights is None else views.weights[rows])
+
+    def loss(self, prompt: Float[Tensor, "1 tokens dim"], batch: "Batch") -> Float[Tensor, ""]:
+        """Return Eq. 2 on a batch of photos."""
         prediction = self.unet(
-            noised.latents.to(self.device, self.dtype),
-            timesteps.to(self.device),
-            encoder_hidden_states=prompt.expand(batch_size, -1, -1).to(self.dtype),
-            added_cond_kwargs={name: each.expand(batch_size, -1) for name, each in self.added.items()} or None,
+            batch.latents.to(self.device, self.dtype),
+            batch.timesteps.to(self.device),
+            encoder_hidden_states=prompt.expand(len(batch.latents), -1, -1).to(self.dtype),
+            added_cond_kwargs={name: each.expand(len(batch.latents), -1) for name, each in self.added.items()} or None,
             return_dict=False,
         )[0]
-        weights = None if views.weights is None else views.weights[rows].to(self.device)
-        return subject_loss(prediction, noised.target.to(self.device), weights)
+        weights = None if batch.weights is None else batch.weights.to(self.device)
+        return subject_loss(prediction, batch.target.to(self.device), weights)
+
+
+class Batch(NamedTuple):
+    """Noised photos of one step.
+
+    Attributes:
+        latents: with noise.
+        target: what the UNet should predict from them.
+        timesteps: of each.
+        weights: the subject's share of each latent cell; None where no photo has a mask.
+    """
+
+    latents: Float[Tensor, "batch channels height width"]
+    target: Float[Tensor, "batch channels height width"]
+    timesteps: Int[Tensor, "batch"]
+    weights: Float[Tensor, "batch 1 height width"] | None
 
 
 def learnable_family(pipeline: Any) -> Family:
