@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import inspect
 import itertools
 import reprlib
@@ -242,6 +243,22 @@ def read_layout(value: Any, class_words: Mapping[str, str], options: Mapping[str
     from cones2.places import place_layout
 
     return place_layout(words, given, class_words=class_words, aspect=aspect)
+
+
+def keep_timesteps_on_host(scheduler: Any, device: torch.device) -> None:
+    """Let a scheduler of one call keep its timesteps in the host's memory, whatever device they are asked for.
+
+    On a GPU each step of diffusers' DDIM and others would wait to read numbers from it.
+    """
+    own = scheduler.set_timesteps
+    if device.type == "cpu" or "device" not in inspect.signature(own).parameters:
+        return
+
+    @functools.wraps(own)
+    def set_timesteps(*args: Any, **kwargs: Any) -> None:
+        own(*args, **{**kwargs, "device": "cpu"})
+
+    scheduler.set_timesteps = set_timesteps
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ _COMPILED: "weakref.WeakKeyDictionary[Any, CompiledDenoiser]" = weakref.WeakKeyD
 
 _WARM_UPS = 2  # calls before one is captured: libraries choose their kernels in them
 _MOST_PROGRAMS = 8  # each holds the memory of a call
+_MOST_VARIANTS = 128  # of a repeated block: sizes of grids, times sizes of batches, with a layout and without
 
 
 class LayoutTensors(NamedTuple):
@@ -193,7 +194,8 @@ def _compiled_blocks(denoiser: Any) -> Iterator[None]:
     for block in blocks:
         block.compile(fullgraph=True, dynamic=False)
     try:
-        yield
+        with torch._dynamo.config.patch(recompile_limit=_MOST_VARIANTS):
+            yield
     finally:
         for block in blocks:
             block._compiled_call_impl = None

@@ -181,7 +181,7 @@ def _pooled_text_and_sizes(
 
 
 def _rows_of(timestep: Any, sample: Tensor) -> Float[Tensor, "rows"]:
-    times = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1)
+    times = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1)  # on the host, where it is there: no waiting
     return times.expand(len(sample))
 
 

@@ -18,6 +18,7 @@ from cones2.call import (
     check_steps,
     fresh_seeds,
     generators_of,
+    keep_timesteps_on_host,
     read_layout,
     seeds_of,
     sliced_decoding,
@@ -345,6 +346,7 @@ class Cones2Pipeline:
         """Yield a pipeline for one call: the components are shared, the scheduler and all counters are its own."""
         inner, cancelled = copy.copy(self.pipeline), threading.Event()
         vars(inner)["scheduler"] = copy.deepcopy(self.pipeline.scheduler)
+        keep_timesteps_on_host(inner.scheduler, self.pipeline._execution_device)
         if seeds and hasattr(inner.scheduler, "noise_sampler_seed"):  # it ignores generators
             inner.scheduler.noise_sampler_seed = list(seeds)
         self._running.add(cancelled)

@@ -176,9 +176,8 @@ class Run:
             return args, kwargs
         step, guided = self._count_step()
         if self.layout and step < guided:
-            self._call.strength = self.settings.layout_scale * self.preset.strength(
-                NoiseLevel(call.time[rows], step, guided)
-            )
+            strength = self.settings.layout_scale * self.preset.strength(NoiseLevel(call.time[rows], step, guided))
+            self._call.strength = strength.to(call.text.device, non_blocking=True)
         self._call.is_measured = self.meter is not None and self.meter.begin_call()
         if self.text is None:
             return args, kwargs
@@ -202,7 +201,7 @@ class Run:
         call, text = self._call, self._call.text
         if call.rows is None or call.strength is None or text is None:
             return None
-        strength, guided = torch.zeros(2, call.count, dtype=torch.float32, device=text.device)
+        strength, guided = torch.zeros(2, call.count, dtype=torch.float32, device=text.device).unbind()
         strength[call.rows], guided[call.rows] = call.strength, 1
         key = *call.shape, text.dtype, text.device
         if key not in self._laid_out:

@@ -1,0 +1,325 @@
+"""Time drawing and learning at real size on a GPU, the most wanted figures first: `python benchmarks/gpu.py`.
+
+Weights are random. Each row is printed and written as soon as it is measured, so that a run that is cut off leaves what
+it had; rows that no longer fit into `--seconds` are left out. Each faster way is checked against the plain one.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import gc
+import json
+import statistics
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cones2.files import make_folder, write_atomically
+from cones2.layout import Layout
+from cones2.learning.learner import learn_steps
+from cones2.learning.recipe import RECIPES, Recipe
+from cones2.photos import load_photos
+from cones2.pipeline import Cones2Pipeline
+from cones_v2_drawing import Drawing, draw
+from cones_v2_learning import ConesV2Learner
+from drawing_pairs import GUIDANCE_SCALE, LAYOUT, PROMPT, TEXT, random_subject
+from random_models import open_model
+from report import machine
+
+PHOTOS = Path(__file__).parents[1] / "src/cones2/examples/rex/photos"
+HEAD = "| what | seconds | of them, the loop | against | note |\n| --- | --- | --- | --- | --- |"
+
+
+class Table:
+    """Rows as they come, on the terminal and in two files.
+
+    Attributes:
+        rows: by name.
+    """
+
+    def __init__(self, out: Path, seconds: float) -> None:
+        self.out, self.ends = out, time.monotonic() + seconds
+        self.began = time.monotonic()
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.about: dict[str, Any] = {}
+        make_folder(out)
+        print(HEAD, flush=True)
+
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self.ends - time.monotonic()
+
+    def row(self, name: str, seconds: float, **more: Any) -> None:
+        """Add a row."""
+        memory = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
+        self.rows[name] = {"seconds": seconds, "at": round(time.monotonic() - self.began, 1), "GB": memory, **more}
+        told = "; ".join(f"{key} {value}" for key, value in more.items() if key not in ("loop", "against"))
+        loop = f"{more['loop']:.4f}" if "loop" in more else ""
+        against = f"{more['against']:.3f}" if more.get("against") else ""
+        print(f"| {name} | {seconds:.4f} | {loop} | {against} | {told} {self.rows[name]['at']} s |", flush=True)
+        text = json.dumps({"machine": self.about, "rows": self.rows}, indent=1)
+        write_atomically(self.out / "gpu.json", f"{text}\n".encode())
+
+    @contextlib.contextmanager
+    def part(self, name: str, needs: float) -> Iterator[bool]:
+        """Yield whether there is time for a part; an error in it ends the part alone."""
+        if self.left() < needs:
+            print(f"no time left for {name}", flush=True)
+            yield False
+            return
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            yield True
+        except Exception:  # the other parts go on
+            print(f"{name} failed:\n{traceback.format_exc()}", flush=True)
+        gc.collect()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        steps: of a picture.
+        repeats: of each call.
+    """
+
+    steps: int
+    repeats: int
+
+
+class Clock:
+    """A callback that notes when the first and the last step ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        """Note the time of the first step, which the device has ended, and of the last."""
+        if step == 0 or step == pipeline.num_timesteps - 1:
+            wait()
+            self.times.append(time.perf_counter())
+        return {}
+
+
+def wait() -> None:
+    """Wait for the device."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Time a call a few times."""
+    taken = []
+    for _ in range(repeats):
+        wait()
+        began = time.perf_counter()
+        call()
+        wait()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subjects:
+    """A prompt with a layout of several subjects."""
+
+    prompt: str
+    layout: Layout
+    subjects: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, pipe: Cones2Pipeline, count: int) -> "Subjects":
+        """Make as many, in a row of boxes."""
+        names = [f"s{number}" for number in range(count)]
+        boxes = {name: (k / count + 0.01, 0.3, (k + 1) / count - 0.01, 0.9) for k, name in enumerate(names)}
+        words = ("dog", "cat", "car", "hat")
+        subjects = {name: random_subject(pipe, words[k % 4]) for k, name in enumerate(names)}
+        return cls(" and ".join(f"a {{{name}}}" for name in names), Layout.of(boxes), subjects)
+
+
+def measure_drawing(table: Table, pipe: Cones2Pipeline, model: str, plan: Plan, scopes: Mapping[str, float]) -> None:
+    """Time pictures: diffusers' own, ours with a layout, and both compiled in each way for which there is time."""
+    pipe.set_progress_bar_config(disable=True)
+    subjects = {"rex": random_subject(pipe, "dog"), "tom": random_subject(pipe, "cat")}
+    options: dict[str, Any] = {"num_inference_steps": plan.steps, "guidance_scale": GUIDANCE_SCALE}
+
+    def ours(layout: Any = LAYOUT, count: int = 1, **more: Any) -> Any:
+        return pipe(PROMPT, layout, subjects=subjects, seed=0, num_images_per_prompt=count, **{**options, **more})
+
+    def theirs(**more: Any) -> object:
+        return pipe.pipeline(TEXT, generator=torch.Generator().manual_seed(0), **{**options, **more})
+
+    def loop_of(call: Callable[..., object]) -> float:
+        clock = Clock()
+        call(callback_on_step_end=clock)
+        return (clock.times[1] - clock.times[0]) * plan.steps / max(1, plan.steps - 1)
+
+    with table.part(f"{model}, eager", 30) as may:
+        if may:
+            theirs(num_inference_steps=3), ours(num_inference_steps=3)
+            plain, edited = median_seconds(theirs, plan.repeats), median_seconds(ours, plan.repeats)
+            table.row(f"{model}: diffusers' picture, eager", plain, loop=loop_of(theirs))
+            table.row(f"{model}: with a layout, eager", edited, loop=loop_of(ours), against=edited / plain)
+    latents = {"output_type": "latent", "num_inference_steps": 4}
+    reference = {key: ours(layout, **latents).images.float() for key, layout in (("layout", LAYOUT), ("none", None))}
+    for scope, needs in scopes.items():
+        with table.part(f"{model}, {scope}", needs) as may:
+            if not may:
+                continue
+            torch.backends.cudnn.benchmark = scope.endswith("searched")
+            pipe.compile(scope.split()[0])
+            began = time.perf_counter()
+            drawn = {"none": ours(None, **latents).images.float(), "layout": ours(**latents).images.float()}
+            first = time.perf_counter() - began
+            errors = {key: float((drawn[key] - reference[key]).norm() / reference[key].norm()) for key in drawn}
+            plain, edited = median_seconds(lambda: ours(None), plan.repeats), median_seconds(ours, plan.repeats)
+            note = {"first": round(first, 1), "differs": {key: round(error, 4) for key, error in errors.items()}}
+            table.row(f"{model}: no layout, {scope}", plain, loop=loop_of(lambda **k: ours(None, **k)))
+            table.row(f"{model}: with a layout, {scope}", edited, loop=loop_of(ours), against=edited / plain, **note)
+            if torch.cuda.is_available():
+                table.row(f"{model}: waits in a loop, {scope}", 0.0, count=waits(ours))
+                profile(table, ours, f"{model}, {scope}")
+            torch.backends.cudnn.benchmark = False
+    for count in (8,):
+        with table.part(f"{model}, {count} seeds", 12) as may:
+            if may:
+                ours(count=count, num_inference_steps=2)
+                seconds = median_seconds(lambda: ours(count=count), 2)
+                table.row(f"{model}: {count} pictures at once", seconds, pictures_a_second=round(count / seconds, 2))
+
+
+def waits(call: Callable[..., object]) -> int:
+    """Count how often the host waits for the device between the first step and the last."""
+    found = []
+
+    def at_step_end(pipeline: Any, step: int, *_: Any) -> dict[str, Any]:
+        if step == 0:
+            torch.cuda.set_sync_debug_mode("warn")
+        if step == pipeline.num_timesteps - 1:
+            torch.cuda.set_sync_debug_mode("default")
+        return {}
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call(callback_on_step_end=at_step_end)
+        found = [each for each in caught if "synchroniz" in str(each.message)]
+    for each in found[:3]:
+        print(f"waits: {each.filename}:{each.lineno}", flush=True)
+    return len(found)
+
+
+def profile(table: Table, call: Callable[..., object], name: str, most: int = 14) -> None:
+    """Print the kernels that take most of a picture of a few steps."""
+    if table.left() < 20:
+        return
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        call(num_inference_steps=4)
+        wait()
+    rows = sorted(found.key_averages(), key=lambda row: -row.self_device_time_total)
+    total = sum(row.self_device_time_total for row in rows) or 1
+    print(f"kernels of {name}, 4 steps: {total / 1000:.1f} ms", flush=True)
+    for row in rows[:most]:
+        share = 100 * row.self_device_time_total / total
+        print(f"  {share:5.1f} % {row.count:5d} {row.key[:110]}", flush=True)
+
+
+def measure_learning(table: Table, pipe: Cones2Pipeline, model: str, plan: Plan) -> None:
+    """Time steps of learning, eager and captured, and of the authors' loop."""
+    photos = load_photos(PHOTOS)
+    batches = dataclasses.replace(RECIPES["paper"], batch_size=8, steps=375, learning_rate=1e-5)
+    for name, recipe in (("batches of 8", batches), ("paper", RECIPES["paper"])):
+        losses: dict[str, list[float]] = {}
+        for way in ("captured", "captured, TF32", "eager") if pipe.device.type == "cuda" else ("eager",):
+            with table.part(f"learning, {name}, {way}", 14) as may:
+                if may:
+                    torch.backends.cuda.matmul.allow_tf32 = way.endswith("TF32")
+                    count = 2 + 4 * plan.repeats
+                    seconds, setup, losses[way] = _learning(pipe, photos, recipe, way != "eager", count)
+                    torch.backends.cuda.matmul.allow_tf32 = False
+                    first = next(iter(losses.values()))
+                    far = max(abs(a - b) for a, b in zip(first, losses[way], strict=True))
+                    note = {"subject": f"{setup + seconds * recipe.steps:.1f} s", "begins": f"{setup:.1f} s"}
+                    table.row(f"{model}: a step of {name}, {way}", seconds, **note, differs=round(far, 5))
+    if len(pipe.family.text_parts) > 1:
+        return
+    with table.part("the authors' loops", 20) as may:
+        if may:
+            learner = ConesV2Learner(pipe.pipeline, photos, "dog")
+            learner.step()
+            table.row(f"{model}: a step of the authors' learning", median_seconds(learner.step, 4 * plan.repeats))
+            subjects = {"rex": random_subject(pipe, "dog"), "tom": random_subject(pipe, "cat")}
+            drawing = Drawing(steps=5, passes=2, guidance_scale=GUIDANCE_SCALE)
+            seconds = median_seconds(
+                lambda: draw(pipe, PROMPT, subjects=subjects, layout=LAYOUT, drawing=drawing), plan.repeats
+            )
+            table.row(f"{model}: the authors' picture, {plan.steps} steps from 5", seconds * plan.steps / 5)
+
+
+def _learning(
+    pipe: Cones2Pipeline, photos: Any, recipe: Recipe, compile: bool, count: int
+) -> tuple[float, float, list[float]]:
+    """Seconds a step, seconds until the first step has ended, and losses."""
+    began = time.perf_counter()
+    steps = learn_steps(pipe.pipeline, photos, "dog", recipe, compile=compile)
+    losses = [next(steps).loss]
+    wait()
+    setup = time.perf_counter() - began
+    seconds = median_seconds(lambda: losses.append(next(steps).loss), count)
+    steps.close()
+    return seconds, setup, losses
+
+
+def measure_curve(table: Table, pipe: Cones2Pipeline, model: str, plan: Plan, counts: tuple[int, ...]) -> None:
+    """Time pictures of one subject and of several."""
+    with table.part(f"{model}, subjects", 15) as may:
+        first = 0.0
+        for count in counts if may else ():
+            case = Subjects.of(pipe, count)
+            options = {"num_inference_steps": plan.steps, "guidance_scale": GUIDANCE_SCALE, "seed": 0}
+
+            def call(case: Subjects = case, options: Any = options, **more: Any) -> object:
+                return pipe(case.prompt, case.layout, subjects=case.subjects, **{**options, **more})
+
+            call(num_inference_steps=2)
+            seconds = median_seconds(call, plan.repeats)
+            first = first or seconds
+            table.row(f"{model}: {count} subjects", seconds, against=seconds / first)
+
+
+def main() -> None:
+    """Measure what there is time for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=float, default=520)
+    parser.add_argument("--model", default="sd2-base")
+    parser.add_argument("--large", default="sdxl", help="a second model; empty for none")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--whole", type=float, default=110, help="seconds that compiling the whole UNet may need")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    table, plan = Table(arguments.out, arguments.seconds), Plan(arguments.steps, arguments.repeats)
+    pipe = open_model(arguments.model)
+    table.about = machine(pipe)
+    print(json.dumps(table.about), flush=True)
+    measure_drawing(table, pipe, arguments.model, plan, {"nothing": 20, "nothing searched": 20, "blocks": 45})
+    measure_learning(table, pipe, arguments.model, plan)
+    measure_curve(table, pipe, arguments.model, plan, (1, 8))
+    if arguments.large and table.left() > 60:
+        large = open_model(arguments.large)
+        measure_drawing(table, large, arguments.large, Plan(min(30, arguments.steps), 2), {"nothing": 15, "blocks": 45})
+        del large
+    measure_drawing(table, pipe, f"{arguments.model} (again)", plan, {"whole": arguments.whole})
+    print(f"done after {time.monotonic() - table.began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
