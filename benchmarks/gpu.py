@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from cones2.compiled import CompiledDenoiser
 from cones2.files import make_folder, write_atomically
 from cones2.layout import Layout
 from cones2.learning.learner import learn_steps
@@ -32,6 +32,7 @@ from drawing_pairs import GUIDANCE_SCALE, LAYOUT, PROMPT, TEXT, random_subject
 from random_models import open_model
 from report import machine
 
+_AT_ONCE = 8
 PHOTOS = Path(__file__).parents[1] / "src/cones2/examples/rex/photos"
 HEAD = "| what | seconds | of them, the loop | against | note |\n| --- | --- | --- | --- | --- |"
 
@@ -168,14 +169,13 @@ def measure_drawing(table: Table, pipe: Cones2Pipeline, model: str, plan: Plan, 
             plain, edited = median_seconds(theirs, plan.repeats), median_seconds(ours, plan.repeats)
             table.row(f"{model}: diffusers' picture, eager", plain, loop=loop_of(theirs))
             table.row(f"{model}: with a layout, eager", edited, loop=loop_of(ours), against=edited / plain)
-    latents = {"output_type": "latent", "num_inference_steps": 4}
+    latents: dict[str, Any] = {"output_type": "latent", "num_inference_steps": 4}
     reference = {key: ours(layout, **latents).images.float() for key, layout in (("layout", LAYOUT), ("none", None))}
     for scope, needs in scopes.items():
         with table.part(f"{model}, {scope}", needs) as may:
             if not may:
                 continue
-            torch.backends.cudnn.benchmark = scope.endswith("searched")
-            pipe.compile(scope.split()[0])
+            compiled = CompiledDenoiser(pipe.pipeline, pipe.family, scope)
             began = time.perf_counter()
             drawn = {"none": ours(None, **latents).images.float(), "layout": ours(**latents).images.float()}
             first = time.perf_counter() - began
@@ -187,13 +187,12 @@ def measure_drawing(table: Table, pipe: Cones2Pipeline, model: str, plan: Plan, 
             if torch.cuda.is_available():
                 table.row(f"{model}: waits in a loop, {scope}", 0.0, count=waits(ours))
                 profile(table, ours, f"{model}, {scope}")
-            torch.backends.cudnn.benchmark = False
-    for count in (8,):
-        with table.part(f"{model}, {count} seeds", 12) as may:
-            if may:
-                ours(count=count, num_inference_steps=2)
-                seconds = median_seconds(lambda: ours(count=count), 2)
-                table.row(f"{model}: {count} pictures at once", seconds, pictures_a_second=round(count / seconds, 2))
+            del compiled
+    with table.part(f"{model}, {_AT_ONCE} seeds", 12) as may:
+        if may:
+            ours(count=_AT_ONCE, num_inference_steps=2)
+            seconds = median_seconds(lambda: ours(count=_AT_ONCE), 2)
+            table.row(f"{model}: {_AT_ONCE} pictures at once", seconds, pictures_a_second=round(_AT_ONCE / seconds, 2))
 
 
 def waits(call: Callable[..., object]) -> int:
@@ -237,13 +236,11 @@ def measure_learning(table: Table, pipe: Cones2Pipeline, model: str, plan: Plan)
     batches = dataclasses.replace(RECIPES["paper"], batch_size=8, steps=375, learning_rate=1e-5)
     for name, recipe in (("batches of 8", batches), ("paper", RECIPES["paper"])):
         losses: dict[str, list[float]] = {}
-        for way in ("captured", "captured, TF32", "eager") if pipe.device.type == "cuda" else ("eager",):
+        for way in ("captured", "eager") if pipe.device.type == "cuda" else ("eager",):
             with table.part(f"learning, {name}, {way}", 14) as may:
                 if may:
-                    torch.backends.cuda.matmul.allow_tf32 = way.endswith("TF32")
                     count = 2 + 4 * plan.repeats
-                    seconds, setup, losses[way] = _learning(pipe, photos, recipe, way != "eager", count)
-                    torch.backends.cuda.matmul.allow_tf32 = False
+                    seconds, setup, losses[way] = _learning(pipe, photos, recipe, count, captured=way != "eager")
                     first = next(iter(losses.values()))
                     far = max(abs(a - b) for a, b in zip(first, losses[way], strict=True))
                     note = {"subject": f"{setup + seconds * recipe.steps:.1f} s", "begins": f"{setup:.1f} s"}
@@ -264,11 +261,11 @@ def measure_learning(table: Table, pipe: Cones2Pipeline, model: str, plan: Plan)
 
 
 def _learning(
-    pipe: Cones2Pipeline, photos: Any, recipe: Recipe, compile: bool, count: int
+    pipe: Cones2Pipeline, photos: Any, recipe: Recipe, count: int, *, captured: bool
 ) -> tuple[float, float, list[float]]:
     """Seconds a step, seconds until the first step has ended, and losses."""
     began = time.perf_counter()
-    steps = learn_steps(pipe.pipeline, photos, "dog", recipe, compile=compile)
+    steps = learn_steps(pipe.pipeline, photos, "dog", recipe, compile=captured)
     losses = [next(steps).loss]
     wait()
     setup = time.perf_counter() - began
@@ -310,12 +307,12 @@ def main() -> None:
     pipe = open_model(arguments.model)
     table.about = machine(pipe)
     print(json.dumps(table.about), flush=True)
-    measure_drawing(table, pipe, arguments.model, plan, {"nothing": 20, "nothing searched": 20, "blocks": 45})
+    measure_drawing(table, pipe, arguments.model, plan, {"nothing": 20, "blocks": 45, "all_blocks": 70})
     measure_learning(table, pipe, arguments.model, plan)
     measure_curve(table, pipe, arguments.model, plan, (1, 8))
     if arguments.large and table.left() > 60:
         large = open_model(arguments.large)
-        measure_drawing(table, large, arguments.large, Plan(min(30, arguments.steps), 2), {"nothing": 15, "blocks": 45})
+        measure_drawing(table, large, arguments.large, Plan(min(30, arguments.steps), 2), {"nothing": 15, "blocks": 30})
         del large
     measure_drawing(table, pipe, f"{arguments.model} (again)", plan, {"whole": arguments.whole})
     print(f"done after {time.monotonic() - table.began:.0f} s", flush=True)

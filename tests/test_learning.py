@@ -415,16 +415,20 @@ def test_arguments_that_can_not_be_used(small: Any, tmp_path: Path) -> None:
         assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_recipe_is_what_the_model_says_suits_it(small: Any, tmp_path: Path) -> None:
+def test_a_recipe_is_what_the_model_says_suits_it(small: Any, tiny_copy: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("steps = 2\ncaption_count = 5")
+    (tiny_copy / "cones2.json").write_text('{"recipe": "direct"}')
+    config = tiny_copy / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"sample_size": 96', '"sample_size": 8'))
+    direct = open_pipeline(str(tiny_copy), device="cpu")
 
-    def steps(*recipe: Any, **options: Any) -> int:
-        return next(learn_steps(small, PHOTOS[:1], "dog", *recipe, captions=["a dog"], **options)).steps
+    def steps(pipeline: Any, *recipe: Any) -> int:
+        return next(learn_steps(pipeline, PHOTOS[:1], "dog", *recipe, captions=["a dog"])).steps
 
-    assert steps() == RECIPES["paper"].steps
-    assert steps(facts=ModelFacts(recipe="direct")) == RECIPES["direct"].steps
-    assert steps("mini", facts=ModelFacts(recipe="direct")) == RECIPES["mini"].steps
-    assert steps(tmp_path / "mine.toml") == 2
+    assert steps(small) == RECIPES["paper"].steps
+    assert steps(direct) == RECIPES["direct"].steps
+    assert steps(direct, "mini") == RECIPES["mini"].steps
+    assert steps(direct, tmp_path / "mine.toml") == 2
 
 
 def test_photos_as_files_folders_and_images(small: Any, tmp_path: Path) -> None:

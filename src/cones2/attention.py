@@ -22,11 +22,13 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-from cones2.compiled import CompiledDenoiser, FixedLayout, LayoutTensors
+from cones2.compiled import FixedLayout
 from cones2.errors import ModelError
 from cones2.families import Arguments, Family
 from cones2.guidance import Bias, Key, Query
 from cones2.shared import Undo, shared_change
+
+CallInstead = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 @runtime_checkable
@@ -39,16 +41,13 @@ class Edit(Protocol):
     def bias(self, query: Query, key: Key) -> Bias | None:
         """Return what is added to a layer's scores `QKᵀ/√d`; None adds nothing."""
 
-    def tensors(self) -> LayoutTensors | None:
-        """Return what the call that was begun adds, for a compiled one; None adds nothing."""
-
 
 @dataclass(eq=False)
 class _Running:
     """An edit of the running thread, how many layers asked it in this call, and what layers made of its text."""
 
     edit: Edit
-    compiled: CompiledDenoiser | None = None
+    instead: CallInstead | None = None
     has_ended: bool = False
     layers: int = 0
     kept: dict[Any, "_ReadText"] = field(default_factory=dict)
@@ -62,12 +61,11 @@ _RUNNING: ContextVar[Mapping[int, _Running]] = ContextVar("cones2's running edit
 
 
 @contextlib.contextmanager
-def edited_attention(
-    denoiser: Any, family: Family, edit: Edit, compiled: CompiledDenoiser | None = None
-) -> Iterator[None]:
+def edited_attention(denoiser: Any, family: Family, edit: Edit, instead: CallInstead | None = None) -> Iterator[None]:
     """Let `edit` read and change every call that this thread makes of a denoiser within a `with` block.
 
-    With `compiled`, these are compiled calls. When the last thread leaves, also after an error, the denoiser has its own processors and its own call back.
+    With `instead`, that is called with the denoiser's own call and its arguments, and adds what there is to add. When
+    the last thread leaves, also after an error, the denoiser has its own processors and its own call back.
 
     Raises:
         ModelError: the denoiser has no attention to text, something else edits it, or this thread does already; within
@@ -77,7 +75,7 @@ def edited_attention(
     if _running(key):
         raise ModelError("this model is at work with subjects or a layout already: leave that `with` block first.")
     with shared_change(denoiser, "attention", lambda: _install(denoiser, family)):
-        running = _Running(edit, compiled)
+        running = _Running(edit, instead)
         _RUNNING.set(MappingProxyType({**_RUNNING.get(), key: running}))
         try:
             yield
@@ -134,8 +132,8 @@ def _wrap_call(denoiser: Any, expected: int, *, is_joint: bool) -> Undo:
         if running is None:
             return inner(*args, **kwargs)
         args, kwargs = running.edit.begin(args, kwargs)
-        if running.compiled:
-            return running.compiled.call(inner, args, kwargs, running.edit.tensors())
+        if running.instead:
+            return running.instead(inner, args, kwargs)
         running.layers = 0
         with _JointAttention(running) if is_joint else contextlib.nullcontext():
             result = inner(*args, **kwargs)

@@ -6,8 +6,10 @@ that prompts, subjects, layouts and schedulers change without a new capture.
 """
 
 import contextlib
+import functools
+import itertools
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,10 +23,11 @@ from cones2.families import Family, unwrapped
 from cones2.guidance import Bias, Key, Query, product_std, weighted
 from cones2.shared import lock_of
 
-_COMPILED: "weakref.WeakKeyDictionary[Any, CompiledDenoiser]" = weakref.WeakKeyDictionary()
+_COMPILED: "weakref.WeakValueDictionary[int, CompiledDenoiser]" = weakref.WeakValueDictionary()
 
 _WARM_UPS = 2  # calls before one is captured: libraries choose their kernels in them
 _MOST_PROGRAMS = 8  # each holds the memory of a call
+_BLOCKS = {"blocks": ("BasicTransformerBlock",), "all_blocks": ("BasicTransformerBlock", "ResnetBlock2D")}
 _MOST_VARIANTS = 128  # of a repeated block: sizes of grids, times sizes of batches, with a layout and without
 
 
@@ -70,25 +73,48 @@ class FixedLayout:
 
 
 class CompiledDenoiser:
-    """A UNet whose calls are compiled, each shape of them once. Threads that draw with it take turns by the call.
+    """A UNet whose calls are compiled, each shape of them once, for as long as somebody holds this.
+
+    All pictures that are drawn with the UNet meanwhile are; their threads take turns by the call.
 
     Args:
         pipeline: whose UNet it is. On a GPU its weights are laid out channels last; their values stay.
         family: its family.
-        scope: what the compiler sees: the repeated `blocks`, the `whole`, or `nothing`, so that calls are only
-            captured.
+        scope: what the compiler sees: `blocks`, those that diffusers names as repeated; `all_blocks`, the ResNet's,
+            too; the `whole`; or `nothing`, so that on a GPU calls are captured as they are. None is `blocks` on a GPU,
+            and `whole` elsewhere.
+        backend: the compiler, as `torch.compile` has it.
 
     Raises:
         ModelError: it can't be compiled.
     """
 
-    def __init__(self, pipeline: Any, family: Family, scope: str) -> None:
-        self.denoiser, self.scope = getattr(pipeline, family.denoiser), scope
-        _check(pipeline, family, self.denoiser)
+    def __init__(self, pipeline: Any, family: Family, scope: str | None = None, backend: str = "inductor") -> None:
+        self.denoiser, self._backend = getattr(pipeline, family.denoiser), backend
         self._is_on_gpu = self.denoiser.device.type == "cuda"
+        self.scope = scope or ("blocks" if self._is_on_gpu else "whole")
         self._programs: dict[object, _Program] = {}
+        self._made_of: object = None
+        self.check(pipeline, family)
         if self._is_on_gpu:
             self.denoiser.to(memory_format=torch.channels_last)
+            self._pool = torch.cuda.graph_pool_handle()
+        _COMPILED[id(self.denoiser)] = self
+
+    def check(self, pipeline: Any, family: Family) -> None:
+        """Check that calls can be compiled, and forget those that were made of other weights: once a picture.
+
+        Raises:
+            ModelError: something that was done to the model since can't be compiled.
+        """
+        with lock_of(self.denoiser):  # within it, nothing is just being compiled
+            _check(pipeline, family, self.denoiser)
+            weights = itertools.chain(self.denoiser.named_parameters(), self.denoiser.named_buffers())
+            free = [getattr(each, name, None) for each in self.denoiser.up_blocks for name in ("s1", "s2", "b1", "b2")]
+            made_of = [*((name, weight.data_ptr(), weight.dtype) for name, weight in weights), *free]
+            if made_of != self._made_of:
+                self._programs.clear()
+                self._made_of = made_of
 
     @torch.no_grad()
     def call(
@@ -115,29 +141,33 @@ class CompiledDenoiser:
         own = [leaf.to(device, copy=True) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(own, form)
         fixed = FixedLayout(layout)
+        blocks: Callable[[], Any] = contextlib.nullcontext
+        if self.scope in _BLOCKS:
+            blocks = functools.partial(_compiled_blocks, self.denoiser, _BLOCKS[self.scope], self._backend)
         if self.scope == "whole":
-            forward = torch.compile(forward, fullgraph=True, dynamic=False)
+            forward = torch.compile(forward, fullgraph=True, dynamic=False, backend=self._backend)
 
         def predict() -> Tensor:
-            with _reading(self.denoiser, fixed):
+            with blocks(), _reading(self.denoiser, fixed):
                 predicted: Tensor = forward(*args, **kwargs)[0]
             return predicted
 
         tensors = [leaf for leaf in own if isinstance(leaf, Tensor)]
         if not self._is_on_gpu:
             return _Program(predict, tensors, fixed)
-        with _compiled_blocks(self.denoiser) if self.scope == "blocks" else contextlib.nullcontext():
-            return _Program(_captured(predict), tensors, fixed)
+        return _Program(_captured(predict, self._pool), tensors, fixed)
 
 
-def compile_denoiser(pipeline: Any, family: Family, scope: str) -> None:
-    """Let calls of a pipeline's denoiser be compiled ones from now on, where `compiled_of` is asked."""
-    _COMPILED[getattr(pipeline, family.denoiser)] = CompiledDenoiser(pipeline, family, scope)
+def compiled_of(pipeline: Any, family: Family) -> CompiledDenoiser | None:
+    """Return the compiled calls of a pipeline's denoiser, checked; None where nobody holds any.
 
-
-def compiled_of(denoiser: Any) -> CompiledDenoiser | None:
-    """Return what `compile_denoiser` made; None where it was not called."""
-    return _COMPILED.get(denoiser)
+    Raises:
+        ModelError: something that was done to the model since can't be compiled.
+    """
+    compiled = _COMPILED.get(id(getattr(pipeline, family.denoiser)))
+    if compiled:
+        compiled.check(pipeline, family)
+    return compiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +185,11 @@ class _Program:
         return self.predict().clone()  # the next call writes to the same place
 
 
-def _captured(predict: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Capture a call in a CUDA graph, and return what replays it."""
+def _captured(predict: Callable[[], Tensor], pool: Any) -> Callable[[], Tensor]:
+    """Capture a call in a CUDA graph, and return what replays it.
+
+    All graphs share the memory of `pool`, since what one leaves there is copied before the next is sent.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -164,7 +197,7 @@ def _captured(predict: Callable[[], Tensor]) -> Callable[[], Tensor]:
             predict()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         predicted = predict()
 
     def replay() -> Tensor:
@@ -188,11 +221,11 @@ def _reading(denoiser: Any, fixed: FixedLayout) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _compiled_blocks(denoiser: Any) -> Iterator[None]:
-    """Let a denoiser's repeated blocks be compiled ones within a `with` block."""
-    blocks = [module for module in denoiser.modules() if type(module).__name__ in denoiser._repeated_blocks]
+def _compiled_blocks(denoiser: Any, kinds: Collection[str], backend: str) -> Iterator[None]:
+    """Let blocks of a UNet be compiled ones within a `with` block."""
+    blocks = [module for module in denoiser.modules() if type(module).__name__ in kinds]
     for block in blocks:
-        block.compile(fullgraph=True, dynamic=False)
+        block.compile(fullgraph=True, dynamic=False, backend=backend)
     try:
         with torch._dynamo.config.patch(recompile_limit=_MOST_VARIANTS):
             yield
@@ -208,3 +241,7 @@ def _check(pipeline: Any, family: Family, denoiser: Any) -> None:
         raise ModelError("this UNet is compiled already: open the model anew.")
     if getattr(pipeline, "_all_hooks", None):
         raise ModelError("a compiled model stays where it is, and this one is offloaded: leave one of the two out.")
+    if getattr(denoiser, "peft_config", None):
+        raise ModelError(
+            "a compiled model can't have a LoRA beside its weights: call fuse_lora(), then unload_lora_weights()."
+        )

@@ -4,6 +4,7 @@
 edits the attention of its denoiser (Eq. 7) until the block ends. The sampling loop is the pipeline's own.
 """
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cones2.attention import edited_attention
-from cones2.compiled import compiled_of
+from cones2.compiled import CompiledDenoiser, compiled_of
 from cones2.errors import LayoutError, ModelError, PromptError, ResidualMismatchError, SettingsError
 from cones2.families import Family, family_of
 from cones2.fingerprint import fingerprint
@@ -112,13 +113,19 @@ def conditioned(
             inputs["guidance_scale"] = scale
         run = Run(pipeline, family, inputs, placed, _layout_spans(family, tokens), settings, edit, meter)
         denoiser = getattr(pipeline, family.denoiser)
-        compiled = compiled_of(denoiser) if run.can_be_compiled else None
+        compiled = compiled_of(pipeline, family) if run.can_be_compiled else None
         if run.acts:
             _check_scheduler(pipeline, family)
             run.check_levels(denoiser)
         if run.acts or compiled:
-            stack.enter_context(edited_attention(denoiser, family, run, compiled))
+            instead = functools.partial(_call_compiled, compiled, run) if compiled else None
+            stack.enter_context(edited_attention(denoiser, family, run, instead))
         yield Inputs(run)
+
+
+def _call_compiled(compiled: CompiledDenoiser, run: Run, *call: Any) -> tuple[Tensor]:
+    forward, args, kwargs = call
+    return compiled.call(forward, args, kwargs, run.tensors())
 
 
 class Inputs(dict[str, Any]):

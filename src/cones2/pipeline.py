@@ -26,7 +26,7 @@ from cones2.call import (
     warn_of_doubts,
     warn_of_little_attention,
 )
-from cones2.compiled import compile_denoiser
+from cones2.compiled import CompiledDenoiser
 from cones2.conditioning import LayoutSettings, conditioned
 from cones2.errors import SettingsError
 from cones2.families import family_of
@@ -71,6 +71,7 @@ class Cones2Pipeline:
         self.facts: ModelFacts = facts_of(pipeline)
         self._subjects: dict[str, Subject] = {}
         self._running: set[threading.Event] = set()
+        self._compiled: CompiledDenoiser | None = None
         self.pipeline = pipeline  # last: from now on, other names are the wrapped pipeline's
 
     @classmethod
@@ -81,6 +82,7 @@ class Cones2Pipeline:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         config: str | Path | None = None,
+        compile: bool = False,  # noqa: A002  # diffusers' and PyTorch's word
     ) -> "Cones2Pipeline":
         """Open a pretrained model.
 
@@ -90,16 +92,30 @@ class Cones2Pipeline:
             device: `cuda`, `mps` or `cpu`; the first of these that is there when None.
             dtype: `float32`, `bfloat16` or `float16`; bfloat16 on CUDA and float32 elsewhere when None.
             config: for a single checkpoint, what it holds: `sd1`, `sd2`, `sd2-base`, `sdxl` or a diffusers folder.
+            compile: draw faster, as `compile` says.
 
         Raises:
             ModelError: there is no such model, it can't be fetched, is damaged, or of a kind that is not supported.
             SettingsError: the device, dtype or config is unknown, missing on this machine, or needed.
         """
-        return cls(open_pipeline(name_or_path, device=device, dtype=dtype, config=config))
+        pipe = cls(open_pipeline(name_or_path, device=device, dtype=dtype, config=config))
+        if compile:
+            pipe.compile()
+        return pipe
 
-    def compile(self, scope: str = "blocks") -> None:
-        """Draw faster from now on."""
-        compile_denoiser(self.pipeline, self.family, scope)
+    def compile(self) -> None:
+        """Draw faster from now on, after a first picture of each shape that takes longer.
+
+        On a CUDA GPU the UNet's repeated blocks are compiled and a whole call is sent as one CUDA graph; its weights
+        are laid out channels last. Elsewhere the whole UNet is compiled, which takes minutes. Prompts, subjects,
+        layouts, schedulers and seeds change without compiling anew; a size or a number of pictures does not. Pictures
+        differ from those that are not compiled by rounding. Those with their attention measured, or with negative
+        texts of subjects, are drawn as if not compiled.
+
+        Raises:
+            ModelError: it is no UNet, or compiled already, or offloaded, or has a LoRA that is not fused.
+        """
+        self._compiled = CompiledDenoiser(self.pipeline, self.family)
 
     @property
     def subjects(self) -> Mapping[str, Subject]:
@@ -184,12 +200,12 @@ class Cones2Pipeline:
     ) -> Generator["LearnStep", None, None]:
         """Return a generator of the steps of learning; each holds the residual so far. Checked at the call.
 
-        Takes what `learn` takes; `options` are `seed`, `captions`, `checkpoint`, `checkpoint_every`, `resume` and
-        `save_memory`. Options and errors are those of `cones2.learning.learner.learn_steps`.
+        Takes what `learn` takes; `options` are `seed`, `captions`, `checkpoint`, `checkpoint_every`, `resume`,
+        `save_memory` and `compile`. Options and errors are those of `cones2.learning.learner.learn_steps`.
         """
         from cones2.learning.learner import learn_steps  # drawing does without
 
-        return learn_steps(self.pipeline, photos, class_word, recipe or self.facts.recipe, facts=self.facts, **options)
+        return learn_steps(self.pipeline, photos, class_word, recipe or self.facts.recipe, **options)
 
     def __call__(
         self,

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from cones2.compiled import LayoutTensors
 from cones2.errors import LayoutError, ModelError, SettingsError, check_fields
 from cones2.families import Arguments, Family, unwrapped
-from cones2.guidance import Bias, Key, Query, RegionWeights, Spans, floor_of, layout_bias, token_weights
+from cones2.guidance import Bias, Key, Query, RegionWeights, Spans, TokenWeights, floor_of, layout_bias, token_weights
 from cones2.layout import Layout
 from cones2.monitor import AttentionMeter
 from cones2.presets import NoiseLevel, find_preset
@@ -211,12 +211,9 @@ class Run:
     @torch.inference_mode(False)
     def _lay_out(self, grid: tuple[int, int], text: Tensor) -> tuple[Tensor, Tensor]:
         """Return M, and what hides blocked tokens, in rows as long as fused attention likes them."""
-        call = self._call
-        gain, blocked = token_weights(self._regions(grid, call.grids.index(grid)), self.spans, call.tokens)
-        pair = gain, blocked.float() * floor_of(text.dtype)
-        padded = (pad(each, (0, -call.tokens % _ALIGNED)) for each in pair)
-        first, second = (each.to(text.device) for each in padded)
-        return first, second
+        gain, blocked = self._weigh(grid)
+        gain, floor = (pad(x, (0, -x.shape[1] % _ALIGNED)) for x in (gain, blocked.float() * floor_of(text.dtype)))
+        return gain.to(text.device), floor.to(text.device)
 
     def _cross_bias(self, query: Query, key: Key, call: _Call) -> Bias:
         mask = self._mask(query, key.shape[2])
@@ -306,10 +303,7 @@ class Run:
     @torch.inference_mode(False)  # otherwise later calls outside of it could not change what it made
     def _new_mask(self, query: Query, length: int) -> _Mask:
         call, grid = self._call, self._grid(query.shape[2])
-        regions = self._regions(grid, call.grids.index(grid))
-        gain, blocked = token_weights(regions, self.spans, call.tokens)
-        if not regions:
-            gain, blocked = torch.zeros(2, query.shape[2], call.tokens, dtype=torch.float32, device="cpu")
+        gain, blocked = self._weigh(grid)
         floor = floor_of(query.dtype)
         shape = call.count, 1, query.shape[2], -(-length // _ALIGNED) * _ALIGNED
         whole = torch.zeros(shape, dtype=torch.float32, device="cpu")
@@ -317,6 +311,14 @@ class Run:
             whole[..., call.tokens : length] = (~self._visible(grid)).float() * floor
             whole[call.rows, ..., call.tokens : length] = floor
         return _Mask(gain.to(query.device), (blocked.float() * floor).to(query.device), whole.to(query))
+
+    def _weigh(self, grid: tuple[int, int]) -> TokenWeights:
+        """Return M of all tokens on a grid."""
+        tokens = self._call.tokens
+        if regions := self._regions(grid, self._call.grids.index(grid)):
+            return token_weights(regions, self.spans, tokens)
+        nothing = torch.zeros(math.prod(grid), tokens, dtype=torch.float32, device="cpu")
+        return TokenWeights(nothing, nothing.bool())
 
     def _regions(self, grid: tuple[int, int], level: int) -> dict[str, RegionWeights]:
         """Return M of each region on a grid, with each region's own weight, and without the effect left out."""

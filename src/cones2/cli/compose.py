@@ -83,6 +83,7 @@ def compose(
     model_config: opt.ModelConfig = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    compile: opt.Compile = False,  # noqa: A002  # the library's word
     replace: opt.Replace = False,
     attention: Annotated[bool, option("--attention", _ATTENTION, panel=OUTPUT)] = False,
     save_layout: Annotated[
@@ -154,9 +155,9 @@ def compose(
         also = ("attention",) if attention else ()
         pictures = Pictures.check(out, count=number_of, replace=replace, also=also)
     if official is None:
-        pipe = request.open(model, device=device, dtype=dtype, config=model_config)
+        pipe = request.open(model, device=device, dtype=dtype, config=model_config, compile=compile)
     else:
-        pipe = open_model(model or "mini", device=device, dtype=dtype, config=model_config)
+        pipe = open_model(model or "mini", device=device, dtype=dtype, config=model_config, compile=compile)
         request = Request.of_authors(authors.arguments(pipe), given, seed=seed, count=count)
     if save_layout is not None and request.layout is not None:
         make_folder(save_layout.parent)

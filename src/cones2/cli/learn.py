@@ -58,6 +58,7 @@ def learn(
     force: Force = False,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    compile: opt.Compile = False,  # noqa: A002  # the library's word
     library: opt.Library = None,
     replace: opt.Replace = False,
     as_json: opt.Json = False,
@@ -89,6 +90,7 @@ def learn(
     chosen = chosen if steps is None else changed(chosen, steps=steps)
     make_folder(kept.file.parent)
     options = {"seed": seed, "captions": texts, "resume": resume, "save_memory": save_memory, "force": force}
+    options["compile"] = compile
     with _checkpoints_kept(folder):
         with waiting("looking at photos and captions"), hint(CaptionError, _INSIST):
             taken = pipe.learn_steps(loaded, class_word, chosen, checkpoint=folder, **options)

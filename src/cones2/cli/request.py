@@ -215,18 +215,16 @@ class Request:
         """How many pictures it makes."""
         return len(self.seeds) if self.keep is None else 1
 
-    def open(
-        self, model: str | None, *, device: str | None = None, dtype: str | None = None, config: str | None = None
-    ) -> Cones2Pipeline:
+    def open(self, model: str | None, *, dtype: str | None = None, **options: Any) -> Cones2Pipeline:
         """Open the model that is given, else the picture's with its scheduler, else `mini`."""
         made = self.made
         if made is None:
-            pipe = open_model(model or "mini", device=device, dtype=dtype, config=config)
+            pipe = open_model(model or "mini", dtype=dtype, **options)
         else:
             kind = made.device.split(":")[0]
-            device = device or (kind if kind in _DEVICES and torch.get_device_module(kind).is_available() else None)
-            name = model or _trusted(made.model.name)
-            pipe = open_model(name, device=device, dtype=dtype or made.dtype, config=config)
+            if options.get("device") is None and kind in _DEVICES and torch.get_device_module(kind).is_available():
+                options["device"] = kind
+            pipe = open_model(model or _trusted(made.model.name), dtype=dtype or made.dtype, **options)
             check_pipeline(made, pipe)
             warn_of_differences(made, pipe)
             pipe = with_scheduler(pipe, make_scheduler(made.scheduler, pipe.scheduler))

@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cones2.errors import ModelError
-
 _WARM_UPS = 3  # steps before one is captured: libraries choose their kernels in them
 
 
@@ -19,34 +17,35 @@ class CapturedStep:
         parameters: whose gradients these are.
     """
 
-    def __init__(self, compute: Callable[[Sequence[Tensor]], Float[Tensor, "losses"]], parameters: Sequence[Tensor]):
+    def __init__(
+        self, compute: Callable[[Sequence[Tensor]], Float[Tensor, "losses"]], parameters: Sequence[Tensor]
+    ) -> None:
         self._compute, self._parameters = compute, parameters
-        self._inputs: list[Tensor] = []
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._losses: Tensor | None = None
+        self._captured: tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor] | None = None
 
     def __call__(self, inputs: Sequence[Tensor], device: torch.device) -> Float[Tensor, "losses"]:
         """Return the losses of a step, and leave its gradients."""
-        if self._graph is None:
-            self._inputs = [each.to(device, copy=True) for each in inputs]
-            self._capture()
-        for own, given in zip(self._inputs, inputs, strict=True):
-            own.copy_(given, non_blocking=True)
-        self._graph.replay()
-        return self._losses
+        if self._captured is None:
+            self._captured = self._capture([each.to(device, copy=True) for each in inputs])
+        graph, own, losses = self._captured
+        for mine, given in zip(own, inputs, strict=True):
+            mine.copy_(given, non_blocking=True)
+        graph.replay()
+        return losses
 
-    def _capture(self) -> None:
+    def _capture(self, inputs: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
                 self._forget()
-                self._compute(self._inputs)
+                self._compute(inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._forget()  # so that the graph's own gradients are new ones, written over by each replay
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._losses = self._compute(self._inputs)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            losses = self._compute(inputs)
+        return graph, inputs, losses
 
     def _forget(self) -> None:
         for parameter in self._parameters:

@@ -22,6 +22,7 @@ from cones2.errors import LearningError, SettingsError
 from cones2.families import Family, native_size
 from cones2.files import expanded
 from cones2.fingerprint import fingerprint
+from cones2.learning.captured import CapturedStep
 from cones2.learning.checkpoints import Checkpoints, restore, state_of
 from cones2.learning.data import (
     PhotoSource,
@@ -35,7 +36,6 @@ from cones2.learning.data import (
     random_numbers,
 )
 from cones2.learning.losses import Displacement, displacement, mean_shift, preservation_loss
-from cones2.learning.captured import CapturedStep
 from cones2.learning.model import Batch, Denoiser, frozen, learnable_family, memory_saved, model_settings
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.models import ModelFacts, facts_of
@@ -58,14 +58,13 @@ def learn_steps(
     class_word: str,
     recipe: Recipe | Path | str | None = None,
     *,
-    facts: ModelFacts | None = None,
     seed: int = 0,
     captions: Sequence[str] | None = None,
     checkpoint: Path | str | None = None,
     checkpoint_every: int = 50,
     resume: bool = False,
     save_memory: bool = False,
-    compile: bool = False,
+    compile: bool = False,  # noqa: A002  # diffusers' and PyTorch's word
     force: bool = False,
 ) -> Generator["LearnStep", None, None]:
     """Return a generator of the steps of learning; the last one holds the subject's residual.
@@ -83,7 +82,6 @@ def learn_steps(
         photos: a folder, or photos, PIL images or paths; 3 to 5 do.
         class_word: the word, or words, for the subject's raw category.
         recipe: a `Recipe`, the name of one, the path of a TOML file, or None for what suits the model, else `paper`.
-        facts: what the model says of itself; read from it when None.
         seed: for crops, noise, timesteps and the choice of captions.
         captions: that contain the class word; made when None.
         checkpoint: a folder for the newest two checkpoints. One is also written when a step fails or is interrupted;
@@ -105,7 +103,7 @@ def learn_steps(
     """
     family = learnable_family(pipeline)
     class_word = check_class_word(class_word)
-    facts = facts or facts_of(pipeline)
+    facts = facts_of(pipeline)
     recipe, seed = find_recipe(recipe or facts.recipe or "paper"), check_seed(seed)
     if checkpoint_every < 1:
         raise SettingsError(f"checkpoint_every is {checkpoint_every}: expected at least 1 step.")
@@ -122,7 +120,9 @@ def learn_steps(
     with ExitStack() as stack:
         stack.enter_context(model_alone(pipeline))
         stack.callback(pipeline.maybe_free_model_hooks)
-        learner = _Learner(pipeline, family, facts, loaded, class_word, captions=texts, recipe=recipe, seed=seed, capture=compile)
+        learner = _Learner(
+            pipeline, family, facts, loaded, class_word, captions=texts, recipe=recipe, seed=seed, capture=compile
+        )
     if checkpoint is not None:
         learner.checkpoints = Checkpoints(expanded(checkpoint), learner.settings())
         with learner.checkpoints.held():

@@ -1,0 +1,132 @@
+"""Compiled calls of a UNet draw what the plain ones draw, whatever changes between them, and compile a shape once."""
+
+# mypy: allow-untyped-calls
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from cones2.compiled import CompiledDenoiser, compiled_of
+from cones2.errors import ModelError, SettingsError
+from cones2.pipeline import Cones2Pipeline
+from cones2.schedulers import make_scheduler
+from sample_photos import save_photos
+from subjects_for_tests import LAYOUT, PROMPT, subjects_for
+
+SWAPPED = {"rex": (0.5, 0.5, 1.0, 1.0), "cup": (0.0, 0.25, 0.5, 1.0)}
+
+
+def open_small(folder: Path) -> Cones2Pipeline:
+    """A model of this test's own, without a bar."""
+    pipe = Cones2Pipeline.from_pretrained(folder, device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def latents(pipe: Cones2Pipeline, layout: Any = LAYOUT, prompt: str = PROMPT, **more: Any) -> Tensor:
+    """What is drawn, before it is decoded."""
+    options = {"subjects": subjects_for(pipe.pipeline), "seed": 0, "num_inference_steps": 3, "output_type": "latent"}
+    drawn: Tensor = pipe(prompt, layout, **{**options, **more}).images
+    return drawn
+
+
+def pictures(pipe: Cones2Pipeline) -> list[Tensor]:
+    """Pictures that differ in all that may change without compiling anew, and in what may not."""
+    negative = subjects_for(pipe.pipeline, negative="grey")
+    return [
+        latents(pipe),
+        latents(pipe, None),
+        latents(pipe, SWAPPED, seed=3),
+        latents(pipe, prompt="a {cup} at night, a {rex} and snow", layout_scale=2.0),
+        latents(pipe, guided_steps=1),
+        latents(pipe, subjects=subjects_for(pipe.pipeline, during=(0.0, 0.5))),
+        latents(pipe, layout_levels=(1,), preset="cones_v2"),
+        latents(pipe, seed=[5, 6]),
+        latents(pipe, subjects=negative),
+        latents(pipe, measure_attention=True),
+        latents(pipe, guidance_scale=1.0),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of diffusers' code
+@pytest.mark.usefixtures("unchecked_types")  # the compiler can't look into these checks
+@pytest.mark.parametrize(
+    ("scope", "backend"), [("nothing", "inductor"), pytest.param("whole", "aot_eager", marks=pytest.mark.slow)]
+)
+def test_compiled_pictures_are_the_plain_ones(small_folder: Path, scope: str, backend: str) -> None:
+    pipe = open_small(small_folder)
+    expected = pictures(pipe)
+    compiled = CompiledDenoiser(pipe.pipeline, pipe.family, scope, backend)
+    for drawn, right in zip(pictures(pipe), expected, strict=True):
+        torch.testing.assert_close(drawn, right, atol=1e-5, rtol=1e-4)
+    pipe.scheduler = make_scheduler("dpm++", pipe.scheduler)
+    assert not torch.equal(latents(pipe), expected[0])
+    torch.testing.assert_close(latents(pipe), latents(pipe, measure_attention=True))
+    del compiled
+    gc.collect()
+    assert compiled_of(pipe.pipeline, pipe.family) is None
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    "scope", ["blocks", *(pytest.param(n, marks=pytest.mark.slow) for n in ("all_blocks", "whole"))]
+)
+def test_each_shape_is_compiled_once_without_a_break(small_folder: Path, scope: str) -> None:
+    pipe = open_small(small_folder)
+    torch._dynamo.reset()
+    compiled = CompiledDenoiser(pipe.pipeline, pipe.family, scope, "eager")
+    latents(pipe)
+    latents(pipe, None)
+    assert counters["stats"]["unique_graphs"] > 0
+    counters.clear()
+    for index in range(5):
+        layout = {"rex": (0.0, 0.1 * index, 0.5, 1.0), "cup": (0.5, 0.0, 1.0, 0.5 + 0.1 * index)}
+        latents(pipe, layout, ("a {rex} and a {cup}", "a {cup}, a {rex}", PROMPT)[index % 3], seed=index)
+    latents(pipe, None, seed=9)
+    assert not counters["graph_break"]
+    assert not counters["stats"].get("unique_graphs", 0)
+    assert compiled_of(pipe.pipeline, pipe.family) is compiled
+    torch._dynamo.reset()
+
+
+def test_calls_made_of_other_weights_are_forgotten(small_folder: Path) -> None:
+    pipe = open_small(small_folder)
+    compiled = CompiledDenoiser(pipe.pipeline, pipe.family, "nothing")
+    before = latents(pipe)
+    pipe.unet.conv_out.weight = torch.nn.Parameter(2 * pipe.unet.conv_out.weight.detach(), requires_grad=False)
+    plain = open_small(small_folder)
+    plain.unet.conv_out.weight.data.mul_(2)
+    assert not torch.equal(latents(pipe), before)
+    torch.testing.assert_close(latents(pipe), latents(plain))
+    del compiled
+
+
+def test_what_cannot_be_compiled(small_folder: Path, opened: dict[str, Any]) -> None:
+    pipe = open_small(small_folder)
+    with pytest.raises(ModelError, match=r"FLUX\.1"):
+        Cones2Pipeline(opened["flux"]).compile()
+    compiled = CompiledDenoiser(pipe.pipeline, pipe.family, "nothing")
+    pipe.unet.mid_block.compile(backend="eager")
+    with pytest.raises(ModelError, match="compiled already"):
+        latents(pipe)
+    del compiled
+
+
+def test_learning_is_captured_on_a_gpu_alone(small_folder: Path, tmp_path: Path) -> None:
+    photos = save_photos(tmp_path / "photos", 64)
+    with pytest.raises(SettingsError, match="CUDA GPU"):
+        open_small(small_folder).learn(photos, "dog", progress=False, compile=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_on_a_gpu(small_folder: Path) -> None:
+    pipe = Cones2Pipeline.from_pretrained(small_folder, device="cuda", dtype="float32")
+    expected = pictures(pipe)
+    pipe.compile()
+    for drawn, right in zip(pictures(pipe), expected, strict=True):
+        torch.testing.assert_close(drawn, right, atol=1e-2, rtol=1e-2)
