@@ -18,7 +18,7 @@ from cones2.learning.data import hash_of, masks_hash, random_numbers
 from cones2.learning.learner import LearnStep, learn_steps
 from cones2.learning.losses import add_noise, subject_loss
 from cones2.learning.recipe import RECIPES
-from cones2.models import ModelFacts, open_pipeline
+from cones2.models import open_pipeline
 from cones2.photos import Photo
 from cones2.prompts import token_span
 from learning import PHOTOS, RECIPE, finish, learn, residual_of, stop_after, with_parts
