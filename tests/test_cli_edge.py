@@ -1,6 +1,7 @@
 """What holds for every command: help, exit codes, one line for what goes wrong, nothing from other libraries."""
 
 import errno
+import json
 import os
 import re
 import subprocess
@@ -43,9 +44,13 @@ def help_file(command: str) -> Path:
 
 def shell(*arguments: str | bytes, **options: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own, without a terminal."""
+    return python("-m", "cones2", *arguments, **options)
+
+
+def python(*arguments: str | bytes, **options: str) -> subprocess.CompletedProcess[str]:
+    """Run Python without a terminal."""
     environment = {**os.environ, "COLUMNS": "100", "_TYPER_FORCE_DISABLE_TERMINAL": "1", **options}
-    command = [sys.executable, "-m", "cones2", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment)
 
 
 def tidy(text: str) -> str:
@@ -53,11 +58,33 @@ def tidy(text: str) -> str:
     return "".join(f"{line.rstrip()}\n" for line in text.strip().splitlines())
 
 
+def all_help() -> dict[str, str]:
+    """What each command says of itself, by its name."""
+    script = """
+import contextlib, io, json, sys
+from cones2.cli import main
+shown = {}
+for command in sys.argv[1:]:
+    sys.argv = ["cones2", *command.split(), "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main()
+    shown[command] = out.getvalue()
+print(json.dumps(shown))
+"""
+    done = python("-c", script, "", *COMMANDS)
+    return {command: tidy(text) for command, text in json.loads(done.stdout).items()}
+
+
+@pytest.fixture(scope="module")
+def shown() -> dict[str, str]:
+    return all_help()
+
+
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_is_as_in_the_documentation(command: str) -> None:
+def test_help_is_as_in_the_documentation(command: str, shown: dict[str, str]) -> None:
     """After a change, `python tests/test_cli_edge.py` writes the files anew."""
     text = help_file(command).read_text()
-    assert tidy(shell(*command.split(), "--help").stdout) == text
+    assert shown[command] == text
     if command:
         assert f"Example: cones2 {command}" in text
         assert text.split("─ Options ─")[-1].split("╰")[0].count(" --") <= 16 or command == "learn"
@@ -171,8 +198,8 @@ def test_text_that_is_no_text(arguments: list[str | bytes]) -> None:
 
 if __name__ == "__main__":
     HELP.mkdir(parents=True, exist_ok=True)
-    for name in ("", *COMMANDS):
-        help_file(name).write_text(tidy(shell(*name.split(), "--help").stdout))
+    for name, text in all_help().items():
+        help_file(name).write_text(text)
 
 
 def test_seeds_are_read_alike_by_all_commands() -> None:
