@@ -302,7 +302,7 @@ def warn_of_little_attention(attention: Sequence[Sequence[AttentionReading]], la
     little: dict[str, None] = {}
     for each in itertools.chain.from_iterable(attention):
         if layout and each.own is not None:
-            even = float(own_cells(layout, *each.heat.shape)[each.subject].float().mean())
+            even = float(own_cells(layout, *each.heat.shape)[each.subject].mean())
             little |= {each.subject: None} if each.own < _LEAST_ATTENTION * even else {}
     if little:
         text = f"little attention fell into the region of {', '.join(little)}: look whether it is there."

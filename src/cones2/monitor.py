@@ -125,7 +125,8 @@ class AttentionMeter:
 
     def _cells(self, grid: Grid) -> dict[str, Bool[Tensor, "height width"]]:
         if grid not in self._own:
-            self._own[grid] = own_cells(self._layout, *grid)
+            cells = own_cells(self._layout, *grid)
+            self._own[grid] = {name: torch.from_numpy(own) for name, own in cells.items()}
         return self._own[grid]
 
 

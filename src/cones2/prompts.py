@@ -9,12 +9,14 @@ import unicodedata
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from jaxtyping import Int
-from torch import Tensor
 
 from cones2.errors import Cones2Warning, PromptError, is_unicode
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST_PROMPT = 10_000
 """Characters of a prompt, which may be a stranger's; no model reads a tenth of them."""
@@ -74,7 +76,7 @@ class TokenizedPrompt:
     """
 
     text: str
-    input_ids: Int[Tensor, "1 tokens"]
+    input_ids: "Int[Tensor, '1 tokens']"
     spans: Mapping[str, tuple[Span, ...]]
 
 

@@ -308,7 +308,7 @@ class Run:
         """Tell which tokens of negative texts an unconditional row sees from each cell."""
         negatives = self.text.negatives if self.text else {}
         columns = [
-            own_cells(self.regions, *grid)[name].reshape(-1, 1).expand(-1, len(tokens))
+            torch.from_numpy(own_cells(self.regions, *grid)[name]).reshape(-1, 1).expand(-1, len(tokens))
             for name, tokens in negatives.items()
         ]
         return torch.cat([torch.zeros(math.prod(grid), 0, dtype=torch.bool, device="cpu"), *columns], dim=1)
