@@ -142,7 +142,7 @@ class PictureRecord(_Strict):
     dtype: Annotated[str, Field(pattern="^[a-z0-9_]{1,20}$")]
     threads: Annotated[int, Field(ge=1, le=1024)]
     versions: dict[LibraryName, _Short]
-    residuals: Annotated[dict[str, Residual], PlainValidator(_read_residuals)] = {}
+    residuals: Annotated[dict[str, Any], PlainValidator(_read_residuals)] = {}  # of Residual
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "PictureRecord":

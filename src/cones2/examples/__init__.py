@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from cones2.photos import Photo, load_photos
 from cones2.residual import Residual
+
+if TYPE_CHECKING:
+    from cones2.photos import Photo
 
 _HERE = Path(__file__).parent
 
@@ -33,8 +36,10 @@ class Example:
         return f"Example({self.name!r}, {self.class_word!r})"
 
     @property
-    def photos(self) -> tuple[Photo, ...]:
+    def photos(self) -> tuple["Photo", ...]:
         """Its photos, read anew each time."""
+        from cones2.photos import load_photos  # which imports PyTorch
+
         return load_photos(self.folder / "photos")
 
     @property
