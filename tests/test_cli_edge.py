@@ -13,11 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from PIL import Image
 
 from command import run
 from cones2.cli import errors_in_one_line, with_quiet_libraries
 from cones2.cli.options import read_seed
 from cones2.errors import Cones2Warning, LayoutError
+from cones2.examples import EXAMPLES
+from cones2.library import Library
+from cones2.png import write_picture
 
 HELP = Path(__file__).parents[1] / "docs" / "help"
 COMMANDS: tuple[str, ...] = (
@@ -88,6 +92,49 @@ def test_help_is_as_in_the_documentation(command: str, shown: dict[str, str]) ->
     if command:
         assert f"Example: cones2 {command}" in text
         assert text.split("─ Options ─")[-1].split("╰")[0].count(" --") <= 16 or command == "learn"
+
+
+def test_what_opens_no_model_does_without_pytorch(tmp_path: Path) -> None:
+    example = EXAMPLES["rex"]
+    library = Library(tmp_path / "library")
+    library.add("rex", example.residual)
+    layout, picture = tmp_path / "layout.json", tmp_path / "picture.png"
+    write_picture(picture, Image.new("RGB", (8, 8)), {"prompt": "a dog"})
+    commands: dict[tuple[object, ...], int] = {
+        ("layout", "--auto", "a {rex} and a {cup}", "-o", layout): 0,
+        ("layout", layout, "--place", "rex=left", "-o", tmp_path / "layout.png"): 0,
+        ("inspect", picture): 0,
+        ("inspect", example.folder / "rex.safetensors"): 0,
+        ("subjects", "list", "--library", library.folder): 0,
+        ("subjects", "show", "rex", "--library", library.folder): 0,
+        ("subjects", "rename", "rex", "max", "--library", library.folder): 0,
+        ("subjects", "remove", "max", "--yes", "--library", library.folder): 0,
+        ("compose", "a dog", "--steps", "many"): 2,
+        ("compose", "a {rex}"): 1,
+        ("compose", "a {rex}", "--plain", "rex=dog", "--box", "rex=1"): 1,
+        ("compose", "a dog", "--scheduler", "eulr"): 1,
+        ("compose", "a dog", "--count", "99999"): 1,
+        ("compose", "a dog", "--out", "a.jpg"): 1,
+        ("learn", "photos", "--class", "dog"): 1,
+        ("learn", "photos", "--class", "dog", "--out", "rex.safetensors", "--recipe", "best"): 1,
+    }
+    script = """
+import contextlib, io, json, sys
+from cones2.cli import main
+codes = []
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["cones2", *command]
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main()
+        except SystemExit as end:
+            codes.append(end.code)
+    assert "torch" not in sys.modules, command
+print(json.dumps(codes))
+"""
+    done = python("-c", script, json.dumps([[str(word) for word in command] for command in commands]))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == list(commands.values())
 
 
 def test_help_comes_at_once() -> None:

@@ -33,10 +33,9 @@ from cones2.models import ModelFacts
 from cones2.monitor import AttentionReading
 from cones2.prompts import parse_prompt, unknown_words
 from cones2.rasterize import own_cells
-from cones2.shared import Undo, check_seed, shared_change
+from cones2.shared import MOST_PICTURES, Undo, check_seed, shared_change
 from cones2.subjects import PROPORTIONS, Subject
 
-MOST_PICTURES = 10_000
 _MOST_STEPS = 1000
 _MOST_ENLARGED = 1.5  # sides of a picture, in those that the model learned on
 _MOST_STRENGTH = 2

@@ -82,10 +82,14 @@ class Library:
 
     def load(self, name: str) -> Residual:
         """Read a subject; LibraryError for a name that is not there, ResidualError for a damaged file."""
+        return Residual.load(self.file_of(name))
+
+    def file_of(self, name: str) -> Path:
+        """Return a subject's file; LibraryError for a name that is not there."""
         path = self.path_of(name)
         if not path.exists():
             raise self._unknown(name)
-        return Residual.load(path)
+        return path
 
     def add(self, name: str, residual: Residual, *, replace: bool = False) -> Path:
         """Keep a residual under a name, and return its path; of two that add one name at once, one wins.

@@ -183,7 +183,7 @@ def _reduce(alpha: Pieces, xs: Cuts, ys: Cuts, height: int, width: int) -> Float
 
     The single precision of the result absorbs the rounding of decimals like 0.29: half a cell is 0.5, not less.
     """
-    return (_overlap(ys, height).T @ alpha @ _overlap(xs, width)).astype(np.float32)
+    return np.asarray(_overlap(ys, height).T @ alpha @ _overlap(xs, width), np.float32)
 
 
 def _overlap(cuts: Cuts, cells: int) -> Float[np.ndarray, "pieces {cells}"]:

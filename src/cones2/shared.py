@@ -14,6 +14,7 @@ from typing import Any
 from cones2.errors import SettingsError
 
 LARGEST_SEED = 2**63 - 1
+MOST_PICTURES = 10_000  # of a call
 Undo = Callable[[], None]
 
 

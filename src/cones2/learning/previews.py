@@ -47,7 +47,7 @@ class Preview(pydantic.BaseModel, frozen=True):
     identity: float
     loss: float
     residual: Annotated[
-        Residual,
+        Any,  # a Residual, into which pydantic need not look
         pydantic.PlainValidator(_residual),
         pydantic.PlainSerializer(lambda residual: base64.b64encode(residual.to_bytes()).decode(), when_used="json"),
     ]
@@ -84,7 +84,8 @@ class PreviewedStep:
     @property
     def residual(self) -> Residual:
         """The residual to keep: that of the best preview where there is patience, this step's otherwise."""
-        return self.best.residual if self.best else self.learned.residual
+        residual: Residual = self.best.residual if self.best else self.learned.residual
+        return residual
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of this step, as `LearnStep.save_checkpoint` does."""
