@@ -213,11 +213,6 @@ def split_options(pipeline: Any, options: Mapping[str, Any]) -> tuple[dict[str, 
 def read_layout(value: Any, class_words: Mapping[str, str], options: Mapping[str, Any]) -> Layout | None:
     """Return the layout that a call means: a layout, a dict of shapes or words by name, a file, or `"auto"`.
 
-    Args:
-        value: what was given; None is not a layout.
-        class_words: of the prompt's subjects, by name.
-        options: of the call; `height` and `width` shape the boxes that words stand for.
-
     Raises:
         LayoutError: it makes no sense.
     """

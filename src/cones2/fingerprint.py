@@ -29,11 +29,7 @@ def fingerprint(text_encoder: TextEncoder, role: str, name: str, *, hash_weights
 
     It is probed once, until its weights change.
 
-    Args:
-        text_encoder: in any dtype, on any device.
-        role: its name among a pipeline's components.
-        name: what the user calls the model.
-        hash_weights: False saves the time that hashing all weights takes; the probe still identifies it.
+    `hash_weights=False` saves the time that hashing all weights takes; the probe still identifies it.
 
     Raises:
         ModelError: it gives NaN or infinity.

@@ -172,10 +172,8 @@ def check_name(name: str) -> str:
 def find_residual(source: str | Path, library: Library | None = None) -> Residual:
     """Return the residual that a user names.
 
-    Args:
-        source: a name in the library, or else of an example; a file, which is any `Path`, and any text that is a path
-            and no name; or a Hub id, `owner/name`, where there is no such file.
-        library: to look in; the user's own when None.
+    That is a name in the library, or else of an example; a file, which is any `Path`, and any text that is a path
+    and no name; or a Hub id, `owner/name`, where there is no such file.
 
     Raises:
         ResidualError: the file is not a sound residual.

@@ -56,10 +56,6 @@ class AttentionReading:
 class AttentionMeter:
     """Adds up the attention to each subject's words over layers, heads and every fifth call of the denoiser.
 
-    Args:
-        layout: the regions to measure by.
-        spans: the token ranges of every subject to measure.
-
     Raises:
         SettingsError: the layout has no region.
     """

@@ -132,9 +132,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({"paper": PaperPreset(), "cones
 def find_preset(name: str, *, weight_negative: float | None = None) -> Preset:
     """Return a preset by its name.
 
-    Args:
-        name: a key of `PRESETS`.
-        weight_negative: another γ- for the preset `cones_v2`.
+    `weight_negative` is another γ- for the preset `cones_v2`.
 
     Raises:
         SettingsError: there is none of this name, or it has no γ- to set.

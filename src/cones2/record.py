@@ -41,7 +41,6 @@ class DrawCall:
 
     Attributes:
         seeds: of each picture; None where generators were given that are not fresh ones of seeds.
-        num_images: how many pictures were drawn.
         options: every other argument of the call.
     """
 

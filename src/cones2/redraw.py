@@ -207,10 +207,8 @@ def redraw(source: PictureRecord | Mapping[str, Any] | Path | str, pipe: Any, **
     It is the same bit for bit on the same machine, device, dtype and versions; one warning says what differs.
     PyTorch's thread count is the record's until this returns; only one picture at a time is redrawn.
 
-    Args:
-        source: a record, or the PNG of a picture.
-        pipe: a `Cones2Pipeline` of the record's model and pipeline class; its scheduler stays as it is.
-        **arguments: the record's `inputs` and `unrecorded` ones; also `callback_on_step_end` and `measure_attention`.
+    The pipeline's class must be the record's, and its scheduler stays as it is. `arguments` are the record's `inputs`
+    and `unrecorded` ones; also `callback_on_step_end` and `measure_attention`.
 
     Raises:
         PictureError: the picture can't be drawn again, or not on this pipeline and with these arguments.

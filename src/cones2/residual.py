@@ -72,8 +72,6 @@ class EncoderId:
 
     Attributes:
         role: its name among the pipeline's components: `text_encoder`, `text_encoder_2`...
-        name: the model that the user opened.
-        width: of a token's embedding.
         weights: sha256 of the float32 weights under canonical names.
         probe: a few numbers that it gives for a fixed input, almost the same in every dtype.
     """
@@ -99,8 +97,6 @@ class ResidualPart:
     """What was learned for one text encoder.
 
     Attributes:
-        encoder: the text encoder that it was learned on.
-        tokens: those of the class word, as the encoder's tokenizer writes them.
         vector: Δ, one row for each token; float32.
         span: the tokens of a prompt to which the rows are added.
 

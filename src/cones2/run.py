@@ -104,7 +104,6 @@ class Run:
     """The edit of one `with` block: asked before each call of the denoiser, and by each of its layers.
 
     Attributes:
-        inputs: what to call the pipeline with.
         meter: measures where the attention goes; None where nothing is measured.
         step: which step the next calls belong to, for loops that set it themselves; None counts the calls.
     """

@@ -113,13 +113,7 @@ class Request:
     """Pictures to draw, checked as far as they can be without a model.
 
     Attributes:
-        prompt: with placeholders.
-        subjects: by name.
-        layout: where they belong.
-        settings: other arguments of `Cones2Pipeline`.
-        seeds: of all pictures.
         scheduler: its name; None is the record's, or the model's.
-        made: the record of the picture to draw again.
         keep: which picture of the record's batch is wanted; the others are drawn with it, since a batch moves the last
             bits. None is all.
     """

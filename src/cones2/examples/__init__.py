@@ -20,13 +20,7 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True, repr=False)
 class Example:
-    """An example subject.
-
-    Attributes:
-        name: what the examples call it.
-        class_word: what it is.
-        folder: holds its photos in `photos`, and its residual.
-    """
+    """An example subject."""
 
     name: str
     class_word: str

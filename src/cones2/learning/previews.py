@@ -37,10 +37,7 @@ class Preview(pydantic.BaseModel, frozen=True):
     """A step at which pictures were measured.
 
     Attributes:
-        step: which one.
-        identity: how like the subject its pictures were.
         loss: L of Eq. 4 at that step.
-        residual: what was learned by then.
     """
 
     step: int
@@ -58,7 +55,6 @@ class PreviewedStep:
     """A step of learning, and what it draws.
 
     Attributes:
-        learned: the step.
         images: what it draws, one for each seed; none where it was not drawn.
         identity: how like the subject they are; None where there is no measure, or no images.
         stopped: whether learning ends here, before its last step, since the identity rises no more.
