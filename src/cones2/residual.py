@@ -194,7 +194,7 @@ class Residual:
         import torch  # what a file says is read without
 
         with _sound(origin):
-            document, arrays = _read(content)
+            document, arrays, _ = _read(content)
             parts = []
             for entry in document.parts:
                 encoder = EncoderId(entry.role, entry.name, entry.width, entry.weights, tuple(entry.probe))
@@ -262,7 +262,7 @@ class Residual:
 def describe_file(content: bytes, *, origin: str) -> dict[str, Any]:
     """Return what a residual's file says, as JSON values; ResidualError where `Residual.load` would raise it."""
     with _sound(origin):
-        document, arrays = _read(content)
+        document, arrays, sha256 = _read(content)
         return {
             "class_word": document.class_word,
             "parts": [
@@ -279,7 +279,7 @@ def describe_file(content: bytes, *, origin: str) -> dict[str, Any]:
             "recipe": document.recipe,
             "photos": document.photos,
             "tool_version": document.tool_version,
-            "sha256": hashlib.sha256(_written(document.model_dump(), arrays)).hexdigest(),
+            "sha256": sha256,
         }
 
 
@@ -298,14 +298,14 @@ def _sound(origin: str) -> Iterator[None]:
         raise ResidualError(message) from error
 
 
-def _read(content: bytes) -> tuple[_Document, dict[str, np.ndarray]]:
-    """Return what a file says and its vectors, all of it checked."""
+def _read(content: bytes) -> tuple[_Document, dict[str, np.ndarray], str]:
+    """Return what a file says, its vectors and `Residual.sha256`, all of it checked."""
     document = _read_header(content)
     arrays = safetensors.numpy.load(content)
     for role, array in arrays.items():
         _check_finite(role, array)
-    _written(document.model_dump(), arrays)  # what was read can be written again: no half characters, nothing too long
-    return document, arrays
+    again = _written(document.model_dump(), arrays)  # it can be written: no half characters, nothing too long
+    return document, arrays, hashlib.sha256(again).hexdigest()
 
 
 def _written(document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
