@@ -111,7 +111,7 @@ def test_every_option_acts(command: tuple[object, ...], tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C otherwise")
-@pytest.mark.parametrize("previews", [(), ("--preview", 1000)])
+@pytest.mark.parametrize("previews", [(), pytest.param(("--preview", 1000), marks=pytest.mark.slow)])
 def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(
     command: tuple[object, ...], previews: tuple[object, ...], tmp_path: Path
 ) -> None:

@@ -34,10 +34,9 @@ from cones2.models import ModelFacts
 from cones2.monitor import AttentionReading
 from cones2.prompts import parse_prompt, unknown_words
 from cones2.rasterize import own_cells
-from cones2.shared import Undo, check_seed, shared_change
+from cones2.shared import MOST_PICTURES, Undo, check_seed, shared_change
 from cones2.subjects import PROPORTIONS, Subject
 
-MOST_PICTURES = 10_000
 _MOST_STEPS = 1000
 _MOST_ENLARGED = 1.5  # sides of a picture, in those that the model learned on
 _MOST_STRENGTH = 2
@@ -215,11 +214,6 @@ def split_options(pipeline: Any, options: Mapping[str, Any]) -> tuple[dict[str, 
 def read_layout(value: Any, class_words: Mapping[str, str], options: Mapping[str, Any]) -> Layout | None:
     """Return the layout that a call means: a layout, a dict of shapes or words by name, a file, or `"auto"`.
 
-    Args:
-        value: what was given; None is not a layout.
-        class_words: of the prompt's subjects, by name.
-        options: of the call; `height` and `width` shape the boxes that words stand for.
-
     Raises:
         LayoutError: it makes no sense.
     """
@@ -319,7 +313,7 @@ def warn_of_little_attention(attention: Sequence[Sequence[AttentionReading]], la
     little: dict[str, None] = {}
     for each in itertools.chain.from_iterable(attention):
         if layout and each.own is not None:
-            even = float(own_cells(layout, *each.heat.shape)[each.subject].float().mean())
+            even = float(own_cells(layout, *each.heat.shape)[each.subject].mean())
             little |= {each.subject: None} if each.own < _LEAST_ATTENTION * even else {}
     if little:
         text = f"little attention fell into the region of {', '.join(little)}: look whether it is there."

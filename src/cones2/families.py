@@ -27,8 +27,6 @@ class TextPart(NamedTuple):
     Parts that begin in the same row stand side by side, each in columns of its own.
 
     Attributes:
-        encoder: its name among the pipeline's components.
-        tokenizer: its tokenizer's name there.
         first_row: where its tokens begin in the text that the denoiser reads.
     """
 

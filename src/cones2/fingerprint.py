@@ -2,6 +2,8 @@
 
 import copy
 import hashlib
+import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,23 +17,28 @@ from cones2.residual import EncoderId
 # Independent of the vocabulary's size, which grows when a textual inversion is loaded.
 _PROBE_IDS = (3, 40, 77, 114, 151, 188, 225, 262)
 _PROBE_NUMBERS = 16
+_SAMPLED = 8  # numbers of each weight that tell whether it changed
 
 TextEncoder = CLIPTextModel | CLIPTextModelWithProjection | T5EncoderModel
+
+_PROBES: "weakref.WeakKeyDictionary[torch.nn.Module, tuple[object, Tensor]]" = weakref.WeakKeyDictionary()
 
 
 def fingerprint(text_encoder: TextEncoder, role: str, name: str, *, hash_weights: bool = True) -> EncoderId:
     """Return the fingerprint of a text encoder, less any LoRA that is not fused.
 
-    Args:
-        text_encoder: in any dtype, on any device.
-        role: its name among a pipeline's components.
-        name: what the user calls the model.
-        hash_weights: False saves the time that hashing all weights takes; the probe still identifies it.
+    It is probed once, until its weights change.
+
+    `hash_weights=False` saves the time that hashing all weights takes; the probe still identifies it.
 
     Raises:
         ModelError: it gives NaN or infinity.
     """
-    probe = _probe(_without_lora(text_encoder))
+    state = weights_state(text_encoder.parameters())
+    known, probe = _PROBES.get(text_encoder, (None, torch.empty(0)))
+    if state is None or known != state:
+        probe = _probe(_without_lora(text_encoder))
+        _PROBES[text_encoder] = state, probe
     if not torch.isfinite(probe).all():
         raise ModelError(f"the {role} of {name} gives NaN or infinity. Open the model in another dtype.")
     return EncoderId(
@@ -41,6 +48,22 @@ def fingerprint(text_encoder: TextEncoder, role: str, name: str, *, hash_weights
         weights=_hash_weights(text_encoder) if hash_weights else "not read",
         probe=tuple(float(f"{number:.4g}") for number in probe.tolist()),
     )
+
+
+def weights_state(weights: Iterable[Tensor]) -> tuple[object, ...] | None:
+    """Return what differs once a weight has changed, without reading all of it; None where weights are elsewhere.
+
+    PyTorch counts changes, but not those of a weight's `data`, as peft makes them when it merges or swaps adapters;
+    so some numbers of each are in it as well. A move to another device, as offloading makes it, is no change.
+    """
+    found = [weight.detach() for weight in weights]
+    if any(weight.is_meta for weight in found):
+        return None
+    versions = tuple(0 if weight.is_inference() else weight._version for weight in found)
+    plain = [weight for weight in found if type(weight) is Tensor and weight.numel()]  # not what quantization makes
+    samples = [weight.reshape(-1)[:: max(1, weight.numel() // _SAMPLED)].float().cpu() for weight in plain]
+    numbers = tuple(sample.numpy().tobytes() for sample in samples)
+    return versions, tuple(weight.dtype for weight in found), numbers
 
 
 def _hash_weights(text_encoder: TextEncoder) -> str:

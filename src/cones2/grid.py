@@ -92,8 +92,6 @@ class Cell:
 
     Attributes:
         labels: by axis, what is special about it.
-        subjects: to draw.
-        arguments: of `Cones2Pipeline`, beside prompt, layout and subjects.
         scheduler: its name; None is the pipeline's own.
     """
 

@@ -36,12 +36,8 @@ class Assignment:
     """A subject to learn.
 
     Attributes:
-        name: what the library will call it.
         photos: their folder, or one photo.
-        class_word: what it is.
         recipe: how to learn; None is what suits the model.
-        seed: for all that is drawn by chance.
-        masks: the folder of the photos' masks, if there are any.
         captions: the user's own captions, one a line; None makes them.
 
     Raises:
@@ -80,9 +76,7 @@ class LearnAllStep:
     """Where learning many subjects stands.
 
     Attributes:
-        name: the subject at work.
         number: of it, from 1.
-        count: how many subjects there are.
         learning: its own last step; None where it took none, and when it has ended.
         outcomes: of the subjects that have ended; at the last step, all of them.
     """

@@ -64,11 +64,7 @@ _LARGEST_NUMBER = 1e7
 def check_folder(folder: Path, index: Mapping[str, Any], parts: Iterable[str], *, weights: bool) -> None:
     """Check all files of a folder that opening it could read.
 
-    Args:
-        folder: of a diffusers model.
-        index: what its `model_index.json` says.
-        parts: the components that will be loaded.
-        weights: whether their weights are there, too; else a single file has them.
+    `weights` says whether those are there, too; else a single file has them.
 
     Raises:
         ModelError: a file is not a regular file, too large, or says what opening or drawing with the model can't bear.

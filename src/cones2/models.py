@@ -70,10 +70,7 @@ class ModelFacts(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
 
     Attributes:
         name: what the model was opened as: `mini`, a folder's or a file's name, or a Hub id; never a path.
-        guidance_scale: the scale of classifier-free guidance that suits it.
-        recipe: the name of the recipe that suits learning on it.
         draws: what it can draw, where that is little, in one phrase.
-        lexicon: the words that it knows.
         class_words: those that name what it can draw.
     """
 

@@ -9,12 +9,14 @@ import unicodedata
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from jaxtyping import Int
-from torch import Tensor
 
 from cones2.errors import Cones2Warning, PromptError, is_unicode
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST_PROMPT = 10_000
 """Characters of a prompt, which may be a stranger's; no model reads a tenth of them."""
@@ -68,13 +70,12 @@ class TokenizedPrompt:
     """The same as token ids, padded to the model's window.
 
     Attributes:
-        text: what was tokenized.
         input_ids: start token, text, end token, padding.
         spans: by subject name, the (start, stop) token range of each mention.
     """
 
     text: str
-    input_ids: Int[Tensor, "1 tokens"]
+    input_ids: "Int[Tensor, '1 tokens']"
     spans: Mapping[str, tuple[Span, ...]]
 
 
@@ -103,10 +104,6 @@ def plain_text(text: str) -> str:
 
 def parse_prompt(template: str, class_words: Mapping[str, str]) -> ParsedPrompt:
     """Replace each `{name}` by its class word and remember where it went.
-
-    Args:
-        template: the prompt with placeholders.
-        class_words: the class word of every subject that may be mentioned, by name.
 
     Raises:
         PromptError: a brace is unmatched, a name is empty or unknown, text touches a placeholder, or something is
@@ -168,10 +165,7 @@ def _check_no_brace_is_left(template: str) -> None:
 def tokenize_prompt(prompt: ParsedPrompt, tokenizer: Tokenizer, *, window: int | None = None) -> TokenizedPrompt:
     """Tokenize for the model's window; text that does not fit is cut with a warning, but never a subject.
 
-    Args:
-        prompt: as parsed.
-        tokenizer: the model's.
-        window: the most tokens that the model reads; the tokenizer's own number when None.
+    `window` is the most tokens that the model reads; None is the tokenizer's own number.
 
     Raises:
         PromptError: a subject would be cut off, or its tokens are not those of its class word alone.

@@ -107,7 +107,6 @@ class Run:
     """The edit of one `with` block: asked before each call of the denoiser, and by each of its layers.
 
     Attributes:
-        inputs: what to call the pipeline with.
         meter: measures where the attention goes; None where nothing is measured.
         step: which step the next calls belong to, for loops that set it themselves; None counts the calls.
     """
@@ -340,7 +339,7 @@ class Run:
         """Tell which tokens of negative texts an unconditional row sees from each cell."""
         negatives = self.text.negatives if self.text else {}
         columns = [
-            own_cells(self.regions, *grid)[name].reshape(-1, 1).expand(-1, len(tokens))
+            torch.from_numpy(own_cells(self.regions, *grid)[name]).reshape(-1, 1).expand(-1, len(tokens))
             for name, tokens in negatives.items()
         ]
         return torch.cat([torch.zeros(math.prod(grid), 0, dtype=torch.bool, device="cpu"), *columns], dim=1)

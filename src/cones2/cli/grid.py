@@ -52,12 +52,11 @@ def grid(
     """
     with waiting("starting"):
         from cones2.cli.outputs import Pictures
-        from cones2.cli.request import Request, SubjectOptions
+        from cones2.cli.request import Request, SubjectOptions, read_picture
         from cones2.drawing import Row, contact_sheet
         from cones2.grid import Axis, parse_values, plan_grid
         from cones2.library import Library
         from cones2.png import write_picture
-        from cones2.redraw import PictureRecord
         from cones2.subjects import Subject
 
         shelf, axes = Library.open(library), []
@@ -68,7 +67,7 @@ def grid(
             if name.startswith("subject."):
                 values = tuple(read_residual(value, shelf) for value in values)
             axes.append(Axis(name, values, tuple(labels)))
-        made = None if source is None else PictureRecord.load(source)
+        made = None if source is None else read_picture(source)
         subjects = SubjectOptions(subject, plain, strength).read(shelf, made)
         varied = {axis.subject: Subject(axis.values[0].class_word) for axis in axes if axis.name.startswith("subject.")}
         request = Request.read(prompt, made, varied | subjects, {}, seed=None, count=None)

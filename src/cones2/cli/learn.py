@@ -74,15 +74,16 @@ def learn(
         from cones2.captions import check_class_word, read_captions
         from cones2.files import make_folder
         from cones2.learning.recipe import find_recipe
-        from cones2.photos import load_photos
 
         class_word = check_class_word(class_word)
         kept = _Kept(name, out, library, replace=replace)
+        chosen = find_recipe(recipe) if recipe else None
+        texts = read_captions(captions, class_word) if captions else None
+        from cones2.photos import load_photos  # from here on with PyTorch
+
         folder = kept.check_checkpoints(resume=resume)
         previews = _Previews(preview, clip, patience, (out or Path(name or "")).with_suffix(""))
         previews.check(replace=replace or resume)
-        chosen = find_recipe(recipe) if recipe else None
-        texts = read_captions(captions, class_word) if captions else None
         loaded = load_photos(photos, masks=masks)
     pipe = open_model(model, device=device, dtype=dtype, config=model_config)
     findings = _judge(loaded, pipe)

@@ -27,11 +27,7 @@ class Denoiser:
     """A UNet with its noise schedule, and all that it reads beside latents and text.
 
     Attributes:
-        unet: in any dtype.
-        dtype: of the UNet.
-        device: where it runs.
         alphas_cumprod: α² of each timestep, on the CPU.
-        prediction_type: `epsilon`, `sample` or `v_prediction`.
         added: conditions of one row, such as Stable Diffusion XL's pooled text and sizes.
     """
 
