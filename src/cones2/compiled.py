@@ -25,7 +25,7 @@ from cones2.shared import lock_of
 
 _COMPILED: "weakref.WeakValueDictionary[int, CompiledDenoiser]" = weakref.WeakValueDictionary()
 
-_WARM_UPS = 2  # calls before one is captured: libraries choose their kernels in them
+_WARM_UPS = 3  # before a graph is captured: libraries choose their kernels in them
 _MOST_PROGRAMS = 8  # each holds the memory of a call
 _BLOCKS = {"blocks": ("BasicTransformerBlock",), "all_blocks": ("BasicTransformerBlock", "ResnetBlock2D")}
 _MOST_VARIANTS = 128  # of a repeated block: sizes of grids, times sizes of batches, with a layout and without
@@ -155,7 +155,7 @@ class CompiledDenoiser:
         tensors = [leaf for leaf in own if isinstance(leaf, Tensor)]
         if not self._is_on_gpu:
             return _Program(predict, tensors, fixed)
-        return _Program(_captured(predict, self._pool), tensors, fixed)
+        return _Program(capture(predict, pool=self._pool), tensors, fixed)
 
 
 def compiled_of(pipeline: Any, family: Family) -> CompiledDenoiser | None:
@@ -185,24 +185,31 @@ class _Program:
         return self.predict().clone()  # the next call writes to the same place
 
 
-def _captured(predict: Callable[[], Tensor], pool: Any) -> Callable[[], Tensor]:
-    """Capture a call in a CUDA graph, and return what replays it.
+def capture(
+    compute: Callable[[], Tensor], before: Callable[[], object] = lambda: None, pool: Any = None
+) -> Callable[[], Tensor]:
+    """Capture a computation in a CUDA graph, and return what replays it.
 
-    All graphs share the memory of `pool`, since what one leaves there is copied before the next is sent.
+    Args:
+        compute: reads no number on the host, and what it reads on the GPU stays where it is.
+        before: called before each of a few times that it is computed in advance, and before it is captured.
+        pool: of memory, for graphs of which one leaves nothing that is read after the next was replayed.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UPS):
-            predict()
+            before()
+            compute()
     torch.cuda.current_stream().wait_stream(stream)
+    before()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
-        predicted = predict()
+        result = compute()
 
     def replay() -> Tensor:
         graph.replay()
-        return predicted
+        return result
 
     return replay
 

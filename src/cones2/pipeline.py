@@ -1,7 +1,6 @@
 """`Cones2Pipeline`: a diffusers pipeline with subjects and layouts, learned and drawn by one object."""
 
 import contextlib
-import copy
 import inspect
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -18,8 +17,9 @@ from cones2.call import (
     check_steps,
     fresh_seeds,
     generators_of,
-    keep_timesteps_on_host,
+    own_copy,
     read_layout,
+    returning,
     seeds_of,
     sliced_decoding,
     split_options,
@@ -92,7 +92,7 @@ class Cones2Pipeline:
             device: `cuda`, `mps` or `cpu`; the first of these that is there when None.
             dtype: `float32`, `bfloat16` or `float16`; bfloat16 on CUDA and float32 elsewhere when None.
             config: for a single checkpoint, what it holds: `sd1`, `sd2`, `sd2-base`, `sdxl` or a diffusers folder.
-            compile: draw faster, as `compile` says.
+            compile: draw faster, as the method `compile` says.
 
         Raises:
             ModelError: there is no such model, it can't be fetched, is damaged, or of a kind that is not supported.
@@ -106,11 +106,9 @@ class Cones2Pipeline:
     def compile(self) -> None:
         """Draw faster from now on, after a first picture of each shape that takes longer.
 
-        On a CUDA GPU the UNet's repeated blocks are compiled and a whole call is sent as one CUDA graph; its weights
-        are laid out channels last. Elsewhere the whole UNet is compiled, which takes minutes. Prompts, subjects,
-        layouts, schedulers and seeds change without compiling anew; a size or a number of pictures does not. Pictures
-        differ from those that are not compiled by rounding. Those with their attention measured, or with negative
-        texts of subjects, are drawn as if not compiled.
+        On a CUDA GPU a call of the UNet, blocks compiled and weights laid out channels last, is sent as one CUDA graph.
+        Elsewhere the UNet is compiled, in minutes. Pictures differ by rounding; those with their attention measured, or
+        with negative texts of subjects, are drawn as without it.
 
         Raises:
             ModelError: it is no UNet, or compiled already, or offloaded, or has a LoRA that is not fused.
@@ -200,8 +198,7 @@ class Cones2Pipeline:
     ) -> Generator["LearnStep", None, None]:
         """Return a generator of the steps of learning; each holds the residual so far. Checked at the call.
 
-        Takes what `learn` takes; `options` are `seed`, `captions`, `checkpoint`, `checkpoint_every`, `resume`,
-        `save_memory` and `compile`. Options and errors are those of `cones2.learning.learner.learn_steps`.
+        Takes what `learn` takes; `options` and errors are those of `cones2.learning.learner.learn_steps`.
         """
         from cones2.learning.learner import learn_steps  # drawing does without
 
@@ -245,8 +242,7 @@ class Cones2Pipeline:
             num_inference_steps: steps of the scheduler.
             guidance_scale: classifier-free guidance; None is what suits the model.
             negative_prompt: what the picture should not show.
-            seed: of the first picture; the next ones have the numbers that follow. A list names each. None takes one
-                by chance, which the record tells.
+            seed: of the first picture, the next ones having the numbers that follow, or of each. None takes one by chance.
             generator: as in diffusers; excludes `seed`.
             num_images_per_prompt: how many pictures; None is 1, or as many as there are seeds.
             layout_scale: multiplies the layout's strength; 0 turns it off.
@@ -348,8 +344,7 @@ class Cones2Pipeline:
 
     def _subjects_for(self, prompt: str, given: Mapping[str, Any]) -> dict[str, Subject]:
         """Return the subjects of a prompt, in the order of their mentions."""
-        own = as_subjects(given)
-        known = {**self._subjects, **own}
+        known = {**self._subjects, **(own := as_subjects(given))}
         if not isinstance(prompt, str):
             return known  # `conditioned` says what is wrong
         parse_prompt(prompt, {name: subject.class_word for name, subject in known.items()})
@@ -359,12 +354,8 @@ class Cones2Pipeline:
 
     @contextlib.contextmanager
     def _drawing(self, seeds: Sequence[int] | None) -> Iterator[tuple[Any, threading.Event]]:
-        """Yield a pipeline for one call: the components are shared, the scheduler and all counters are its own."""
-        inner, cancelled = copy.copy(self.pipeline), threading.Event()
-        vars(inner)["scheduler"] = copy.deepcopy(self.pipeline.scheduler)
-        keep_timesteps_on_host(inner.scheduler, self.pipeline._execution_device)
-        if seeds and hasattr(inner.scheduler, "noise_sampler_seed"):  # it ignores generators
-            inner.scheduler.noise_sampler_seed = list(seeds)
+        """Yield a pipeline for one call, and what cancels it."""
+        inner, cancelled = own_copy(self.pipeline, seeds), threading.Event()
         self._running.add(cancelled)
         try:
             with contextlib.ExitStack() as stack:
@@ -388,7 +379,7 @@ class Cones2Pipeline:
                 f"Cones2Pipeline has no {name!r}, and passes none on to the {kind} that it wraps: use its `pipeline`."
             )
         value = getattr(inner, name)
-        return _returning(self, inner, value) if inspect.ismethod(value) else value
+        return returning(self, inner, value) if inspect.ismethod(value) else value
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set what the wrapped pipeline has there: `pipe.scheduler = ...`."""
@@ -402,20 +393,8 @@ class Cones2Pipeline:
 
     def __dir__(self) -> list[str]:
         """List what is here and what is passed on."""
-        inner = (name for name in dir(self.pipeline) if not name.startswith("_") and name not in _NOT_PASSED_ON)
-        return sorted({*super().__dir__(), *inner})
+        return sorted({*super().__dir__(), *(n for n in dir(self.pipeline) if n[0] != "_" and n not in _NOT_PASSED_ON)})
 
     def __repr__(self) -> str:
         """Return the model's name and its subjects."""
-        return f"Cones2Pipeline({self.facts.name!r}, {type(self.pipeline).__name__}, subjects={list(self._subjects)})"
-
-
-def _returning(wrapper: Cones2Pipeline, inner: Any, method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method that returns the wrapped pipeline, such as `to`, return the wrapper."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        result = method(*args, **kwargs)
-        return wrapper if result is inner else result
-
-    call.__doc__, call.__name__ = method.__doc__, getattr(method, "__name__", "call")
-    return call
+        return f"Cones2Pipeline({self.facts.name!r}, {type(self.pipeline).__name__}, subjects={list(self.subjects)})"
