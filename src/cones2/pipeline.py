@@ -242,7 +242,7 @@ class Cones2Pipeline:
             num_inference_steps: steps of the scheduler.
             guidance_scale: classifier-free guidance; None is what suits the model.
             negative_prompt: what the picture should not show.
-            seed: of the first picture, the next ones having the numbers that follow, or of each. None takes one by chance.
+            seed: of the first picture, the next ones having the numbers that follow, or of each; None is by chance.
             generator: as in diffusers; excludes `seed`.
             num_images_per_prompt: how many pictures; None is 1, or as many as there are seeds.
             layout_scale: multiplies the layout's strength; 0 turns it off.
