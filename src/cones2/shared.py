@@ -25,6 +25,9 @@ class _Change:
     users: int = 0
 
 
+COMPILED: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
+"""By a denoiser's id: its compiled calls, for as long as somebody holds them."""
+
 _LOCK = threading.Lock()
 _QUIET = threading.RLock()
 _COUNTING = threading.RLock()
