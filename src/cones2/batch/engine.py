@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import platform
 import secrets
@@ -10,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import platformdirs
 
@@ -53,6 +54,7 @@ class Outcome:
     error: str = ""
 
 
+@runtime_checkable
 class Crew(Protocol):
     """Workers, wherever they are: each tells that it is ready, then does one task after the other."""
 
@@ -126,10 +128,18 @@ class Batch:
     Attributes:
         pictures, subjects: how many are done, failed and left.
         drawn: pictures of open leases, by worker.
+        began: when, by the clock.
     """
 
-    def __init__(self, plan: Plan, store: Store, *, shard: tuple[int, int] = (0, 1)) -> None:
-        self.plan, self.store = plan, store
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        *,
+        shard: tuple[int, int] = (0, 1),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.plan, self.store, self._clock = plan, store, clock
         self.standing: Standing = find_standing(plan, store, shard=shard)
         leases, learned = self.standing.leases, self.standing.learned
         own = {lease.id for lease in leases}
@@ -139,10 +149,10 @@ class Batch:
         self.driver = Driver(leases, learned | plan.residuals.keys(), foreign)
         self.pictures, self.subjects = self.standing.pictures, self.standing.subjects
         self.drawn: dict[str, int] = {}
-        self.began, self._done_before = time.monotonic(), self.pictures.done
+        self.began, self._done_before = self._clock(), self.pictures.done
         self._name = secrets.token_hex(8)
         self._tasks: dict[str, tuple[Lease, list[Case]]] = {}
-        self._beaten = self._looked = 0.0
+        self._beaten = self._looked = -math.inf
         self._seen: dict[str, tuple[list[str], float]] = {}
         self._error = ""
 
@@ -155,10 +165,10 @@ class Batch:
         """
         write_plan(self.plan, self.store)
         try:
-            due = dict.fromkeys(crew.workers, 0.0)
+            due = dict.fromkeys(crew.workers, -math.inf)
             idle: set[str] = set()
             while not self.driver.is_over:
-                for worker in [worker for worker, when in due.items() if when <= time.monotonic()]:
+                for worker in [worker for worker, when in due.items() if when <= self._clock()]:
                     del due[worker]
                     crew.start(worker)
                 self._give(crew, idle)
@@ -193,11 +203,11 @@ class Batch:
     def rate(self) -> float:
         """Pictures a second, since this began."""
         drawn = self.pictures.done - self._done_before + sum(self.drawn.values())
-        return drawn / max(1e-9, time.monotonic() - self.began)
+        return drawn / max(1e-9, self._clock() - self.began)
 
     def _give(self, crew: Crew, idle: set[str]) -> None:
         for worker in sorted(idle):
-            lease = self.driver.take(worker, time.monotonic())
+            lease = self.driver.take(worker, self._clock())
             if lease is None:
                 continue
             idle.discard(worker)
@@ -238,7 +248,7 @@ class Batch:
                 yield self._set_aside(worker, blamed, why)
         else:
             pause = self.driver.gave_up(worker)
-        due[worker] = time.monotonic() + pause
+        due[worker] = self._clock() + pause
         self._tasks.pop(worker, None)
         self.drawn.pop(worker, None)
         if self.driver.troubles >= _MOST_TROUBLES:
@@ -247,7 +257,7 @@ class Batch:
     def _ended(self, worker: str, event: Event) -> Iterator[Outcome]:
         lease, cases = self._tasks.pop(worker)
         self.drawn.pop(worker, None)
-        if not self.driver.ended(worker, lease, committed=event["committed"], now=time.monotonic()):
+        if not self.driver.ended(worker, lease, committed=event["committed"], now=self._clock()):
             return
         if not lease.numbers:
             self.subjects.done += 1
@@ -278,7 +288,7 @@ class Batch:
 
     def _look_around(self) -> None:
         """Tell `status` how it goes, and look whether subjects of other engines are there."""
-        now = time.monotonic()
+        now = self._clock()
         if now - self._beaten > _BEAT:
             self._beaten = now
             with contextlib.suppress(OutputError):  # only a note

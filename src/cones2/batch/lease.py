@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import pydantic
 
@@ -51,6 +51,7 @@ class Commit(pydantic.BaseModel, strict=True, extra="forbid", frozen=True):
     cases: Annotated[dict[_Sha256, tuple[_Sha256, _Place, _Place]], pydantic.Field(max_length=LARGEST_LEASE)]
 
 
+@runtime_checkable
 class Hands(Protocol):
     """What draws and learns."""
 

@@ -8,7 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
-from typing import IO, Any
+from typing import Any
 
 from cones2.batch.engine import Task, share_of_threads
 from cones2.batch.lease import Event
@@ -27,7 +27,8 @@ class Processes:
         self.workers = tuple(f"worker {number}" for number in range(1, count + 1))
         self._spec = {**spec, "threads": share_of_threads(count)}
         self._gpus = visible_gpus()
-        self._processes: dict[str, subprocess.Popen[str]] = {}
+        self._processes: dict[str, Any] = {}
+        self._listeners: dict[str, threading.Thread] = {}
         self._heard: queue.Queue[tuple[str, Event]] = queue.Queue()
 
     def start(self, worker: str) -> None:
@@ -51,13 +52,14 @@ class Processes:
             **options,
         )
         self._processes[worker] = process
-        threading.Thread(target=self._listen, args=(worker, process), daemon=True).start()
+        self._listeners[worker] = threading.Thread(target=self._listen, args=(worker, process), daemon=True)
+        self._listeners[worker].start()
         self.give(worker, self._spec)
 
     def give(self, worker: str, task: Task) -> None:
         """See `Crew`."""
         pipe = self._processes[worker].stdin
-        with contextlib.suppress(OSError):  # it ended: that is heard
+        with contextlib.suppress(OSError, ValueError):  # it ended: that is heard
             print(json.dumps(task), file=pipe, flush=True)
 
     def hear(self, timeout: float) -> tuple[str, Event] | None:
@@ -76,13 +78,14 @@ class Processes:
         """See `Crew`."""
         for process in self._processes.values():
             with contextlib.suppress(OSError):
-                _pipe(process.stdin).close()
+                process.stdin.close()
         for process in self._processes.values():
             try:
                 process.wait(_PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
+        for listener in self._listeners.values():
+            listener.join()
         self._processes.clear()
 
     @property
@@ -90,28 +93,26 @@ class Processes:
         """The process of each worker."""
         return {worker: process.pid for worker, process in self._processes.items()}
 
-    def _listen(self, worker: str, process: "subprocess.Popen[str]") -> None:
+    def _listen(self, worker: str, process: Any) -> None:
         """Pass on what a worker tells until it ends, and then how."""
         last: collections.deque[str] = collections.deque(maxlen=_LINES)
-        reader = threading.Thread(target=lambda: last.extend(_pipe(process.stderr)), daemon=True)
+        reader = threading.Thread(target=lambda: last.extend(process.stderr), daemon=True)
         reader.start()
         gave_up = False
-        for line in _pipe(process.stdout):
+        for line in process.stdout:
             with contextlib.suppress(ValueError):  # cut off in the middle
                 event = json.loads(line)
                 gave_up |= event["event"] == "gave up"
                 self._heard.put((worker, event))
         code = process.wait()
         reader.join(_PATIENCE)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            with contextlib.suppress(OSError):  # what it was sent and did not read
+                pipe.close()
         if not gave_up:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             said = next((line.strip() for line in reversed(last) if line.strip()), "")
             self._heard.put((worker, {"event": "died", "why": f"its worker {how}{said and f': {said[:500]}'}."}))
-
-
-def _pipe(pipe: IO[str] | None) -> IO[str]:
-    assert pipe is not None  # they are all piped
-    return pipe
 
 
 def visible_gpus() -> list[str]:

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from cones2.errors import Cones2Warning, OutputError, first_line
 from cones2.files import create_atomically, expanded, make_folder, read_bounded, write_atomically
@@ -24,6 +24,7 @@ _PAUSE = 0.5  # seconds before the second try; twice that before each later one
 _Result = TypeVar("_Result")
 
 
+@runtime_checkable
 class Store(Protocol):
     """What the engine asks of a storage; names are `folder/file`.
 
