@@ -1,4 +1,4 @@
-"""A storage in memory that fails as storages do: before and after it wrote, torn, slow to list; and hands without a model.
+"""A storage in memory that fails as storages do, before it wrote and after; and hands without a model.
 
 `Death` stands for a process that is killed there.
 """

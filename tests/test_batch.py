@@ -53,7 +53,13 @@ def photographed(name: str = "rex") -> Photographed:
 
 
 def crew(out: Path, count: int) -> Processes:
-    spec = {"out": str(out), "hands": "batch_hands:sleeping", "model": {}, "device": None, "save_memory": False}
+    spec: dict[str, Any] = {
+        "out": str(out),
+        "hands": "batch_hands:sleeping",
+        "model": {},
+        "device": None,
+        "save_memory": False,
+    }
     return Processes(count, spec)
 
 

@@ -15,8 +15,8 @@ from cones2.batch.engine import Batch, Outcome, Task, do_task
 from cones2.batch.job import Job, Photographed, Pictures
 from cones2.batch.lease import Bench, Event, read_commit
 from cones2.batch.plan import Lease, Plan
-from cones2.batch.resume import stems, still_failed
 from cones2.batch.results import read
+from cones2.batch.resume import stems, still_failed
 from cones2.errors import OutputError
 from cones2.examples import EXAMPLES
 from faulty_store import Death, MemoryStore, StillHands, content_of

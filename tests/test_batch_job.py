@@ -181,7 +181,9 @@ def test_lines_that_make_no_sense(folder: Path) -> None:
 
 
 def test_a_layout_of_the_jobs_own(folder: Path) -> None:
-    text = '[layouts.low]\nrex = [0, 0.5, 1, 1]\n[[pictures]]\nprompt = ["a {rex}", "a cat"]\nlayout = ["low", "auto"]\n'
+    text = (
+        '[layouts.low]\nrex = [0, 0.5, 1, 1]\n[[pictures]]\nprompt = ["a {rex}", "a cat"]\nlayout = ["low", "auto"]\n'
+    )
     plan = planned(folder, text)
     made = [case.made["layout"] for lease in plan.leases for case in plan.cases(lease)]
     assert made[0]["regions"] == {"rex": [[0.0, 0.5, 1.0, 1.0]]}

@@ -3,14 +3,14 @@
 import errno
 import os
 import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec  # type: ignore[import-untyped]
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 
-from cones2.batch import store as stores
 from cones2.batch.store import LocalStore, RemoteStore, Store, check_store, open_store
 from cones2.errors import Cones2Warning, OutputError
 
@@ -84,7 +84,7 @@ def test_a_sound_storage_passes_the_check_and_is_left_empty(store: Store) -> Non
 def test_a_storage_that_only_looks_before_it_writes_gives_a_warning() -> None:
     class Careless(MemoryFileSystem):  # type: ignore[misc]
         protocol = "careless"
-        store: dict[str, Any] = {}
+        store: ClassVar[dict[str, Any]] = {}
 
         def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:  # noqa: ARG002
             super().pipe_file(path, value)
@@ -95,7 +95,7 @@ def test_a_storage_that_only_looks_before_it_writes_gives_a_warning() -> None:
 
 
 def test_a_busy_storage_is_tried_again_and_one_that_stays_so_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     MemoryFileSystem.store.clear()
     store, left = RemoteStore("memory://busy"), [3]
     write = MemoryFileSystem.pipe_file
