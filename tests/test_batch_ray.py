@@ -15,6 +15,7 @@ from cones2.batch.store import open_store
 from cones2.errors import SettingsError
 from test_batch import drawn, expected, plan_of
 
+os.environ["RAY_AUTH_MODE"] = "token"  # Ray reads it when it is imported
 ray = pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.slow,
@@ -27,7 +28,6 @@ pytestmark = [
 def found_by_actors(monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [str(Path(__file__).parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
 
 
 def crew(out: Path, address: str = "local") -> RayActors:

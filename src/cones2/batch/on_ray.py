@@ -12,7 +12,7 @@ from cones2.batch.lease import Event
 from cones2.batch.worker import Spec, Worker
 from cones2.errors import SettingsError, first_line
 
-_LOCAL = ("auto", "local")
+_HERE = ("auto", "local")
 
 
 class RayActors:
@@ -23,6 +23,7 @@ class RayActors:
     """
 
     def __init__(self, address: str, count: int | None, spec: Spec) -> None:
+        _check_tokens(address)
         try:
             import ray
         except ImportError as error:
@@ -83,26 +84,26 @@ class RayActors:
         self._ray.shutdown()
 
 
-def _connect(ray: Any, address: str) -> None:
-    """Join a cluster, or begin one of this machine's CPUs where `auto` finds none.
+def _check_tokens(address: str) -> None:
+    """Let a cluster of our own ask for a token, and refuse a remote one that may not.
 
-    Whoever reaches the ports of a cluster that asks for no token can run anything on it.
+    Whoever reaches the ports of a cluster without one can run anything on it. Ray reads this when it is imported.
     """
-    if ray.is_initialized():
-        return
-    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
-    if address not in _LOCAL and os.environ.get("RAY_AUTH_MODE") != "token":
+    if address == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address not in _HERE and os.environ.get("RAY_AUTH_MODE") != "token":
         advice = "set RAY_AUTH_MODE=token here and on its nodes"
         raise SettingsError(f"the cluster {address} is remote, and nothing says that it asks for a token: {advice}.")
+
+
+def _connect(ray: Any, address: str) -> None:
+    """Join a cluster, or begin one of this machine's own."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address == "local":
+        options["include_dashboard"] = False
     try:
-        if address == "auto":
-            try:
-                ray.init(address="auto", log_to_driver=False, logging_level="error")
-            except ConnectionError:
-                ray.init(**options)
-        elif address == "local":
-            ray.init(address="local", **options)
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level="error")
+        if not ray.is_initialized():
+            ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise SettingsError(f"can't join the Ray cluster {address}: {first_line(error)}") from error
+        advice = "Begin one with 'ray start --head', or ask for 'local'." if address == "auto" else "Check its address."
+        raise SettingsError(f"can't join the Ray cluster {address!r}: {first_line(error)} {advice}") from error

@@ -28,7 +28,8 @@ def run(
         job: what to do.
         out: a folder, or any URL of fsspec's.
         workers: processes of this machine; None is this process itself.
-        ray: the address of a Ray cluster, or `auto` for the one of this machine; workers are its actors then.
+        ray: the address of a Ray cluster, `auto` for the one of this machine, or `local` for a new one; workers are its
+            actors then.
         shard: which part, from 0, of how many: for engines that know nothing of each other.
         device: as `Cones2Pipeline.from_pretrained` takes it.
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cones2.cli import batch, check, compose, demo, doctor, grid, inspect, layout, learn, subjects
+from cones2.cli import batch, check, compose, demo, doctor, inspect, layout, learn, subjects
 from cones2.cli.console import complain, messages, volume
 from cones2.cli.options import option
 from cones2.errors import Cones2Error, Cones2Warning, is_unicode
@@ -114,9 +114,7 @@ for _name, _function in {
     "demo": demo.demo,
     "check": check.check,
     "learn": learn.learn,
-    "learn-all": learn.learn_all,
     "compose": compose.compose,
-    "grid": grid.grid,
     "layout": layout.layout,
     "inspect": inspect.inspect,
     "mix": subjects.mix,

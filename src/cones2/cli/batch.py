@@ -30,7 +30,9 @@ def run(
     workers: Annotated[
         int | None, option("--workers", "Processes here, or Ray's actors; default: this one.", "N", _WORKERS, min=1)
     ] = None,
-    ray: Annotated[str | None, option("--ray", "A Ray cluster: auto, or its address.", "ADDRESS", _WORKERS)] = None,
+    ray: Annotated[
+        str | None, option("--ray", "A Ray cluster: local, auto, or its address.", "ADDRESS", _WORKERS)
+    ] = None,
     shard: Annotated[str | None, option("--shard", "Do part I of N, from 0, and no other.", "I/N", _WORKERS)] = None,
     device: opt.Device = None,
     as_json: opt.Json = False,
