@@ -7,6 +7,7 @@ import argparse
 import random
 import sys
 import time
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0)
     options = parser.parse_args()
+    warnings.simplefilter("ignore")  # of workers that can't go on
     plan, began = small_plan(), time.monotonic()
     for seed in range(options.first, options.first + options.count):
         luck = random.Random(seed)

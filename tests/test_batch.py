@@ -28,7 +28,8 @@ from cones2.batch.plan import Plan
 from cones2.batch.processes import Processes
 from cones2.batch.results import read_subjects
 from cones2.batch.store import LocalStore, open_store
-from cones2.errors import OutputError, SettingsError
+from cones2.batch.worker import MODEL
+from cones2.errors import ModelError, OutputError, SettingsError
 from cones2.examples import EXAMPLES
 from cones2.png import write_picture
 from faulty_store import PICTURE, MemoryStore, StillHands, content_of
@@ -293,6 +294,14 @@ def test_learning_that_is_stopped_goes_on_elsewhere_from_the_storage(tmp_path: P
     assert [event.get("step") for event in events] == [None, 2, 3, None]
     assert events[-1]["committed"]
     assert not store.names(f"checkpoints/{lesson.id}")
+
+
+def test_workers_that_can_not_begin_are_one_error(tmp_path: Path) -> None:
+    plan = plan_of(Pictures(prompt="a dog", seed="0-5"))
+    spec = {"out": str(tmp_path), "hands": MODEL, "model": {**plan.model, "weights": "0" * 64}, "device": "cpu"}
+    workers = Processes(2, spec | {"save_memory": False})
+    with pytest.raises(ModelError, match="0000"):
+        list(Batch(plan, open_store(tmp_path)).outcomes(workers))
 
 
 def test_results_that_were_damaged_are_told(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def run_engines(plan: Plan, store: MemoryStore, spool: Path, luck: random.Random
     return hands
 
 
+@pytest.mark.filterwarnings("ignore:.*can't go on")
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**64), before=st.floats(0, 0.4), after=st.floats(0, 0.4), engines=st.integers(1, 4))
 def test_each_case_is_committed_once_whatever_fails(
@@ -155,7 +156,7 @@ def test_pictures_of_a_subject_that_fails_are_blocked_and_the_others_done() -> N
     driver = Driver([rex, lease("of rex", 0, 1, needs="rex"), other])
     for number in range(TRIES):
         driver.take("a", 0.0)
-        assert driver.failed("rex", "no photos") is (number == TRIES - 1)
+        assert driver.failed("a", "rex", "no photos") is (number == TRIES - 1)
         driver.ended("a", rex, committed=False, now=0.0)
     assert driver.take("a", 0.0) == other
     assert not driver.is_over
@@ -200,6 +201,7 @@ def test_a_worker_that_is_stuck_is_overtaken_and_its_late_end_is_ignored() -> No
     assert driver.take("c", 1000.0) is None  # two are at it already
     assert driver.ended("b", leases[0], committed=True, now=62.0)
     assert driver.is_over
+    assert not any(driver.failed("stuck", "case", "late") for _ in range(TRIES))
     assert not driver.ended("stuck", leases[0], committed=True, now=99.0)
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import fsspec  # type: ignore[import-untyped]
 import pytest
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 
 from cones2.batch.store import LocalStore, RemoteStore, Store, check_store, open_store
@@ -81,7 +82,7 @@ def test_a_sound_storage_passes_the_check_and_is_left_empty(store: Store) -> Non
     assert not [name for name in store.names("") if name.startswith("probe")]
 
 
-def test_a_storage_that_only_looks_before_it_writes_gives_a_warning() -> None:
+def test_a_storage_that_does_not_know_creating_gives_a_warning() -> None:
     class Careless(MemoryFileSystem):  # type: ignore[misc]
         protocol = "careless"
         store: ClassVar[dict[str, Any]] = {}
@@ -92,6 +93,17 @@ def test_a_storage_that_only_looks_before_it_writes_gives_a_warning() -> None:
     fsspec.register_implementation("careless", Careless, clobber=True)
     with pytest.warns(Cones2Warning, match="only once"):
         check_store(open_store("careless://out"))
+
+
+def test_a_storage_that_looks_before_it_writes_gives_a_warning_too(tmp_path: Path) -> None:
+    class Looking(LocalFileSystem):  # type: ignore[misc]
+        protocol = "looking"
+        pipe_file = fsspec.AbstractFileSystem.pipe_file
+
+    fsspec.register_implementation("looking", Looking, clobber=True)
+    (tmp_path / "out").mkdir()
+    with pytest.warns(Cones2Warning, match="only once"):
+        check_store(open_store(f"looking://{tmp_path.as_posix()}/out"))
 
 
 def test_a_busy_storage_is_tried_again_and_one_that_stays_so_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,9 +104,11 @@ class Driver:
         if worker in self._running and self._running[worker].lease.numbers:
             self._running[worker].case = None
 
-    def failed(self, case: str, error: str) -> bool:
+    def failed(self, worker: str, case: str, error: str) -> bool:
         """Count a failure; return whether the case is now set aside."""
         self.troubles = 0
+        if worker not in self._running or self._is_over(self._running[worker].lease):
+            return False  # somebody else was faster, and it did not fail there
         self._failures[case] += 1
         if self._failures[case] < TRIES or case in self.aside:
             return False
@@ -144,7 +146,7 @@ class Driver:
         ends a worker between cases is nobody's, and counts as a trouble.
         """
         running = self._running.pop(worker, None)
-        case = None if running is None else running.case
+        case = None if running is None or self._is_over(running.lease) else running.case
         blamed = None
         if case is None:
             self.troubles += 1

@@ -20,13 +20,13 @@ from cones2.batch.lease import Bench, Event, Hands, draw_lease, learn_lease
 from cones2.batch.plan import Case, Lease, Lesson, Plan, hash_of
 from cones2.batch.resume import Failure, Standing, find_standing, stems, write_plan
 from cones2.batch.store import LocalStore, Store
-from cones2.errors import Cones2Error, Cones2Warning, OutputError
+from cones2.errors import Cones2Error, Cones2Warning, ModelError, OutputError
 
 _BEAT = 5.0
 """Seconds between two notes for `status`."""
 _ABANDONED = 120.0
 """Seconds after which a subject that another engine was to learn, and does not get on with, is learned here."""
-_MOST_TROUBLES = 10
+_MOST_TROUBLES = 8
 """Workers in a row that end between cases, or can't go on, before the batch ends."""
 
 Task = dict[str, Any]
@@ -154,7 +154,7 @@ class Batch:
         self._tasks: dict[str, tuple[Lease, list[Case]]] = {}
         self._beaten = self._looked = -math.inf
         self._seen: dict[str, tuple[list[str], float]] = {}
-        self._error = ""
+        self._ready = False
 
     def outcomes(self, crew: Crew) -> Iterator[Outcome | None]:
         """Do the plan; yield what became of each picture and subject, and None now and then in between.
@@ -174,6 +174,7 @@ class Batch:
                 self._give(crew, idle)
                 if (heard := crew.hear(0.2)) is not None:
                     worker, event = heard
+                    self._ready |= event["event"] == "ready"
                     if event["event"] in ("ready", "ended"):
                         idle.add(worker)
                     if event["event"] in ("died", "gave up"):
@@ -232,7 +233,7 @@ class Batch:
             case "step":
                 self.driver.progressed(worker, event["case"])
             case "failed":
-                if self.driver.failed(event["case"], event["error"]):
+                if self.driver.failed(worker, event["case"], event["error"]):
                     yield self._set_aside(worker, event["case"], event["error"])
             case "ended":
                 yield from self._ended(worker, event)
@@ -247,6 +248,9 @@ class Batch:
             if blamed is not None:
                 yield self._set_aside(worker, blamed, why)
         else:
+            if not self._ready:
+                raise ModelError(why)  # no other worker would fare better
+            warnings.warn(f"{worker} can't go on: {why}", Cones2Warning, stacklevel=2)
             pause = self.driver.gave_up(worker)
         due[worker] = self._clock() + pause
         self._tasks.pop(worker, None)

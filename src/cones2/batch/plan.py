@@ -185,7 +185,6 @@ def weights_of(model: str) -> str:
     return _hash_files(folder) if model == "mini" else folder.name
 
 
-@functools.cache
 def _hash_files(place: Path) -> str:
     digest = hashlib.sha256()
     paths = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())

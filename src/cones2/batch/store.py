@@ -237,5 +237,5 @@ def _only_looks(store: Store) -> bool:
     """Whether a storage of fsspec's looks first and then writes, between which another may write."""
     import fsspec
 
-    kind: Any = type(getattr(store, "_files", None))
-    return getattr(kind, "pipe_file", None) is fsspec.AbstractFileSystem.pipe_file
+    write: Any = getattr(getattr(store, "_files", None), "pipe_file", None)
+    return getattr(write, "__func__", None) is fsspec.AbstractFileSystem.pipe_file
