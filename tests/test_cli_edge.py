@@ -28,9 +28,7 @@ COMMANDS: tuple[str, ...] = (
     "demo",
     "check",
     "learn",
-    "learn-all",
     "compose",
-    "grid",
     "layout",
     "inspect",
     "mix",
@@ -39,6 +37,7 @@ COMMANDS: tuple[str, ...] = (
     "pull",
 )
 COMMANDS += ("doctor", *(f"subjects {command}" for command in ("list", "show", "add", "rename", "remove")))
+COMMANDS += tuple(f"batch {command}" for command in ("run", "plan", "status", "gallery", "sheet", "subjects", "verify"))
 
 
 def help_file(command: str) -> Path:

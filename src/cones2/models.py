@@ -118,7 +118,7 @@ def open_pipeline(
     if config is not None and file is None:
         raise SettingsError(f"config is for a single .safetensors file, which {asked} is not: leave it out.")
     if file is None:
-        folder, name = _find_folder(asked)
+        folder, name = find_model(asked)
     else:
         from cones2.single_files import find_config
 
@@ -187,8 +187,11 @@ def _choose_device(name: str) -> torch.device:
     return torch.device(name or available[0])
 
 
-def _find_folder(asked: str) -> tuple[Path, str]:
-    """Return a model's folder, downloaded if need be, and its name, which never holds a path: it goes into files."""
+def find_model(asked: str) -> tuple[Path, str]:
+    """Return a model's folder, downloaded if need be, and its name, which never holds a path: it goes into files.
+
+    ModelError where there is no such model, or it can't be fetched.
+    """
     if asked == "mini":
         return MINI, asked
     path = expanded(asked)

@@ -1,4 +1,4 @@
-"""What `cones2 compose` and `cones2 grid` are to draw: read before a model is opened, over a picture's record.
+"""What `cones2 compose` is to draw: read before a model is opened, over a picture's record.
 
 What takes long to import is imported where it is needed, so that mistakes in options are told before.
 """
