@@ -178,6 +178,8 @@ class Driver:
     @property
     def waits_for(self) -> set[str]:
         """The subjects of other engines that pending leases need."""
+        if not self._foreign:
+            return set()
         return {need for lease in self._pending for need in lease.needs} & self._foreign
 
     @property

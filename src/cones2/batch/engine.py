@@ -297,13 +297,14 @@ class Batch:
             self._beaten = now
             with contextlib.suppress(OutputError):  # only a note
                 self.store.write(f"engines/{self._name}.json", json.dumps(self.describe()).encode())
-        if self.driver.waits_for and now - self._looked > _BEAT:
+        if now - self._looked > _BEAT:
             self._looked = now
             self._look_for_subjects(now)
 
     def _look_for_subjects(self, now: float) -> None:
-        there = stems(self.store, "subjects", ".safetensors")
-        for subject in self.driver.waits_for:
+        waits_for = self.driver.waits_for
+        there = stems(self.store, "subjects", ".safetensors") if waits_for else set()
+        for subject in waits_for:
             if subject in there:
                 self.driver.learned(subject)
                 continue

@@ -150,6 +150,8 @@ class Plan:
 
     def retries(self, lease: Lease, failed: Collection[str]) -> list[Lease]:
         """Return a lease of its own for each of a lease's cases that failed in it."""
+        if not failed:
+            return []
         cases = zip(lease.numbers, self.cases(lease), strict=True)
         return [
             Lease(hash_of(["again", case.id]), (number,), lease.needs, case.id, lease.id)
