@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from vocabulary import CLASSES
 
 ROOTS = ("diffusers", "transformers", "pydantic", "resvg_py", "platformdirs", "jaxtyping", "filelock", "typer")
-ROOTS += ("lazy_loader", "pyyaml")
+EXTRA = ("lazy_loader", "pyyaml")
 ON_THE_MACHINE = {"torch", "numpy", "pillow"}
 UNUSED = {"hf-xet", "pygments"}
 """What nothing here imports and is large: it speeds up downloads, or colours a terminal."""
@@ -36,7 +36,7 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, tarfile.open(OUT / "site.tar.xz", "w:xz") as archive:
         wheels, site = Path(folder, "wheels"), Path(folder, "site")
-        fetch(sorted(needed(ROOTS)), python, wheels)
+        fetch(sorted(needed(ROOTS + EXTRA)), python, wheels)
         for wheel in sorted(wheels.glob("*.whl")):
             zipfile.ZipFile(wheel).extractall(site)
         archive.add(site, ".")
