@@ -23,6 +23,7 @@ from PIL import Image
 
 import cones2
 from cones2.cli import app
+from cones2.cli.batch import arguments_of
 from cones2.examples import EXAMPLES
 from cones2.models import open_pipeline
 from first_layout import save_single_file
@@ -173,6 +174,8 @@ def test_commands_within_the_text_are_there() -> None:
 def check_command(words: list[str], page: str) -> None:
     """Check a command's name and the names of its options; what is in capitals stands for any."""
     command: Any = typer.main.get_command(app)
+    if words[:1] == ["batch"]:
+        words = ["batch", *arguments_of(words[1:])]
     while hasattr(command, "commands") and words and not words[0].isupper() and not words[0].startswith("-"):
         assert words[0] in command.commands, f"{page}: no command {words[0]}"
         command, words = command.commands[words[0]], words[1:]
