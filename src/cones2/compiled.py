@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from cones2.denoisers import unwrapped
 from cones2.errors import ModelError
-from cones2.families import Family, unwrapped
+from cones2.families import Family
 from cones2.guidance import Bias, Key, Query, product_std, weighted
 from cones2.shared import lock_of
 

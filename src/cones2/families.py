@@ -1,98 +1,128 @@
 """What differs between model families, a row of facts each: how text reaches the image, and where subjects stand in it.
 
-A new family is a new row of `FAMILIES`; ARCHITECTURE.md says what else one needs for its folders to open.
+A new family is a new row of `FAMILIES`, and a reader of its denoiser's calls where none of `denoisers.py` will do;
+docs/add-a-family.md is the list of what to look up.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cones2.denoisers import (
+    DenoiserCall,
+    Text,
+    read_flux_call,
+    read_sd3_call,
+    read_unet_call,
+    read_z_image_call,
+    unwrapped,
+)
 from cones2.errors import ModelError
-from cones2.guidance import level_grids
+from cones2.schedulers import SCHEDULERS
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 ReadText = Callable[[Sequence[Any], Sequence[Int[Tensor, "batch tokens"]]], Float[Tensor, "batch tokens dim"]]
 AddedConditions = Callable[
     [Sequence[Any], Sequence[Int[Tensor, "batch tokens"]], int], dict[str, Float[Tensor, "batch numbers"]]
 ]
+Settings = dict[str, dict[str, Sequence[Any]]]
 
 
 class TextPart(NamedTuple):
     """A text encoder whose output a residual is added to.
 
-    Parts that begin in the same row stand side by side, each in columns of its own.
-
     Attributes:
         encoder: its name among the pipeline's components.
         tokenizer: its tokenizer's name there.
-        first_row: where its tokens begin in the text that the denoiser reads.
+        is_beside: whether its tokens stand in the rows of the part before it, in columns of their own; else they begin
+            below that part's last row.
+        window: who says how many tokens it reads: the `tokenizer`, or the `call`, by `max_sequence_length`.
+        layers: which of its hidden states are read, side by side; empty is the one that the family reads in its own
+            way, as wide as the encoder.
+        thinking: what the chat template is told of `enable_thinking`; None is a plain text without a template.
+        is_unpadded: whether padding is cut off before the denoiser reads it.
     """
 
     encoder: str
     tokenizer: str
-    first_row: int = 0
+    is_beside: bool = False
+    window: Literal["tokenizer", "call"] = "tokenizer"
+    layers: tuple[int, ...] = ()
+    thinking: bool | None = None
+    is_unpadded: bool = False
 
 
-class DenoiserCall(NamedTuple):
-    """What one call of a denoiser says.
-
-    Attributes:
-        text: what the image reads.
-        time: of each row: 1 is pure noise, 0 the finished picture.
-        grids: (height, width) of the image in each level of the denoiser, the finest first.
-    """
-
-    text: Float[Tensor, "rows tokens dim"]
-    time: Float[Tensor, "rows"]
-    grids: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """The facts of a family.
 
     Attributes:
         name: for messages and records.
+        pipelines: diffusers' classes of pipelines that open from a folder.
+        components: the classes that each of their components may be of; the text encoders, and the denoiser, tell one
+            family from another.
+        ranges: least and most of settings in its folders' files, where those of `model_folders` will not do.
+        fits: what settings of its components have to be, so that they fit each other.
         denoiser: the component that is called in each step.
-        denoiser_class: the name of its class.
-        text_parts: the encoders that residuals belong to; also what tells one family from another.
-        attention: `cross`, where image queries read text keys, or `joint`, where text and image are one sequence with
-            the text first.
+        text_parts: the encoders that residuals belong to.
+        attention: `cross`, where image queries read text keys, or `joint`, where text and image are one sequence.
+        conditional: which rows of a call read the prompt under guidance: the `last` half, the `first`, or all, since
+            the negative text has a call `apart`.
         encoded: the call's arguments that `encode_prompt` returns, in its order; None is not an argument.
+        repeats_text: whether its pipelines repeat embedded texts for each of several pictures.
+        text_argument: the denoiser's argument, its third, that is the text.
         guidance_scale: classifier-free guidance's usual scale; None leaves it to the pipeline.
+        guided_above: the scale above which there is guidance.
+        native_side: the side of its pictures in pixels, where neither a config nor the pipeline tells it.
         read_call: reads the arguments of the denoiser's call; the number of timesteps is `train_steps`.
-        joint_layers: counts the layers in which text and image are one sequence.
         read_text: for learning: what the encoders make of tokens, as `encode_prompt` does and with gradients; None
             where nothing can be learned.
         added_conditions: for learning: what the denoiser reads beside it, for square pictures of a side in pixels.
     """
 
     name: str
+    pipelines: tuple[str, ...]
+    components: Mapping[str, tuple[str, ...]]
+    ranges: Mapping[str, tuple[int | float, int | float]]
+    fits: Callable[[Any], Settings]
     denoiser: str
-    denoiser_class: str
     text_parts: tuple[TextPart, ...]
     attention: Literal["cross", "joint"]
+    conditional: Literal["last", "first", "apart"]
     encoded: tuple[str | None, ...]
+    repeats_text: bool = True
+    text_argument: str = "encoder_hidden_states"
     guidance_scale: float | None
+    guided_above: float = 1.0
+    native_side: int | None = None
     read_call: Callable[[Any, int, tuple[Any, ...], Mapping[str, Any]], DenoiserCall]
-    joint_layers: Callable[[Any], int] = lambda _: 0
     read_text: ReadText | None = None
     added_conditions: AddedConditions = lambda *_: {}
 
-    def with_text(self, text: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+    def with_text(self, text: Text, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
         """Return the arguments of a denoiser's call with another text."""
         if len(args) > 2:
             return (*args[:2], text, *args[3:]), dict(kwargs)
-        return args, {**kwargs, "encoder_hidden_states": text}
+        return args, {**kwargs, self.text_argument: text}
+
+    def usual_guidance(self, pipeline: Any) -> float | None:
+        """Return classifier-free guidance's usual scale; 1 where a model was distilled to do without."""
+        return 1.0 if pipeline.config.get("is_distilled") else self.guidance_scale
+
+    def has_guidance(self, pipeline: Any, scale: float | None) -> bool:
+        """Return whether a pipeline guides at a scale, and so reads a negative text."""
+        distilled = getattr(pipeline, self.denoiser).config.get("time_cond_proj_dim") is not None
+        distilled |= bool(pipeline.config.get("is_distilled"))
+        return scale is not None and scale > self.guided_above and not distilled
 
 
-def unwrapped(module: Any) -> Any:
-    """Return the module that `torch.compile` wrapped, or the module itself."""
-    return getattr(module, "_orig_mod", module)
+LCM = "LatentConsistencyModelPipeline"
+"""diffusers' class of what is distilled to it, which draws the same pictures with the plain class."""
 
 
 def family_of(pipeline: Any) -> Family:
@@ -102,11 +132,10 @@ def family_of(pipeline: Any) -> Family:
         ModelError: it is of none that is known.
     """
     for family in FAMILIES:
-        denoiser = unwrapped(getattr(pipeline, family.denoiser, None))
-        if type(denoiser).__name__ != family.denoiser_class:
-            continue
-        if _encoders_of(pipeline) == {part.encoder for part in family.text_parts} | _POOLED_ONLY.get(
-            family.name, set()
+        telling = {name: unwrapped(getattr(pipeline, name, None)) for name in (family.denoiser, *_ENCODERS)}
+        if all(
+            part is None if name not in family.components else type(part).__name__ in family.components[name]
+            for name, part in telling.items()
         ):
             return family
     known = ", ".join(family.name for family in FAMILIES)
@@ -118,44 +147,15 @@ def family_of(pipeline: Any) -> Family:
 
 def native_size(pipeline: Any) -> tuple[int, int]:
     """Return height and width, in pixels, of the pictures that a pipeline draws unless it is told otherwise."""
-    denoiser = unwrapped(getattr(pipeline, family_of(pipeline).denoiser))
-    cells = denoiser.config.get("sample_size") or pipeline.default_sample_size
+    family = family_of(pipeline)
+    if family.native_side is not None:
+        return family.native_side, family.native_side
+    cells = unwrapped(getattr(pipeline, family.denoiser)).config.get("sample_size") or pipeline.default_sample_size
     height, width = cells if isinstance(cells, list | tuple) else (cells, cells)
     return int(height * pipeline.vae_scale_factor), int(width * pipeline.vae_scale_factor)
 
 
-def _encoders_of(pipeline: Any) -> set[str]:
-    names = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    return {name for name in names if getattr(pipeline, name, None) is not None}
-
-
-_POOLED_ONLY = {"FLUX.1": {"text_encoder"}}
-"""Encoders whose text enters as a whole: no token of it is a subject's."""
-
-
-def _read_unet_call(unet: Any, train_steps: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> DenoiserCall:
-    sample = args[0] if args else kwargs["sample"]
-    timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-    text = args[2] if len(args) > 2 else kwargs["encoder_hidden_states"]
-    levels = len(unwrapped(unet).config["block_out_channels"])
-    grids = level_grids(sample.shape[2], sample.shape[3], levels)
-    return DenoiserCall(text, _rows_of(timestep, sample) / train_steps, tuple(grids))
-
-
-def _read_flux_call(_: Any, __: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> DenoiserCall:
-    if args:
-        raise ModelError("FLUX's transformer was called with positional arguments: call it with names, as diffusers.")
-    hidden, ids = kwargs["hidden_states"], kwargs["img_ids"].reshape(-1, 3)
-    height, width = (int(ids[:, axis].max()) + 1 for axis in (1, 2))
-    if height * width != hidden.shape[1]:
-        raise ModelError(
-            f"the image has {hidden.shape[1]} tokens for a grid of {height}x{width}: expected one picture, without"
-            " reference images."
-        )
-    text = kwargs["encoder_hidden_states"]
-    if len(text) < len(hidden):  # diffusers gives one text for several pictures
-        text = text.expand(len(hidden), -1, -1)
-    return DenoiserCall(text, _rows_of(kwargs["timestep"], hidden), ((height, width),))
+_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 def _read_last_states(
@@ -180,52 +180,226 @@ def _pooled_text_and_sizes(
     return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
 
 
-def _rows_of(timestep: Any, sample: Tensor) -> Float[Tensor, "rows"]:
-    times = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1)  # on the host, where it is there: no waiting
-    return times.expand(len(sample))
+def _unet_fits(pipeline: Any) -> Settings:
+    channels, second = pipeline.vae.config["latent_channels"], getattr(pipeline, "text_encoder_2", None)
+    width = pipeline.text_encoder.config.hidden_size + (second.config.hidden_size if second is not None else 0)
+    unet: dict[str, Sequence[Any]] = {
+        "cross_attention_dim": [width],
+        "addition_embed_type": [None if second is None else "text_time"],
+        "class_embed_type": [None],
+        "num_class_embeds": [None],
+        "in_channels": [channels, 2 * channels + 1] if "Inpaint" in type(pipeline).__name__ else [channels],
+    }
+    needs: Settings = {"unet": unet, "scheduler": {"prediction_type": ["epsilon", "v_prediction", "sample"]}}
+    return needs | ({"controlnet": {"cross_attention_dim": [width]}} if hasattr(pipeline, "controlnet") else {})
 
 
-def _flux_layers(transformer: Any) -> int:
-    config = unwrapped(transformer).config
-    return int(config["num_layers"] + config["num_single_layers"])
+def _flux_fits(pipeline: Any) -> Settings:
+    needs: dict[str, Sequence[Any]] = {
+        "joint_attention_dim": [pipeline.text_encoder_2.config.d_model],
+        "pooled_projection_dim": [pipeline.text_encoder.config.hidden_size],
+        "in_channels": [4 * pipeline.vae.config["latent_channels"]],
+    }
+    return {"transformer": needs}
 
+
+def _sd3_fits(pipeline: Any) -> Settings:
+    width, clips = pipeline.text_encoder_3.config.d_model, (pipeline.text_encoder, pipeline.text_encoder_2)
+    needs: dict[str, Sequence[Any]] = {
+        "joint_attention_dim": [width],
+        "pooled_projection_dim": [sum(clip.config.projection_dim for clip in clips)],
+        "in_channels": [pipeline.vae.config["latent_channels"]],
+    }
+    room = width - pipeline.text_encoder.config.hidden_size  # CLIP's columns are filled up to T5's
+    return {"transformer": needs, "text_encoder_2": {"hidden_size": range(1, room + 1)}}
+
+
+def _z_image_fits(pipeline: Any) -> Settings:
+    needs: dict[str, Sequence[Any]] = {
+        "cap_feat_dim": [pipeline.text_encoder.config.hidden_size],
+        "in_channels": [pipeline.vae.config["latent_channels"]],
+        "siglip_feat_dim": [None],
+    }
+    return {"transformer": needs}
+
+
+def _klein_fits(pipeline: Any) -> Settings:
+    layers = _KLEIN.text_parts[0].layers
+    needs: dict[str, Sequence[Any]] = {
+        "joint_attention_dim": [len(layers) * pipeline.text_encoder.config.hidden_size],
+        "in_channels": [4 * pipeline.vae.config["latent_channels"]],
+        "guidance_embeds": [False],
+    }
+    return {"transformer": needs, "text_encoder": {"num_hidden_layers": range(max(layers), 129)}}
+
+
+_TASKS = ("", "Img2Img", "Inpaint")
+_CLIP = {"tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"), "text_encoder": ("CLIPTextModel",)}
+_T5_TOKENIZERS = ("T5TokenizerFast", "T5Tokenizer")
+_QWEN_TOKENIZERS = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+_UNET = _CLIP | {
+    "unet": ("UNet2DConditionModel",),
+    "controlnet": ("ControlNetModel",),
+    "vae": ("AutoencoderKL",),
+    "scheduler": tuple(SCHEDULERS.values()),
+}
+_USUAL: Mapping[str, tuple[int | float, int | float]] = MappingProxyType({})
+_QWEN_RANGES: Mapping[str, tuple[int | float, int | float]] = MappingProxyType(
+    {
+        "text_encoder.max_position_embeddings": (1, 2**20),
+        **dict.fromkeys(("num_key_value_heads", "n_heads", "n_kv_heads", "head_dim"), (1, 1024)),
+        **dict.fromkeys(("n_layers", "dim", "cap_feat_dim", "joint_attention_dim"), (1, 100_000)),
+        **dict.fromkeys(("axes_dims", "axes_lens", "timestep_guidance_channels"), (1, 16_384)),
+        **dict.fromkeys(("all_patch_size", "all_f_patch_size", "patch_size"), (1, 16)),
+        "n_refiner_layers": (0, 16),
+        "mlp_ratio": (0.1, 100.0),
+        **dict.fromkeys(("rope_theta", "t_scale"), (1e-3, 1e8)),
+    }
+)
 
 _SD = Family(
     name="Stable Diffusion 1.x and 2.x",
+    pipelines=(*(f"StableDiffusion{task}Pipeline" for task in (*_TASKS, "ControlNet")), LCM),
+    components=_UNET,
+    ranges=_USUAL,
+    fits=_unet_fits,
     denoiser="unet",
-    denoiser_class="UNet2DConditionModel",
     text_parts=(TextPart("text_encoder", "tokenizer"),),
     attention="cross",
+    conditional="last",
     encoded=("prompt_embeds", "negative_prompt_embeds"),
     guidance_scale=7.5,
-    read_call=_read_unet_call,
+    read_call=read_unet_call,
     read_text=_read_last_states,
 )
 
 _SDXL = Family(
     name="Stable Diffusion XL",
+    pipelines=tuple(f"StableDiffusionXL{task}Pipeline" for task in (*_TASKS, "ControlNet")),
+    components=_UNET | {"tokenizer_2": _CLIP["tokenizer"], "text_encoder_2": ("CLIPTextModelWithProjection",)},
+    ranges=_USUAL,
+    fits=_unet_fits,
     denoiser="unet",
-    denoiser_class="UNet2DConditionModel",
-    text_parts=(TextPart("text_encoder", "tokenizer"), TextPart("text_encoder_2", "tokenizer_2")),
+    text_parts=(TextPart("text_encoder", "tokenizer"), TextPart("text_encoder_2", "tokenizer_2", is_beside=True)),
     attention="cross",
+    conditional="last",
     encoded=("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
     guidance_scale=7.5,
-    read_call=_read_unet_call,
+    read_call=read_unet_call,
     read_text=_read_penultimate_states,
     added_conditions=_pooled_text_and_sizes,
 )
 
 _FLUX = Family(
     name="FLUX.1",
+    pipelines=tuple(f"Flux{task}Pipeline" for task in _TASKS),
+    components=_CLIP
+    | {
+        "tokenizer_2": _T5_TOKENIZERS,
+        "text_encoder_2": ("T5EncoderModel",),
+        "transformer": ("FluxTransformer2DModel",),
+        "vae": ("AutoencoderKL",),
+        "scheduler": _FLOW,
+    },
+    ranges=_USUAL,
+    fits=_flux_fits,
     denoiser="transformer",
-    denoiser_class="FluxTransformer2DModel",
-    text_parts=(TextPart("text_encoder_2", "tokenizer_2"),),
+    text_parts=(TextPart("text_encoder_2", "tokenizer_2", window="call"),),
     attention="joint",
+    conditional="apart",
     encoded=("prompt_embeds", "pooled_prompt_embeds", None),
     guidance_scale=None,
-    read_call=_read_flux_call,
-    joint_layers=_flux_layers,
+    read_call=read_flux_call,
 )
 
-FAMILIES: tuple[Family, ...] = (_SD, _SDXL, _FLUX)
+_SD3 = Family(
+    name="Stable Diffusion 3",
+    pipelines=tuple(f"StableDiffusion3{task}Pipeline" for task in _TASKS),
+    components={
+        **dict.fromkeys(("tokenizer", "tokenizer_2"), _CLIP["tokenizer"]),
+        **dict.fromkeys(("text_encoder", "text_encoder_2"), ("CLIPTextModelWithProjection",)),
+        "tokenizer_3": _T5_TOKENIZERS,
+        "text_encoder_3": ("T5EncoderModel",),
+        "transformer": ("SD3Transformer2DModel",),
+        "vae": ("AutoencoderKL",),
+        "scheduler": _FLOW,
+    },
+    ranges=MappingProxyType(
+        {
+            "transformer.patch_size": (1, 16),
+            "transformer.sample_size": (1, 1024),
+            "pos_embed_max_size": (1, 1024),
+            **dict.fromkeys(("joint_attention_dim", "caption_projection_dim", "pooled_projection_dim"), (1, 100_000)),
+        }
+    ),
+    fits=_sd3_fits,
+    denoiser="transformer",
+    text_parts=(
+        TextPart("text_encoder", "tokenizer"),
+        TextPart("text_encoder_2", "tokenizer_2", is_beside=True),
+        TextPart("text_encoder_3", "tokenizer_3", window="call"),
+    ),
+    attention="joint",
+    conditional="last",
+    encoded=("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+    repeats_text=False,
+    guidance_scale=7.0,
+    read_call=read_sd3_call,
+)
+
+_SD3_WITHOUT_T5 = replace(  # a pipeline that its maker gave none, to save memory; a folder always has it
+    _SD3,
+    name="Stable Diffusion 3 without T5",
+    pipelines=(),
+    components={name: kinds for name, kinds in _SD3.components.items() if not name.endswith("_3")},
+    text_parts=_SD3.text_parts[:2],
+)
+
+_Z_IMAGE = Family(
+    name="Z-Image",
+    pipelines=tuple(f"ZImage{task}Pipeline" for task in _TASKS),
+    components={
+        "tokenizer": _QWEN_TOKENIZERS,
+        "text_encoder": ("Qwen3Model", "Qwen3ForCausalLM"),
+        "transformer": ("ZImageTransformer2DModel",),
+        "vae": ("AutoencoderKL",),
+        "scheduler": _FLOW,
+    },
+    ranges=_QWEN_RANGES,
+    fits=_z_image_fits,
+    denoiser="transformer",
+    text_parts=(TextPart("text_encoder", "tokenizer", window="call", layers=(-2,), thinking=True, is_unpadded=True),),
+    attention="joint",
+    conditional="first",
+    encoded=("prompt_embeds", "negative_prompt_embeds"),
+    text_argument="cap_feats",
+    guidance_scale=5.0,
+    guided_above=0.0,
+    native_side=1024,
+    read_call=read_z_image_call,
+)
+
+_KLEIN = Family(
+    name="FLUX.2 klein",
+    pipelines=("Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
+    components={
+        "tokenizer": _QWEN_TOKENIZERS,
+        "text_encoder": ("Qwen3ForCausalLM",),
+        "transformer": ("Flux2Transformer2DModel",),
+        "vae": ("AutoencoderKLFlux2",),
+        "scheduler": _FLOW,
+    },
+    ranges=_QWEN_RANGES,
+    fits=_klein_fits,
+    denoiser="transformer",
+    text_parts=(TextPart("text_encoder", "tokenizer", window="call", layers=(9, 18, 27), thinking=False),),
+    attention="joint",
+    conditional="apart",
+    encoded=("prompt_embeds", None),
+    guidance_scale=4.0,
+    read_call=read_flux_call,
+)
+
+FAMILIES: tuple[Family, ...] = (_SD, _SDXL, _FLUX, _SD3, _SD3_WITHOUT_T5, _Z_IMAGE, _KLEIN)
 """The known families."""

@@ -15,7 +15,7 @@ from cones2.captions import captions_for, check_class_word, read_captions
 from cones2.errors import Cones2Error, ResidualError, SettingsError, first_problem
 from cones2.families import family_of, native_size
 from cones2.files import expanded, read_toml
-from cones2.fingerprint import fingerprint
+from cones2.fingerprint import fingerprints
 from cones2.learning.checkpoints import remove_checkpoints
 from cones2.learning.data import hash_of, how_learned, strange_photos
 from cones2.learning.learner import LearnStep
@@ -167,8 +167,7 @@ def _learn(
     photos = load_photos(assignment.photos, masks=assignment.masks)
     adapters = describe_adapters(pipe.pipeline)
     how = how_learned(recipe, assignment.seed, hash_of(captions), photos, adapters, taken=recipe.steps)
-    parts = family_of(pipe.pipeline).text_parts
-    encoders = [fingerprint(getattr(pipe.pipeline, part.encoder), part.encoder, pipe.facts.name) for part in parts]
+    encoders = fingerprints(pipe.pipeline, family_of(pipe.pipeline), pipe.facts.name)
     if _is_learned(library.path_of(name), word, photos, how, encoders):
         _remove_checkpoints(library, name)  # of one that was killed before it did
         return

@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cones2.denoisers import unwrapped
 from cones2.errors import ModelError
-from cones2.families import family_of, unwrapped
+from cones2.families import family_of
 from cones2.fingerprint import fingerprint
 from cones2.layout import Layout
 from cones2.models import ModelFacts
@@ -203,14 +204,14 @@ def describe_encoders(pipeline: Any) -> list[dict[str, Any]]:
     A probe takes a call of the encoder, so each is probed once, until its weights change.
     """
     described = []
-    for role in (part.encoder for part in family_of(pipeline).text_parts):
-        encoder = getattr(pipeline, role)
+    for part in family_of(pipeline).text_parts:
+        role, encoder = part.encoder, getattr(pipeline, part.encoder)
         versions = sum(0 if weight.is_inference() else weight._version for weight in encoder.parameters())
         merged = [name for layer in encoder.modules() for name in getattr(layer, "merged_adapters", ())]
         state = (encoder.dtype, versions, merged)
         if encoder not in _ENCODERS or _ENCODERS[encoder][0] != state:
             try:
-                probed = fingerprint(encoder, role, "the model", hash_weights=False)
+                probed = fingerprint(encoder, role, "the model", layers=part.layers, hash_weights=False)
             except ModelError:
                 continue
             finally:

@@ -50,6 +50,7 @@ class _Part(_Strict):
     probe: list[_ProbeNumber] = Field(min_length=1, max_length=64)
     tokens: list[_Text] = Field(min_length=1, max_length=MAX_TOKENS)
     span: Literal["class word"]
+    reading: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
 
 
 class _Document(_Strict):
@@ -73,6 +74,7 @@ class EncoderId:
         width: of a token's embedding.
         weights: sha256 of the float32 weights under canonical names.
         probe: a few numbers that it gives for a fixed input, almost the same in every dtype.
+        reading: of a language model: sha256 of its chat template, the layers that are read, and the padding rule.
     """
 
     role: str
@@ -80,11 +82,14 @@ class EncoderId:
     width: int
     weights: str
     probe: tuple[float, ...]
+    reading: str = ""
 
     def fits(self, other: "EncoderId") -> bool:
         """Return whether both are the same encoder, whatever its dtype, its file or its name."""
-        if self.width != other.width or self.weights == other.weights:
-            return self.width == other.width
+        if self.width != other.width or self.reading != other.reading:
+            return False
+        if self.weights == other.weights:
+            return True
         if len(self.probe) != len(other.probe):
             return False
         scale = min(math.hypot(*self.probe), math.hypot(*other.probe))
@@ -175,6 +180,7 @@ class Residual:
     def to_bytes(self) -> bytes:
         """Return the file's content; ResidualError where a field is not what a file can hold."""
         parts = [{**asdict(part.encoder), "tokens": part.tokens, "span": part.span} for part in self.parts]
+        parts = [{name: value for name, value in part.items() if name != "reading" or value} for part in parts]
         fields = {name: getattr(self, name) for name in ("class_word", "photos", "tool_version")}
         document = {"version": VERSION, **fields, "parts": parts, "recipe": dict(self.recipe)}
         try:
@@ -204,7 +210,7 @@ class Residual:
             tensors = safetensors.torch.load(content)
             parts = []
             for entry in document.parts:
-                encoder = EncoderId(entry.role, entry.name, entry.width, entry.weights, tuple(entry.probe))
+                encoder = EncoderId(**entry.model_dump(exclude={"probe", "tokens", "span"}), probe=tuple(entry.probe))
                 parts.append(ResidualPart(encoder, tuple(entry.tokens), tensors[entry.role], entry.span))
             photos = tuple(document.photos)
             residual = cls(document.class_word, tuple(parts), document.recipe, photos, document.tool_version)

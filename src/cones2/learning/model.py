@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cones2.denoisers import unwrapped
 from cones2.errors import ModelError
-from cones2.families import Family, family_of, unwrapped
+from cones2.families import Family, family_of
 from cones2.learning.data import Views
 from cones2.learning.losses import add_noise, subject_loss
 from cones2.record import describe_adapters
