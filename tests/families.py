@@ -139,8 +139,8 @@ def _sd3(tokenizer: CLIPTokenizer) -> StableDiffusion3Pipeline:
     words = t5_tokenizer()
     transformer = SD3Transformer2DModel(
         sample_size=8,
-        in_channels=4,
-        out_channels=4,
+        in_channels=16,  # the inpainting pipeline takes no other number
+        out_channels=16,
         num_layers=3,
         attention_head_dim=8,
         num_attention_heads=2,
@@ -153,7 +153,7 @@ def _sd3(tokenizer: CLIPTokenizer) -> StableDiffusion3Pipeline:
     )
     return StableDiffusion3Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(shift_factor=0.0609, scaling_factor=1.5305),
+        vae=_vae(shift_factor=0.0609, scaling_factor=1.5305, latent_channels=16),
         text_encoder=CLIPTextModelWithProjection(_text_config(tokenizer, width=32, act="quick_gelu")),
         tokenizer=tokenizer,
         text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, width=24, act="gelu", projection_dim=24)),
@@ -308,7 +308,7 @@ def _unet_config(*, cross_attention_dim: int, blocks: int, attention: tuple[bool
     }
 
 
-def _vae(**options: float) -> AutoencoderKL:
+def _vae(**options: Any) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,

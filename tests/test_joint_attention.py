@@ -11,21 +11,23 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchHeunDiscreteScheduler
+from diffusers import FlowMatchHeunDiscreteScheduler, FluxKontextPipeline
 from diffusers.models.attention_dispatch import attention_backend
 from PIL import Image
 
 from cones2.attention import edited_attention
 from cones2.conditioning import LayoutSettings, conditioned
 from cones2.denoisers import read_flux_call, read_z_image_call
-from cones2.errors import ModelError, SettingsError
+from cones2.errors import ModelError, PromptError, ResidualMismatchError, SettingsError
 from cones2.families import Family, family_of, native_size
 from cones2.layout import Layout
 from cones2.pipeline import Cones2Pipeline
 from cones2.prompts import in_chat, parse_prompt, tokenize_prompt
+from cones2.residual import Residual
 from cones2.run import Run
 from families import JOINT, qwen_tokenizer
 from subjects_for_tests import LAYOUT, PROMPT, TEXT, residual_for, subjects_for, with_own_scheduler
@@ -45,7 +47,9 @@ every_family = pytest.mark.parametrize("name", JOINT)
 
 def pictures(pipeline: Any, **arguments: Any) -> np.ndarray:
     call = {**SIZE, "num_inference_steps": 3, "output_type": "np", "generator": torch.Generator().manual_seed(0)}
-    images: np.ndarray = pipeline(**{**call, **arguments}).images
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # SD3's ControlNet pipeline draws from the global generator
+        images: np.ndarray = pipeline(**{**call, **arguments}).images
     return images
 
 
@@ -75,7 +79,7 @@ def latents(pipeline: Any, layout: Any, *, taught: bool, family: Family | None =
         given, spans = dict(inputs), inputs.run.spans
     given.pop("guidance_scale")
     run = Run(pipeline, family, given, layout, spans, WEAKEN, None, False)
-    scale = {} if family.guidance_scale is None else {"guidance_scale": 0.0}
+    scale = {} if family.name == "FLUX.1" else {"guidance_scale": 0.0}
     hook = edited_attention(pipeline.transformer, family, run) if layout else contextlib.nullcontext()
     arguments = {**SIZE, "num_inference_steps": 1, "output_type": "latent", **scale, **given, **call}
     with torch.no_grad(), hook:
@@ -139,6 +143,55 @@ def test_subjects_and_layout_act_and_leave_nothing_behind(opened: dict[str, Any]
     assert np.array_equal(pictures(pipeline, prompt=TEXT), own)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("flux1", "FluxImg2ImgPipeline"),
+        ("flux1", "FluxInpaintPipeline"),
+        ("sd3", "StableDiffusion3Img2ImgPipeline"),
+        ("sd3", "StableDiffusion3InpaintPipeline"),
+        ("z_image", "ZImageImg2ImgPipeline"),
+        ("z_image", "ZImageInpaintPipeline"),
+        ("klein", "Flux2KleinInpaintPipeline"),
+    ],
+)
+def test_pipelines_that_begin_with_a_picture(opened: dict[str, Any], name: str, kind: str) -> None:
+    pipeline = getattr(diffusers, kind)(**with_own_scheduler(opened[name]).components)
+    pipeline.set_progress_bar_config(disable=True)
+    call: dict[str, Any] = {"image": PHOTO.resize((96, 64)), "strength": 0.8, "num_inference_steps": 4}
+    if "Inpaint" in kind:
+        call["mask_image"] = Image.new("L", (96, 64), 255)
+    own = pictures(pipeline, prompt=TEXT, **call)
+    assert np.array_equal(drawn(pipeline, subjects=PLAIN, call=call), own)
+    assert np.abs(drawn(pipeline, subjects=subjects_for(pipeline), layout=LAYOUT, call=call) - own).max() > 1e-3
+    assert np.array_equal(pictures(pipeline, prompt=TEXT, **call), own)
+
+
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed`:FutureWarning")  # diffusers' own
+@pytest.mark.parametrize("name", ["flux1", "sd3"])
+def test_controlnets(opened: dict[str, Any], name: str) -> None:
+    own = with_own_scheduler(opened[name])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if name == "sd3":
+            net: Any = diffusers.SD3ControlNetModel.from_transformer(
+                own.transformer, num_layers=1, num_extra_conditioning_channels=0
+            )
+        else:
+            shape = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
+            net = diffusers.FluxControlNetModel.from_transformer(own.transformer, **shape)
+        for weight in net.parameters():
+            torch.nn.init.normal_(weight, std=0.1)  # as made, its outputs are zero
+    kind = {"sd3": "StableDiffusion3ControlNetPipeline", "flux1": "FluxControlNetPipeline"}[name]
+    pipeline = getattr(diffusers, kind)(**own.components, controlnet=net.eval())
+    pipeline.set_progress_bar_config(disable=True)
+    call: dict[str, Any] = {"control_image": PHOTO.resize((96, 64))}
+    plain = pictures(pipeline, prompt=TEXT, **call)
+    assert np.abs(plain - pictures(own, prompt=TEXT)).max() > 1e-3
+    assert np.array_equal(drawn(pipeline, subjects=PLAIN, call=call), plain)
+    assert np.abs(drawn(pipeline, subjects=subjects_for(own), layout=LAYOUT, call=call) - plain).max() > 1e-3
+
+
 # 2, 3 and 5. A subject's residual changes the cells of its own region, and no others
 
 
@@ -194,6 +247,14 @@ def test_z_images_refiner_mixes_words_before_a_layout_can_act(opened: dict[str, 
 def test_reference_images_lengthen_the_sequence(opened: dict[str, Any]) -> None:
     pipeline = shallow(opened["klein"])
     assert torch.equal(changed_cells(pipeline, CORNER, image=[PHOTO, PHOTO]) > 0, corner())
+
+
+def test_flux1_kontext_has_a_reference_image(opened: dict[str, Any]) -> None:
+    flux = shallow(opened["flux1"])
+    kontext = FluxKontextPipeline(**flux.components)
+    kontext.set_progress_bar_config(disable=True)
+    call: dict[str, Any] = {"image": PHOTO, "max_area": 64 * 96, "_auto_resize": False}
+    assert torch.equal(changed_cells(kontext, CORNER, **call) > 0, corner())
 
 
 # 4. Every layer that reads both is edited, or the model is refused by name
@@ -315,6 +376,31 @@ def test_a_residual_is_added_at_its_tokens_and_nowhere_else(opened: dict[str, An
         columns = slice(column, column + learned.vector.shape[1])
         torch.testing.assert_close(moved[slice(*first), columns], learned.vector, atol=1e-5, rtol=1e-5)
         column += learned.vector.shape[1]
+
+
+@every_family
+def test_the_gradient_reaches_a_subjects_tokens_through_a_layout(opened: dict[str, Any], name: str) -> None:
+    """One layer, and a loss over the subject's own region: what its region reads is all that is to be learned."""
+    pipeline = shallow(opened[name])
+    with conditioned(pipeline, PROMPT, subjects=PLAIN, layout=CORNER, guidance_scale=0.0) as inputs:
+        pass
+    leaf = inputs["prompt_embeds"][0].clone().requires_grad_()
+    taught = [leaf] if isinstance(inputs["prompt_embeds"], list) else leaf[None]
+    given: dict[str, Any] = {**inputs, "prompt_embeds": taught}
+    family, spans, seen = family_of(pipeline), inputs.run.spans, []
+    if name == "flux1":
+        given.pop("guidance_scale")
+    run = Run(pipeline, family, given, CORNER, spans, WEAKEN, None, False)
+    hook = pipeline.transformer.register_forward_hook(lambda *found: seen.append(found[-1][0]))
+    unguarded = type(pipeline).__call__.__wrapped__  # without its no_grad
+    with edited_attention(pipeline.transformer, family, run):
+        unguarded(pipeline, **given, **SIZE, num_inference_steps=1, output_type="latent")
+    hook.remove()
+    torch.stack(list(seen[0])).square().sum().backward()
+    assert leaf.grad is not None
+    assert torch.isfinite(leaf.grad).all()
+    for start, stop in spans["rex"]:
+        assert leaf.grad[start:stop].abs().sum() > 0
 
 
 LAYOUT_OF_ONE = Layout.of({"rex": (0.0, 0.0, 0.5, 1.0)})
@@ -493,6 +579,39 @@ def test_a_negative_text_of_a_subject_is_refused(opened: dict[str, Any]) -> None
         with (
             pytest.raises(SettingsError, match="negative text can't act"),
             conditioned(pipeline, PROMPT, subjects=subjects_for(pipeline, negative="fog"), layout=LAYOUT),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("name", ["z_image", "klein"])
+def test_a_residual_knows_how_its_text_was_read(opened: dict[str, Any], name: str) -> None:
+    pipeline = with_own_scheduler(opened[name])
+    residual = Residual.from_bytes(residual_for(pipeline).to_bytes())
+    assert residual.parts[0].encoder.reading
+    assert np.isfinite(drawn(pipeline, subjects={**PLAIN, "rex": residual})).all()
+    vars(pipeline)["tokenizer"] = copy.deepcopy(pipeline.tokenizer)
+    pipeline.tokenizer.chat_template = "Draw: " + pipeline.tokenizer.chat_template
+    with pytest.raises(ResidualMismatchError, match="another text encoder"):
+        drawn(pipeline, subjects={**PLAIN, "rex": residual})
+
+
+def test_a_residual_without_a_template_is_written_as_ever(opened: dict[str, Any]) -> None:
+    assert b"reading" not in residual_for(opened["sd1"]).to_bytes()
+
+
+def test_a_template_that_changes_the_text_is_refused() -> None:
+    tokenizer = qwen_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content | trim }}{% endfor %}"
+    with pytest.raises(PromptError, match="does not repeat"):
+        in_chat(parse_prompt(" a {rex}", {"rex": "dog"}), tokenizer, thinking=True)
+
+
+def test_arguments_that_would_move_the_text_are_refused(opened: dict[str, Any]) -> None:
+    for name, options in (("sd3", {"prompt_3": "fog"}), ("klein", {"text_encoder_out_layers": (1, 2, 3)})):
+        pipeline = with_own_scheduler(opened[name])
+        with (
+            pytest.raises(SettingsError, match=next(iter(options))),
+            conditioned(pipeline, PROMPT, subjects=PLAIN, **options),
         ):
             pass
 

@@ -375,7 +375,7 @@ def test_a_flux_of_other_parts(folders: dict[str, Path], tmp_path: Path) -> None
     ("family", "part", "changes", "value"),
     [
         ("sd3", "text_encoder_3", {"d_model": 32}, "joint_attention_dim of its transformer is 64, expected 32"),
-        ("sd3", "vae", {"latent_channels": 8}, "in_channels of its transformer is 4, expected 8"),
+        ("sd3", "vae", {"latent_channels": 8}, "in_channels of its transformer is 16, expected 8"),
         ("z_image", "text_encoder", {"hidden_size": 32}, "cap_feat_dim of its transformer is 16, expected 32"),
         (
             "klein",

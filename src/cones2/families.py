@@ -4,6 +4,7 @@ A new family is a new row of `FAMILIES`, and a reader of its denoiser's calls wh
 docs/add-a-family.md is the list of what to look up.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -76,7 +77,7 @@ class Family:
         encoded: the call's arguments that `encode_prompt` returns, in its order; None is not an argument.
         repeats_text: whether its pipelines repeat embedded texts for each of several pictures.
         text_argument: the denoiser's argument, its third, that is the text.
-        guidance_scale: classifier-free guidance's usual scale; None leaves it to the pipeline.
+        guidance_scale: classifier-free guidance's usual scale; None is the pipeline's own.
         guided_above: the scale above which there is guidance.
         native_side: the side of its pictures in pixels, where neither a config nor the pipeline tells it.
         read_call: reads the arguments of the denoiser's call; the number of timesteps is `train_steps`.
@@ -112,7 +113,12 @@ class Family:
 
     def usual_guidance(self, pipeline: Any) -> float | None:
         """Return classifier-free guidance's usual scale; 1 where a model was distilled to do without."""
-        return 1.0 if pipeline.config.get("is_distilled") else self.guidance_scale
+        if pipeline.config.get("is_distilled"):
+            return 1.0
+        if self.guidance_scale is not None:
+            return self.guidance_scale
+        usual = inspect.signature(type(pipeline).__call__).parameters.get("guidance_scale")
+        return None if usual is None else float(usual.default)
 
     def has_guidance(self, pipeline: Any, scale: float | None) -> bool:
         """Return whether a pipeline guides at a scale, and so reads a negative text."""
@@ -344,7 +350,7 @@ _SD3 = Family(
     conditional="last",
     encoded=("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
     repeats_text=False,
-    guidance_scale=7.0,
+    guidance_scale=None,
     read_call=read_sd3_call,
 )
 
@@ -374,7 +380,7 @@ _Z_IMAGE = Family(
     conditional="first",
     encoded=("prompt_embeds", "negative_prompt_embeds"),
     text_argument="cap_feats",
-    guidance_scale=5.0,
+    guidance_scale=None,
     guided_above=0.0,
     native_side=1024,
     read_call=read_z_image_call,
@@ -397,7 +403,7 @@ _KLEIN = Family(
     attention="joint",
     conditional="apart",
     encoded=("prompt_embeds", None),
-    guidance_scale=4.0,
+    guidance_scale=None,
     read_call=read_flux_call,
 )
 
