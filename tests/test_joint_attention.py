@@ -7,6 +7,7 @@ likeness, or of how good a picture is.
 import contextlib
 import copy
 import dataclasses
+import inspect
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -251,7 +252,7 @@ def test_reference_images_lengthen_the_sequence(opened: dict[str, Any]) -> None:
 
 def test_flux1_kontext_has_a_reference_image(opened: dict[str, Any]) -> None:
     flux = shallow(opened["flux1"])
-    kontext = FluxKontextPipeline(**flux.components)
+    kontext: Any = FluxKontextPipeline(**flux.components)
     kontext.set_progress_bar_config(disable=True)
     call: dict[str, Any] = {"image": PHOTO, "max_area": 64 * 96, "_auto_resize": False}
     assert torch.equal(changed_cells(kontext, CORNER, **call) > 0, corner())
@@ -329,6 +330,38 @@ def test_skip_layer_guidance_is_one_more_call_of_the_same_step(opened: dict[str,
     assert steps == [0, 1, 1, 2, 2, 3, 3]
 
 
+# Eq. 7 in a joint sequence
+
+
+@every_family
+def test_what_is_added_is_eq_7_over_image_rows_and_text_columns(opened: dict[str, Any], name: str) -> None:
+    """In the first step t is T, so η is the spread of these scores alone, of each row; all else stays 0."""
+    pipeline = with_own_scheduler(opened[name])
+    with conditioned(pipeline, PROMPT, subjects=PLAIN, layout=CORNER) as inputs:
+        seen: list[tuple[Any, ...]] = []
+        bias, run = inputs.run.bias, inputs.run
+
+        def watched(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+            found = bias(query, key)
+            if found is not None:
+                seen.append((query.clone(), key.clone(), found.clone(), run._call.rows, run.sequence))
+            return found
+
+        vars(run)["bias"] = watched
+        pictures(pipeline, **inputs, num_inference_steps=1)
+    query, key, found, rows, sequence = seen[0]
+    image = slice(sequence.image, sequence.image + 24)
+    text = slice(sequence.text, sequence.text + len(inputs["prompt_embeds"][0]))
+    scores = query[rows, :, image] @ key[rows, :, text].mT / query.shape[3] ** 0.5
+    added = found[rows, 0, image, text]
+    for start, stop in run.spans["rex"]:
+        own = added[:, corner().flatten(), start:stop]
+        torch.testing.assert_close(own, (2.5 * scores.std((1, 2, 3)))[:, None, None].expand_as(own))
+        assert (added[:, ~corner().flatten(), start:stop] < -1e30).all()
+    found[rows, :, image, text] = 0
+    assert not found.any()
+
+
 # The hook against diffusers' own way, where there is one
 
 
@@ -392,7 +425,7 @@ def test_the_gradient_reaches_a_subjects_tokens_through_a_layout(opened: dict[st
         given.pop("guidance_scale")
     run = Run(pipeline, family, given, CORNER, spans, WEAKEN, None, False)
     hook = pipeline.transformer.register_forward_hook(lambda *found: seen.append(found[-1][0]))
-    unguarded = type(pipeline).__call__.__wrapped__  # without its no_grad
+    unguarded: Any = inspect.unwrap(type(pipeline).__call__)  # without its no_grad
     with edited_attention(pipeline.transformer, family, run):
         unguarded(pipeline, **given, **SIZE, num_inference_steps=1, output_type="latent")
     hook.remove()
