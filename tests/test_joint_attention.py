@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -26,6 +27,7 @@ from cones2.denoisers import read_flux_call, read_z_image_call
 from cones2.errors import ModelError, PromptError, ResidualMismatchError, SettingsError
 from cones2.families import Family, family_of, native_size
 from cones2.layout import Layout
+from cones2.models import open_pipeline
 from cones2.pipeline import Cones2Pipeline
 from cones2.prompts import in_chat, parse_prompt, tokenize_prompt
 from cones2.residual import Residual
@@ -604,6 +606,16 @@ def test_another_scheduler_of_flow_matching(opened: dict[str, Any]) -> None:
     pipeline.scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
     placed = drawn(pipeline, subjects=PLAIN, layout=LAYOUT)
     assert np.abs(placed - drawn(pipeline, subjects=PLAIN)).max() > 1e-3
+
+
+@every_family
+def test_in_bfloat16(folders: dict[str, Path], name: str) -> None:
+    pipeline = open_pipeline(str(folders[name]), device="cpu", dtype="bfloat16")
+    pipeline.set_progress_bar_config(disable=True)
+    taught = drawn(pipeline, subjects=subjects_for(pipeline))
+    placed = drawn(pipeline, subjects=subjects_for(pipeline), layout=LAYOUT)
+    assert np.isfinite(placed).all()
+    assert not np.array_equal(placed, taught)
 
 
 def test_a_negative_text_of_a_subject_is_refused(opened: dict[str, Any]) -> None:

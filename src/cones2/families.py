@@ -7,13 +7,13 @@ docs/add-a-family.md is the list of what to look up.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cones2.components import FLUX, KLEIN, KLEIN_LAYERS, SD, SD3, SD3_WITHOUT_T5, SDXL, Z_IMAGE, Components
 from cones2.denoisers import (
     DenoiserCall,
     Text,
@@ -24,14 +24,12 @@ from cones2.denoisers import (
     unwrapped,
 )
 from cones2.errors import ModelError
-from cones2.schedulers import SCHEDULERS
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 ReadText = Callable[[Sequence[Any], Sequence[Int[Tensor, "batch tokens"]]], Float[Tensor, "batch tokens dim"]]
 AddedConditions = Callable[
     [Sequence[Any], Sequence[Int[Tensor, "batch tokens"]], int], dict[str, Float[Tensor, "batch numbers"]]
 ]
-Settings = dict[str, dict[str, Sequence[Any]]]
 
 
 class TextPart(NamedTuple):
@@ -64,11 +62,7 @@ class Family:
 
     Attributes:
         name: for messages and records.
-        pipelines: diffusers' classes of pipelines that open from a folder.
-        components: the classes that each of their components may be of; the text encoders, and the denoiser, tell one
-            family from another.
-        ranges: least and most of settings in its folders' files, where those of `model_folders` will not do.
-        fits: what settings of its components have to be, so that they fit each other.
+        components: what its folders hold.
         denoiser: the component that is called in each step.
         text_parts: the encoders that residuals belong to.
         attention: `cross`, where image queries read text keys, or `joint`, where text and image are one sequence.
@@ -87,10 +81,7 @@ class Family:
     """
 
     name: str
-    pipelines: tuple[str, ...]
-    components: Mapping[str, tuple[str, ...]]
-    ranges: Mapping[str, tuple[int | float, int | float]]
-    fits: Callable[[Any], Settings]
+    components: Components
     denoiser: str
     text_parts: tuple[TextPart, ...]
     attention: Literal["cross", "joint"]
@@ -127,10 +118,6 @@ class Family:
         return scale is not None and scale > self.guided_above and not distilled
 
 
-LCM = "LatentConsistencyModelPipeline"
-"""diffusers' class of what is distilled to it, which draws the same pictures with the plain class."""
-
-
 def family_of(pipeline: Any) -> Family:
     """Return the family of a diffusers pipeline.
 
@@ -138,11 +125,9 @@ def family_of(pipeline: Any) -> Family:
         ModelError: it is of none that is known.
     """
     for family in FAMILIES:
+        classes = family.components.classes
         telling = {name: unwrapped(getattr(pipeline, name, None)) for name in (family.denoiser, *_ENCODERS)}
-        if all(
-            part is None if name not in family.components else type(part).__name__ in family.components[name]
-            for name, part in telling.items()
-        ):
+        if all(type(part).__name__ in classes.get(name, ("NoneType",)) for name, part in telling.items()):
             return family
     known = ", ".join(family.name for family in FAMILIES)
     raise ModelError(
@@ -186,90 +171,9 @@ def _pooled_text_and_sizes(
     return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
 
 
-def _unet_fits(pipeline: Any) -> Settings:
-    channels, second = pipeline.vae.config["latent_channels"], getattr(pipeline, "text_encoder_2", None)
-    width = pipeline.text_encoder.config.hidden_size + (second.config.hidden_size if second is not None else 0)
-    unet: dict[str, Sequence[Any]] = {
-        "cross_attention_dim": [width],
-        "addition_embed_type": [None if second is None else "text_time"],
-        "class_embed_type": [None],
-        "num_class_embeds": [None],
-        "in_channels": [channels, 2 * channels + 1] if "Inpaint" in type(pipeline).__name__ else [channels],
-    }
-    needs: Settings = {"unet": unet, "scheduler": {"prediction_type": ["epsilon", "v_prediction", "sample"]}}
-    return needs | ({"controlnet": {"cross_attention_dim": [width]}} if hasattr(pipeline, "controlnet") else {})
-
-
-def _flux_fits(pipeline: Any) -> Settings:
-    needs: dict[str, Sequence[Any]] = {
-        "joint_attention_dim": [pipeline.text_encoder_2.config.d_model],
-        "pooled_projection_dim": [pipeline.text_encoder.config.hidden_size],
-        "in_channels": [4 * pipeline.vae.config["latent_channels"]],
-    }
-    return {"transformer": needs}
-
-
-def _sd3_fits(pipeline: Any) -> Settings:
-    width, clips = pipeline.text_encoder_3.config.d_model, (pipeline.text_encoder, pipeline.text_encoder_2)
-    needs: dict[str, Sequence[Any]] = {
-        "joint_attention_dim": [width],
-        "pooled_projection_dim": [sum(clip.config.projection_dim for clip in clips)],
-        "in_channels": [pipeline.vae.config["latent_channels"]],
-    }
-    room = width - pipeline.text_encoder.config.hidden_size  # CLIP's columns are filled up to T5's
-    return {"transformer": needs, "text_encoder_2": {"hidden_size": range(1, room + 1)}}
-
-
-def _z_image_fits(pipeline: Any) -> Settings:
-    needs: dict[str, Sequence[Any]] = {
-        "cap_feat_dim": [pipeline.text_encoder.config.hidden_size],
-        "in_channels": [pipeline.vae.config["latent_channels"]],
-        "siglip_feat_dim": [None],
-    }
-    return {"transformer": needs}
-
-
-def _klein_fits(pipeline: Any) -> Settings:
-    layers = _KLEIN.text_parts[0].layers
-    needs: dict[str, Sequence[Any]] = {
-        "joint_attention_dim": [len(layers) * pipeline.text_encoder.config.hidden_size],
-        "in_channels": [4 * pipeline.vae.config["latent_channels"]],
-        "guidance_embeds": [False],
-    }
-    return {"transformer": needs, "text_encoder": {"num_hidden_layers": range(max(layers), 129)}}
-
-
-_TASKS = ("", "Img2Img", "Inpaint")
-_CLIP = {"tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"), "text_encoder": ("CLIPTextModel",)}
-_T5_TOKENIZERS = ("T5TokenizerFast", "T5Tokenizer")
-_QWEN_TOKENIZERS = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
-_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
-_UNET = _CLIP | {
-    "unet": ("UNet2DConditionModel",),
-    "controlnet": ("ControlNetModel",),
-    "vae": ("AutoencoderKL",),
-    "scheduler": tuple(SCHEDULERS.values()),
-}
-_USUAL: Mapping[str, tuple[int | float, int | float]] = MappingProxyType({})
-_QWEN_RANGES: Mapping[str, tuple[int | float, int | float]] = MappingProxyType(
-    {
-        "text_encoder.max_position_embeddings": (1, 2**20),
-        **dict.fromkeys(("num_key_value_heads", "n_heads", "n_kv_heads", "head_dim"), (1, 1024)),
-        **dict.fromkeys(("n_layers", "dim", "cap_feat_dim", "joint_attention_dim"), (1, 100_000)),
-        **dict.fromkeys(("axes_dims", "axes_lens", "timestep_guidance_channels"), (1, 16_384)),
-        **dict.fromkeys(("all_patch_size", "all_f_patch_size", "patch_size"), (1, 16)),
-        "n_refiner_layers": (0, 16),
-        "mlp_ratio": (0.1, 100.0),
-        **dict.fromkeys(("rope_theta", "t_scale"), (1e-3, 1e8)),
-    }
-)
-
 _SD = Family(
     name="Stable Diffusion 1.x and 2.x",
-    pipelines=(*(f"StableDiffusion{task}Pipeline" for task in (*_TASKS, "ControlNet")), LCM),
-    components=_UNET,
-    ranges=_USUAL,
-    fits=_unet_fits,
+    components=SD,
     denoiser="unet",
     text_parts=(TextPart("text_encoder", "tokenizer"),),
     attention="cross",
@@ -282,10 +186,7 @@ _SD = Family(
 
 _SDXL = Family(
     name="Stable Diffusion XL",
-    pipelines=tuple(f"StableDiffusionXL{task}Pipeline" for task in (*_TASKS, "ControlNet")),
-    components=_UNET | {"tokenizer_2": _CLIP["tokenizer"], "text_encoder_2": ("CLIPTextModelWithProjection",)},
-    ranges=_USUAL,
-    fits=_unet_fits,
+    components=SDXL,
     denoiser="unet",
     text_parts=(TextPart("text_encoder", "tokenizer"), TextPart("text_encoder_2", "tokenizer_2", is_beside=True)),
     attention="cross",
@@ -299,17 +200,7 @@ _SDXL = Family(
 
 _FLUX = Family(
     name="FLUX.1",
-    pipelines=tuple(f"Flux{task}Pipeline" for task in _TASKS),
-    components=_CLIP
-    | {
-        "tokenizer_2": _T5_TOKENIZERS,
-        "text_encoder_2": ("T5EncoderModel",),
-        "transformer": ("FluxTransformer2DModel",),
-        "vae": ("AutoencoderKL",),
-        "scheduler": _FLOW,
-    },
-    ranges=_USUAL,
-    fits=_flux_fits,
+    components=FLUX,
     denoiser="transformer",
     text_parts=(TextPart("text_encoder_2", "tokenizer_2", window="call"),),
     attention="joint",
@@ -321,25 +212,7 @@ _FLUX = Family(
 
 _SD3 = Family(
     name="Stable Diffusion 3",
-    pipelines=tuple(f"StableDiffusion3{task}Pipeline" for task in _TASKS),
-    components={
-        **dict.fromkeys(("tokenizer", "tokenizer_2"), _CLIP["tokenizer"]),
-        **dict.fromkeys(("text_encoder", "text_encoder_2"), ("CLIPTextModelWithProjection",)),
-        "tokenizer_3": _T5_TOKENIZERS,
-        "text_encoder_3": ("T5EncoderModel",),
-        "transformer": ("SD3Transformer2DModel",),
-        "vae": ("AutoencoderKL",),
-        "scheduler": _FLOW,
-    },
-    ranges=MappingProxyType(
-        {
-            "transformer.patch_size": (1, 16),
-            "transformer.sample_size": (1, 1024),
-            "pos_embed_max_size": (1, 1024),
-            **dict.fromkeys(("joint_attention_dim", "caption_projection_dim", "pooled_projection_dim"), (1, 100_000)),
-        }
-    ),
-    fits=_sd3_fits,
+    components=SD3,
     denoiser="transformer",
     text_parts=(
         TextPart("text_encoder", "tokenizer"),
@@ -354,26 +227,13 @@ _SD3 = Family(
     read_call=read_sd3_call,
 )
 
-_SD3_WITHOUT_T5 = replace(  # a pipeline that its maker gave none, to save memory; a folder always has it
-    _SD3,
-    name="Stable Diffusion 3 without T5",
-    pipelines=(),
-    components={name: kinds for name, kinds in _SD3.components.items() if not name.endswith("_3")},
-    text_parts=_SD3.text_parts[:2],
+_SD3_WITHOUT_T5 = replace(
+    _SD3, name="Stable Diffusion 3 without T5", components=SD3_WITHOUT_T5, text_parts=_SD3.text_parts[:2]
 )
 
 _Z_IMAGE = Family(
     name="Z-Image",
-    pipelines=tuple(f"ZImage{task}Pipeline" for task in _TASKS),
-    components={
-        "tokenizer": _QWEN_TOKENIZERS,
-        "text_encoder": ("Qwen3Model", "Qwen3ForCausalLM"),
-        "transformer": ("ZImageTransformer2DModel",),
-        "vae": ("AutoencoderKL",),
-        "scheduler": _FLOW,
-    },
-    ranges=_QWEN_RANGES,
-    fits=_z_image_fits,
+    components=Z_IMAGE,
     denoiser="transformer",
     text_parts=(TextPart("text_encoder", "tokenizer", window="call", layers=(-2,), thinking=True, is_unpadded=True),),
     attention="joint",
@@ -388,18 +248,9 @@ _Z_IMAGE = Family(
 
 _KLEIN = Family(
     name="FLUX.2 klein",
-    pipelines=("Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
-    components={
-        "tokenizer": _QWEN_TOKENIZERS,
-        "text_encoder": ("Qwen3ForCausalLM",),
-        "transformer": ("Flux2Transformer2DModel",),
-        "vae": ("AutoencoderKLFlux2",),
-        "scheduler": _FLOW,
-    },
-    ranges=_QWEN_RANGES,
-    fits=_klein_fits,
+    components=KLEIN,
     denoiser="transformer",
-    text_parts=(TextPart("text_encoder", "tokenizer", window="call", layers=(9, 18, 27), thinking=False),),
+    text_parts=(TextPart("text_encoder", "tokenizer", window="call", layers=KLEIN_LAYERS, thinking=False),),
     attention="joint",
     conditional="apart",
     encoded=("prompt_embeds", None),

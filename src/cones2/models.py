@@ -17,8 +17,9 @@ import pydantic
 import torch
 import transformers
 
+from cones2.components import LCM, Components
 from cones2.errors import Cones2Error, ModelError, SettingsError, first_line, first_problem
-from cones2.families import FAMILIES, LCM, Family, family_of
+from cones2.families import FAMILIES, family_of
 from cones2.files import expanded, is_hub_id, read_bounded
 from cones2.shared import own_settings, quiet_libraries, without_import_notices
 
@@ -35,7 +36,7 @@ _IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
 _WEIGHTS = re.compile(r"(?:model|diffusion_pytorch_model)(?:\.(fp16|bf16))?(?:-\d+-of-\d+)?\.safetensors")
 _FILES = ["model_index.json", "cones2.json"] + [
     f"{part}/*.{suffix}"
-    for part in dict.fromkeys(part for family in FAMILIES for part in family.components)
+    for part in dict.fromkeys(part for family in FAMILIES for part in family.components.classes)
     for suffix in ("json", "txt", "jinja", "safetensors")
 ]
 _FILES_NOT_NEEDED = ["*fp16*", "*bf16*", "*non_ema*", "*ema_only*"]
@@ -218,16 +219,16 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path} can't be read: expected the JSON object of a diffusers model folder.") from error
 
 
-def _choose_classes(index: dict[str, Any], shown: str) -> tuple[Family, Any, dict[str, str]]:
-    """Return the family, the pipeline's class, and the class name of each of its parts."""
+def _choose_classes(index: dict[str, Any], shown: str) -> tuple[Components, Any, dict[str, str]]:
+    """Return what such a folder holds, the pipeline's class, and the class name of each of its parts."""
     class_name = index.get("_class_name")
-    families = {name: family for family in FAMILIES for name in family.pipelines}
-    if not isinstance(class_name, str) or class_name not in families:
-        raise ModelError(f"{shown} is a {class_name!r}; supported are {', '.join(families)}.")
+    known = {name: family.components for family in FAMILIES for name in family.components.pipelines}
+    if not isinstance(class_name, str) or class_name not in known:
+        raise ModelError(f"{shown} is a {class_name!r}; supported are {', '.join(known)}.")
     with without_import_notices():
         kind = getattr(diffusers, "StableDiffusionPipeline" if class_name == LCM else class_name)
     wanted = inspect.signature(kind.__init__).parameters
-    allowed = families[class_name].components
+    allowed = known[class_name].classes
     found = {  # parts that are left out are there as nulls
         part: entry[-1]
         for part, entry in index.items()
@@ -235,11 +236,11 @@ def _choose_classes(index: dict[str, Any], shown: str) -> tuple[Family, Any, dic
         if not part.startswith("_") and part not in _IGNORED
     }
     for part in dict.fromkeys([*(part for part in allowed if part in wanted), *found]):
-        known = allowed.get(part, ()) if part in wanted else ()
-        if found.get(part) not in known:
-            got, expected = found.get(part, "missing"), " or ".join(known) or "none"
+        fitting = allowed.get(part, ()) if part in wanted else ()
+        if found.get(part) not in fitting:
+            got, expected = found.get(part, "missing"), " or ".join(fitting) or "none"
             raise ModelError(f"{shown} is a {class_name} whose {part} is {got}: expected {expected}.")
-    return families[class_name], kind, found
+    return known[class_name], kind, found
 
 
 def _load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype, shown: str) -> Any:
@@ -269,11 +270,11 @@ def _load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype, sho
 def _load(folder: Path, file: Path | None, dtype: torch.dtype, *, shown: str) -> DiffusionPipeline:
     """Make a pipeline of a folder's parts, or of a single file by the folder's configurations."""
     index = _read_index(folder)
-    family, kind, classes = _choose_classes(index, shown)
+    components, kind, classes = _choose_classes(index, shown)
     if folder != MINI:
         from cones2.model_folders import check_folder
 
-        check_folder(folder, index, classes, weights=file is None, ranges=family.ranges)
+        check_folder(folder, index, classes, weights=file is None, ranges=components.ranges)
     if file is None:
         parts = {part: _load_part(folder, part, class_name, dtype, shown) for part, class_name in classes.items()}
     else:
@@ -305,7 +306,7 @@ def _load(folder: Path, file: Path | None, dtype: torch.dtype, *, shown: str) ->
 def _check_parts_agree(pipeline: Any, shown: str) -> None:
     """Check that the parts belong together, and that diffusers can draw with them."""
     family = family_of(pipeline)
-    for part, settings in family.fits(pipeline).items():
+    for part, settings in family.components.fits(pipeline).items():
         for setting, expected in settings.items():
             if (value := getattr(getattr(pipeline, part).config, setting, None)) not in expected:
                 several = f"{min(expected)} to {max(expected)}" if isinstance(expected, range) else expected
