@@ -509,6 +509,17 @@ def test_guidance_leaves_the_prompts_prediction_and_its_own_as_they_are(opened: 
     assert (positive - found["alone", False][0][0]).abs().max() > 1e-4
 
 
+def test_a_longer_negative_prompt_is_hidden_from_the_prompts_row(opened: dict[str, Any]) -> None:
+    """Z-Image fills the shorter row up, and hides that from it by a mask of its own, which a layout has to keep."""
+    pipeline = with_own_scheduler(opened["z_image"])
+    found = []
+    for options in ({"guidance_scale": 4.0, "negative_prompt": "fog and rain, " * 10}, {"guidance_scale": 0.0}):
+        with predictions(pipeline) as seen:
+            drawn(pipeline, subjects=subjects_for(pipeline), layout=LAYOUT, **options)
+        found.append(seen[0][0])
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+
+
 def test_a_prompt_that_repeats_the_negative_one(opened: dict[str, Any]) -> None:
     for name in ("sd3", "z_image"):
         pipeline = with_own_scheduler(opened[name])
