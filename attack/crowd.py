@@ -77,7 +77,7 @@ def wrong_in(ended: list[Ended], processes: int, rounds: int, library: Library, 
         found.append(f"lost or left: {set(library.names()) ^ expected}")
     for entry in library.entries():
         owner = re.fullmatch(r"kept_(\d+)_\d+", entry.name)
-        if entry.residual is None or (owner and entry.residual.sha256 != sources[int(owner[1])]):
+        if entry.problem or (owner and entry.describe()["sha256"] != sources[int(owner[1])]):
             found.append(f"{entry.name} is broken or another's: {entry.problem}")
     found += [f"left behind: {path}" for path in snapshot(library.folder) if not _LEFT.fullmatch(path)]
     return found

@@ -14,6 +14,7 @@ import torch
 import typer
 from PIL import Image
 
+from cones2.batch.job import read_job as read_batch
 from cones2.captions import read_captions
 from cones2.cli import app
 from cones2.cli.options import read_job
@@ -21,7 +22,6 @@ from cones2.cones_v2.config import ConesV2Config
 from cones2.cones_v2.tensor import read_tensor
 from cones2.examples import EXAMPLES
 from cones2.layout import Layout
-from cones2.learn_all import read_manifest
 from cones2.learning.checkpoints import Checkpoints
 from cones2.learning.recipe import Recipe
 from cones2.models import facts_of, open_pipeline
@@ -210,12 +210,12 @@ def _of_texts(small: Any, folder: Path) -> list[Loader]:
     )
     about = folder / "about" / "cones2.json"
     about.parent.mkdir()
-    manifest = (examples / "subjects.toml").read_bytes()
+    manifest = (examples / "batch" / "subjects.toml").read_bytes()
     return [
         small("layout", _use_layout, layouts, of_json, of_json),
         small("recipe", Recipe.from_toml, [recipe], of_toml, of_toml),
         small("job", _use_job, [(examples / "job.toml").read_bytes()], of_toml, of_toml),
-        small("manifest", read_manifest, [manifest, manifest + b"seed = 3\nmasks = 'm'\n"], of_toml, of_toml),
+        small("batch", read_batch, [manifest, manifest + b"seed = 3\nmasks = 'm'\n"], of_toml, of_toml),
         small(
             "captions",
             lambda path: read_captions(path, "dog"),

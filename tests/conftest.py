@@ -17,8 +17,8 @@ import jaxtyping
 import pytest
 from transformers import CLIPTokenizer
 
+import families  # before cones2: what cones2 imports first, jaxtyping's hook compiles anew in each process
 from cones2.models import open_pipeline
-from families import FAMILIES, make_family
 
 hypothesis.settings.register_profile("busy machine", deadline=None)  # speed is for benchmarks, not for tests
 hypothesis.settings.load_profile("busy machine")
@@ -75,7 +75,7 @@ def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     """A tiny model of each family, as a diffusers folder; read only."""
     tokenizer = CLIPTokenizer.from_pretrained(tiny_folder / "tokenizer")
     root = tmp_path_factory.mktemp("families")
-    return {family: make_family(family, tokenizer, root) for family in FAMILIES}
+    return {family: families.make_family(family, tokenizer, root) for family in families.FAMILIES}
 
 
 @pytest.fixture(scope="session")

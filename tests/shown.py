@@ -34,8 +34,9 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 
 def run_block(block: Block, page: Path, names: dict[str, Any]) -> None:
-    """Run Python, with `names` from the blocks before, and commands; read layouts and recipes that are shown."""
+    """Run Python, with `names` from the blocks before, and commands; read layouts, recipes and jobs that are shown."""
     from command import run
+    from cones2.batch.job import read_job
     from cones2.layout import Layout
     from cones2.learning.recipe import Recipe
 
@@ -50,7 +51,7 @@ def run_block(block: Block, page: Path, names: dict[str, Any]) -> None:
     if block.language == "json":
         Layout.load(shown)
     if block.language == "toml":
-        Recipe.from_toml(shown)
+        (read_job if "[[pictures]]" in block.text else Recipe.from_toml)(shown)
 
 
 def main(page: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_terminal_shows_bars() -> None:
 
 def test_a_pipe_shows_a_line_every_few_seconds(capfd: pytest.CaptureFixture[str]) -> None:
     script = SCRIPT.replace("follow(", "from cones2.cli import console; import time\nconsole.follow(", 1).replace(
-        "for number in (1, 2, 3)", "for number in (1, 2, 3) if not time.sleep(3)"
+        "for number in (1, 2, 3)", "for number in (1, 2, 3) if not time.sleep(5.1 * (number == 2))"
     )
     subprocess.run([sys.executable, "-c", "import time\n" + script], check=True)
     (line,) = capfd.readouterr().err.splitlines()

@@ -1,6 +1,7 @@
 """What holds for every command: help, exit codes, one line for what goes wrong, nothing from other libraries."""
 
 import errno
+import json
 import os
 import re
 import subprocess
@@ -12,20 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from PIL import Image
 
 from command import run
 from cones2.cli import errors_in_one_line, with_quiet_libraries
 from cones2.cli.options import read_seed
 from cones2.errors import Cones2Warning, LayoutError
+from cones2.examples import EXAMPLES
+from cones2.library import Library
+from cones2.png import write_picture
 
 HELP = Path(__file__).parents[1] / "docs" / "help"
 COMMANDS: tuple[str, ...] = (
     "demo",
     "check",
     "learn",
-    "learn-all",
     "compose",
-    "grid",
     "layout",
     "inspect",
     "mix",
@@ -34,6 +37,7 @@ COMMANDS: tuple[str, ...] = (
     "pull",
 )
 COMMANDS += ("doctor", *(f"subjects {command}" for command in ("list", "show", "add", "rename", "remove")))
+COMMANDS += tuple(f"batch {command}" for command in ("run", "plan", "status", "gallery", "sheet", "subjects", "verify"))
 
 
 def help_file(command: str) -> Path:
@@ -43,9 +47,13 @@ def help_file(command: str) -> Path:
 
 def shell(*arguments: str | bytes, **options: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own, without a terminal."""
+    return python("-m", "cones2", *arguments, **options)
+
+
+def python(*arguments: str | bytes, **options: str) -> subprocess.CompletedProcess[str]:
+    """Run Python without a terminal."""
     environment = {**os.environ, "COLUMNS": "100", "_TYPER_FORCE_DISABLE_TERMINAL": "1", **options}
-    command = [sys.executable, "-m", "cones2", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment)
 
 
 def tidy(text: str) -> str:
@@ -53,14 +61,79 @@ def tidy(text: str) -> str:
     return "".join(f"{line.rstrip()}\n" for line in text.strip().splitlines())
 
 
+def all_help() -> dict[str, str]:
+    """What each command says of itself, by its name."""
+    script = """
+import contextlib, io, json, sys
+from cones2.cli import main
+shown = {}
+for command in sys.argv[1:]:
+    sys.argv = ["cones2", *command.split(), "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main()
+    shown[command] = out.getvalue()
+print(json.dumps(shown))
+"""
+    done = python("-c", script, "", *COMMANDS)
+    return {command: tidy(text) for command, text in json.loads(done.stdout).items()}
+
+
+@pytest.fixture(scope="module")
+def shown() -> dict[str, str]:
+    return all_help()
+
+
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_is_as_in_the_documentation(command: str) -> None:
+def test_help_is_as_in_the_documentation(command: str, shown: dict[str, str]) -> None:
     """After a change, `python tests/test_cli_edge.py` writes the files anew."""
     text = help_file(command).read_text()
-    assert tidy(shell(*command.split(), "--help").stdout) == text
+    assert shown[command] == text
     if command:
         assert f"Example: cones2 {command}" in text
         assert text.split("─ Options ─")[-1].split("╰")[0].count(" --") <= 16 or command == "learn"
+
+
+def test_what_opens_no_model_does_without_pytorch(tmp_path: Path) -> None:
+    example = EXAMPLES["rex"]
+    library = Library(tmp_path / "library")
+    library.add("rex", example.residual)
+    layout, picture = tmp_path / "layout.json", tmp_path / "picture.png"
+    write_picture(picture, Image.new("RGB", (8, 8)), {"prompt": "a dog"})
+    commands: dict[tuple[object, ...], int] = {
+        ("layout", "--auto", "a {rex} and a {cup}", "-o", layout): 0,
+        ("layout", layout, "--place", "rex=left", "-o", tmp_path / "layout.png"): 0,
+        ("inspect", picture): 0,
+        ("inspect", example.folder / "rex.safetensors"): 0,
+        ("subjects", "list", "--library", library.folder): 0,
+        ("subjects", "show", "rex", "--library", library.folder): 0,
+        ("subjects", "rename", "rex", "max", "--library", library.folder): 0,
+        ("subjects", "remove", "max", "--yes", "--library", library.folder): 0,
+        ("compose", "a dog", "--steps", "many"): 2,
+        ("compose", "a {rex}"): 1,
+        ("compose", "a {rex}", "--plain", "rex=dog", "--box", "rex=1"): 1,
+        ("compose", "a dog", "--scheduler", "eulr"): 1,
+        ("compose", "a dog", "--count", "99999"): 1,
+        ("compose", "a dog", "--out", "a.jpg"): 1,
+        ("learn", "photos", "--class", "dog"): 1,
+        ("learn", "photos", "--class", "dog", "--out", "rex.safetensors", "--recipe", "best"): 1,
+    }
+    script = """
+import contextlib, io, json, sys
+from cones2.cli import main
+codes = []
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["cones2", *command]
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main()
+        except SystemExit as end:
+            codes.append(end.code)
+    assert "torch" not in sys.modules, command
+print(json.dumps(codes))
+"""
+    done = python("-c", script, json.dumps([[str(word) for word in command] for command in commands]))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == list(commands.values())
 
 
 def test_help_comes_at_once() -> None:
@@ -171,8 +244,8 @@ def test_text_that_is_no_text(arguments: list[str | bytes]) -> None:
 
 if __name__ == "__main__":
     HELP.mkdir(parents=True, exist_ok=True)
-    for name in ("", *COMMANDS):
-        help_file(name).write_text(tidy(shell(*name.split(), "--help").stdout))
+    for name, text in all_help().items():
+        help_file(name).write_text(text)
 
 
 def test_seeds_are_read_alike_by_all_commands() -> None:

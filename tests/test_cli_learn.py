@@ -1,4 +1,4 @@
-"""`cones2 learn`, `check` and `learn-all` on the real, tiny model."""
+"""`cones2 learn` and `check` on the real, tiny model."""
 
 import csv
 import json
@@ -111,7 +111,7 @@ def test_every_option_acts(command: tuple[object, ...], tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C otherwise")
-@pytest.mark.parametrize("previews", [(), ("--preview", 1000)])
+@pytest.mark.parametrize("previews", [(), pytest.param(("--preview", 1000), marks=pytest.mark.slow)])
 def test_ctrl_c_keeps_the_checkpoint_and_resume_goes_on(
     command: tuple[object, ...], previews: tuple[object, ...], tmp_path: Path
 ) -> None:
@@ -300,18 +300,3 @@ def test_photos_of_real_things_and_unknown_class_words_are_told_on_mini(photos: 
     result = run(*learn, "--force", "--json")
     assert result.stderr.count("real things") == 1
     assert "real things" in json.loads(result.stdout)["findings"][0]
-
-
-@pytest.mark.usefixtures("photos")
-def test_many_subjects(recipe: Path, small_folder: Path, tmp_path: Path) -> None:
-    manifest = tmp_path / "subjects.toml"
-    manifest.write_text(
-        f'recipe = "{recipe.name}"\n[subjects.rex]\nphotos = "photos"\nclass_word = "dog"\n'
-        '[subjects.lost]\nphotos = "missing"\nclass_word = "dog"\n'
-    )
-    result = run("learn-all", manifest, "--model", small_folder, "--json", code=1)
-    assert {each["name"]: each["state"] for each in json.loads(result.stdout)["subjects"]} == {
-        "rex": "learned",
-        "lost": "failed",
-    }
-    assert "finished" in run("learn-all", manifest, "--model", small_folder, code=1).stdout

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from cones2.compiled import CompiledDenoiser, compiled_of
+from cones2.compiled import CompiledDenoiser
 from cones2.errors import ModelError, SettingsError
 from cones2.pipeline import Cones2Pipeline
 from cones2.schedulers import make_scheduler
+from cones2.shared import COMPILED
 from sample_photos import save_photos
 from subjects_for_tests import LAYOUT, PROMPT, subjects_for
 
@@ -69,7 +70,7 @@ def test_compiled_pictures_are_the_plain_ones(small_folder: Path, scope: str, ba
     torch.testing.assert_close(latents(pipe), latents(pipe, measure_attention=True))
     del compiled
     gc.collect()
-    assert compiled_of(pipe.pipeline, pipe.family) is None
+    assert id(pipe.unet) not in COMPILED
 
 
 @pytest.mark.usefixtures("unchecked_types")
@@ -90,7 +91,7 @@ def test_each_shape_is_compiled_once_without_a_break(small_folder: Path, scope: 
     latents(pipe, None, seed=9)
     assert not counters["graph_break"]
     assert not counters["stats"].get("unique_graphs", 0)
-    assert compiled_of(pipe.pipeline, pipe.family) is compiled
+    assert COMPILED[id(pipe.unet)] is compiled
     torch._dynamo.reset()
 
 

@@ -60,7 +60,7 @@ TOML = {
 }
 TOML_DOORS = {
     "recipe": ("from cones2.learning.recipe import Recipe", "Recipe.from_toml(path)"),
-    "manifest": ("from cones2.learn_all import read_manifest", "read_manifest(path)"),
+    "batch": ("from cones2.batch.job import read_job", "read_job(path)"),
     "job": (
         "from types import SimpleNamespace; from typer.main import get_command; from cones2.cli import app\n"
         "from cones2.cli.options import read_job; compose = get_command(app).commands['compose']",

@@ -251,7 +251,9 @@ def test_names_of_the_code_are_there() -> None:
 
 def test_the_reference_has_every_public_name() -> None:
     shown = _REFERENCE.findall((ROOT / "docs/api.md").read_text(encoding="utf-8"))
-    assert sorted(shown) == sorted(f"cones2.{name}" for name in vars(cones2)["__all__"])
+    names = [f"cones2.{name}" for name in vars(cones2)["__all__"]]
+    names += [f"cones2.batch.{name}" for name in vars(cones2.batch)["__all__"]]
+    assert sorted(shown) == sorted(names)
 
 
 def is_there(name: str) -> bool:

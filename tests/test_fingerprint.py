@@ -100,6 +100,32 @@ def test_a_lora_that_is_not_fused_is_no_part_of_it(kind: type[Any]) -> None:
 
 
 @every_kind
+def test_it_is_probed_once_until_its_weights_change(kind: type[Any]) -> None:
+    encoder = make(kind)
+    probed: list[object] = []
+    encoder.register_forward_pre_hook(lambda *_: probed.append(None))
+
+    def probe() -> tuple[float, ...]:
+        return fingerprint(encoder, "a", "tiny", hash_weights=False).probe
+
+    first = probe()
+    assert (probe(), len(probed)) == (first, 1)
+    weight = encoder.get_input_embeddings().weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight[3] *= 2  # a word of the probe
+    second = probe()
+    weight.data += before.flip(0)  # as peft merges a LoRA: PyTorch does not count it
+    third = probe()
+    weight.data = before
+    assert (probe(), len(probed)) == (first, 4)
+    assert len({first, second, third}) == 3
+    encoder.to(torch.bfloat16)
+    probe()
+    assert len(probed) == 5
+
+
+@every_kind
 def test_more_words_leave_it_what_it_was(kind: type[Any]) -> None:
     encoder = make(kind)
     before = fingerprint(encoder, "a", "tiny")

@@ -167,4 +167,4 @@ def test_it_measures_what_diffusers_computes(tiny: Any) -> None:
 
 
 def cells(grid: torch.Tensor, name: str) -> torch.Tensor:
-    return own_cells(LAYOUT, *grid.shape)[name]
+    return torch.from_numpy(own_cells(LAYOUT, *grid.shape)[name])

@@ -418,7 +418,7 @@ def test_img2img_and_inpainting_by_the_same_call(pipe: Cones2Pipeline) -> None:
     photo, mask = Image.effect_noise((64, 64), 60).convert("RGB"), Image.new("L", (64, 64), 255)
     for kind, more in (
         (diffusers.StableDiffusionImg2ImgPipeline, {"image": photo, "strength": 0.7}),
-        (diffusers.StableDiffusionInpaintPipeline, {"image": photo, "mask_image": mask}),
+        (diffusers.StableDiffusionInpaintPipeline, {"image": photo, "mask_image": mask, "height": 64, "width": 64}),
     ):
         wrapped = Cones2Pipeline(kind(**pipe.pipeline.components, requires_safety_checker=False))
         wrapped.set_progress_bar_config(disable=True)

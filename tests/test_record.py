@@ -26,7 +26,7 @@ from cones2.models import open_pipeline
 from cones2.pipeline import Cones2Pipeline
 from cones2.png import strip_residuals
 from cones2.prompts import unknown_words
-from cones2.record import content_hash, describe_options, restored
+from cones2.record import content_hash, describe_adapters, describe_options, restored
 from cones2.redraw import PictureRecord, make_scheduler
 from cones2.schedulers import make_scheduler as scheduler_named
 from cones2.shared import threads
@@ -306,6 +306,36 @@ def test_a_lora_is_recorded_and_asked_for(small: Any) -> None:
         other.redraw(record)
     pipe.disable_lora()
     assert pixels(pipe.redraw(plain.records[0])) == pixels(plain)
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_a_lora_that_changes_has_another_hash(small: Any) -> None:
+    pipe = wrapped(copy.deepcopy(small))
+    add_lora(pipe, "blue", seed=1)
+    add_lora(pipe, "red", seed=2)
+    pipe.set_adapters(["blue", "red"])
+
+    def hashes() -> tuple[str, str]:
+        found = describe_adapters(pipe.pipeline)
+        return found["blue"]["sha256"], found["red"]["sha256"]
+
+    blue, red = hashes()
+    assert hashes() == (blue, red)
+    layers = [layer.lora_A["blue"] for layer in pipe.unet.modules() if hasattr(layer, "lora_A")]
+    before = layers[-1].weight.detach().clone()
+    with torch.no_grad():
+        layers[-1].weight[0, 0] += 1
+    (one, same), former = hashes(), before.clone()
+    former[0, 0] += 1
+    assert (one != blue, same) == (True, red)
+    layers[-1].weight.data.copy_(before + 2)  # as peft swaps one for another in a compiled model
+    assert hashes()[0] not in (one, blue)
+    layers[-1].weight.data.copy_(former)
+    assert hashes() == (one, red)
+    pipe.unet.to(torch.bfloat16)
+    assert hashes()[1] != red
+    pipe.set_adapters("red")
+    assert list(describe_adapters(pipe.pipeline)) == ["red"]
 
 
 def add_lora(pipe: Cones2Pipeline, name: str, *, seed: int) -> None:

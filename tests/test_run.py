@@ -316,7 +316,7 @@ def test_a_negative_is_seen_by_unconditional_rows_from_its_region_alone(
     both = first_layer({"cup": random(3, 32, seed=2), "rex": random(2, 32, seed=3)})
     rows = torch.tensor(conditional)
     torch.testing.assert_close(both[rows], plain[rows], rtol=1e-5, atol=1e-6)
-    cup, rex = (own_cells(layout, 8, 8)[name] for name in ("cup", "rex"))
+    cup, rex = (torch.from_numpy(own_cells(layout, 8, 8)[name]) for name in ("cup", "rex"))
     moved = (both - plain)[~rows][0].abs().amax(-1) > 1e-5
     assert torch.equal(moved, cup | rex)
     torch.testing.assert_close(one[~rows][0][~cup], plain[~rows][0][~cup], rtol=1e-5, atol=1e-6)

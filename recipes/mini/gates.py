@@ -180,7 +180,8 @@ def attention_shares(pipe: Cones2Pipeline, noised: Tensor, timestep: int, places
         for weights in maps:
             side = round(weights.shape[1] ** 0.5)
             noun = weights[0, :, start:stop].sum(1)
-            parts.append(float((noun * cover(layout, side, side)[name].cover.flatten()).sum() / noun.sum()))
+            inside = torch.from_numpy(cover(layout, side, side)[name].cover).flatten()
+            parts.append(float((noun * inside).sum() / noun.sum()))
         found.append(float(np.mean(parts)))
     return found
 

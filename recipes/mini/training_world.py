@@ -30,7 +30,9 @@ class TrainingWorld(World):
     related = 0.32
     relations = (0.62, 0.16, 0.11, 0.11)
 
-    def __init__(self, atlas: SpriteAtlas, backgrounds: np.ndarray, device: str = "cpu", *, share: float = 0.2) -> None:
+    def __init__(
+        self, atlas: SpriteAtlas, backgrounds: np.ndarray, device: str = "cpu", *, share: float = 0.25
+    ) -> None:
         super().__init__(atlas, backgrounds, device)
         chosen = {number for number, name in enumerate(atlas.names) if name.split("/")[-1] in MORE_STYLES}
         self.others = [[s for s in self.unseen_sprites[kind].tolist() if s in chosen] for kind in range(len(CLASSES))]

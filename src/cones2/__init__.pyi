@@ -1,3 +1,4 @@
+from . import batch as batch
 from . import errors as errors
 from .call import Cones2Output as Cones2Output
 from .conditioning import LayoutSettings as LayoutSettings

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from diffusers.models import attention_dispatch
@@ -23,12 +23,14 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-from cones2.compiled import FixedLayout
 from cones2.denoisers import JointSequence
 from cones2.errors import ModelError
 from cones2.families import Arguments, Family
 from cones2.guidance import Bias, Key, Query
 from cones2.shared import Undo, shared_change
+
+if TYPE_CHECKING:
+    from cones2.compiled import FixedLayout
 
 CallInstead = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -165,7 +167,7 @@ def _missing_layers(denoiser: Any, found: int, expected: int) -> str:
 class CrossAttention:
     """diffusers' default processor with an additive bias; one that finds no running edit is the default processor."""
 
-    fixed: FixedLayout | None = None  # while a compiled call is made
+    fixed: "FixedLayout | None" = None  # while a compiled call is made
 
     def __init__(self, denoiser: int) -> None:
         self._denoiser = denoiser

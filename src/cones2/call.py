@@ -1,6 +1,7 @@
 """One call of a pipeline: its seeds, which of its arguments go where, and what is watched at the end of each step."""
 
 import contextlib
+import copy
 import difflib
 import functools
 import inspect
@@ -34,10 +35,9 @@ from cones2.models import ModelFacts
 from cones2.monitor import AttentionReading
 from cones2.prompts import parse_prompt, unknown_words
 from cones2.rasterize import own_cells
-from cones2.shared import Undo, check_seed, shared_change
+from cones2.shared import MOST_PICTURES, Undo, check_seed, shared_change
 from cones2.subjects import PROPORTIONS, Subject
 
-MOST_PICTURES = 10_000
 _MOST_STEPS = 1000
 _MOST_ENLARGED = 1.5  # sides of a picture, in those that the model learned on
 _MOST_STRENGTH = 2
@@ -215,11 +215,6 @@ def split_options(pipeline: Any, options: Mapping[str, Any]) -> tuple[dict[str, 
 def read_layout(value: Any, class_words: Mapping[str, str], options: Mapping[str, Any]) -> Layout | None:
     """Return the layout that a call means: a layout, a dict of shapes or words by name, a file, or `"auto"`.
 
-    Args:
-        value: what was given; None is not a layout.
-        class_words: of the prompt's subjects, by name.
-        options: of the call; `height` and `width` shape the boxes that words stand for.
-
     Raises:
         LayoutError: it makes no sense.
     """
@@ -245,20 +240,24 @@ def read_layout(value: Any, class_words: Mapping[str, str], options: Mapping[str
     return place_layout(words, given, class_words=class_words, aspect=aspect)
 
 
-def keep_timesteps_on_host(scheduler: Any, device: torch.device) -> None:
-    """Let a scheduler of one call keep its timesteps in the host's memory, whatever device they are asked for.
+def own_copy(pipeline: Any, seeds: Sequence[int] | None) -> Any:
+    """Return a pipeline for one call: the components are shared, the scheduler and all counters are its own.
 
-    On a GPU each step of diffusers' DDIM and others would wait to read numbers from it.
+    On a GPU its timesteps stay on the host: each step of DDIM and others would wait to read them.
     """
-    own = scheduler.set_timesteps
-    if device.type == "cpu" or "device" not in inspect.signature(own).parameters:
-        return
+    inner = copy.copy(pipeline)
+    scheduler = vars(inner)["scheduler"] = copy.deepcopy(pipeline.scheduler)
+    if seeds and hasattr(scheduler, "noise_sampler_seed"):  # it ignores generators
+        scheduler.noise_sampler_seed = list(seeds)
+    set_timesteps = scheduler.set_timesteps
+    if pipeline._execution_device.type != "cpu" and "device" in inspect.signature(set_timesteps).parameters:
 
-    @functools.wraps(own)
-    def set_timesteps(*args: Any, **kwargs: Any) -> None:
-        own(*args, **{**kwargs, "device": "cpu"})
+        @functools.wraps(set_timesteps)
+        def on_host(*args: Any, **kwargs: Any) -> None:
+            set_timesteps(*args, **{**kwargs, "device": "cpu"})
 
-    scheduler.set_timesteps = set_timesteps
+        scheduler.set_timesteps = on_host
+    return inner
 
 
 @contextlib.contextmanager
@@ -319,7 +318,7 @@ def warn_of_little_attention(attention: Sequence[Sequence[AttentionReading]], la
     little: dict[str, None] = {}
     for each in itertools.chain.from_iterable(attention):
         if layout and each.own is not None:
-            even = float(own_cells(layout, *each.heat.shape)[each.subject].float().mean())
+            even = float(own_cells(layout, *each.heat.shape)[each.subject].mean())
             little |= {each.subject: None} if each.own < _LEAST_ATTENTION * even else {}
     if little:
         text = f"little attention fell into the region of {', '.join(little)}: look whether it is there."
@@ -335,3 +334,14 @@ def warn_of_unknown_words(facts: ModelFacts, prompt: str, subjects: Mapping[str,
     if unknown:
         told = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
         warnings.warn(f"{facts.name} does not know {told}: expect nothing of that.", Cones2Warning, stacklevel=3)
+
+
+def returning(wrapper: Any, inner: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method that returns the wrapped pipeline, such as `to`, return the wrapper."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        return wrapper if result is inner else result
+
+    call.__doc__, call.__name__ = method.__doc__, getattr(method, "__name__", "call")
+    return call

@@ -121,11 +121,8 @@ def captions_for(
 
     Sentence frames take turns, so that any first part is as varied as the whole, and none makes more than 3 % of them.
 
-    Args:
-        class_word: one or more words; where it is a plural, the rest agrees ("these sunglasses are").
-        count: how many, 1 to 5000.
-        seed: another seed gives other captions.
-        lexicon: words that the model knows, in lower case; others are avoided, except for the class word and "an".
+    A plural class word makes the rest agree ("these sunglasses are"). With a `lexicon`, other words are avoided, except
+    for the class word and "an".
 
     Raises:
         CaptionError: the class word can't be used, or so many captions can't be made, as when the lexicon is small.

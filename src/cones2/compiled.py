@@ -8,46 +8,28 @@ that prompts, subjects, layouts and schedulers change without a new capture.
 import contextlib
 import functools
 import itertools
-import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from cones2.denoisers import unwrapped
 from cones2.errors import ModelError
 from cones2.families import Family
-from cones2.guidance import Bias, Key, Query, product_std, weighted
-from cones2.shared import lock_of
+from cones2.guidance import Bias, Key, LayoutTensors, Query, product_std, weighted
+from cones2.shared import COMPILED, lock_of
 
-_COMPILED: "weakref.WeakValueDictionary[int, CompiledDenoiser]" = weakref.WeakValueDictionary()
-
-_WARM_UPS = 2  # calls before one is captured: libraries choose their kernels in them
+_WARM_UPS = 3  # before a graph is captured: libraries choose their kernels in them
 _MOST_PROGRAMS = 8  # each holds the memory of a call
 _BLOCKS = {"blocks": ("BasicTransformerBlock",), "all_blocks": ("BasicTransformerBlock", "ResnetBlock2D")}
 _MOST_VARIANTS = 128  # of a repeated block: sizes of grids, times sizes of batches, with a layout and without
 
 
-class LayoutTensors(NamedTuple):
-    """What Eq. 7 needs in one call.
-
-    Attributes:
-        strength: η / std(scores) of each row; 0 where a row is not guided.
-        guided: 1 for each row that a layout acts on, 0 for the others.
-        masks: by the number of a grid's pixels: M, and what hides blocked tokens; columns are tokens, filled up.
-    """
-
-    strength: Float[Tensor, "rows"]
-    guided: Float[Tensor, "rows"]
-    masks: Mapping[int, tuple[Float[Tensor, "pixels columns"], Float[Tensor, "pixels columns"]]]
-
-
 class FixedLayout:
-    """The same in places that stay, for compiled calls to read; made without, it adds nothing."""
+    """What Eq. 7 needs in places that stay, for compiled calls to read; made without, it adds nothing."""
 
     def __init__(self, tensors: LayoutTensors | None) -> None:
         self.tensors = None if tensors is None else pytree.tree_map(torch.clone, tensors)
@@ -100,7 +82,7 @@ class CompiledDenoiser:
         if self._is_on_gpu:
             self.denoiser.to(memory_format=torch.channels_last)
             self._pool = torch.cuda.graph_pool_handle()
-        _COMPILED[id(self.denoiser)] = self
+        COMPILED[id(self.denoiser)] = self
 
     def check(self, pipeline: Any, family: Family) -> None:
         """Check that calls can be compiled, and forget those that were made of other weights: once a picture.
@@ -156,19 +138,7 @@ class CompiledDenoiser:
         tensors = [leaf for leaf in own if isinstance(leaf, Tensor)]
         if not self._is_on_gpu:
             return _Program(predict, tensors, fixed)
-        return _Program(_captured(predict, self._pool), tensors, fixed)
-
-
-def compiled_of(pipeline: Any, family: Family) -> CompiledDenoiser | None:
-    """Return the compiled calls of a pipeline's denoiser, checked; None where nobody holds any.
-
-    Raises:
-        ModelError: something that was done to the model since can't be compiled.
-    """
-    compiled = _COMPILED.get(id(getattr(pipeline, family.denoiser)))
-    if compiled:
-        compiled.check(pipeline, family)
-    return compiled
+        return _Program(capture(predict, pool=self._pool), tensors, fixed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,24 +156,31 @@ class _Program:
         return self.predict().clone()  # the next call writes to the same place
 
 
-def _captured(predict: Callable[[], Tensor], pool: Any) -> Callable[[], Tensor]:
-    """Capture a call in a CUDA graph, and return what replays it.
+def capture(
+    compute: Callable[[], Tensor], before: Callable[[], object] = lambda: None, pool: Any = None
+) -> Callable[[], Tensor]:
+    """Capture a computation in a CUDA graph, and return what replays it.
 
-    All graphs share the memory of `pool`, since what one leaves there is copied before the next is sent.
+    Args:
+        compute: reads no number on the host, and what it reads on the GPU stays where it is.
+        before: called before each of a few times that it is computed in advance, and before it is captured.
+        pool: of memory, for graphs of which one leaves nothing that is read after the next was replayed.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UPS):
-            predict()
+            before()
+            compute()
     torch.cuda.current_stream().wait_stream(stream)
+    before()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
-        predicted = predict()
+        result = compute()
 
     def replay() -> Tensor:
         graph.replay()
-        return predicted
+        return result
 
     return replay
 

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cones2.attention import edited_attention
-from cones2.compiled import CompiledDenoiser, compiled_of
 from cones2.errors import LayoutError, ModelError, PromptError, ResidualMismatchError, SettingsError
 from cones2.families import Family, TextPart, family_of
 from cones2.fingerprint import fingerprints
@@ -31,7 +30,7 @@ from cones2.prompts import (
     tokenize_prompt,
 )
 from cones2.run import LayoutSettings, Run, TextEdit, TimedAddition
-from cones2.shared import own_settings, texts_read_alone
+from cones2.shared import COMPILED, own_settings, texts_read_alone
 from cones2.subjects import Subject, as_subjects
 
 __all__ = ["LayoutSettings", "conditioned"]
@@ -117,7 +116,8 @@ def conditioned(
             inputs["guidance_scale"] = scale
         run = Run(pipeline, family, inputs, placed, _layout_spans(family, tokens), settings, edit, meter)
         denoiser = getattr(pipeline, family.denoiser)
-        compiled = compiled_of(pipeline, family) if run.can_be_compiled else None
+        if compiled := COMPILED.get(id(denoiser)) if run.can_be_compiled else None:
+            compiled.check(pipeline, family)
         if run.acts:
             _check_scheduler(pipeline, family)
             run.check_levels(denoiser)
@@ -127,9 +127,9 @@ def conditioned(
         yield Inputs(run)
 
 
-def _call_compiled(compiled: CompiledDenoiser, run: Run, *call: Any) -> tuple[Tensor]:
-    forward, args, kwargs = call
-    return compiled.call(forward, args, kwargs, run.tensors())
+def _call_compiled(compiled: Any, run: Run, *call: Any) -> tuple[Tensor]:
+    predicted: tuple[Tensor] = compiled.call(*call, run.tensors())
+    return predicted
 
 
 _TEXTS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")

@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
-from torch import Tensor
 
 from cones2.errors import LayoutError, PictureError
 from cones2.layout import Layout
-from cones2.monitor import AttentionReading
 from cones2.rasterize import cover
+
+if TYPE_CHECKING:
+    from cones2.monitor import AttentionReading
 
 # Okabe and Ito's colours, told apart also by the colour-blind; yellow last, it is hard to see on white.
 _COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0), (240, 228, 66))
@@ -50,9 +52,9 @@ def draw_layout(
     return canvas
 
 
-def _tint(canvas: Image.Image, cover: Float[Tensor, "height width"], colour: Colour) -> None:
+def _tint(canvas: Image.Image, cover: Float[np.ndarray, "height width"], colour: Colour) -> None:
     """Lay a region's colour over the picture, and a line along the inner side of its edge."""
-    inside = Image.fromarray((cover.numpy() * 255).round().astype(np.uint8))
+    inside = Image.fromarray((cover * 255).round().astype(np.uint8))
     inside = inside.resize(canvas.size, Image.Resampling.BILINEAR)
     hard = inside.point(lambda value: 255 * (value >= 128))
     framed = ImageOps.expand(hard, 1)  # the picture's border is an edge too
@@ -170,7 +172,7 @@ def _text(text: str, width: int, *, size: int, colour: str) -> Image.Image:
     return block
 
 
-def draw_attention(picture: Image.Image, readings: Sequence[AttentionReading], layout: Layout) -> Image.Image:
+def draw_attention(picture: Image.Image, readings: "Sequence[AttentionReading]", layout: Layout) -> Image.Image:
     """Draw for each subject the picture, lit where the attention to it went, under the layout, with its reading.
 
     Raises:
@@ -181,7 +183,7 @@ def draw_attention(picture: Image.Image, readings: Sequence[AttentionReading], l
     return contact_sheet([Row("Where the attention to each subject went", tuple(drawn), tuple(map(str, readings)))])
 
 
-def _light(picture: Image.Image, reading: AttentionReading) -> Image.Image:
+def _light(picture: Image.Image, reading: "AttentionReading") -> Image.Image:
     """Darken the picture by how far a cell's attention is below that of the strongest one."""
     heat = (reading.heat / reading.heat.max()).numpy().astype(np.float32)
     light = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BILINEAR))[..., None]

@@ -36,8 +36,6 @@ class TextPart(NamedTuple):
     """A text encoder whose output a residual is added to.
 
     Attributes:
-        encoder: its name among the pipeline's components.
-        tokenizer: its tokenizer's name there.
         is_beside: whether its tokens stand in the rows of the part before it, in columns of their own; else they begin
             below that part's last row.
         window: who says how many tokens it reads: the `tokenizer`, or the `call`, by `max_sequence_length`.

@@ -21,6 +21,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _DEEP_KEY = re.compile(r"""(?:\.[ \t]*+(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+){32}""")
 _LARGEST_TOML, _MOST_TABLES = 2**18, 4000
 _LOCKS_UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+_LINKS_UNSUPPORTED = {errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
 
 
 def expanded(path: Path | str) -> Path:
@@ -97,19 +98,49 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OutputError: the folder is missing or can't be written, or the disk is full; the old content is kept.
     """
+    with _written_beside(path, content) as temporary:
+        temporary.replace(path)
+
+
+def create_atomically(path: Path, content: bytes) -> bool:
+    """Write as `write_atomically` does, but only where nothing has that name yet; return whether nothing had.
+
+    Of any number of processes that create one file at once, one is told True. Where the file system has no hard links,
+    a lock file beside it sees to that.
+
+    Raises:
+        OutputError: the folder is missing or can't be written, or the disk is full.
+    """
+    with _written_beside(path, content) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _LINKS_UNSUPPORTED:
+                raise
+            with locked(path.parent / ".lock", wait=True):
+                if path.exists():
+                    return False
+                temporary.replace(path)
+    return True
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, content: bytes) -> Iterator[Path]:
+    """Yield a temporary file beside `path` that is on the disk; what the block makes of it is so afterwards."""
     temporary = path.parent / f".{secrets.token_hex(8)}.part"
     try:
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
+        yield temporary
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise OutputError(f"can't write {path}: {_reason(error)}. Choose another place, or make room there.") from error
+    finally:
         with contextlib.suppress(OSError, ValueError):  # the error under way says what is wrong
             temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError | ValueError):  # ValueError: a NUL in the path
-            raise
-        raise OutputError(f"can't write {path}: {_reason(error)}. Choose another place, or make room there.") from error
     with contextlib.suppress(OSError):  # from here on the file is there, and nothing may undo that
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import json
+import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,8 +20,11 @@ from cones2.residual import EncoderId
 # Independent of the vocabulary's size, which grows when a textual inversion is loaded.
 _PROBE_IDS = (3, 40, 77, 114, 151, 188, 225, 262)
 _PROBE_NUMBERS = 16
+_SAMPLED = 8  # numbers of each weight that tell whether it changed
 
 TextEncoder = CLIPTextModel | CLIPTextModelWithProjection | T5EncoderModel | Qwen3Model | Qwen3ForCausalLM
+
+_PROBES: "weakref.WeakKeyDictionary[torch.nn.Module, tuple[object, Tensor]]" = weakref.WeakKeyDictionary()
 
 
 def fingerprints(pipeline: Any, family: Family, name: str, *, hash_weights: bool = True) -> list[EncoderId]:
@@ -48,6 +53,8 @@ def fingerprint(
 ) -> EncoderId:
     """Return the fingerprint of a text encoder, less any LoRA that is not fused.
 
+    It is probed once, until its weights change.
+
     Args:
         text_encoder: in any dtype, on any device.
         role: its name among a pipeline's components.
@@ -59,7 +66,12 @@ def fingerprint(
     Raises:
         ModelError: it gives NaN or infinity.
     """
-    probe = _probe(_without_lora(text_encoder), layers)
+    weights = weights_state(text_encoder.parameters())
+    state = None if weights is None else (layers, weights)
+    known, probe = _PROBES.get(text_encoder, (None, torch.empty(0)))
+    if state is None or known != state:
+        probe = _probe(_without_lora(text_encoder), layers)
+        _PROBES[text_encoder] = state, probe
     if not torch.isfinite(probe).all():
         raise ModelError(f"the {role} of {name} gives NaN or infinity. Open the model in another dtype.")
     return EncoderId(
@@ -79,6 +91,22 @@ def _reading(part: TextPart, tokenizer: Any) -> str:
     template = in_chat(ParsedPrompt("", ()), tokenizer, thinking=part.thinking).text
     rules = json.dumps([template, part.layers, part.is_unpadded])
     return hashlib.sha256(rules.encode()).hexdigest()
+
+
+def weights_state(weights: Iterable[Tensor]) -> tuple[object, ...] | None:
+    """Return what differs once a weight has changed, without reading all of it; None where weights are elsewhere.
+
+    PyTorch counts changes, but not those of a weight's `data`, as peft makes them when it merges or swaps adapters;
+    so some numbers of each are in it as well. A move to another device, as offloading makes it, is no change.
+    """
+    found = [weight.detach() for weight in weights]
+    if any(weight.is_meta for weight in found):
+        return None
+    versions = tuple(0 if weight.is_inference() else weight._version for weight in found)
+    plain = [weight for weight in found if type(weight) is Tensor and weight.numel()]  # not what quantization makes
+    samples = [weight.reshape(-1)[:: max(1, weight.numel() // _SAMPLED)].float().cpu() for weight in plain]
+    numbers = tuple(sample.numpy().tobytes() for sample in samples)
+    return versions, tuple(weight.dtype for weight in found), numbers
 
 
 def _hash_weights(text_encoder: TextEncoder) -> str:

@@ -45,6 +45,20 @@ class TokenWeights(NamedTuple):
     blocked: Bool[Tensor, "pixels tokens"]
 
 
+class LayoutTensors(NamedTuple):
+    """What Eq. 7 needs in one call.
+
+    Attributes:
+        strength: η / std(scores) of each row; 0 where a row is not guided.
+        guided: 1 for each row that a layout acts on, 0 for the others.
+        masks: by the number of a grid's pixels: M, and what hides blocked tokens; columns are tokens, filled up.
+    """
+
+    strength: Float[Tensor, "rows"]
+    guided: Float[Tensor, "rows"]
+    masks: Mapping[int, tuple[Float[Tensor, "pixels columns"], Float[Tensor, "pixels columns"]]]
+
+
 def token_weights(regions: Mapping[str, RegionWeights], spans: Spans, tokens: int) -> TokenWeights:
     """Lay M out: each subject's weights in the columns of its tokens, 0 in all others.
 

@@ -52,13 +52,7 @@ def opened_image(
 ) -> Iterator[Image.Image]:
     """Open a picture for a `with` block; decode it in there. Of an animation, the first frame counts.
 
-    Args:
-        content: the file's bytes.
-        name: what to call it in an error.
-        formats: Pillow's names of what is taken.
-        error: what is raised.
-        advice: what to do with a file that is of another format or damaged, as a sentence.
-        most_pixels: larger pictures are refused.
+    `formats` are Pillow's names; `advice` is a sentence on what to do with a file of another format or a damaged one.
 
     Raises:
         Cones2Error: of the class `error`: the picture is of another format, damaged, or too large.

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, SupportsFloat
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
-from torch import Tensor
 
 from cones2.errors import LayoutError, first_problem
 from cones2.files import expanded, is_name, name_hint, read_bounded, write_atomically
@@ -259,7 +258,8 @@ def _shapes_in(value: object) -> list[Any]:
 
 
 def _items(value: object) -> list[Any] | None:
-    value = value.tolist() if isinstance(value, np.ndarray | Tensor) else value
+    to_list = getattr(value, "tolist", None)  # of an array or a tensor
+    value = to_list() if callable(to_list) else value
     return list(value) if isinstance(value, list | tuple) else None
 
 

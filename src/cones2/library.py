@@ -3,15 +3,16 @@
 import contextlib
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
-from cones2.errors import Cones2Error, LibraryError
-from cones2.files import expanded, is_hub_id, is_name, locked, make_folder, name_hint
-from cones2.residual import Residual
+from cones2.errors import Cones2Error, LibraryError, ResidualError
+from cones2.files import expanded, is_hub_id, is_name, locked, make_folder, name_hint, read_bounded
+from cones2.residual import MAX_FILE_BYTES, Residual, describe_file
 
 FOLDER_VARIABLE = "CONES2_LIBRARY"
 """The environment variable that names another folder than the default."""
@@ -21,22 +22,22 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A file of the library, by the name of its subject; without a residual, `problem` says why it is broken."""
+    """A file of the library, by the name of its subject, and what it says; where it is broken, `problem` says why."""
 
     name: str
     path: Path
-    residual: Residual | None
+    facts: Mapping[str, Any] | None
     problem: str = ""
 
     def describe(self) -> dict[str, str | None]:
         """Return what this is as JSON values."""
-        found = self.residual
+        found = self.facts
         return {
             "name": self.name,
             "file": str(self.path),
-            "class_word": found.class_word if found else None,
-            "learned_on": found.parts[0].encoder.name if found else None,
-            "sha256": found.sha256 if found else None,
+            "class_word": found["class_word"] if found else None,
+            "learned_on": found["parts"][0]["fits"] if found else None,
+            "sha256": found["sha256"] if found else None,
             "problem": self.problem or None,
         }
 
@@ -69,7 +70,8 @@ class Library:
         for name in self.names():
             path = self.folder / f"{name}{_SUFFIX}"
             try:
-                yield Entry(check_name(name), path, Residual.load(path))
+                content = read_bounded(path, limit=MAX_FILE_BYTES, error=ResidualError)
+                yield Entry(check_name(name), path, describe_file(content, origin=str(path)))
             except (Cones2Error, OSError) as error:
                 if os.path.lexists(path):  # else it was removed meanwhile
                     yield Entry(name, path, None, str(error))
@@ -80,10 +82,14 @@ class Library:
 
     def load(self, name: str) -> Residual:
         """Read a subject; LibraryError for a name that is not there, ResidualError for a damaged file."""
+        return Residual.load(self.file_of(name))
+
+    def file_of(self, name: str) -> Path:
+        """Return a subject's file; LibraryError for a name that is not there."""
         path = self.path_of(name)
         if not path.exists():
             raise self._unknown(name)
-        return Residual.load(path)
+        return path
 
     def add(self, name: str, residual: Residual, *, replace: bool = False) -> Path:
         """Keep a residual under a name, and return its path; of two that add one name at once, one wins.
@@ -166,10 +172,8 @@ def check_name(name: str) -> str:
 def find_residual(source: str | Path, library: Library | None = None) -> Residual:
     """Return the residual that a user names.
 
-    Args:
-        source: a name in the library, or else of an example; a file, which is any `Path`, and any text that is a path
-            and no name; or a Hub id, `owner/name`, where there is no such file.
-        library: to look in; the user's own when None.
+    That is a name in the library, or else of an example; a file, which is any `Path`, and any text that is a path
+    and no name; or a Hub id, `owner/name`, where there is no such file.
 
     Raises:
         ResidualError: the file is not a sound residual.
@@ -196,6 +200,6 @@ def find_by_hash(sha256: str) -> Residual | None:
     """Return the residual of the library or of the examples whose file has this sha256; None where there is none."""
     from cones2.examples import EXAMPLES
 
-    residuals = [entry.residual for entry in Library.open().entries()]
-    residuals += [example.residual for example in EXAMPLES.values()]
-    return next((residual for residual in residuals if residual and residual.sha256 == sha256), None)
+    entries = (entry.path for entry in Library.open().entries() if entry.facts and entry.facts["sha256"] == sha256)
+    residuals = [*map(Residual.load, entries), *(example.residual for example in EXAMPLES.values())]
+    return next((residual for residual in residuals if residual.sha256 == sha256), None)

@@ -71,12 +71,8 @@ def check_folder(
 ) -> None:
     """Check all files of a folder that opening it could read.
 
-    Args:
-        folder: of a diffusers model.
-        index: what its `model_index.json` says.
-        parts: the components that will be loaded.
-        weights: whether their weights are there, too; else a single file has them.
-        ranges: the least and most that settings may be, beside those of this file or instead of them.
+    `weights` says whether those are there, too; else a single file has them. `ranges` are the least and most that
+    settings may be, beside those of this file or instead of them.
 
     Raises:
         ModelError: a file is not a regular file, too large, or says what opening or drawing with the model can't bear.

@@ -51,10 +51,7 @@ class ModelFacts(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
 
     Attributes:
         name: what the model was opened as: `mini`, a folder's or a file's name, or a Hub id; never a path.
-        guidance_scale: the scale of classifier-free guidance that suits it.
-        recipe: the name of the recipe that suits learning on it.
         draws: what it can draw, where that is little, in one phrase.
-        lexicon: the words that it knows.
         class_words: those that name what it can draw.
     """
 
@@ -102,7 +99,7 @@ def open_pipeline(
     if config is not None and file is None:
         raise SettingsError(f"config is for a single .safetensors file, which {asked} is not: leave it out.")
     if file is None:
-        folder, name = _find_folder(asked)
+        folder, name = find_model(asked)
     else:
         from cones2.single_files import find_config
 
@@ -171,8 +168,11 @@ def _choose_device(name: str) -> torch.device:
     return torch.device(name or available[0])
 
 
-def _find_folder(asked: str) -> tuple[Path, str]:
-    """Return a model's folder, downloaded if need be, and its name, which never holds a path: it goes into files."""
+def find_model(asked: str) -> tuple[Path, str]:
+    """Return a model's folder, downloaded if need be, and its name, which never holds a path: it goes into files.
+
+    ModelError where there is no such model, or it can't be fetched.
+    """
     if asked == "mini":
         return MINI, asked
     path = expanded(asked)

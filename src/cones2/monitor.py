@@ -56,10 +56,6 @@ class AttentionReading:
 class AttentionMeter:
     """Adds up the attention to each subject's words over layers, heads and every fifth call of the denoiser.
 
-    Args:
-        layout: the regions to measure by.
-        spans: the token ranges of every subject to measure.
-
     Raises:
         SettingsError: the layout has no region.
     """
@@ -125,7 +121,8 @@ class AttentionMeter:
 
     def _cells(self, grid: Grid) -> dict[str, Bool[Tensor, "height width"]]:
         if grid not in self._own:
-            self._own[grid] = own_cells(self._layout, *grid)
+            cells = own_cells(self._layout, *grid)
+            self._own[grid] = {name: torch.from_numpy(own) for name, own in cells.items()}
         return self._own[grid]
 
 

@@ -81,7 +81,7 @@ def load_photos(source: Path | str | Sequence[Path | str], *, masks: Path | str 
             damaged, too large or too small; or a mask is missing, empty or of another shape.
     """
     sources = [source] if isinstance(source, Path | str) else source
-    paths = list(itertools.chain.from_iterable(_pictures_in(expanded(one), masks) for one in sources))
+    paths = list(itertools.chain.from_iterable(pictures_in(expanded(one), masks) for one in sources))
     if not 0 < len(paths) <= MOST_PHOTOS:
         raise PhotoError(f"there are {len(paths)} photos; expected 1 to {MOST_PHOTOS}, and 3 to 5 do best.")
     pictures = ((path, *_read_picture(path)) for path in paths)
@@ -91,7 +91,8 @@ def load_photos(source: Path | str | Sequence[Path | str], *, masks: Path | str 
     )
 
 
-def _pictures_in(source: Path, masks: Path | str | None) -> list[Path]:
+def pictures_in(source: Path, masks: Path | str | None) -> list[Path]:
+    """Return the files that `load_photos` would read of a folder, sorted by name; a file is its own only one."""
     if not source.is_dir():
         return [source]
     listed = _listed(source)

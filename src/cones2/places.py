@@ -40,11 +40,8 @@ def place_layout(
 ) -> Layout:
     """Place subjects by words: left, right, top, bottom, center and corners; front and behind; all, background, rest.
 
-    Args:
-        words: by subject, such as "left", "in the top right corner", "behind", "rest".
-        given: regions that are drawn already; they stay.
-        class_words: by subject, for the proportions of its box; square where there is none.
-        aspect: the picture's width by its height.
+    `given` regions stay. A box has the proportions of its class word, square where there is none; `aspect` is the
+    picture's width by its height.
 
     Raises:
         LayoutError: a word says no place, or two of them contradict each other.

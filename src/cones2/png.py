@@ -6,17 +6,19 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
+import safetensors.numpy
 from jaxtyping import Float
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
-from torch import Tensor
 
 from cones2.errors import Cones2Warning, PictureError
 from cones2.files import expanded, read_bounded, write_atomically
 from cones2.images import PNG, png_chunks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RECORD_KEY = "cones2"
 """The keyword of the iTXt chunk that holds the record."""
@@ -113,14 +115,14 @@ def strip_residuals(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key != "residuals"}
 
 
-def write_latents(path: Path, latents: Float[Tensor, "batch channels height width"], seeds: Sequence[int]) -> None:
+def write_latents(path: Path, latents: "Float[Tensor, 'batch channels height width']", seeds: Sequence[int]) -> None:
     """Write a safetensors file with one tensor, `latents`, in float32; its metadata has the seed of each row.
 
     Raises:
         OutputError: it can't be written.
     """
-    rows = latents.detach().float().cpu().contiguous()
-    write_atomically(path, safetensors.torch.save({"latents": rows}, {"seeds": json.dumps(list(seeds))}))
+    rows = latents.detach().float().cpu().numpy()
+    write_atomically(path, safetensors.numpy.save({"latents": rows}, {"seeds": json.dumps(list(seeds))}))
 
 
 def _infotext(record: Mapping[str, Any], size: tuple[int, int]) -> str:

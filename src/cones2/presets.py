@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -59,15 +60,15 @@ class PaperPreset:
         soft edges it is strengthened by the part that it covers, and others are kept out from a half on.
         """
         shown = cover(layout, height, width)
-        anyone = torch.zeros(height, width, dtype=torch.bool, device="cpu")
+        anyone = np.zeros((height, width), bool)
         for region in shown.values():
             anyone |= owned(region.cover, region.cover)
         return {name: self._weigh(region, anyone) for name, region in shown.items()}
 
-    def _weigh(self, region: Cover, anyone: Bool[Tensor, "height width"]) -> RegionWeights:
+    def _weigh(self, region: Cover, anyone: Bool[np.ndarray, "height width"]) -> RegionWeights:
         reached = owned(region.reach, region.cover)
-        softness = torch.where(region.reach > 0, region.cover / region.reach, 0)
-        return RegionWeights(self.positive * softness * reached, anyone & ~reached)
+        softness = np.divide(region.cover, region.reach, out=np.zeros_like(region.cover), where=region.reach > 0)
+        return RegionWeights(torch.from_numpy(self.positive * softness * reached), torch.from_numpy(anyone & ~reached))
 
     def strength(self, noise: NoiseLevel) -> Float[Tensor, "rows"]:
         """Return `scale·√(t/T)`."""
@@ -93,7 +94,7 @@ class ConesV2Preset:
         """
         unblocked = torch.zeros(height, width, dtype=torch.bool, device="cpu")
         return {
-            name: RegionWeights(self.shrink(inside, height, width), unblocked)
+            name: RegionWeights(self.shrink(torch.from_numpy(inside), height, width), unblocked)
             for name, inside in pixel_maps(layout).items()
         }
 
@@ -131,9 +132,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({"paper": PaperPreset(), "cones
 def find_preset(name: str, *, weight_negative: float | None = None) -> Preset:
     """Return a preset by its name.
 
-    Args:
-        name: a key of `PRESETS`.
-        weight_negative: another γ- for the preset `cones_v2`.
+    `weight_negative` is another γ- for the preset `cones_v2`.
 
     Raises:
         SettingsError: there is none of this name, or it has no γ- to set.

@@ -9,12 +9,14 @@ import unicodedata
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from jaxtyping import Int
-from torch import Tensor
 
 from cones2.errors import Cones2Warning, PromptError, is_unicode
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST_PROMPT = 10_000
 """Characters of a prompt, which may be a stranger's; no model reads a tenth of them."""
@@ -71,13 +73,12 @@ class TokenizedPrompt:
     """The same as token ids, padded to the model's window.
 
     Attributes:
-        text: what was tokenized.
         input_ids: start token, text, end token, padding.
         spans: by subject name, the (start, stop) token range of each mention.
     """
 
     text: str
-    input_ids: Int[Tensor, "1 tokens"]
+    input_ids: "Int[Tensor, '1 tokens']"
     spans: Mapping[str, tuple[Span, ...]]
 
 
@@ -106,10 +107,6 @@ def plain_text(text: str) -> str:
 
 def parse_prompt(template: str, class_words: Mapping[str, str]) -> ParsedPrompt:
     """Replace each `{name}` by its class word and remember where it went.
-
-    Args:
-        template: the prompt with placeholders.
-        class_words: the class word of every subject that may be mentioned, by name.
 
     Raises:
         PromptError: a brace is unmatched, a name is empty or unknown, text touches a placeholder, or something is
@@ -197,11 +194,8 @@ def tokenize_prompt(
 ) -> TokenizedPrompt:
     """Tokenize for the model's window; text that does not fit is cut with a warning, but never a subject.
 
-    Args:
-        prompt: as parsed, and written into a chat template where the model has one.
-        tokenizer: the model's.
-        window: the most tokens that the model reads; the tokenizer's own number when None.
-        is_unpadded: whether the model reads no padding.
+    `prompt` is written into a chat template where the model has one; `window` is the most tokens that the model reads,
+    None the tokenizer's own number; `is_unpadded` says that it reads no padding.
 
     Raises:
         PromptError: a subject would be cut off, or its tokens are not those of its class word alone.

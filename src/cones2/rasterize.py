@@ -13,9 +13,7 @@ from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Bool, Float, Float32
 
 from cones2.layout import Box, Layout, Mask, Polygon, Region, Rest
 from cones2.shapes import Shape
@@ -38,8 +36,8 @@ class Cover(NamedTuple):
         reach: the fraction of the cell where anything is inside, however faint; `cover` where all edges are hard.
     """
 
-    cover: Float[Tensor, "height width"]
-    reach: Float[Tensor, "height width"]
+    cover: Float32[np.ndarray, "height width"]
+    reach: Float32[np.ndarray, "height width"]
 
 
 def cover(layout: Layout, height: int, width: int) -> dict[str, Cover]:
@@ -60,31 +58,33 @@ def cover(layout: Layout, height: int, width: int) -> dict[str, Cover]:
     return {name: found[name] for name in layout.names}
 
 
-def owned(share: Float[Tensor, "height width"], cover: Float[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
+def owned(
+    share: Float[np.ndarray, "height width"], cover: Float[np.ndarray, "height width"]
+) -> Bool[np.ndarray, "height width"]:
     """Return the cells where `share` is a half or more, and always the first of the greatest `cover`."""
     cells = share >= 0.5
-    cells.view(-1)[cover.argmax()] = True
+    cells.flat[cover.argmax()] = True
     return cells
 
 
-def own_cells(layout: Layout, height: int, width: int) -> dict[str, Bool[Tensor, "{height} {width}"]]:
+def own_cells(layout: Layout, height: int, width: int) -> dict[str, Bool[np.ndarray, "{height} {width}"]]:
     """Return by name the cells that what is seen of a region covers by half or more, and always the best-covered one.
 
     Example:
         >>> tiny = Layout.of({"cup": (0.3, 0.55, 0.45, 0.7)})
-        >>> own_cells(tiny, 4, 4)["cup"].nonzero().tolist()
-        [[2, 1]]
+        >>> own_cells(tiny, 4, 4)["cup"].tolist()[2]
+        [False, True, False, False]
     """
     return {name: owned(seen.cover, seen.cover) for name, seen in cover(layout, height, width).items()}
 
 
-def pixel_maps(layout: Layout) -> dict[str, Bool[Tensor, "768 768"]]:
+def pixel_maps(layout: Layout) -> dict[str, Bool[np.ndarray, "768 768"]]:
     """Draw regions as the authors' layout pictures do: hard, and where they overlap, what is on top.
 
     A box has the pixels `round(768·x)`, left and top in, right and bottom out; of other shapes, a pixel is inside where
     its middle is, and of grey from a half on.
     """
-    found = {name: torch.from_numpy(seen >= 0.5) for name, seen in _seen(layout, _pixels)}
+    found = {name: seen >= 0.5 for name, seen in _seen(layout, _pixels)}
     return {name: found[name] for name in layout.names}
 
 
@@ -178,12 +178,12 @@ def _blur(alpha: Pieces, cuts: Cuts, width: float) -> Pieces:
     return np.asarray((up_to(high) - up_to(low)) / (high - low))
 
 
-def _reduce(alpha: Pieces, xs: Cuts, ys: Cuts, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
+def _reduce(alpha: Pieces, xs: Cuts, ys: Cuts, height: int, width: int) -> Float32[np.ndarray, "{height} {width}"]:
     """Return the mean over each cell of a grid.
 
     The single precision of the result absorbs the rounding of decimals like 0.29: half a cell is 0.5, not less.
     """
-    return torch.from_numpy((_overlap(ys, height).T @ alpha @ _overlap(xs, width)).astype(np.float32))
+    return np.asarray(_overlap(ys, height).T @ alpha @ _overlap(xs, width), np.float32)
 
 
 def _overlap(cuts: Cuts, cells: int) -> Float[np.ndarray, "pieces {cells}"]:

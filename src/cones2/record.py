@@ -22,7 +22,7 @@ from torch import Tensor
 from cones2.denoisers import unwrapped
 from cones2.errors import ModelError
 from cones2.families import family_of
-from cones2.fingerprint import fingerprint
+from cones2.fingerprint import fingerprint, weights_state
 from cones2.layout import Layout
 from cones2.models import ModelFacts
 from cones2.prompts import parse_prompt
@@ -33,7 +33,7 @@ LibraryName = Literal["cones2", "diffusers", "torch", "transformers"]
 """Those that move the last bits of a picture."""
 
 _LARGEST_OPTION = 2**16  # characters of JSON
-_ENCODERS: "weakref.WeakKeyDictionary[torch.nn.Module, tuple[object, dict[str, Any]]]" = weakref.WeakKeyDictionary()
+_HASHES: "weakref.WeakKeyDictionary[torch.nn.Module, tuple[object, list[str | None]]]" = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,7 +42,6 @@ class DrawCall:
 
     Attributes:
         seeds: of each picture; None where generators were given that are not fresh ones of seeds.
-        num_images: how many pictures were drawn.
         options: every other argument of the call.
     """
 
@@ -182,42 +181,45 @@ def describe_adapters(pipeline: Any) -> dict[str, Any]:
     scales: dict[str, dict[str, set[float]]] = {}
     modules = {role: each for role, each in sorted(pipeline.components.items()) if isinstance(each, torch.nn.Module)}
     for role, module in modules.items():
+        weights: dict[tuple[str, str], Tensor] = {}
         for path, layer in unwrapped(module).named_modules():
             if getattr(layer, "_disable_adapters", True) or not hasattr(layer, "scaling"):  # these are peft's names
                 continue
             for name in set(layer.active_adapters) & set(layer.scaling):
                 scale = layer.scaling[name] * layer.r[name] / layer.lora_alpha[name]
                 scales.setdefault(name, {}).setdefault(role, set()).add(float(f"{scale:.6g}"))
-                weights = {key: value for key, value in layer.state_dict().items() if name in key.split(".")}
-                for key in sorted(weights):
-                    line = f"{role}.{path}.{key} {content_hash(weights[key])}\n"
-                    digests.setdefault(name, hashlib.sha256()).update(line.encode())
+                own = {key: value for key, value in layer.state_dict().items() if name in key.split(".")}
+                weights |= {(name, f"{path}.{key}"): own[key] for key in sorted(own)}
+        for (name, key), hashed in zip(weights, _hashes(module, weights), strict=True):
+            digests.setdefault(name, hashlib.sha256()).update(f"{role}.{key} {hashed}\n".encode())
     return {
         name: {"sha256": digest.hexdigest(), "scales": {role: sorted(found) for role, found in scales[name].items()}}
         for name, digest in digests.items()
     }
 
 
-def describe_encoders(pipeline: Any) -> list[dict[str, Any]]:
-    """Return role, width and probe of each text encoder that reads subjects; one that gives NaN is left out.
+def _hashes(module: torch.nn.Module, weights: Mapping[tuple[str, str], Tensor]) -> list[str | None]:
+    """Return the hashes of adapters' weights in a module; they are remembered until one of the weights changes."""
+    state = (tuple(weights), weights_state(weights.values()))
+    known, hashes = _HASHES.get(module, (None, []))
+    if None in state or known != state:
+        hashes = [content_hash(weight) for weight in weights.values()]
+        _HASHES[module] = state, hashes
+    return hashes
 
-    A probe takes a call of the encoder, so each is probed once, until its weights change.
-    """
+
+def describe_encoders(pipeline: Any) -> list[dict[str, Any]]:
+    """Return role, width and probe of each text encoder that reads subjects; one that gives NaN is left out."""
     described = []
     for part in family_of(pipeline).text_parts:
         role, encoder = part.encoder, getattr(pipeline, part.encoder)
-        versions = sum(0 if weight.is_inference() else weight._version for weight in encoder.parameters())
-        merged = [name for layer in encoder.modules() for name in getattr(layer, "merged_adapters", ())]
-        state = (encoder.dtype, versions, merged)
-        if encoder not in _ENCODERS or _ENCODERS[encoder][0] != state:
-            try:
-                probed = fingerprint(encoder, role, "the model", layers=part.layers, hash_weights=False)
-            except ModelError:
-                continue
-            finally:
-                pipeline.maybe_free_model_hooks()
-            _ENCODERS[encoder] = state, {"role": role, "width": probed.width, "probe": list(probed.probe)}
-        described.append(_ENCODERS[encoder][1])
+        try:
+            probed = fingerprint(encoder, role, "the model", layers=part.layers, hash_weights=False)
+        except ModelError:
+            continue
+        finally:
+            pipeline.maybe_free_model_hooks()
+        described.append({"role": role, "width": probed.width, "probe": list(probed.probe)})
     return described
 
 

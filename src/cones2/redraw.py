@@ -142,7 +142,7 @@ class PictureRecord(_Strict):
     dtype: Annotated[str, Field(pattern="^[a-z0-9_]{1,20}$")]
     threads: Annotated[int, Field(ge=1, le=1024)]
     versions: dict[LibraryName, _Short]
-    residuals: Annotated[dict[str, Residual], PlainValidator(_read_residuals)] = {}
+    residuals: Annotated[dict[str, Any], PlainValidator(_read_residuals)] = {}  # of Residual
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "PictureRecord":
@@ -207,10 +207,8 @@ def redraw(source: PictureRecord | Mapping[str, Any] | Path | str, pipe: Any, **
     It is the same bit for bit on the same machine, device, dtype and versions; one warning says what differs.
     PyTorch's thread count is the record's until this returns; only one picture at a time is redrawn.
 
-    Args:
-        source: a record, or the PNG of a picture.
-        pipe: a `Cones2Pipeline` of the record's model and pipeline class; its scheduler stays as it is.
-        **arguments: the record's `inputs` and `unrecorded` ones; also `callback_on_step_end` and `measure_attention`.
+    The pipeline's class must be the record's, and its scheduler stays as it is. `arguments` are the record's `inputs`
+    and `unrecorded` ones; also `callback_on_step_end` and `measure_attention`.
 
     Raises:
         PictureError: the picture can't be drawn again, or not on this pipeline and with these arguments.

@@ -2,7 +2,7 @@
 
 The file is safetensors: one float32 tensor of shape [tokens, dim] for each text encoder, named by the encoder's role in
 a diffusers pipeline, and one metadata key, `cones2`, with sorted JSON. The same residual always gives the same bytes.
-Reading bounds and checks the header before any tensor is made.
+Reading bounds and checks the header before any tensor is made, and what a file says is told without PyTorch.
 """
 
 import hashlib
@@ -10,20 +10,23 @@ import json
 import math
 import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import safetensors.torch
-import torch
+import numpy as np
+import safetensors.numpy
 from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
-from torch import Tensor
 
 from cones2.errors import Cones2Warning, ResidualError, ResidualMismatchError, SettingsError, first_problem
 from cones2.files import read_bounded, write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VERSION = 3
 MAX_TOKENS = 16
@@ -70,8 +73,6 @@ class EncoderId:
 
     Attributes:
         role: its name among the pipeline's components: `text_encoder`, `text_encoder_2`...
-        name: the model that the user opened.
-        width: of a token's embedding.
         weights: sha256 of the float32 weights under canonical names.
         probe: a few numbers that it gives for a fixed input, almost the same in every dtype.
         reading: of a language model: sha256 of its chat template, the layers that are read, and the padding rule.
@@ -101,8 +102,6 @@ class ResidualPart:
     """What was learned for one text encoder.
 
     Attributes:
-        encoder: the text encoder that it was learned on.
-        tokens: those of the class word, as the encoder's tokenizer writes them.
         vector: Δ, one row for each token; float32.
         span: the tokens of a prompt to which the rows are added.
 
@@ -112,20 +111,20 @@ class ResidualPart:
 
     encoder: EncoderId
     tokens: tuple[str, ...]
-    vector: Float32[Tensor, "tokens dim"]
+    vector: "Float32[Tensor, 'tokens dim']"
     span: Literal["class word"] = "class word"
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.tokens) <= MAX_TOKENS:
             raise ResidualError(f"a residual has 1 to {MAX_TOKENS} tokens, this one has {len(self.tokens)}.")
         expected = [len(self.tokens), self.encoder.width]
-        if list(self.vector.shape) != expected or self.vector.dtype != torch.float32:
+        dtype = str(self.vector.dtype).removeprefix("torch.")
+        if list(self.vector.shape) != expected or dtype != "float32":
             raise ResidualError(
                 f"a residual of {expected[0]} tokens and width {expected[1]} needs a float32 vector of shape"
-                f" {expected}, got {str(self.vector.dtype).removeprefix('torch.')} of shape {list(self.vector.shape)}."
+                f" {expected}, got {dtype} of shape {list(self.vector.shape)}."
             )
-        if not torch.isfinite(self.vector).all():
-            raise ResidualError(f"the residual for {self.encoder.role} holds NaN or infinity. Learn it again.")
+        _check_finite(self.encoder.role, self.vector.numpy(force=True))
 
     def __repr__(self) -> str:
         return f"ResidualPart({self.encoder.role}, {len(self.tokens)} x {self.encoder.width})"
@@ -183,14 +182,7 @@ class Residual:
         parts = [{name: value for name, value in part.items() if name != "reading" or value} for part in parts]
         fields = {name: getattr(self, name) for name in ("class_word", "photos", "tool_version")}
         document = {"version": VERSION, **fields, "parts": parts, "recipe": dict(self.recipe)}
-        try:
-            text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ResidualError(f"a residual's recipe and fingerprint must be finite JSON values: {error}.") from error
-        tensors = {part.encoder.role: part.vector.detach().cpu().contiguous() for part in self.parts}
-        content = bytes(safetensors.torch.save(tensors, metadata={"cones2": text}))
-        _read_header(content)  # what is written can be read
-        return content
+        return _written(document, {part.encoder.role: part.vector.numpy(force=True) for part in self.parts})
 
     def save(self, path: Path | str) -> None:
         """Write the file, all of it or nothing; OutputError where it can't be written."""
@@ -205,20 +197,17 @@ class Residual:
     @classmethod
     def from_bytes(cls, content: bytes, *, origin: str = "bytes") -> "Residual":
         """Read a file's content, as `load` does; `origin` names it in errors."""
-        try:
-            document = _read_header(content)
-            tensors = safetensors.torch.load(content)
+        import torch  # what a file says is read without
+
+        with _sound(origin):
+            document, arrays, _ = _read(content)
             parts = []
             for entry in document.parts:
                 encoder = EncoderId(**entry.model_dump(exclude={"probe", "tokens", "span"}), probe=tuple(entry.probe))
-                parts.append(ResidualPart(encoder, tuple(entry.tokens), tensors[entry.role], entry.span))
+                vector = torch.tensor(arrays[entry.role], device="cpu")
+                parts.append(ResidualPart(encoder, tuple(entry.tokens), vector, entry.span))
             photos = tuple(document.photos)
-            residual = cls(document.class_word, tuple(parts), document.recipe, photos, document.tool_version)
-            _ = residual.sha256  # what was read can be written again: no half characters, nothing too long
-        except (ResidualError, safetensors.SafetensorError, UnicodeEncodeError) as error:
-            message = f"{origin} is not a sound residual file: {error} Download it or learn it again."
-            raise ResidualError(message) from error
-        return residual
+            return cls(document.class_word, tuple(parts), document.recipe, photos, document.tool_version)
 
     def mix(self, other: "Residual", weight: float) -> "Residual":
         """Return the subject between this one and another, `(1 - weight)·Δ + weight·Δ'`.
@@ -276,9 +265,70 @@ class Residual:
         warnings.warn(f"{text}, another text encoder: expect another subject.", Cones2Warning, stacklevel=2)
 
 
+def describe_file(content: bytes, *, origin: str) -> dict[str, Any]:
+    """Return what a residual's file says, as JSON values; ResidualError where `Residual.load` would raise it."""
+    with _sound(origin):
+        document, arrays, sha256 = _read(content)
+        return {
+            "class_word": document.class_word,
+            "parts": [
+                {
+                    "role": part.role,
+                    "fits": part.name,
+                    "width": part.width,
+                    "weights": part.weights,
+                    "tokens": part.tokens,
+                    "length": np.linalg.norm(arrays[part.role], axis=-1).tolist(),
+                }
+                for part in document.parts
+            ],
+            "recipe": document.recipe,
+            "photos": document.photos,
+            "tool_version": document.tool_version,
+            "sha256": sha256,
+        }
+
+
 def _described(encoders: Sequence[EncoderId]) -> str:
     name = encoders[0].name if encoders else "nothing"
     return f"{name} (width {'+'.join(str(encoder.width) for encoder in encoders)})"
+
+
+@contextmanager
+def _sound(origin: str) -> Iterator[None]:
+    """Say of which file it is that something is wrong."""
+    try:
+        yield
+    except (ResidualError, safetensors.SafetensorError, UnicodeEncodeError) as error:
+        message = f"{origin} is not a sound residual file: {error} Download it or learn it again."
+        raise ResidualError(message) from error
+
+
+def _read(content: bytes) -> tuple[_Document, dict[str, np.ndarray], str]:
+    """Return what a file says, its vectors and `Residual.sha256`, all of it checked."""
+    document = _read_header(content)
+    arrays = safetensors.numpy.load(content)
+    for role, array in arrays.items():
+        _check_finite(role, array)
+    again = _written(document.model_dump(), arrays)  # it can be written: no half characters, nothing too long
+    return document, arrays, hashlib.sha256(again).hexdigest()
+
+
+def _written(document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return the content of a file; ResidualError where it could not be read again."""
+    try:
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ResidualError(f"a residual's recipe and fingerprint must be finite JSON values: {error}.") from error
+    contiguous = {role: np.ascontiguousarray(array) for role, array in arrays.items()}
+    content = bytes(safetensors.numpy.save(contiguous, metadata={"cones2": text}))
+    _read_header(content)
+    return content
+
+
+def _check_finite(role: str, array: np.ndarray) -> None:
+    if not np.isfinite(array).all():
+        raise ResidualError(f"the residual for {role} holds NaN or infinity. Learn it again.")
 
 
 def _read_header(content: bytes) -> _Document:

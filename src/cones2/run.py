@@ -11,11 +11,21 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cones2.compiled import LayoutTensors
 from cones2.denoisers import JointSequence, Text, unwrapped
 from cones2.errors import LayoutError, ModelError, SettingsError, check_fields
 from cones2.families import Arguments, Family
-from cones2.guidance import Bias, Key, Query, RegionWeights, Spans, TokenWeights, floor_of, layout_bias, token_weights
+from cones2.guidance import (
+    Bias,
+    Key,
+    LayoutTensors,
+    Query,
+    RegionWeights,
+    Spans,
+    TokenWeights,
+    floor_of,
+    layout_bias,
+    token_weights,
+)
 from cones2.layout import Layout
 from cones2.monitor import AttentionMeter
 from cones2.presets import NoiseLevel, find_preset
@@ -117,7 +127,6 @@ class Run:
     """The edit of one `with` block: asked before each call of the denoiser, and by each of its layers.
 
     Attributes:
-        inputs: what to call the pipeline with.
         meter: measures where the attention goes; None where nothing is measured.
         sequence: of the running call of a joint transformer.
         step: which step the next calls belong to, for loops that set it themselves; None counts the calls.
@@ -355,7 +364,7 @@ class Run:
         """Tell which tokens of negative texts an unconditional row sees from each cell."""
         negatives = self.text.negatives if self.text else {}
         columns = [
-            own_cells(self.regions, *grid)[name].reshape(-1, 1).expand(-1, len(tokens))
+            torch.from_numpy(own_cells(self.regions, *grid)[name]).reshape(-1, 1).expand(-1, len(tokens))
             for name, tokens in negatives.items()
         ]
         return torch.cat([torch.zeros(math.prod(grid), 0, dtype=torch.bool, device="cpu"), *columns], dim=1)

@@ -14,6 +14,7 @@ from typing import Any
 from cones2.errors import SettingsError
 
 LARGEST_SEED = 2**63 - 1
+MOST_PICTURES = 10_000  # of a call
 Undo = Callable[[], None]
 
 
@@ -23,6 +24,9 @@ class _Change:
     undo: Undo
     users: int = 0
 
+
+COMPILED: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
+"""By a denoiser's id: its compiled calls, for as long as somebody holds them."""
 
 _LOCK = threading.Lock()
 _QUIET = threading.RLock()
@@ -36,10 +40,8 @@ _TOKENIZERS: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
 def shared_change(owner: object, what: str, make: Callable[[], Undo]) -> Iterator[None]:
     """Hold a change of `owner` within a `with` block; blocks that overlap in time share it, and the last undoes it.
 
-    Args:
-        owner: the object that is changed.
-        what: names the change; an object may have several.
-        make: makes the change and returns what undoes it. If it raises, nothing is held.
+    An object may have several changes, each with a name, `what`. `make` makes it and returns what undoes it; if it
+    raises, nothing is held.
     """
     key = id(owner), what
     with _LOCK:

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cones2.cli import check, compose, demo, doctor, grid, inspect, layout, learn, subjects
+from cones2.cli import batch, check, compose, demo, doctor, inspect, layout, learn, subjects
 from cones2.cli.console import complain, messages, volume
 from cones2.cli.options import option
 from cones2.errors import Cones2Error, Cones2Warning, is_unicode
@@ -80,6 +80,13 @@ class _Group(TyperGroup):
             raise
 
 
+class _BatchGroup(_Group):
+    """Takes a job alone for `batch run`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, batch.arguments_of(args))
+
+
 class _Commands(_Group):
     """Runs every command inside the edge: an error is one line."""
 
@@ -107,9 +114,7 @@ for _name, _function in {
     "demo": demo.demo,
     "check": check.check,
     "learn": learn.learn,
-    "learn-all": learn.learn_all,
     "compose": compose.compose,
-    "grid": grid.grid,
     "layout": layout.layout,
     "inspect": inspect.inspect,
     "mix": subjects.mix,
@@ -135,6 +140,16 @@ for _name, _function in {
 }.items():
     _library.command(_name, cls=_Command)(_with_volume(_function))
 app.add_typer(_library)
+_batch = typer.Typer(
+    name="batch",
+    cls=_BatchGroup,
+    help="Learn thousands of subjects and draw millions of pictures; 'cones2 batch JOB --out OUT' does a job.",
+    no_args_is_help=True,
+    suggest_commands=False,
+)
+for _name, _function in batch.COMMANDS.items():
+    _batch.command(_name, cls=_Command)(_with_volume(_function))
+app.add_typer(_batch)
 
 
 def _show_version(asked: bool) -> bool:

@@ -124,16 +124,14 @@ def compose(
     places = Places(box, polygon, mask, place, z, feather, region_weight, layout)
     with waiting("starting"):
         from cones2.cli.outputs import Pictures
-        from cones2.cli.request import Request, SubjectOptions
-        from cones2.cones_v2.config import ConesV2Config
+        from cones2.cli.request import Request, SubjectOptions, read_picture
         from cones2.files import make_folder
         from cones2.library import Library
-        from cones2.redraw import PictureRecord
 
         _check_file(latents, suffix=".safetensors", replace=replace, name="--latents")
         _check_file(save_layout, suffix=".json", replace=replace, name="--save-layout")
         if official is None:
-            made = None if source is None else PictureRecord.load(source)
+            made = None if source is None else read_picture(source)
             options = SubjectOptions(subject, plain, strength, during, subject_negative)
             subjects = options.read(Library.open(library), made)
             request = Request.read(prompt, made, subjects, given, seed=seed, count=count)
@@ -150,6 +148,8 @@ def compose(
             others |= {"--strength": strength, "--during": during, "--subject-negative": subject_negative}
             others |= {"--save-layout": save_layout, "a place": places.any or auto_layout, "--scheduler": scheduler}
             _refuse_beside("--official", others)
+            from cones2.cones_v2.config import ConesV2Config
+
             authors = ConesV2Config.load(official)
         number_of = request.count if official is None else count or (4 if seed is None else 1)
         also = ("attention",) if attention else ()

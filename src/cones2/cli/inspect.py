@@ -49,34 +49,14 @@ def describe(file: Path) -> dict[str, Any]:
     from cones2.files import read_bounded
     from cones2.images import PNG
     from cones2.png import LARGEST_PICTURE, record_in
-    from cones2.residual import Residual
+    from cones2.residual import describe_file
 
     content = read_bounded(file, limit=LARGEST_PICTURE, error=PictureError)
     if content.startswith(PNG):
         return {**record_in(content, file), "file": str(file), "kind": "picture"}
     if content.startswith(_JPEG):
         raise PictureError(f"{file} is a JPEG, which loses how it was made: expected the PNG that cones2 wrote.")
-    residual = Residual.from_bytes(content, origin=str(file))
-    return {
-        "file": str(file),
-        "kind": "residual",
-        "class_word": residual.class_word,
-        "parts": [
-            {
-                "role": part.encoder.role,
-                "fits": part.encoder.name,
-                "width": part.encoder.width,
-                "weights": part.encoder.weights,
-                "tokens": list(part.tokens),
-                "length": part.vector.norm(dim=-1).tolist(),
-            }
-            for part in residual.parts
-        ],
-        "recipe": dict(residual.recipe),
-        "photos": list(residual.photos),
-        "tool_version": residual.tool_version,
-        "sha256": residual.sha256,
-    }
+    return {"file": str(file), "kind": "residual", **describe_file(content, origin=str(file))}
 
 
 def residual_rows(description: Mapping[str, Any]) -> dict[str, str]:

@@ -108,12 +108,8 @@ class Places:
     ) -> "Layout | None":
         """Make the layout; None where nothing is placed.
 
-        Args:
-            class_words: of subjects by name, for the shapes of their boxes.
-            aspect: the picture's width by its height.
-            others: subjects that are placed beside all the rest.
-            recorded: a picture's layout. The file's regions replace those of the same names, options both; a shape
-                leaves z, feather and weight of the file's region as they are.
+        `recorded` is a picture's layout. The file's regions replace those of the same names, options both; a shape
+        leaves z, feather and weight of the file's region as they are.
         """
         from cones2.layout import Layout
         from cones2.places import auto_layout, place_layout

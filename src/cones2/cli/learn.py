@@ -1,4 +1,4 @@
-"""`cones2 learn`: a residual from photos; and `cones2 learn-all`: many of them in one call."""
+"""`cones2 learn`: a residual from photos."""
 
 import shlex
 import time
@@ -8,11 +8,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import typer
-
 from cones2.cli import options as opt
 from cones2.cli.check import Masks, Photos
-from cones2.cli.console import follow, print_json, print_rows, say, waiting
+from cones2.cli.console import follow, print_json, say, waiting
 from cones2.cli.options import MODEL, hint, open_model, option, read_seed
 from cones2.errors import (
     CaptionError,
@@ -74,15 +72,16 @@ def learn(
         from cones2.captions import check_class_word, read_captions
         from cones2.files import make_folder
         from cones2.learning.recipe import find_recipe
-        from cones2.photos import load_photos
 
         class_word = check_class_word(class_word)
         kept = _Kept(name, out, library, replace=replace)
+        chosen = find_recipe(recipe) if recipe else None
+        texts = read_captions(captions, class_word) if captions else None
+        from cones2.photos import load_photos  # from here on with PyTorch
+
         folder = kept.check_checkpoints(resume=resume)
         previews = _Previews(preview, clip, patience, (out or Path(name or "")).with_suffix(""))
         previews.check(replace=replace or resume)
-        chosen = find_recipe(recipe) if recipe else None
-        texts = read_captions(captions, class_word) if captions else None
         loaded = load_photos(photos, masks=masks)
     pipe = open_model(model, device=device, dtype=dtype, config=model_config)
     findings = _judge(loaded, pipe)
@@ -263,56 +262,3 @@ def _checkpoints_kept(folder: Path) -> Iterator[None]:
             error.add_note("The last checkpoint is kept: run the same command with --resume to go on from it.")
         raise
     remove_checkpoints(folder)
-
-
-def learn_all(
-    manifest: Annotated[Path, typer.Argument(help="Names, photos and class words, in TOML.", metavar="MANIFEST")],
-    model: opt.Model = "mini",
-    library: opt.Library = None,
-    model_config: opt.ModelConfig = None,
-    save_memory: SaveMemory = False,
-    force: Force = False,
-    device: opt.Device = None,
-    dtype: opt.Dtype = None,
-    as_json: opt.Json = False,
-) -> None:
-    """Learn many subjects into your library; run it again to go on where it stopped.
-
-    Subjects that are finished are skipped, and one that fails stops no other.
-
-    Example: cones2 learn-all subjects.toml
-    """
-    with waiting("starting"):
-        from dataclasses import asdict
-
-        from cones2.learn_all import learn_all, read_manifest
-        from cones2.library import Library
-
-        assignments = read_manifest(manifest)
-        shelf = Library.open(library)
-    pipe = open_model(model, device=device, dtype=dtype, config=model_config)
-
-    def tell(step: Any) -> str:
-        loss = f", loss {step.learning.loss:.4f}" if step.learning else ""
-        return f"{step.name}, {step.number} of {step.count}{loss}"
-
-    steps = learn_all(pipe, assignments, shelf, save_memory=save_memory, force=force)
-    outcomes = follow(steps, "learning", tell=tell, at_interrupt=lambda step: step.save_checkpoint()).outcomes
-    if as_json:
-        print_json({"library": str(shelf.folder), "subjects": [asdict(outcome) for outcome in outcomes]})
-    else:
-        rows = [
-            (
-                each.name,
-                each.class_word,
-                each.state,
-                "" if each.loss is None else f"{each.loss:.4f}",
-                "" if each.displacement is None else f"{100 * each.displacement:.1f} %",
-                f"{each.seconds:.0f} s",
-                each.problem or " ".join(each.findings),
-            )
-            for each in outcomes
-        ]
-        print_rows(str(shelf.folder), ("subject", "class word", "", "loss", "others moved", "time", ""), rows)
-    if any(outcome.state == "failed" for outcome in outcomes):
-        raise typer.Exit(1)

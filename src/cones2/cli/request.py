@@ -1,17 +1,14 @@
-"""What `cones2 compose` and `cones2 grid` are to draw: read before a model is opened, over a picture's record."""
+"""What `cones2 compose` is to draw: read before a model is opened, over a picture's record.
+
+What takes long to import is imported where it is needed, so that mistakes in options are told before.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-from PIL.Image import Image
-from torch import Tensor
-
-from cones2.call import MOST_PICTURES
 from cones2.cli.console import drawing
 from cones2.cli.layout import Places
 from cones2.cli.options import hint, number, open_model, read_residual, unique
@@ -25,36 +22,33 @@ from cones2.errors import (
 )
 from cones2.layout import Layout
 from cones2.library import Library
-from cones2.monitor import AttentionReading
-from cones2.pipeline import Cones2Pipeline
 from cones2.prompts import parse_prompt
-from cones2.redraw import (
-    PictureRecord,
-    check_pipeline,
-    make_scheduler,
-    recall_subjects,
-    warn_of_differences,
-    with_scheduler,
-)
-from cones2.run import LayoutSettings
 from cones2.schedulers import make_scheduler as scheduler_of
 from cones2.schedulers import scheduler_name
-from cones2.shared import check_seed, threads
+from cones2.shared import MOST_PICTURES, check_seed, threads
 from cones2.subjects import Subject, check_mentioned
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from cones2.monitor import AttentionReading
+    from cones2.pipeline import Cones2Pipeline
+    from cones2.redraw import PictureRecord
+
 _DEVICES = ("cuda", "mps", "cpu")
-_ACTING = fields(LayoutSettings)
 _WITH_PLACES = ("layout_scale", "layout_effect", "layout_levels", "guided_steps")
+_ACTING = (*_WITH_PLACES, "preset", "weight_negative")
 
 
 class Drawn(NamedTuple):
     """A picture, its seed, what it was before it was decoded, how it was made, and where attention went."""
 
     seed: int
-    image: Image
-    latents: Tensor
+    image: "Image"
+    latents: "Tensor"
     record: dict[str, Any]
-    attention: tuple[AttentionReading, ...]
+    attention: "tuple[AttentionReading, ...]"
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ class SubjectOptions:
     during: Sequence[str] | None = None
     negatives: Sequence[str] | None = None
 
-    def read(self, library: Library, made: PictureRecord | None = None) -> dict[str, Subject]:
+    def read(self, library: Library, made: "PictureRecord | None" = None) -> dict[str, Subject]:
         """Read the subjects, over those of a record."""
         named = [text if "=" in text else f"{text}={text}" for text in self.learned or ()]
         sources = unique("--subject", named, example="rex=rex.safetensors")
@@ -78,6 +72,8 @@ class SubjectOptions:
         residuals = {name: read_residual(source, library) for name, source in sources.items()}
         subjects = {name: Subject(each.class_word, each) for name, each in residuals.items()}
         if made is not None:
+            from cones2.redraw import recall_subjects
+
             known = made.subjects.items()
             lacking = {name: each for name, each in known if name not in subjects}
             with hint(ResidualError, "On the command line: --subject NAME=FILE."):
@@ -117,13 +113,7 @@ class Request:
     """Pictures to draw, checked as far as they can be without a model.
 
     Attributes:
-        prompt: with placeholders.
-        subjects: by name.
-        layout: where they belong.
-        settings: other arguments of `Cones2Pipeline`.
-        seeds: of all pictures.
         scheduler: its name; None is the record's, or the model's.
-        made: the record of the picture to draw again.
         keep: which picture of the record's batch is wanted; the others are drawn with it, since a batch moves the last
             bits. None is all.
     """
@@ -134,14 +124,14 @@ class Request:
     settings: Mapping[str, Any]
     seeds: tuple[int, ...]
     scheduler: str | None = None
-    made: PictureRecord | None = None
+    made: "PictureRecord | None" = None
     keep: int | None = None
 
     @classmethod
     def read(
         cls,
         prompt: str | None,
-        made: PictureRecord | None,
+        made: "PictureRecord | None",
         subjects: Mapping[str, Subject],
         settings: Mapping[str, Any],
         *,
@@ -199,7 +189,6 @@ class Request:
             if name not in names:
                 known = ", ".join(names) or "none"
                 raise LayoutError(f"a place is for {name!r}, which the prompt does not name; it names: {known}.")
-        LayoutSettings(**{each.name: self.settings[each.name] for each in _ACTING if each.name in self.settings})
         for name in _WITH_PLACES if layout is None and self.made is None else ():
             if name in self.settings:
                 option = f"--{name.replace('_', '-')}"
@@ -208,6 +197,10 @@ class Request:
                 )
         if self.scheduler is not None:
             scheduler_name(self.scheduler)
+        if acting := {name: self.settings[name] for name in _ACTING if name in self.settings}:
+            from cones2.run import LayoutSettings
+
+            LayoutSettings(**acting)
         return replace(self, layout=layout)
 
     @property
@@ -215,8 +208,12 @@ class Request:
         """How many pictures it makes."""
         return len(self.seeds) if self.keep is None else 1
 
-    def open(self, model: str | None, *, dtype: str | None = None, **options: Any) -> Cones2Pipeline:
+    def open(self, model: str | None, *, dtype: str | None = None, **options: Any) -> "Cones2Pipeline":
         """Open the model that is given, else the picture's with its scheduler, else `mini`."""
+        import torch
+
+        from cones2.redraw import check_pipeline, make_scheduler, warn_of_differences, with_scheduler
+
         made = self.made
         if made is None:
             pipe = open_model(model or "mini", dtype=dtype, **options)
@@ -231,9 +228,11 @@ class Request:
         return pipe
 
     def draw(
-        self, pipe: Cones2Pipeline, seeds: Sequence[int], *, what: str | None = None, attention: bool = False
+        self, pipe: "Cones2Pipeline", seeds: Sequence[int], *, what: str | None = None, attention: bool = False
     ) -> list[Drawn]:
         """Draw one batch under a bar that says `what`, else which seeds."""
+        from cones2.redraw import with_scheduler
+
         first, last = seeds[0], seeds[-1]
         what = what or (f"drawing seed {first}" if len(seeds) == 1 else f"drawing seeds {first}-{last}")
         call: dict[str, Any] = {"subjects": self.subjects, "layout": self.layout, **self.settings}
@@ -250,6 +249,13 @@ class Request:
         return drawn if self.keep is None else [drawn[self.keep]]
 
 
+def read_picture(path: Path) -> "PictureRecord":
+    """Read how a picture was made."""
+    from cones2.redraw import PictureRecord
+
+    return PictureRecord.load(path)
+
+
 def _numbered(first: int, count: int | None) -> tuple[int, ...]:
     """Return the seeds of pictures that have numbers in a row; SettingsError where there are too many."""
     if (count or 1) > MOST_PICTURES:
@@ -259,7 +265,7 @@ def _numbered(first: int, count: int | None) -> tuple[int, ...]:
 
 
 @contextmanager
-def _watched(what: str) -> Iterator[tuple[Any, list[Tensor]]]:
+def _watched(what: str) -> Iterator["tuple[Any, list[Tensor]]"]:
     """Show the steps of a drawing; the list holds the latents of the last one."""
     last: list[Tensor] = []
     with drawing(what) as show:
@@ -273,6 +279,9 @@ def _watched(what: str) -> Iterator[tuple[Any, list[Tensor]]]:
 
 def _trusted(name: str) -> str:
     """Return the model that a picture names, if it is `mini` or on this machine: nobody's picture fetches a model."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
     try:
         fetched = "/" in name and isinstance(try_to_load_from_cache(name, "model_index.json"), str)
     except HFValidationError:

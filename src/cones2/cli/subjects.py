@@ -53,9 +53,7 @@ def show(name: Name, library: Library = None, as_json: Json = False) -> None:
     """
     from cones2.cli.inspect import describe, residual_rows
 
-    shelf = _open(library)
-    shelf.load(name)
-    description = describe(shelf.path_of(name))
+    description = describe(_open(library).file_of(name))
     if as_json:
         print_json(description)
     else:

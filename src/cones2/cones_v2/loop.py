@@ -37,16 +37,8 @@ def sample(
 ) -> Any:
     """Draw pictures as the authors' inference script does, of what `conditioned` made, in its block.
 
-    Args:
-        pipeline: of Stable Diffusion 1.x, 2.x or XL; its scheduler, which says how the model was trained, is replaced.
-        inputs: the texts; the `guided_steps` of their layout settings are run twice, also without a layout.
-        watcher: is called each time that a step was run.
-        sampler: `cones_v2`, as yet the only one.
-        seeds: of each picture.
-        num_inference_steps: of Euler's method.
-        height: in pixels; None is what the model was trained at.
-        width: in pixels; None as for `height`.
-        **others: arguments that have no place here.
+    The `guided_steps` of the inputs' layout settings are run twice, also without a layout. `others` are arguments that
+    have no place here.
 
     Raises:
         ModelError: the model is of another family, or draws on other pictures.

@@ -8,22 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from cones2.photos import Photo, load_photos
 from cones2.residual import Residual
+
+if TYPE_CHECKING:
+    from cones2.photos import Photo
 
 _HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, repr=False)
 class Example:
-    """An example subject.
-
-    Attributes:
-        name: what the examples call it.
-        class_word: what it is.
-        folder: holds its photos in `photos`, and its residual.
-    """
+    """An example subject."""
 
     name: str
     class_word: str
@@ -33,8 +30,10 @@ class Example:
         return f"Example({self.name!r}, {self.class_word!r})"
 
     @property
-    def photos(self) -> tuple[Photo, ...]:
+    def photos(self) -> tuple["Photo", ...]:
         """Its photos, read anew each time."""
+        from cones2.photos import load_photos  # which imports PyTorch
+
         return load_photos(self.folder / "photos")
 
     @property

@@ -38,7 +38,6 @@ class Checkpoints:
     """The newest states of one learning, in a folder of their own.
 
     Attributes:
-        folder: where they are; made when held.
         settings: JSON values that the states depend on.
     """
 

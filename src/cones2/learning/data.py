@@ -40,10 +40,7 @@ class Captions:
     """Captions in the tokens of a model.
 
     Attributes:
-        texts: the captions themselves.
-        input_ids: for each text encoder, every caption padded to the window.
         own: where the class word stands; the same for all encoders.
-        class_tokens: for each text encoder, the class word's tokens as its tokenizer writes them.
     """
 
     texts: tuple[str, ...]
@@ -61,10 +58,7 @@ class TextReader:
     """What a pipeline makes of text, by float32 copies of its text encoders.
 
     Attributes:
-        family: how the encoders are read.
-        tokenizers: of each text encoder.
         encoders: the copies; nothing in the pipeline changes when these do.
-        device: where they are.
     """
 
     family: Family
@@ -174,8 +168,6 @@ class Views:
     """Square views of photos as moments of their latents, on the CPU, in the units that the denoiser works in.
 
     Attributes:
-        mean: of each view's latents.
-        std: of each view's latents.
         weights: the subject's share of each latent cell, 0 to 1; None where no photo has a mask.
     """
 

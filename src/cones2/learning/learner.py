@@ -22,7 +22,6 @@ from cones2.errors import LearningError, SettingsError
 from cones2.families import Family, native_size
 from cones2.files import expanded
 from cones2.fingerprint import fingerprint
-from cones2.learning.captured import CapturedStep
 from cones2.learning.checkpoints import Checkpoints, restore, state_of
 from cones2.learning.data import (
     PhotoSource,
@@ -36,7 +35,18 @@ from cones2.learning.data import (
     random_numbers,
 )
 from cones2.learning.losses import Displacement, displacement, mean_shift, preservation_loss
-from cones2.learning.model import Batch, Denoiser, frozen, learnable_family, memory_saved, model_settings
+from cones2.learning.model import (
+    Batch,
+    CapturedStep,
+    Denoiser,
+    backward,
+    check_captured,
+    diverged,
+    frozen,
+    learnable_family,
+    memory_saved,
+    model_settings,
+)
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.models import ModelFacts, facts_of
 from cones2.photos import Photo
@@ -44,9 +54,6 @@ from cones2.record import describe_adapters
 from cones2.residual import Residual, ResidualPart
 from cones2.shared import check_seed, model_alone, own_settings
 
-# What the loss is multiplied by where gradients pass a UNet in float16: they are means over a latent's 10,000 numbers
-# or so, and most would be 0 there. A power of two, so that dividing by it is exact.
-_HALF_SCALE = 2.0**12
 # η of polynomial-decay averaging (arXiv:1212.1824): half of the weight is on the last sixth of the steps.
 _DECAY = 3.0
 
@@ -73,12 +80,10 @@ def learn_steps(
     from `seed` and its own number: the same call gives the same residual, bit for bit on a CPU with the same number of
     threads, however often it was interrupted, and whatever else the pipeline draws meanwhile.
 
-    Unlike the authors' code, this uses Eq. 3 as printed, and takes originals from the untouched encoder, also after
-    resuming.
+    Unlike the authors' code, this uses Eq. 3 as printed, and always takes originals from the untouched encoder.
 
     Args:
-        pipeline: a diffusers pipeline of Stable Diffusion 1.x, 2.x or XL in any dtype, also with model offloading or
-            LoRA; it stays as it is.
+        pipeline: of Stable Diffusion 1.x, 2.x or XL in any dtype, with model offloading or LoRA; it stays as it is.
         photos: a folder, or photos, PIL images or paths; 3 to 5 do.
         class_word: the word, or words, for the subject's raw category.
         recipe: a `Recipe`, the name of one, the path of a TOML file, or None for what suits the model, else `paper`.
@@ -88,10 +93,9 @@ def learn_steps(
             closing the generator writes none, the caller does that by `LearnStep.save_checkpoint`.
         checkpoint_every: steps between them.
         resume: go on from the newest sound checkpoint, if there is one; without it, those in the folder are deleted.
-        save_memory: compute the UNet's activations again in the backward pass rather than keep them, and keep on a GPU
-            only what a step needs. The same residual, in more time; nothing else may draw while it begins or ends.
-        compile: send each step to the GPU as one CUDA graph, several times as fast; not with `save_memory`, offloading
-            or a CPU.
+        save_memory: keep fewer activations, and on a GPU only what a step needs; slower, and the same residual. Nothing
+            else may draw while it begins or ends.
+        compile: send each step to a GPU as one CUDA graph, which is faster; not with `save_memory` or offloading.
         force: learn a class word also that the model does not know.
 
     Raises:
@@ -109,11 +113,8 @@ def learn_steps(
         raise SettingsError(f"checkpoint_every is {checkpoint_every}: expected at least 1 step.")
     if resume and checkpoint is None:
         raise SettingsError("resume is True, and there is no checkpoint to resume from: give the folder of one.")
-    if compile and (pipeline._execution_device.type != "cuda" or save_memory or getattr(pipeline, "_all_hooks", None)):
-        raise SettingsError(
-            "compile is for a whole model on a CUDA GPU: leave it out on another device, with save_memory, and with"
-            " offloading."
-        )
+    if compile:
+        check_captured(pipeline, save_memory=save_memory)
     loaded = as_photos(photos)
     check_suits(facts, loaded, class_word, force=force)
     texts = tuple(captions or captions_for(class_word, count=recipe.caption_count, lexicon=facts.lexicon))
@@ -160,9 +161,7 @@ def _take_steps(learner: "_Learner", *, every: int, save_memory: bool) -> Genera
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LearnStep:
-    """What one step of learning did.
-
-    What it holds can be asked for until the next step is taken; then it is a `LearningError`.
+    """What one step of learning did; asked for after the next step is taken, it is a `LearningError`.
 
     Attributes:
         step: this step, from 1.
@@ -293,7 +292,7 @@ class _Learner:
                 losses = self.captured(inputs, self.denoiser.device)
         total, first, second, size = losses.tolist()
         if not math.isfinite(total + size):
-            raise self._diverged(f"loss {total}, gradient {size} at step {number} of {self.recipe.steps}")
+            raise diverged(f"loss {total}, gradient {size} at step {number} of {self.recipe.steps}", self.recipe)
         self.taken = None
         self.optimizer.step()
         if self.average is not None:  # polynomial-decay averaging, arXiv:1212.1824: one step alone carries its noise
@@ -316,13 +315,7 @@ class _Learner:
         batch = Batch(latents, target, timesteps, weights[0] if weights else None)
         subject = self.denoiser.loss(prompt, batch)  # Eq. 2
         loss = subject + self.recipe.preservation_weight * preservation  # Eq. 4
-        scale = _HALF_SCALE if self.denoiser.dtype == torch.float16 else 1.0
-        torch.autograd.backward(scale * loss)
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        if scale != 1:
-            for gradient in gradients:
-                gradient.div_(scale)
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = backward(loss, self.parameters, self.denoiser.dtype)
         return torch.stack([loss.detach(), subject.detach(), preservation.detach(), norm])
 
     def _read_texts(self, rows: Int[Tensor, "captions"]) -> tuple[Float[Tensor, "1 tokens dim"], Float[Tensor, ""]]:
@@ -346,7 +339,7 @@ class _Learner:
         else:
             vector = mean_shift(self.reader.compare(self.captions, self.original), len(self.captions.class_tokens[0]))
         if not vector.isfinite().all():
-            raise self._diverged("the residual is not finite")
+            raise diverged("the residual is not finite", self.recipe)
         vectors = torch.split(vector, [encoder.width for encoder in self.encoder_ids], dim=1)
         parts = zip(self.encoder_ids, self.captions.class_tokens, vectors, strict=True)
         return Residual(
@@ -405,10 +398,3 @@ class _Learner:
             parameter.requires_grad_(False)
         with model_alone(self.pipeline):
             self.pipeline.maybe_free_model_hooks()
-
-    def _diverged(self, what: str) -> LearningError:
-        rate = self.recipe.learning_rate
-        return LearningError(
-            f"learning diverged: {what}, expected finite numbers; no residual was made. Begin again with a"
-            f" learning_rate below {rate:g} or another dtype."
-        )

@@ -1,7 +1,7 @@
 """The model that is learned on: which ones will do, and what learning does to one for as long as it lasts."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,15 +10,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cones2.compiled import capture
 from cones2.denoisers import unwrapped
-from cones2.errors import ModelError
+from cones2.errors import LearningError, ModelError, SettingsError
 from cones2.families import Family, family_of
 from cones2.learning.data import Views
 from cones2.learning.losses import add_noise, subject_loss
+from cones2.learning.recipe import Recipe
 from cones2.record import describe_adapters
 from cones2.residual import EncoderId
 from cones2.shared import Undo, shared_change
 
+# What the loss is multiplied by where gradients pass a UNet in float16: they are means over a latent's 10,000 numbers
+# or so, and most would be 0 there. A power of two, so that dividing by it is exact.
+_HALF_SCALE = 2.0**12
 _SAMPLED = 16  # numbers of each weight
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
@@ -28,11 +33,7 @@ class Denoiser:
     """A UNet with its noise schedule, and all that it reads beside latents and text.
 
     Attributes:
-        unet: in any dtype.
-        dtype: of the UNet.
-        device: where it runs.
         alphas_cumprod: α² of each timestep, on the CPU.
-        prediction_type: `epsilon`, `sample` or `v_prediction`.
         added: conditions of one row, such as Stable Diffusion XL's pooled text and sizes.
     """
 
@@ -88,6 +89,67 @@ class Batch(NamedTuple):
     target: Float[Tensor, "batch channels height width"]
     timesteps: Int[Tensor, "batch"]
     weights: Float[Tensor, "batch 1 height width"] | None
+
+
+class CapturedStep:
+    """A step of learning that does not wait for Python: losses and gradients as one CUDA graph, captured at the first.
+
+    Args:
+        compute: from inputs on the GPU to losses; it reads no number on the host, and leaves gradients at `parameters`.
+        parameters: what is learned.
+    """
+
+    def __init__(
+        self, compute: Callable[[Sequence[Tensor]], Float[Tensor, "losses"]], parameters: Sequence[Tensor]
+    ) -> None:
+        self._compute, self._parameters = compute, parameters
+        self._inputs: list[Tensor] = []
+        self._replay: Callable[[], Tensor] | None = None
+
+    def __call__(self, inputs: Sequence[Tensor], device: torch.device) -> Float[Tensor, "losses"]:
+        """Return the losses of a step, and leave its gradients."""
+        if self._replay is None:
+            self._inputs = [each.to(device, copy=True) for each in inputs]
+            self._replay = capture(lambda: self._compute(self._inputs), before=self._forget_gradients)
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given, non_blocking=True)
+        return self._replay()
+
+    def _forget_gradients(self) -> None:
+        for parameter in self._parameters:  # so that those of the graph are new ones, written over by each replay
+            parameter.grad = None
+
+
+def check_captured(pipeline: Any, *, save_memory: bool) -> None:
+    """Check that a pipeline's steps of learning can be captured.
+
+    Raises:
+        SettingsError: they can't.
+    """
+    if pipeline._execution_device.type != "cuda" or save_memory or getattr(pipeline, "_all_hooks", None):
+        raise SettingsError(
+            "compile is for a whole model on a CUDA GPU: leave it out on another device, with save_memory, and with"
+            " offloading."
+        )
+
+
+def backward(loss: Float[Tensor, ""], parameters: Sequence[Tensor], dtype: torch.dtype) -> Float[Tensor, ""]:
+    """Leave the gradients of a loss at parameters, by way of a UNet of a dtype, and return their norm."""
+    scale = _HALF_SCALE if dtype == torch.float16 else 1.0
+    torch.autograd.backward(scale * loss)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if scale != 1:
+        for gradient in gradients:
+            gradient.div_(scale)
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def diverged(what: str, recipe: Recipe) -> LearningError:
+    """Return the error of numbers that are not finite."""
+    return LearningError(
+        f"learning diverged: {what}, expected finite numbers; no residual was made. Begin again with a learning_rate"
+        f" below {recipe.learning_rate:g} or another dtype."
+    )
 
 
 def learnable_family(pipeline: Any) -> Family:

@@ -37,17 +37,14 @@ class Preview(pydantic.BaseModel, frozen=True):
     """A step at which pictures were measured.
 
     Attributes:
-        step: which one.
-        identity: how like the subject its pictures were.
         loss: L of Eq. 4 at that step.
-        residual: what was learned by then.
     """
 
     step: int
     identity: float
     loss: float
     residual: Annotated[
-        Residual,
+        Any,  # a Residual, into which pydantic need not look
         pydantic.PlainValidator(_residual),
         pydantic.PlainSerializer(lambda residual: base64.b64encode(residual.to_bytes()).decode(), when_used="json"),
     ]
@@ -58,7 +55,6 @@ class PreviewedStep:
     """A step of learning, and what it draws.
 
     Attributes:
-        learned: the step.
         images: what it draws, one for each seed; none where it was not drawn.
         identity: how like the subject they are; None where there is no measure, or no images.
         stopped: whether learning ends here, before its last step, since the identity rises no more.
@@ -84,7 +80,8 @@ class PreviewedStep:
     @property
     def residual(self) -> Residual:
         """The residual to keep: that of the best preview where there is patience, this step's otherwise."""
-        return self.best.residual if self.best else self.learned.residual
+        residual: Residual = self.best.residual if self.best else self.learned.residual
+        return residual
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of this step, as `LearnStep.save_checkpoint` does."""

@@ -1,0 +1,11 @@
+from .engine import Outcome as Outcome
+from .job import Job as Job
+from .job import Photographed as Photographed
+from .job import Pictures as Pictures
+from .job import read_job as read_job
+from .results import Result as Result
+from .results import read as read
+from .results import read_status as read_status
+from .results import verify as verify
+from .running import run as run
+from .work import Composer as Composer

@@ -1,0 +1,197 @@
+"""Who does what: a state machine that is fed what workers tell, and knows nothing of processes, storages or clocks.
+
+It holds no truth: what is done stands in the storage, and whoever makes a new driver from that goes on.
+"""
+
+import collections
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from cones2.batch.plan import Lease
+
+TRIES = 3
+"""How often a case may fail, or end its worker, before it is set aside."""
+
+_SLOW, _LEAST = 3.0, 60.0  # a lease is also given to an idle worker after so many usual times, and seconds
+_LONGEST_PAUSE = 30.0
+
+
+@dataclass
+class _Running:
+    lease: Lease
+    since: float
+    case: str | None = None
+
+
+@dataclass(eq=False)
+class Driver:
+    """Leases that are to be done, and who is at which.
+
+    Attributes:
+        leases: what is to be done, in order; what is done already is not among them.
+        ready: subjects that need no learning any more.
+        foreign: subjects that another engine learns.
+    """
+
+    leases: Iterable[Lease]
+    ready: Iterable[str] = ()
+    foreign: Iterable[str] = ()
+    draining: bool = False
+    aside: dict[str, str] = field(default_factory=dict)  # by case, the error
+    troubles: int = 0  # in a row, of workers rather than cases
+
+    def __post_init__(self) -> None:
+        self._ready, self._foreign = set(self.ready), set(self.foreign)
+        self._pending = collections.deque(self.leases)
+        self._running: dict[str, _Running] = {}
+        self._over: set[str] = set()
+        self._blocked: list[Lease] = []
+        self._failures: collections.Counter[str] = collections.Counter()
+        self._seconds: collections.deque[float] = collections.deque(maxlen=100)
+
+    def take(self, worker: str, now: float) -> Lease | None:
+        """Return what a worker shall do next; None where there is nothing for it now."""
+        if self.draining or worker in self._running:
+            return None
+        for _ in range(len(self._pending)):
+            lease = self._pending.popleft()
+            if self._is_over(lease):
+                continue
+            if any(need in self.aside for need in lease.needs):
+                self._blocked.append(lease)
+                continue
+            if lease.needs <= self._ready:
+                self._running[worker] = _Running(lease, now)
+                return lease
+            self._pending.append(lease)
+        return self._slow(worker, now)
+
+    def _slow(self, worker: str, now: float) -> Lease | None:
+        """Return the oldest lease that takes too long, if nobody else has begun it too: its worker may be stuck."""
+        limit = max(_LEAST, _SLOW * statistics.median(self._seconds)) if self._seconds else float("inf")
+        counts = collections.Counter(each.lease.id for each in self._running.values())
+        slow = [
+            each
+            for each in self._running.values()
+            if counts[each.lease.id] == 1 and each.lease.numbers and now - each.since > limit
+        ]
+        if not slow:
+            return None
+        lease = min(slow, key=lambda each: each.since).lease
+        self._running[worker] = _Running(lease, now)
+        return lease
+
+    def add(self, lease: Lease) -> None:
+        """Take over what another engine was to do."""
+        self._foreign.discard(lease.id)
+        self._pending.appendleft(lease)
+
+    def learned(self, subject: str) -> None:
+        """Note that a subject is learned, by whomever."""
+        self._ready.add(subject)
+        self._foreign.discard(subject)
+
+    def began(self, worker: str, case: str) -> None:
+        """Note that a worker is at a case."""
+        if worker in self._running:
+            self._running[worker].case = case
+
+    def progressed(self, worker: str, case: str) -> None:
+        """Note that a case is done, or its learning goes on: what ended workers before is not to blame."""
+        self.troubles = 0
+        self._failures.pop(f"end of {case}", None)
+        if worker in self._running and self._running[worker].lease.numbers:
+            self._running[worker].case = None
+
+    def failed(self, worker: str, case: str, error: str) -> bool:
+        """Count a failure; return whether the case is now set aside."""
+        self.troubles = 0
+        if worker not in self._running or self._is_over(self._running[worker].lease):
+            return False  # somebody else was faster, and it did not fail there
+        self._failures[case] += 1
+        if self._failures[case] < TRIES or case in self.aside:
+            return False
+        self.aside[case] = error
+        return True
+
+    def ended(self, worker: str, lease: Lease, *, committed: bool, now: float) -> bool:
+        """Note the end of a lease; return whether that is the first commit of it that is told here."""
+        running = self._running.pop(worker, None)
+        if lease.id in self._over:
+            return False
+        if not committed:
+            self._requeue(lease)
+            return False
+        self.troubles = 0
+        self._over.add(lease.id)
+        if running is not None and lease.numbers:
+            self._seconds.append(now - running.since)
+        if not lease.numbers:
+            self.learned(lease.id)
+        return True
+
+    def _requeue(self, lease: Lease) -> None:
+        if not self._is_over(lease) and all(each.lease.id != lease.id for each in self._running.values()):
+            self._pending.appendleft(lease)
+
+    def _is_over(self, lease: Lease) -> bool:
+        """Whether a lease is committed, or its only case set aside, which is no reason to commit nothing."""
+        return lease.id in self._over or lease.sole in self.aside
+
+    def died(self, worker: str, why: str) -> tuple[str | None, float]:
+        """Note the end of a worker; return the case that is set aside for it, if any, and how long to wait.
+
+        A worker that ends at the same case for the third time without getting on with it is that case's fault. What
+        ends a worker between cases is nobody's, and counts as a trouble.
+        """
+        running = self._running.pop(worker, None)
+        case = None if running is None or self._is_over(running.lease) else running.case
+        blamed = None
+        if case is None:
+            self.troubles += 1
+        else:
+            self._failures[f"end of {case}"] += 1
+            if self._failures[f"end of {case}"] >= TRIES and case not in self.aside:
+                self.aside[case], blamed = why, case
+        if running is not None:
+            self._requeue(running.lease)
+        return blamed, self._pause()
+
+    def gave_up(self, worker: str) -> float:
+        """Note that a worker can't go on, for no case's fault; return how long to wait before the next one."""
+        running = self._running.pop(worker, None)
+        if running is not None:
+            self._requeue(running.lease)
+        self.troubles += 1
+        return self._pause()
+
+    def _pause(self) -> float:
+        return min(_LONGEST_PAUSE, 0.5 * 2.0 ** min(self.troubles, 10)) if self.troubles else 0.0
+
+    @property
+    def blocked(self) -> int:
+        """How many pictures wait for a subject that was set aside."""
+        waiting = [each for each in self._pending if any(need in self.aside for need in each.needs)]
+        return sum(len(each.numbers) for each in (*self._blocked, *waiting))
+
+    @property
+    def waits_for(self) -> set[str]:
+        """The subjects of other engines that pending leases need."""
+        if not self._foreign:
+            return set()
+        return {need for lease in self._pending for need in lease.needs} & self._foreign
+
+    @property
+    def running(self) -> Mapping[str, str]:
+        """What each worker is at: the id of its lease."""
+        return {worker: each.lease.id for worker, each in self._running.items()}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left that could be given to anybody, and nobody is at work."""
+        if any(not self._is_over(each.lease) for each in self._running.values()):
+            return False
+        return self.draining or all(
+            self._is_over(each) or any(need in self.aside for need in each.needs) for each in self._pending
+        )

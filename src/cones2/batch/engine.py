@@ -1,0 +1,348 @@
+"""Running a plan: gives leases to workers of any kind, hears what they tell, and writes down what is set aside."""
+
+import contextlib
+import json
+import math
+import os
+import platform
+import secrets
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import platformdirs
+
+from cones2.batch.driver import Driver
+from cones2.batch.lease import Bench, Event, Hands, draw_lease, learn_lease
+from cones2.batch.plan import Case, Lease, Lesson, Plan, hash_of
+from cones2.batch.resume import Failure, Standing, find_standing, stems, write_plan
+from cones2.batch.store import LocalStore, Store
+from cones2.errors import Cones2Error, Cones2Warning, ModelError, OutputError
+
+_BEAT = 5.0
+"""Seconds between two notes for `status`."""
+_ABANDONED = 120.0
+"""Seconds after which a subject that another engine was to learn, and does not get on with, is learned here."""
+_MOST_TROUBLES = 8
+"""Workers in a row that end between cases, or can't go on, before the batch ends."""
+
+Task = dict[str, Any]
+"""What a worker is given: a lease with its cases, or a lesson, as JSON values."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one picture or subject.
+
+    Attributes:
+        id: the hash of what makes it.
+        kind: `picture` or `subject`.
+        state: `done`: it stands in the storage; or `failed`: it was set aside.
+        worker: who did it.
+        name: of a subject.
+        error: why it failed.
+    """
+
+    id: str
+    kind: str
+    state: str
+    worker: str
+    name: str = ""
+    error: str = ""
+
+
+@runtime_checkable
+class Crew(Protocol):
+    """Workers, wherever they are: each tells that it is ready, then does one task after the other."""
+
+    @property
+    def workers(self) -> Sequence[str]:
+        """Their names."""
+
+    def start(self, worker: str) -> None:
+        """Begin a worker, or begin it again after it ended."""
+
+    def give(self, worker: str, task: Task) -> None:
+        """Give a worker that is ready a task."""
+
+    def hear(self, timeout: float) -> tuple[str, Event] | None:
+        """Return who tells what, after at most so many seconds; None where nobody does.
+
+        Beside a lease's events these are `ready`; `gave up`, for no case's fault, and `died`, both with a `why`.
+        """
+
+    def drain(self) -> None:
+        """Ask the workers to stop learning at the end of the running step, with a checkpoint."""
+
+    def close(self) -> None:
+        """End all workers at once."""
+
+
+def do_task(bench: Bench, hands: Hands, task: Task) -> Iterator[Event]:
+    """Do what a worker was given; yield what it tells."""
+    if "lesson" in task:
+        yield from learn_lease(bench, hands, Lesson(**task["lesson"]))
+    else:
+        yield from draw_lease(bench, hands, task["lease"], [Case(*each) for each in task["cases"]])
+
+
+class Inline:
+    """One worker in this process; what it can't go on with is raised here."""
+
+    workers = ("worker 1",)
+
+    def __init__(self, bench: Bench, make: Callable[[], Hands]) -> None:
+        self._bench, self._make = bench, make
+        self._hands: Hands | None = None
+        self._told: Iterator[Event] = iter(())
+
+    def start(self, worker: str) -> None:  # noqa: ARG002 - there is only one
+        """See `Crew`."""
+        self._told = iter([{"event": "ready"}])
+
+    def give(self, worker: str, task: Task) -> None:  # noqa: ARG002
+        """See `Crew`."""
+        self._hands = self._hands or self._make()
+        self._told = do_task(self._bench, self._hands, task)
+
+    def hear(self, timeout: float) -> tuple[str, Event] | None:
+        """See `Crew`."""
+        event = next(self._told, None)
+        if event is None:
+            time.sleep(timeout)
+        return None if event is None else (self.workers[0], event)
+
+    def drain(self) -> None:
+        """See `Crew`; the bench tells it."""
+
+    def close(self) -> None:
+        """See `Crew`."""
+
+
+class Batch:
+    """A plan that is being done.
+
+    Attributes:
+        pictures, subjects: how many are done, failed and left.
+        drawn: pictures of open leases, by worker.
+        began: when, by the clock.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        *,
+        shard: tuple[int, int] = (0, 1),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.plan, self.store, self._clock = plan, store, clock
+        self.standing: Standing = find_standing(plan, store, shard=shard)
+        leases, learned = self.standing.leases, self.standing.learned
+        own = {lease.id for lease in leases}
+        foreign = plan.lessons.keys() - learned - own
+        if self._others_are_at_work():
+            leases = leases[::-1]  # so that two engines meet in the middle, rather than do the same all the way
+        self.driver = Driver(leases, learned | plan.residuals.keys(), foreign)
+        self.pictures, self.subjects = self.standing.pictures, self.standing.subjects
+        self.drawn: dict[str, int] = {}
+        self.began, self._done_before = self._clock(), self.pictures.done
+        self._name = secrets.token_hex(8)
+        self._tasks: dict[str, tuple[Lease, list[Case]]] = {}
+        self._beaten = self._looked = -math.inf
+        self._seen: dict[str, tuple[list[str], float]] = {}
+        self._ready = False
+
+    def outcomes(self, crew: Crew) -> Iterator[Outcome | None]:
+        """Do the plan; yield what became of each picture and subject, and None now and then in between.
+
+        Raises:
+            OutputError: the storage fails; what was drawn is kept, and a new batch goes on.
+            Cones2Error: no worker can begin.
+        """
+        write_plan(self.plan, self.store)
+        try:
+            due = dict.fromkeys(crew.workers, -math.inf)
+            idle: set[str] = set()
+            while not self.driver.is_over:
+                for worker in [worker for worker, when in due.items() if when <= self._clock()]:
+                    del due[worker]
+                    crew.start(worker)
+                self._give(crew, idle)
+                if (heard := crew.hear(0.2)) is not None:
+                    worker, event = heard
+                    self._ready |= event["event"] == "ready"
+                    if event["event"] in ("ready", "ended"):
+                        idle.add(worker)
+                    if event["event"] in ("died", "gave up"):
+                        idle.discard(worker)
+                        yield from self._note_end(worker, event, due)
+                    else:
+                        yield from self._note(worker, event)
+                else:
+                    yield None
+                self._look_around()
+        finally:
+            crew.close()
+            with contextlib.suppress(OutputError):
+                self.store.delete(f"engines/{self._name}.json")
+        self.pictures.blocked = self.driver.blocked
+
+    def drain(self) -> None:
+        """Begin no more leases; `outcomes` ends when those that are running have."""
+        self.driver.draining = True
+
+    @property
+    def running(self) -> Sequence[str]:
+        """The workers that are at work."""
+        return sorted(self._tasks)
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second, since this began."""
+        drawn = self.pictures.done - self._done_before + sum(self.drawn.values())
+        return drawn / max(1e-9, self._clock() - self.began)
+
+    def _give(self, crew: Crew, idle: set[str]) -> None:
+        for worker in sorted(idle):
+            lease = self.driver.take(worker, self._clock())
+            if lease is None:
+                continue
+            idle.discard(worker)
+            self.drawn[worker] = 0
+            if not lease.numbers:
+                self._tasks[worker] = (lease, [])
+                crew.give(worker, {"lesson": asdict(self.plan.lessons[lease.id])})
+                continue
+            left = [case for case in self.plan.cases(lease) if case.id not in self.standing.elsewhere]
+            self._tasks[worker] = (lease, left)
+            cases = [tuple(case) for case in left if case.id not in self.driver.aside]
+            crew.give(worker, {"lease": lease.id, "cases": cases})
+
+    def _note(self, worker: str, event: Event) -> Iterator[Outcome]:
+        """Note what a worker tells of a case or its lease."""
+        match event["event"]:
+            case "began":
+                self.driver.began(worker, event["case"])
+            case "drawn":
+                self.drawn[worker] += 1
+                self.driver.progressed(worker, event["case"])
+            case "step":
+                self.driver.progressed(worker, event["case"])
+            case "failed":
+                if self.driver.failed(worker, event["case"], event["error"]):
+                    yield self._set_aside(worker, event["case"], event["error"])
+            case "ended":
+                yield from self._ended(worker, event)
+            case "warning":
+                warnings.warn(event["text"], Cones2Warning, stacklevel=2)
+
+    def _note_end(self, worker: str, event: Event, due: dict[str, float]) -> Iterator[Outcome]:
+        """Note the end of a worker, and when to begin it again."""
+        why = event["why"]
+        if event["event"] == "died":
+            blamed, pause = self.driver.died(worker, why)
+            if blamed is not None:
+                yield self._set_aside(worker, blamed, why)
+        else:
+            if not self._ready:
+                raise ModelError(why)  # no other worker would fare better
+            warnings.warn(f"{worker} can't go on: {why}", Cones2Warning, stacklevel=2)
+            pause = self.driver.gave_up(worker)
+        due[worker] = self._clock() + pause
+        self._tasks.pop(worker, None)
+        self.drawn.pop(worker, None)
+        if self.driver.troubles >= _MOST_TROUBLES:
+            raise OutputError(f"{_MOST_TROUBLES} workers in a row could not go on, the last one: {why}")
+
+    def _ended(self, worker: str, event: Event) -> Iterator[Outcome]:
+        lease, cases = self._tasks.pop(worker)
+        self.drawn.pop(worker, None)
+        if not self.driver.ended(worker, lease, committed=event["committed"], now=self._clock()):
+            return
+        if not lease.numbers:
+            self.subjects.done += 1
+            yield Outcome(lease.id, "subject", "done", worker, self.plan.lessons[lease.id].name)
+            return
+        committed = set(event["cases"])
+        for case in cases:
+            if case.id in committed:
+                self.pictures.done += 1
+                self.pictures.failed -= case.id in self.driver.aside  # here, but not for who committed it
+                yield Outcome(case.id, "picture", "done", worker)
+            elif case.id not in self.driver.aside:
+                self.pictures.failed += 1
+                yield Outcome(case.id, "picture", "failed", worker, error="another engine has set it aside.")
+
+    def _set_aside(self, worker: str, case: str, error: str) -> Outcome:
+        """Write down that a case failed for good, before its lease can be committed without it."""
+        lesson = self.plan.lessons.get(case)
+        name = "" if lesson is None else lesson.name
+        lease, cases = self._tasks[worker]
+        labels = next((each.labels for each in cases if each.id == case), {})
+        text = name or ", ".join(f"{key} {value}" for key, value in labels.items())[:1000]
+        failure = Failure(case=case, lease=lease.origin or lease.id, error=error[:1000], name=text)
+        self.store.write(f"failed/{case}.json", failure.model_dump_json().encode())
+        kind = "picture" if lesson is None else "subject"
+        (self.pictures if lesson is None else self.subjects).failed += 1
+        return Outcome(case, kind, "failed", worker, name, error)
+
+    def _look_around(self) -> None:
+        """Tell `status` how it goes, and look whether subjects of other engines are there."""
+        now = self._clock()
+        if now - self._beaten > _BEAT:
+            self._beaten = now
+            with contextlib.suppress(OutputError):  # only a note
+                self.store.write(f"engines/{self._name}.json", json.dumps(self.describe()).encode())
+        if now - self._looked > _BEAT:
+            self._looked = now
+            self._look_for_subjects(now)
+
+    def _look_for_subjects(self, now: float) -> None:
+        waits_for = self.driver.waits_for
+        there = stems(self.store, "subjects", ".safetensors") if waits_for else set()
+        for subject in waits_for:
+            if subject in there:
+                self.driver.learned(subject)
+                continue
+            checkpoints = self.store.names(f"checkpoints/{subject}")
+            seen, since = self._seen.setdefault(subject, (checkpoints, now))
+            if seen != checkpoints:
+                self._seen[subject] = (checkpoints, now)
+            elif now - since > _ABANDONED:
+                self.subjects.total += 1
+                self.driver.add(next(lease for lease in self.plan.leases if lease.id == subject))
+
+    def describe(self) -> dict[str, Any]:
+        """Return how it goes, as JSON values."""
+        return {
+            "time": time.time(),
+            "host": platform.node(),
+            "pictures": self.pictures.as_json(),
+            "subjects": self.subjects.as_json(),
+            "rate": round(self.rate, 4),
+            "workers": {worker: lease.id[:12] for worker, (lease, _) in sorted(self._tasks.items())},
+        }
+
+    def _others_are_at_work(self) -> bool:
+        for name in self.store.names("engines"):
+            with contextlib.suppress(ValueError, TypeError, KeyError, Cones2Error):
+                told = json.loads(self.store.read(f"engines/{name}") or b"null")
+                if time.time() - float(told["time"]) < 4 * _BEAT:
+                    return True
+        return False
+
+
+def spool_of(store: Store, out: str) -> Path:
+    """Return the folder of this machine where pictures of open leases are kept; in a local storage, a hidden one."""
+    if isinstance(store, LocalStore):
+        return store.folder / ".spool"
+    return platformdirs.user_cache_path("cones2") / "batch" / hash_of(out)[:16]
+
+
+def share_of_threads(workers: int) -> int:
+    """Return how many threads each of some workers on this machine takes: idle ones of too many would spin."""
+    return max(1, (os.cpu_count() or 1) // workers)

@@ -1,0 +1,236 @@
+"""Doing a lease: each picture is kept on this machine until all are there, then all are committed by one creation.
+
+Whoever does it may be killed at any moment, and others may do the same lease: what is created first stays, and
+nothing else is ever read.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import secrets
+import shutil
+import tarfile
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+
+import pydantic
+
+from cones2.batch.job import LARGEST_LEASE
+from cones2.batch.plan import Case, Lesson
+from cones2.batch.store import Store
+from cones2.errors import Cones2Error, OutputError
+from cones2.files import make_folder
+
+Event = dict[str, Any]
+"""What a worker tells: `event` says which it is, JSON values beside it what of."""
+
+_CHECKPOINTED = 30.0
+"""Seconds of learning that are lost at most, unless writing a checkpoint takes more than a tenth of that."""
+_SHARE = 10
+_LOOKED = 10.0
+"""Seconds of drawing that are done in vain at most, where somebody else has committed the lease."""
+
+_Sha256 = Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
+_Place = Annotated[int, pydantic.Field(ge=0, lt=2**50)]
+
+
+class Commit(pydantic.BaseModel, strict=True, extra="forbid", frozen=True):
+    """What stands in `commit/LEASE.json`: the tar, and of each case's picture the hash, first byte and size there.
+
+    Cases of the lease that are not here have been set aside, or done in a lease of another job.
+    """
+
+    format: Literal[1] = 1
+    data: Annotated[str, pydantic.Field(pattern=r"^data/[0-9a-f]{16}-[0-9a-f]{16}\.tar$")] | None
+    cases: Annotated[dict[_Sha256, tuple[_Sha256, _Place, _Place]], pydantic.Field(max_length=LARGEST_LEASE)]
+
+
+@runtime_checkable
+class Hands(Protocol):
+    """What draws and learns."""
+
+    def draw(self, made: dict[str, Any], path: Path) -> None:
+        """Write the picture of a case as a PNG, whole or not at all."""
+
+    def learn(self, lesson: Lesson, folder: Path) -> Iterator[Any]:
+        """Take the steps of a learning that goes on from the checkpoints in a folder, and keeps them there."""
+
+    def report(self, lesson: Lesson, last: Any) -> dict[str, Any]:
+        """Return what is to be known of a subject after its last step."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where a worker does its leases: the storage, a folder of this machine, and whether it is asked to stop."""
+
+    store: Store
+    spool: Path
+    stopped: Callable[[], bool] = lambda: False
+
+
+def read_commit(store: Store, lease: str) -> Commit | None:
+    """Return a lease's commit; None where it has none.
+
+    Raises:
+        OutputError: what is there is no commit.
+    """
+    content = store.read(f"commit/{lease}.json")
+    if content is None:
+        return None
+    try:
+        return Commit.model_validate_json(content)
+    except pydantic.ValidationError as error:
+        raise OutputError(f"commit/{lease}.json is damaged: verify tells what else is. Delete it.") from error
+
+
+def draw_lease(bench: Bench, hands: Hands, lease: str, cases: Sequence[Case]) -> Iterator[Event]:
+    """Draw the cases of a lease that are not on this machine yet, then commit all; yield an event at each point.
+
+    If a case fails, the others are drawn and nothing is committed: whoever gave the lease gives it again, in the end
+    without that case.
+
+    Raises:
+        OutputError: something can't be written; what is on this machine stays for the next one.
+    """
+    folder, failed = bench.spool / lease[:32], False
+    make_folder(folder)
+    looked = -math.inf
+    for case in cases:
+        path = folder / f"{case.id}.png"
+        if path.exists():
+            yield {"event": "drawn", "case": case.id}
+            continue
+        if time.monotonic() - looked > _LOOKED:
+            if bench.store.read(f"commit/{lease}.json", 0, 1) is not None:
+                break  # somebody else was faster
+            looked = time.monotonic()
+        yield {"event": "began", "case": case.id}
+        try:
+            hands.draw(case.made, path)
+        except OutputError:
+            raise
+        except Exception as error:  # of any kind: the other cases must not suffer
+            failed = True
+            yield {"event": "failed", "case": case.id, "error": told(error)}
+        else:
+            yield {"event": "drawn", "case": case.id}
+    commit = read_commit(bench.store, lease)
+    if commit is None and not failed:
+        commit = _commit(bench.store, folder, lease, cases)
+    done = [] if commit is None else list(commit.cases)
+    if commit is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    yield {"event": "ended", "lease": lease, "committed": commit is not None, "cases": done}
+
+
+def told(error: BaseException) -> str:
+    """Return what to say of an error: ours have messages of their own."""
+    return str(error) if isinstance(error, Cones2Error) else f"{type(error).__name__}: {error}"[:1000]
+
+
+def _commit(store: Store, folder: Path, lease: str, cases: Sequence[Case]) -> Commit | None:
+    """Pack and commit what was drawn; return what is committed in the end, which may be another worker's."""
+    data, written = None, {}
+    if cases:
+        data = f"data/{lease[:16]}-{secrets.token_hex(8)}.tar"
+        packed = folder / f".{secrets.token_hex(8)}.tar"
+        written = _pack(packed, folder, cases)
+        store.put(data, packed)
+    own = Commit(data=data, cases=written)
+    if store.create(f"commit/{lease}.json", own.model_dump_json().encode()):
+        return own
+    if data is not None:
+        store.delete(data)
+    return read_commit(store, lease)
+
+
+def _pack(path: Path, folder: Path, cases: Sequence[Case]) -> dict[str, tuple[str, int, int]]:
+    """Write pictures and what made them as a tar that WebDataset reads, the same bytes for the same pictures."""
+    written = {}
+    try:
+        with path.open("xb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for case in cases:
+                picture = (folder / f"{case.id}.png").read_bytes()
+                about = json.dumps({"made": case.made, "labels": case.labels}).encode()
+                start = tar.offset + tarfile.BLOCKSIZE  # after the picture's head
+                for suffix, content in (("png", picture), ("json", about)):
+                    entry = tarfile.TarInfo(f"{case.id}.{suffix}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+                written[case.id] = (hashlib.sha256(picture).hexdigest(), start, len(picture))
+        with path.open("rb+") as written_file:
+            os.fsync(written_file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise OutputError(f"can't write {path}: {error.strerror}. Make room there, and run it again.") from error
+    return written
+
+
+def learn_lease(bench: Bench, hands: Hands, lesson: Lesson) -> Iterator[Event]:
+    """Learn a subject from where its last checkpoint in the storage stands, and publish it; yield an event a step.
+
+    Raises:
+        OutputError: something can't be written.
+    """
+    name = f"subjects/{lesson.id}.safetensors"
+    folder = bench.spool / f"{lesson.id[:32]}-{secrets.token_hex(4)}"  # of its own: another worker may be at it too
+    yield {"event": "began", "case": lesson.id}
+    committed = bench.store.read(name, 0, 1) is not None
+    try:
+        if not committed:
+            try:
+                committed = yield from _learn(bench, hands, lesson, folder)
+            except OutputError:
+                raise
+            except Exception as error:  # of any kind: the other subjects must not suffer
+                yield {"event": "failed", "case": lesson.id, "error": told(error)}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if committed:
+        for old in bench.store.names(f"checkpoints/{lesson.id}"):
+            bench.store.delete(f"checkpoints/{lesson.id}/{old}")
+    yield {"event": "ended", "lease": lesson.id, "committed": committed, "cases": [lesson.id] * committed}
+
+
+def _learn(bench: Bench, hands: Hands, lesson: Lesson, folder: Path) -> Generator[Event, None, bool]:
+    """Take the steps of a learning; return whether it came to its end, and is published."""
+    make_folder(folder)
+    for name in bench.store.names(f"checkpoints/{lesson.id}"):
+        bench.store.get(f"checkpoints/{lesson.id}/{name}", folder / name)
+    began = saved = time.monotonic()
+    pause, step = _CHECKPOINTED, None
+    for step in hands.learn(lesson, folder):
+        yield {"event": "step", "case": lesson.id, "step": step.step, "steps": step.steps, "loss": step.loss}
+        stopped = bench.stopped()
+        if step.step < step.steps and (stopped or time.monotonic() - saved > pause):
+            before = time.monotonic()
+            step.save_checkpoint()
+            _keep_checkpoints(bench.store, lesson, folder)
+            saved = time.monotonic()
+            pause = max(_CHECKPOINTED, _SHARE * (saved - before))
+        if stopped and step.step < step.steps:
+            return False
+    assert step is not None  # a recipe has at least one step
+    report = {**hands.report(lesson, step), "seconds": round(time.monotonic() - began, 3)}
+    bench.store.write(f"subjects/{lesson.id}.json", json.dumps(report).encode())
+    bench.store.create(f"subjects/{lesson.id}.safetensors", step.residual.to_bytes())
+    return True
+
+
+def _keep_checkpoints(store: Store, lesson: Lesson, folder: Path) -> None:
+    """Copy the newest checkpoint to the storage, its manifest last, and delete those before it."""
+    newest = max(path.stem for path in folder.glob("step-*.json"))
+    for suffix in ("safetensors", "json"):
+        copy = folder / f".{newest}.{suffix}"
+        shutil.copyfile(folder / f"{newest}.{suffix}", copy)
+        store.put(f"checkpoints/{lesson.id}/{newest}.{suffix}", copy)
+    for name in store.names(f"checkpoints/{lesson.id}"):
+        if not name.startswith(newest):
+            store.delete(f"checkpoints/{lesson.id}/{name}")

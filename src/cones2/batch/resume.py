@@ -1,0 +1,136 @@
+"""What of a plan is done already, by what stands in the storage: names, and the few files that must be read."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import pydantic
+
+from cones2.batch.lease import read_commit
+from cones2.batch.plan import Lease, Plan
+from cones2.batch.store import Store
+
+_Sha256 = Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Failure(pydantic.BaseModel, strict=True, extra="forbid", frozen=True):
+    """What stands in `failed/CASE.json`: a case, or a subject, that was set aside, its lease, and why."""
+
+    case: _Sha256
+    lease: _Sha256
+    error: Annotated[str, pydantic.Field(max_length=10_000)]
+    name: Annotated[str, pydantic.Field(max_length=10_000)] = ""
+
+
+@dataclass
+class Counts:
+    """How many pictures, or subjects, are in which state; `blocked` ones wait for a subject that failed."""
+
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    blocked: int = 0
+
+    @property
+    def left(self) -> int:
+        """How many are still to be done."""
+        return self.total - self.done - self.failed - self.blocked
+
+    def as_json(self) -> dict[str, int]:
+        """Return all of them by name."""
+        return {**vars(self), "left": self.left}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a plan stands.
+
+    Attributes:
+        leases: those to do, in order.
+        learned: the ids of subjects that are there.
+        elsewhere: cases that leases of other jobs have done, or of this one when they were tried again.
+        pictures, subjects: how many are done.
+    """
+
+    leases: list[Lease]
+    learned: set[str]
+    elsewhere: set[str]
+    pictures: Counts = field(default_factory=Counts)
+    subjects: Counts = field(default_factory=Counts)
+
+
+def stems(store: Store, folder: str, suffix: str = ".json") -> set[str]:
+    """Return the names in a folder of a storage that end in a suffix, without it."""
+    return {name.removesuffix(suffix) for name in store.names(folder) if name.endswith(suffix)}
+
+
+def read_failures(store: Store) -> list[Failure]:
+    """Return what was set aside, also what has been done since; a damaged file is none."""
+    found = []
+    for name in stems(store, "failed"):
+        content = store.read(f"failed/{name}.json")
+        try:
+            found.append(Failure.model_validate_json(content or b""))
+        except pydantic.ValidationError:
+            continue
+    return sorted(found, key=lambda failure: failure.case)
+
+
+def cases_elsewhere(store: Store, commits: set[str], planned: set[str]) -> set[str]:
+    """Return the cases of all commits that are none of the planned leases'."""
+    found: set[str] = set()
+    for lease in sorted(commits - planned):
+        if (commit := read_commit(store, lease)) is not None:
+            found |= commit.cases.keys()
+    return found
+
+
+def still_failed(store: Store, commits: set[str], elsewhere: set[str]) -> list[Failure]:
+    """Return what was set aside and has not been done since, of leases that are committed without it."""
+    found = []
+    for failure in read_failures(store):
+        if failure.lease in commits and failure.case not in elsewhere:
+            commit = read_commit(store, failure.lease)
+            if commit is not None and failure.case not in commit.cases:
+                found.append(failure)
+    return found
+
+
+def find_standing(plan: Plan, store: Store, *, shard: tuple[int, int] = (0, 1)) -> Standing:
+    """Return what is left of a plan, or of one shard of it; what had failed is left to be done again.
+
+    Raises:
+        OutputError: the storage can't be read.
+    """
+    commits, learned = stems(store, "commit"), stems(store, "subjects", ".safetensors")
+    planned = {lease.id for lease in plan.leases}
+    elsewhere = cases_elsewhere(store, commits, planned)
+    failed: dict[str, set[str]] = {}
+    for failure in still_failed(store, commits, elsewhere):
+        failed.setdefault(failure.lease, set()).add(failure.case)
+    standing = Standing([], learned, elsewhere)
+    for number, lease in enumerate(plan.leases):
+        if number % shard[1] != shard[0]:
+            continue
+        if not lease.numbers:
+            standing.subjects.total += 1
+            standing.subjects.done += lease.id in learned
+            standing.leases.extend([] if lease.id in learned else [lease])
+            continue
+        standing.pictures.total += len(lease.numbers)
+        if lease.id in commits:
+            again = plan.retries(lease, failed.get(lease.id, ()))
+            standing.pictures.done += len(lease.numbers) - len(again)
+            standing.leases.extend(again)
+            continue
+        done = sum(case.id in elsewhere for case in plan.cases(lease)) if elsewhere else 0
+        standing.pictures.done += done
+        standing.leases.extend([lease] if done < len(lease.numbers) else [])
+    return standing
+
+
+def write_plan(plan: Plan, store: Store) -> None:
+    """Write what whoever looks at the results needs to know, and the residuals that were learned before."""
+    for name, residual in plan.residuals.items():
+        store.create(f"subjects/{name}.safetensors", residual.to_bytes())
+    store.write("plan.json", json.dumps(plan.describe()).encode())

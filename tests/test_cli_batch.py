@@ -1,0 +1,137 @@
+"""`cones2 batch` on the real, tiny model: from a job to a gallery."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from command import refused, run
+from cones2.batch import read
+from cones2.examples import EXAMPLES
+from cones2.library import Library
+from cones2.png import record_in
+
+pytestmark = pytest.mark.timeout(300)
+
+QUICK = "steps = 3\nlearning_rate = 1e-3\ncaption_count = 4\ncaptions_per_step = 2\n"
+
+
+@pytest.fixture
+def job(small_folder: Path, tmp_path: Path) -> Path:
+    (tmp_path / "quick.toml").write_text(QUICK)
+    path = tmp_path / "job.toml"
+    path.write_text(f"""
+model = "{small_folder.as_posix()}"
+recipe = "quick.toml"
+[subjects.rex]
+photos = "{(EXAMPLES["rex"].folder / "photos").as_posix()}"
+class_word = "dog"
+[subjects.ball]
+class_word = "ball"
+[[pictures]]
+prompt = "a {{rex}} and a {{ball}}"
+layout = {{rex = "left", ball = [0.5, 0.5, 1, 1]}}
+strength.rex = [0.5, 1.0]
+seed = "0-1"
+num_inference_steps = 2
+""")
+    return path
+
+
+def test_from_a_job_to_a_gallery(job: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = json.loads(run("batch", job, "--out", out, "--json").stdout)
+    assert (report["pictures"]["done"], report["subjects"]["done"]) == (4, 1)
+    again = json.loads(run("batch", "run", job, "--out", out, "--json").stdout)
+    assert (again["pictures"]["done"], again["pictures"]["left"]) == (4, 0)
+    status = json.loads(run("batch", "status", out, "--json").stdout)
+    assert status["pictures"] == {"total": 4, "done": 4, "failed": 0, "blocked": 0, "left": 0}
+    assert "4 pictures sound" in run("batch", "verify", out).stdout
+    run("batch", "sheet", out, "--sheet", tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height > sheet.width / 2
+    run("batch", "gallery", out)
+    assert (out / "gallery" / "index.html").exists()
+    assert "rex" in run("batch", "subjects", out, "--add").stdout
+    residual = Library.open().load("rex")
+    records = [record_in(result.content, result.id) for result in read(out)]
+    assert {record["subjects"]["rex"]["residual"] for record in records} == {residual.sha256}
+    assert [record["seed"] for record in records] == [0, 1, 0, 1]
+    assert [record["subjects"]["rex"]["strength"] for record in records] == [0.5, 0.5, 1.0, 1.0]
+    assert {frozenset(record["layout"]["regions"]) for record in records} == {frozenset({"rex", "ball"})}
+
+
+def test_a_picture_of_a_batch_is_drawn_again_from_its_record(job: Path, small_folder: Path, tmp_path: Path) -> None:
+    run("batch", job, "--out", tmp_path / "out")
+    result = next(read(tmp_path / "out"))
+    (tmp_path / "one.png").write_bytes(result.content)
+    run("compose", "--from", tmp_path / "one.png", "--model", small_folder, "--out", tmp_path / "again.png")
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "again.png") as again:
+        assert one.tobytes() == again.tobytes()
+
+
+def test_a_plan_tells_what_it_comes_to(job: Path, tmp_path: Path) -> None:
+    report = json.loads(run("batch", "plan", job, "--json").stdout)
+    assert (report["pictures"]["left"], report["subjects"]["left"]) == (4, 1)
+    assert report["seconds_a_picture"] > 0
+    assert report["seconds_a_subject"] > 0
+    assert report["bytes"] > 4 * 100
+    assert not (tmp_path / "out").exists()
+    assert "4 pictures to do" in run("batch", "plan", job).stdout
+
+
+def test_photos_that_can_not_be_used_fail_alone_and_the_exit_code_tells(job: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(b"no picture")
+    job.write_text(job.read_text() + f'[subjects.bad]\nphotos = "{photos.as_posix()}"\nclass_word = "cat"\n')
+    text = job.read_text().replace('prompt = "a {rex} and a {ball}"', 'prompt = ["a {rex} and a {ball}", "a {bad}"]')
+    job.write_text(text)
+    report = json.loads(run("batch", job, "--out", tmp_path / "out", "--json", code=1).stdout)
+    assert (report["pictures"]["done"], report["pictures"]["blocked"], report["subjects"]["failed"]) == (4, 2, 1)
+    (failure,) = json.loads(run("batch", "status", tmp_path / "out", "--json").stdout)["failures"]
+    assert (failure["name"], "a.png" in failure["error"]) == ("bad", True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("none.toml", "--out", "out"), "none.toml"),
+        (("status", "nothing"), "nothing"),
+        (("gallery", "s3://nothing"), "--pages"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    arguments: tuple[str, ...], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert told in refused("batch", *arguments)
+
+
+def test_shards_are_told_as_they_are_wrong(job: Path, tmp_path: Path) -> None:
+    for shard in ("3", "a/b", "2/2", "-1/2"):
+        assert "shard" in refused("batch", job, "--out", tmp_path / "out", "--shard", shard)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals are others there")
+def test_ctrl_c_drains_and_a_second_run_goes_on(job: Path, tmp_path: Path) -> None:
+    job.write_text(job.read_text().replace('seed = "0-1"', 'seed = "0-39"'))
+    command = [sys.executable, "-m", "cones2", "batch", str(job), "--out", str(tmp_path / "out"), "--workers", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "out" / "commit").glob("*.json")) and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "ending what has begun" in said
+    done = json.loads(run("batch", "status", tmp_path / "out", "--json").stdout)["pictures"]["done"]
+    assert 0 < done < 80
+    run("batch", job, "--out", tmp_path / "out")
+    assert len(list(read(tmp_path / "out"))) == 80
