@@ -8,27 +8,53 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
+from tokenizers import pre_tokenizers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    PreTrainedModel,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
 
 UNETS = ("sd1", "sd2-base", "sd2", "sdxl")
-FAMILIES = (*UNETS, "flux")
+JOINT = ("flux1", "sd3", "z_image", "klein")
+FAMILIES = (*UNETS, *JOINT)
+_CHAT = """{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% if not enable_thinking %}<think>
+
+</think>
+
+{% endif -%}
+{%- endif -%}"""
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
@@ -36,7 +62,8 @@ def make_family(family: str, tokenizer: CLIPTokenizer, folder: Path) -> Path:
     """Save a tiny model of `family`, of the same random weights each time; `tokenizer` gives its words."""
     with torch.random.fork_rng():
         torch.manual_seed(FAMILIES.index(family))
-        pipeline: Any = {"sdxl": _xl, "flux": _flux}.get(family, lambda words: _plain(family, words))(tokenizer)
+        make = {"sdxl": _xl, "flux1": _flux, "sd3": _sd3, "z_image": _z_image, "klein": _klein}.get(family)
+        pipeline: Any = make(tokenizer) if make else _plain(family, tokenizer)
     pipeline.save_pretrained(folder / family)
     return folder / family
 
@@ -97,18 +124,138 @@ def _flux(tokenizer: CLIPTokenizer) -> FluxPipeline:
         axes_dims_rope=(4, 6, 6),
         guidance_embeds=True,
     )
-    encoder = T5Config(
-        vocab_size=len(words), d_model=24, d_kv=8, d_ff=48, num_layers=2, num_heads=3, feed_forward_proj="gated-gelu"
-    )
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=_vae(shift_factor=0.1159, scaling_factor=0.3611),
         text_encoder=CLIPTextModel(_text_config(tokenizer, width=32, act="quick_gelu")),
         tokenizer=tokenizer,
-        text_encoder_2=T5EncoderModel(encoder),
+        text_encoder_2=_t5(words, width=24),
         tokenizer_2=words,
         transformer=transformer,
     )
+
+
+def _sd3(tokenizer: CLIPTokenizer) -> StableDiffusion3Pipeline:
+    words = t5_tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        in_channels=16,  # the inpainting pipeline takes no other number
+        out_channels=16,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=64,
+        caption_projection_dim=16,
+        pooled_projection_dim=32 + 24,
+        pos_embed_max_size=16,
+        dual_attention_layers=(0,),  # as in 3.5 medium: a layer of the image alone beside the joint one
+        qk_norm="rms_norm",
+    )
+    return StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(shift_factor=0.0609, scaling_factor=1.5305, latent_channels=16),
+        text_encoder=CLIPTextModelWithProjection(_text_config(tokenizer, width=32, act="quick_gelu")),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, width=24, act="gelu", projection_dim=24)),
+        tokenizer_2=padded_with_exclamation_marks(tokenizer),
+        text_encoder_3=_t5(words, width=64),
+        tokenizer_3=words,
+        transformer=transformer,
+    )
+
+
+def _z_image(_: CLIPTokenizer) -> ZImagePipeline:
+    words = qwen_tokenizer()
+    transformer = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 6, 6],
+        axes_lens=[1024, 32, 32],
+    )
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=_vae(shift_factor=0.1159, scaling_factor=0.3611),
+        text_encoder=_qwen(Qwen3Model, words, layers=3),
+        tokenizer=words,
+        transformer=transformer,
+    )
+
+
+def _klein(_: CLIPTokenizer) -> Flux2KleinPipeline:
+    words = qwen_tokenizer()
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 16,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=_qwen(Qwen3ForCausalLM, words, layers=28),  # its states 9, 18 and 27 are read
+        tokenizer=words,
+        transformer=transformer,
+    )
+
+
+def _qwen(kind: type[PreTrainedModel], words: Qwen2Tokenizer, *, layers: int) -> Any:
+    config = Qwen3Config(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    return kind(config)
+
+
+def _t5(words: T5Tokenizer, *, width: int) -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=len(words), d_model=width, d_kv=8, d_ff=48, num_layers=2, num_heads=3, feed_forward_proj="gated-gelu"
+    )
+    return T5EncoderModel(config)
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Return a small tokenizer of Qwen's kind: bytes, a few words with the space before them, and a chat template."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ("Ġdog", "Ġcat", "Ġtea", "pot", "Ġteddy", "Ġbear", "Ġbeach", "Ġphoto")
+    merges: list[Any] = []
+    vocab = {"<|endoftext|>": 0} | {letter: i + 1 for i, letter in enumerate(letters)}
+    for word in words:
+        for end in range(2, len(word) + 1):
+            if word[:end] not in vocab:
+                vocab[word[:end]] = len(vocab)
+                merges.append((word[: end - 1], word[end - 1]))
+    special = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, extra_special_tokens=special, model_max_length=1024)
+    tokenizer.chat_template = _CHAT
+    return tokenizer
 
 
 def t5_tokenizer() -> T5Tokenizer:
@@ -161,7 +308,7 @@ def _unet_config(*, cross_attention_dim: int, blocks: int, attention: tuple[bool
     }
 
 
-def _vae(**options: float) -> AutoencoderKL:
+def _vae(**options: Any) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from cones2.families import family_of
-from cones2.fingerprint import fingerprint
+from cones2.fingerprint import fingerprints
 from cones2.layout import Layout
 from cones2.residual import Residual, ResidualPart
 from cones2.subjects import Subject
@@ -19,9 +19,11 @@ def residual_for(pipeline: Any, word: str = "cat", *, size: float = 3.0) -> Resi
     """A residual of random numbers for each text encoder of a pipeline."""
     generator = torch.Generator().manual_seed(1)
     parts = []
-    for part in family_of(pipeline).text_parts:
-        encoder = fingerprint(getattr(pipeline, part.encoder), part.encoder, "tiny")
-        ids = getattr(pipeline, part.tokenizer)(word, add_special_tokens=False)["input_ids"]
+    family = family_of(pipeline)
+    for part, encoder in zip(family.text_parts, fingerprints(pipeline, family, "tiny"), strict=True):
+        ids = getattr(pipeline, part.tokenizer)(
+            word if part.thinking is None else f" {word}", add_special_tokens=False
+        )["input_ids"]
         vector = size * torch.randn(len(ids), encoder.width, generator=generator)
         parts.append(ResidualPart(encoder, tuple(f"{word}{i}" for i in range(len(ids))), vector))
     return Residual(word, tuple(parts), {}, (), "0")

@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
 from cones2.attention import CrossAttention, edited_attention, unedited
+from cones2.denoisers import JointSequence
 from cones2.errors import ModelError
 from cones2.families import FAMILIES
 from runs import SPANS, call, in_dtype, random, run_of, texts
@@ -22,6 +23,8 @@ DEFAULT: Any = AttnProcessor2_0
 
 class Adds:
     """An edit that adds a given bias, or nothing."""
+
+    sequence: JointSequence | None = None
 
     def __init__(self, bias: torch.Tensor | None = None) -> None:
         self._bias = bias

@@ -110,7 +110,7 @@ def test_calls_made_of_other_weights_are_forgotten(small_folder: Path) -> None:
 def test_what_cannot_be_compiled(small_folder: Path, opened: dict[str, Any]) -> None:
     pipe = open_small(small_folder)
     with pytest.raises(ModelError, match=r"FLUX\.1"):
-        Cones2Pipeline(opened["flux"]).compile()
+        Cones2Pipeline(opened["flux1"]).compile()
     compiled = CompiledDenoiser(pipe.pipeline, pipe.family, "nothing")
     pipe.unet.mid_block.compile(backend="eager")
     with pytest.raises(ModelError, match="compiled already"):

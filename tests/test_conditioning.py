@@ -219,7 +219,7 @@ def test_stable_diffusion_xl(opened: dict[str, Any]) -> None:
 
 
 def test_flux(opened: dict[str, Any]) -> None:
-    flux = opened["flux"]
+    flux = opened["flux1"]
     pipeline, call = text_to_image(flux)
     own = pictures(pipeline, prompt=TEXT, **call)
     assert np.array_equal(drawn(pipeline, call, subjects=PLAIN), own)
@@ -500,7 +500,7 @@ def test_two_subjects_of_one_class_get_their_own_residuals(tiny: Any) -> None:
         torch.testing.assert_close(difference[row], residual.parts[0].vector[0], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("other", ["sd1", "sdxl", "flux"])
+@pytest.mark.parametrize("other", ["sd1", "sdxl", "flux1"])
 def test_a_residual_of_one_family_is_refused_by_another(tiny: Any, opened: dict[str, Any], other: str) -> None:
     subjects = {"rex": Subject("cat", residual_for(tiny))}
     refused(ResidualMismatchError, "cat", with_own_scheduler(opened[other]), "a {rex}", subjects=subjects)

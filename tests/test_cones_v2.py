@@ -274,7 +274,7 @@ def test_arguments_that_make_no_sense(pipe: Cones2Pipeline, options: dict[str, A
 
 def test_models_of_another_family(opened: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match="FluxPipeline"):
-        draw(Cones2Pipeline(opened["flux"]), "a cat", **SMALL)
+        draw(Cones2Pipeline(opened["flux1"]), "a cat", **SMALL)
 
 
 # Euler's method

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 import cones2.guidance
 from cones2.attention import edited_attention
+from cones2.denoisers import JointSequence
 from cones2.errors import PromptError
 from cones2.families import FAMILIES
 from cones2.guidance import (
@@ -174,6 +175,8 @@ class Denoiser(torch.nn.Module):
 
 class GoldenEdit:
     """Eq. 7 with a given M and strength."""
+
+    sequence: JointSequence | None = None
 
     def __init__(self, gain: torch.Tensor, strength: torch.Tensor) -> None:
         self.gain, self.strength = gain, strength

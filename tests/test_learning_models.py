@@ -312,7 +312,7 @@ def test_models_that_can_not_be_learned_on(own: Any, change: Callable[[Any], Any
 
 def test_learning_is_for_unets(opened: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=r"FLUX\.1"):
-        learn_steps(opened["flux"], PHOTOS, "dog")
+        learn_steps(opened["flux1"], PHOTOS, "dog")
 
 
 # In less memory

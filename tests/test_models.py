@@ -18,6 +18,7 @@ import huggingface_hub
 import huggingface_hub.errors
 import pytest
 import torch
+import transformers
 from diffusers import ControlNetModel, UNet2DConditionModel
 from huggingface_hub.utils._paths import filter_repo_objects
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,7 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from cones2.errors import ModelError, SettingsError
+from cones2.families import family_of
 from cones2.models import MINI, ModelFacts, facts_of, open_pipeline
 from families import FAMILIES
 from little_hub import keep_in_cache
@@ -32,7 +34,13 @@ from little_hub import keep_in_cache
 # diffusers' own schedulers hand tensors to NumPy in a way that NumPy deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 
-CLASSES = {"sdxl": "StableDiffusionXLPipeline", "flux": "FluxPipeline"}
+CLASSES = {
+    "sdxl": "StableDiffusionXLPipeline",
+    "flux1": "FluxPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "z_image": "ZImagePipeline",
+    "klein": "Flux2KleinPipeline",
+}
 
 
 def edit_json(path: Path, **changes: object) -> None:
@@ -62,7 +70,7 @@ def test_a_pipeline_is_of_diffusers_own_class_and_draws(opened: dict[str, Any], 
     assert pipeline.name_or_path == family
     pipeline.scheduler = copy.deepcopy(pipeline.scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    result = pipeline("a dog", height=64, width=64, num_inference_steps=1, output_type="np")
+    result = pipeline(prompt="a dog", height=64, width=64, num_inference_steps=1, output_type="np")
     assert result.images.shape == (1, 64, 64, 3)
 
 
@@ -269,7 +277,8 @@ def test_a_folder_that_is_no_model(tmp_path: Path, index: bytes | None) -> None:
 @pytest.mark.parametrize(
     ("changes", "value"),
     [
-        ({"_class_name": "StableDiffusion3Pipeline"}, "StableDiffusion3Pipeline"),
+        ({"_class_name": "StableDiffusion3Pipeline"}, "StableDiffusion3Pipeline whose"),
+        ({"_class_name": "QwenImagePipeline"}, "QwenImagePipeline"),
         ({"_class_name": ["pipeline", "Mine"]}, "Mine"),
         ({"_class_name": "REMOVE"}, "None"),
         ({"_class_name": "FluxPipeline"}, "tokenizer_2 is missing"),
@@ -355,11 +364,59 @@ def test_unets_that_read_more_are_refused(tiny_copy: Path, tiny: Any, setting: d
 
 
 def test_a_flux_of_other_parts(folders: dict[str, Path], tmp_path: Path) -> None:
-    flux = Path(shutil.copytree(folders["flux"], tmp_path / "flux"))
+    flux = Path(shutil.copytree(folders["flux1"], tmp_path / "flux1"))
     config = T5Config.from_pretrained(flux / "text_encoder_2")
     config.d_model = 16
     T5EncoderModel(config).save_pretrained(flux / "text_encoder_2")
     refused(flux, "joint_attention_dim of its transformer is 24, expected 16")
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "changes", "value"),
+    [
+        ("sd3", "text_encoder_3", {"d_model": 32}, "joint_attention_dim of its transformer is 64, expected 32"),
+        ("sd3", "vae", {"latent_channels": 8}, "in_channels of its transformer is 16, expected 8"),
+        ("z_image", "text_encoder", {"hidden_size": 32}, "cap_feat_dim of its transformer is 16, expected 32"),
+        (
+            "klein",
+            "text_encoder",
+            {"num_hidden_layers": 9, "layer_types": "REMOVE"},
+            "num_hidden_layers of its text_encoder is 9, expected 27",
+        ),
+        ("z_image", "transformer", {"axes_lens": [10**9, 32, 32]}, "axes_lens"),
+        ("klein", "text_encoder", {"max_position_embeddings": 2**40}, "max_position_embeddings"),
+        ("sd3", "transformer", {"pos_embed_max_size": 10**6}, "pos_embed_max_size"),
+    ],
+)
+def test_joint_transformers_of_other_parts(
+    folders: dict[str, Path], tmp_path: Path, family: str, part: str, changes: dict[str, object], value: str
+) -> None:
+    model = Path(shutil.copytree(folders[family], tmp_path / family))
+    edit_json(model / part / "config.json", **changes)
+    if "expected" in value:  # of these, the weights have to be as the file says
+        name = json.loads((model / "model_index.json").read_text())[part][1]
+        if part.startswith("text_encoder"):
+            kind = getattr(transformers, name)
+            made = kind(kind.config_class.from_pretrained(model / part))
+        else:
+            kind = getattr(diffusers, name)
+            made = kind.from_config(kind.load_config(model / part))
+        made.save_pretrained(model / part)
+    refused(model, value)
+
+
+@pytest.mark.parametrize("family", ["z_image", "klein"])
+def test_a_language_model_without_a_chat_template(folders: dict[str, Path], tmp_path: Path, family: str) -> None:
+    model = Path(shutil.copytree(folders[family], tmp_path / family))
+    (model / "tokenizer" / "chat_template.jinja").unlink()
+    refused(model, "tokenizer has no chat template")
+
+
+def test_flux2_with_another_text_encoder_is_no_klein(opened: dict[str, Any]) -> None:
+    other = copy.copy(opened["klein"])
+    vars(other)["text_encoder"] = opened["flux1"].text_encoder_2
+    with pytest.raises(ModelError, match="no known family"):
+        family_of(other)
 
 
 def test_an_unsupported_prediction_type(tiny_copy: Path) -> None:

@@ -16,6 +16,7 @@ from cones2.layout import Layout
 from cones2.monitor import AttentionMeter, AttentionReading
 from cones2.rasterize import own_cells
 from cones2.run import LayoutSettings
+from families import JOINT
 
 # diffusers' own schedulers hand tensors to NumPy in a way that NumPy deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
@@ -110,11 +111,11 @@ def drawn(pipeline: Any, *, meter: bool, seeds: tuple[int, ...] = (3, 4), steps:
     subjects = {"rex": "cat", "cup": "dog"}
     options: dict[str, Any] = {"layout": LAYOUT, "layout_settings": LayoutSettings(**settings), "meter": meter}
     with conditioned(pipeline, "a {rex} and a {cup}", subjects=subjects, **options) as inputs:
-        pictures = pipeline(**inputs, **size, generator=generators, num_images_per_prompt=len(seeds)).images
+        pictures = pipeline(**inputs.for_pictures(len(seeds)), **size, generator=generators).images
         return pictures, inputs.attention()
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl", "flux"])
+@pytest.mark.parametrize("family", ["sd1", "sdxl", *JOINT])
 def test_measuring_changes_no_bit(opened: dict[str, Any], family: str) -> None:
     plain, none = drawn(opened[family], meter=False)
     measured, readings = drawn(opened[family], meter=True)
@@ -126,7 +127,7 @@ def test_measuring_changes_no_bit(opened: dict[str, Any], family: str) -> None:
         for each in found:
             assert each.own is not None
             assert each.own + sum(each.others.values()) + each.outside == pytest.approx(1)
-            assert each.heat.shape == {"sd1": (8, 10), "flux": (4, 5), "sdxl": (4, 5)}[family]
+            assert each.heat.shape == ((8, 10) if family == "sd1" else (4, 5))
             assert float(each.heat.sum()) == pytest.approx(1)
 
 

@@ -428,7 +428,7 @@ def test_img2img_and_inpainting_by_the_same_call(pipe: Cones2Pipeline) -> None:
 
 
 def test_stable_diffusion_xl_and_flux(opened: dict[str, Any]) -> None:
-    for family in ("sdxl", "flux"):
+    for family in ("sdxl", "flux1"):
         pipe = Cones2Pipeline(with_own_scheduler(opened[family]))
         pipe.load_subject("rex", residual_for(pipe.pipeline))
         plain = drawn(pipe, TEXT)

@@ -203,7 +203,11 @@ def test_the_records_scheduler_draws_and_the_pipelines_stays(pipe: Cones2Pipelin
 
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize(
-    ("family", "options"), [("sdxl", {"original_size": (96, 64), "clip_skip": 1}), ("flux", {"width": 128})]
+    ("family", "options"),
+    [
+        ("sdxl", {"original_size": (96, 64), "clip_skip": 1}),
+        *((name, {"width": 128}) for name in ("flux1", "sd3", "z_image", "klein")),
+    ],
 )
 def test_other_families_and_their_own_arguments(opened: dict[str, Any], family: str, options: dict[str, Any]) -> None:
     pipe = wrapped(opened[family])

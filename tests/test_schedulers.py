@@ -92,7 +92,7 @@ def test_a_scheduler_object_is_taken_as_it_is(opened: dict[str, Any]) -> None:
     mine = EulerDiscreteScheduler()
     assert make_scheduler(mine, opened["sd1"].scheduler) is mine
     flow = diffusers.FlowMatchEulerDiscreteScheduler()
-    assert make_scheduler(flow, opened["flux"].scheduler) is flow
+    assert make_scheduler(flow, opened["flux1"].scheduler) is flow
 
 
 @pytest.mark.parametrize("given", [None, 3, EulerDiscreteScheduler])
@@ -103,4 +103,4 @@ def test_what_is_no_scheduler(tiny: Any, given: object) -> None:
 
 def test_flow_models_keep_their_own(opened: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="FlowMatchEulerDiscreteScheduler"):
-        make_scheduler("ddim", opened["flux"].scheduler)
+        make_scheduler("ddim", opened["flux1"].scheduler)

@@ -16,12 +16,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from diffusers.models import attention_dispatch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
+from cones2.denoisers import JointSequence
 from cones2.errors import ModelError
 from cones2.families import Arguments, Family
 from cones2.guidance import Bias, Key, Query
@@ -35,7 +37,13 @@ CallInstead = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], An
 
 @runtime_checkable
 class Edit(Protocol):
-    """What a run does to a denoiser's calls."""
+    """What a run does to a denoiser's calls.
+
+    Attributes:
+        sequence: of the running call of a joint transformer, once it was begun; None in a UNet's.
+    """
+
+    sequence: JointSequence | None
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Read the arguments of a call, and return those to make it with."""
@@ -107,12 +115,11 @@ def _install(denoiser: Any, family: Family) -> Undo:
     layers = _cross_layers(denoiser) if family.attention == "cross" else {}
     if family.attention == "joint":
         _check_backends(denoiser)
-    expected = len(layers) or family.joint_layers(denoiser)
     saved = {layer: layer.processor for layer in layers.values()}
     processor = CrossAttention(id(denoiser))
     for layer in saved:
         layer.set_processor(processor)  # type: ignore[arg-type]
-    unwrap = _wrap_call(denoiser, expected, is_joint=family.attention == "joint")
+    unwrap = _wrap_call(denoiser, len(layers))
 
     def undo() -> None:
         unwrap()
@@ -122,7 +129,7 @@ def _install(denoiser: Any, family: Family) -> Undo:
     return undo
 
 
-def _wrap_call(denoiser: Any, expected: int, *, is_joint: bool) -> Undo:
+def _wrap_call(denoiser: Any, cross_layers: int) -> Undo:
     """Wrap the outermost call, outside of what `torch.compile` made: inside, a later change could be ignored."""
     name = "forward" if vars(denoiser).get("_compiled_call_impl") is None else "_compiled_call_impl"
     inner, had_own = getattr(denoiser, name), name in vars(denoiser)
@@ -136,8 +143,9 @@ def _wrap_call(denoiser: Any, expected: int, *, is_joint: bool) -> Undo:
         args, kwargs = running.edit.begin(args, kwargs)
         if running.instead:
             return running.instead(inner, args, kwargs)
-        running.layers = 0
-        with _JointAttention(running) if is_joint else contextlib.nullcontext():
+        running.layers, sequence = 0, running.edit.sequence
+        expected = sequence.layers if sequence else cross_layers
+        with _JointAttention(running, sequence.length) if sequence else contextlib.nullcontext():
             result = inner(*args, **kwargs)
         if running.layers != expected:
             raise ModelError(_missing_layers(denoiser, running.layers, expected))
@@ -235,11 +243,15 @@ def _(query: Tensor, key: Tensor, denoiser: int) -> Tensor:  # noqa: ARG001
 
 
 class _JointAttention(TorchFunctionMode):
-    """Adds the bias inside `scaled_dot_product_attention`, after a layer's own norms and positions; of this thread."""
+    """Adds the bias inside `scaled_dot_product_attention`, after a layer's own norms and positions; of this thread.
 
-    def __init__(self, running: _Running) -> None:
+    It acts where a layer reads the whole sequence of `length` tokens. Layers that read the image or the text alone, as
+    Stable Diffusion 3.5 and Z-Image have them, stay as they are.
+    """
+
+    def __init__(self, running: _Running, length: int) -> None:
         super().__init__()
-        self._running = running
+        self._running, self._length = running, length
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -247,12 +259,20 @@ class _JointAttention(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
-            bias = self._running.bias(given["query"], given["key"])
-            if bias is not None:
-                mask = given.get("attn_mask")
-                given["attn_mask"] = bias if mask is None else mask + bias
+            query, key = given["query"], given["key"]
+            if query.shape[2] == key.shape[2] == self._length:
+                bias = self._running.bias(query, key)
+                if bias is not None:
+                    given["attn_mask"] = _added(given.get("attn_mask"), bias)
             args, kwargs = (), given
         return func(*args, **kwargs)
+
+
+def _added(mask: Tensor | None, bias: Bias) -> Tensor:
+    """Return a layer's own mask and a bias as one; a mask of booleans says which keys are read."""
+    if mask is None:
+        return bias
+    return bias.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else mask + bias
 
 
 class _ReadText(NamedTuple):
@@ -316,13 +336,20 @@ def _cross_layers(denoiser: Any) -> dict[str, Attention]:
 
 
 def _check_backends(denoiser: Any) -> None:
-    """Refuse backends that take no mask, or misread one in silence."""
-    taken = ("None", "native", "_native_math", "_native_efficient", "_native_cudnn")
+    """Refuse backends that take no mask, misread one in silence, or take it elsewhere than PyTorch's function.
+
+    A layer without a backend of its own uses that of the whole process, which any model's `set_attention_backend` sets.
+    """
+    taken = ("native", "_native_math", "_native_efficient", "_native_cudnn")
+    everywhere, _ = attention_dispatch._AttentionBackendRegistry.get_active_backend()
     for module in denoiser.modules():
-        backend = getattr(getattr(module, "processor", None), "_attention_backend", None)
+        processor: Any = getattr(module, "processor", None)
+        if not hasattr(processor, "_attention_backend"):  # Stable Diffusion 3's calls PyTorch's function
+            continue
+        backend = processor._attention_backend or everywhere
         name = str(getattr(backend, "value", backend))
         if name not in taken:
             raise ModelError(
-                f"the attention backend {name!r} takes no layout: set one of {', '.join(taken[1:])} by"
+                f"the attention backend {name!r} takes no layout: set one of {', '.join(taken)} by"
                 " transformer.set_attention_backend()."
             )

@@ -204,7 +204,7 @@ def split_options(pipeline: Any, options: Mapping[str, Any]) -> tuple[dict[str, 
     for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):
         if options.get(name) and "scale" in options[name] and "lora_scale" in encode:
             encoding["lora_scale"] = options[name]["scale"]
-    only_encoded = ("prompt_2", "negative_prompt_2")
+    only_encoded = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3")
     calling = {name: value for name, value in options.items() if name not in only_encoded}
     if bool(calling.get("height")) != bool(calling.get("width")):  # diffusers ignores a side without the other
         native = zip(("height", "width"), native_size(pipeline), strict=True)

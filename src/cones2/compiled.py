@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from cones2.denoisers import unwrapped
 from cones2.errors import ModelError
-from cones2.families import Family, unwrapped
+from cones2.families import Family
 from cones2.guidance import Bias, Key, LayoutTensors, Query, product_std, weighted
 from cones2.shared import COMPILED, lock_of
 

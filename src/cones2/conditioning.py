@@ -17,13 +17,14 @@ from torch import Tensor
 
 from cones2.attention import edited_attention
 from cones2.errors import LayoutError, ModelError, PromptError, ResidualMismatchError, SettingsError
-from cones2.families import Family, family_of
-from cones2.fingerprint import fingerprint
+from cones2.families import Family, TextPart, family_of
+from cones2.fingerprint import fingerprints
 from cones2.layout import Layout
 from cones2.prompts import (
     ParsedPrompt,
     TokenizedPrompt,
     check_no_weights,
+    in_chat,
     parse_prompt,
     plain_text,
     tokenize_prompt,
@@ -68,8 +69,9 @@ def conditioned(
         **encoding: what else the pipeline's `encode_prompt` takes, such as `clip_skip`.
 
     Yields:
-        A dict to call the pipeline with, `pipeline(**inputs)`: the embedded texts and the guidance scale. What the
-        attention meter found is in its `attention()` when the pipeline has run.
+        A dict to call the pipeline with, `pipeline(**inputs)`: the embedded texts and the guidance scale; for several
+        pictures in one call, `pipeline(**inputs.for_pictures(2))`. What the attention meter found is in its
+        `attention()` when the pipeline has run.
 
     Raises:
         ModelError: the pipeline is of no known family, lacks something, or something else edits its attention; or
@@ -87,7 +89,7 @@ def conditioned(
     """
     pipeline = getattr(pipeline, "pipeline", pipeline)  # of a Cones2Pipeline
     family, settings = family_of(pipeline), layout_settings or LayoutSettings()
-    scale = family.guidance_scale if guidance_scale is None else guidance_scale
+    scale = family.usual_guidance(pipeline) if guidance_scale is None else guidance_scale
     given = as_subjects(subjects or {})
     class_words = {name: subject.class_word for name, subject in given.items()}
     text = parse_prompt(_one_text("prompt", prompt), class_words)
@@ -106,8 +108,10 @@ def conditioned(
             encoder = _Encoder(reader, family, options, scale)
             inputs = encoder.encode(text, plain_text(negative))
             tokens = encoder.tokenize(prompt, class_words)
-            inputs["prompt_embeds"] = add_residuals(inputs["prompt_embeds"], family, tokens, given)
-            edit = _text_edit(encoder, tokens, inputs["prompt_embeds"], given)
+            embedded = inputs["prompt_embeds"][0][None]  # also of a list
+            taught = add_residuals(embedded, family, tokens, given)
+            inputs["prompt_embeds"] = [taught[0]] if isinstance(inputs["prompt_embeds"], list) else taught
+            edit = _text_edit(encoder, tokens, embedded, given)
         if scale is not None:
             inputs["guidance_scale"] = scale
         run = Run(pipeline, family, inputs, placed, _layout_spans(family, tokens), settings, edit, meter)
@@ -128,12 +132,22 @@ def _call_compiled(compiled: Any, run: Run, *call: Any) -> tuple[Tensor]:
     return predicted
 
 
+_TEXTS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+
+
 class Inputs(dict[str, Any]):
     """The arguments to call a pipeline with, and what is known of the run."""
 
     def __init__(self, run: Run) -> None:
         super().__init__(run.inputs)
         self.run = run
+
+    def for_pictures(self, count: int) -> dict[str, Any]:
+        """Return the arguments for several pictures: one pipeline draws one for each text that is given embedded."""
+        if self.run.family.repeats_text or count == 1:
+            return {**self, "num_images_per_prompt": count}
+        texts = {name: text.repeat(count, *[1] * (text.ndim - 1)) for name, text in self.items() if name in _TEXTS}
+        return {**self, **texts}
 
     def attention(self) -> Any:
         """Return what the attention meter found, picture by picture; empty without a meter."""
@@ -166,16 +180,16 @@ def check_residuals(pipeline: Any, family: Family, subjects: Mapping[str, Subjec
     if not residuals:
         return
     name = str(pipeline.name_or_path or type(pipeline).__name__)
-    encoders = {part.encoder: getattr(pipeline, part.encoder) for part in family.text_parts}
-    if any(weight.is_meta for encoder in encoders.values() for weight in encoder.parameters()):
+    encoders = [getattr(pipeline, part.encoder) for part in family.text_parts]
+    if any(weight.is_meta for encoder in encoders for weight in encoder.parameters()):
         raise ModelError(
             f"{name} has a text encoder without its weights, so no residual can be checked against it: instead of"
             " enable_sequential_cpu_offload use enable_model_cpu_offload."
         )
-    probed = [fingerprint(encoder, role, name, hash_weights=False) for role, encoder in encoders.items()]
+    probed = fingerprints(pipeline, family, name, hash_weights=False)
     unsure = [residual for residual in residuals if not residual.fits(probed)]
     if unsure:
-        hashed = [fingerprint(encoder, role, name) for role, encoder in encoders.items()]
+        hashed = fingerprints(pipeline, family, name)
         for residual in unsure:
             residual.check_fits(hashed, force=force)
 
@@ -189,31 +203,36 @@ class _Encoder:
     options: Mapping[str, Any]
     guidance_scale: float | None
 
-    @property
-    def has_guidance(self) -> bool:
-        denoiser = getattr(self.pipeline, self.family.denoiser)
-        distilled = denoiser.config.get("time_cond_proj_dim") is not None
-        return self.guidance_scale is not None and self.guidance_scale > 1 and not distilled
-
     def encode(self, text: ParsedPrompt, negative: str) -> dict[str, Any]:
-        options = {"device": self.pipeline._execution_device, "num_images_per_prompt": 1, **self.options}
-        if "negative_prompt_embeds" in self.family.encoded:
-            options |= {"do_classifier_free_guidance": self.has_guidance, "negative_prompt": negative or None}
-        encoded = self.pipeline.encode_prompt(prompt=text.text, **options)
+        taken = inspect.signature(self.pipeline.encode_prompt).parameters
+        needed = {name: None for name, each in taken.items() if each.default is each.empty}
+        guided = self.family.has_guidance(self.pipeline, self.guidance_scale)
+        known = {"device": self.pipeline._execution_device, "num_images_per_prompt": 1}
+        known |= {"do_classifier_free_guidance": guided, "negative_prompt": negative or None}
+        options = needed | {name: value for name, value in known.items() if name in taken} | dict(self.options)
+        encoded = self.pipeline.encode_prompt(**{**options, "prompt": text.text})
         named = zip(self.family.encoded, encoded, strict=False)
         inputs = {name: tensor for name, tensor in named if name is not None and tensor is not None}
         if negative and "negative_prompt_embeds" not in self.family.encoded:
-            inputs["negative_prompt"] = negative  # the pipeline embeds it apart
+            if "negative_prompt" in inspect.signature(type(self.pipeline).__call__).parameters:
+                inputs["negative_prompt"] = negative  # the pipeline embeds it apart
+            elif guided:
+                inputs["negative_prompt_embeds"] = self.pipeline.encode_prompt(**{**options, "prompt": negative})[0]
         return inputs
 
     def tokenize(self, template: str, class_words: Mapping[str, str]) -> tuple[TokenizedPrompt, ...]:
         """Tokenize for each text part, textual inversions of several tokens written out as `encode_prompt` does."""
-        window = self.options.get("max_sequence_length")
-        tokenizers = [getattr(self.pipeline, part.tokenizer) for part in self.family.text_parts]
-        return tuple(
-            tokenize_prompt(parse_prompt(self._written(template, each), class_words), each, window=window)
-            for each in tokenizers
-        )
+        return tuple(self._tokenize(part, template, class_words) for part in self.family.text_parts)
+
+    def _tokenize(self, part: TextPart, template: str, class_words: Mapping[str, str]) -> TokenizedPrompt:
+        tokenizer, window = getattr(self.pipeline, part.tokenizer), None
+        if part.window == "call":
+            usual = inspect.signature(self.pipeline.encode_prompt).parameters["max_sequence_length"].default
+            window = self.options.get("max_sequence_length", usual)
+        prompt = parse_prompt(self._written(template, tokenizer), class_words)
+        if part.thinking is not None:
+            prompt = in_chat(prompt, tokenizer, thinking=part.thinking)
+        return tokenize_prompt(prompt, tokenizer, window=window, is_unpadded=part.is_unpadded)
 
     def _written(self, text: str, tokenizer: Any) -> str:
         convert = getattr(self.pipeline, "maybe_convert_prompt", None)
@@ -241,16 +260,25 @@ def _additions(
     for name, subject in subjects.items():
         if subject.residual is None:
             continue
-        column, row = 0, family.text_parts[0].first_row
-        for part, prompt in zip(family.text_parts, tokens, strict=True):
+        column = 0
+        for part, prompt, row in zip(family.text_parts, tokens, _first_rows(family, tokens), strict=True):
             vector = subject.residual.part(part.encoder).vector.to(embeddings)
-            column = column if part.first_row == row else 0
+            column = column if part.is_beside else 0
             for start, stop in prompt.spans[name]:
                 _check_tokens(subject, len(vector), stop - start)
-                rows = slice(part.first_row + start, part.first_row + stop)
-                added[0, rows, column : column + vector.shape[1]] += subject.strength * vector
-            column, row = column + vector.shape[1], part.first_row
+                added[0, row + start : row + stop, column : column + vector.shape[1]] += subject.strength * vector
+            column += vector.shape[1]
     return added
+
+
+def _first_rows(family: Family, tokens: Sequence[TokenizedPrompt]) -> list[int]:
+    """Return where each part's tokens begin in the text that the denoiser reads."""
+    rows: list[int] = []
+    end = 0
+    for part, prompt in zip(family.text_parts, tokens, strict=True):
+        rows.append(rows[-1] if part.is_beside else end)
+        end = rows[-1] + prompt.input_ids.shape[1]
+    return rows
 
 
 def _check_tokens(subject: Subject, learned: int, found: int) -> None:
@@ -270,19 +298,19 @@ def _text_edit(
         TimedAddition(each.during, _additions(embeddings, encoder.family, tokens, {name: each})[0])
         for name, each in timed.items()
     )
-    negatives = {name: encoder.words(each.negative) for name, each in subjects.items() if each.negative}
-    if negatives and encoder.family.attention != "cross":
+    if encoder.family.attention != "cross" and any(each.negative for each in subjects.values()):
         raise SettingsError(f"a subject's negative text can't act on {encoder.family.name}: leave it out.")
+    negatives = {name: encoder.words(each.negative) for name, each in subjects.items() if each.negative}
     return TextEdit(additions, negatives) if additions or negatives else None
 
 
 def _layout_spans(family: Family, tokens: Sequence[TokenizedPrompt]) -> dict[str, tuple[tuple[int, int], ...]]:
     """Return every subject's tokens in the text that the denoiser reads; parts side by side count once."""
     spans: dict[str, dict[tuple[int, int], None]] = {}
-    for part, prompt in zip(family.text_parts, tokens, strict=True):
+    for prompt, row in zip(tokens, _first_rows(family, tokens), strict=True):
         for name, ranges in prompt.spans.items():
             for start, stop in ranges:
-                spans.setdefault(name, {})[part.first_row + start, part.first_row + stop] = None
+                spans.setdefault(name, {})[row + start, row + stop] = None
     return {name: tuple(found) for name, found in spans.items()}
 
 
@@ -309,8 +337,9 @@ def _check_scheduler(pipeline: Any, family: Family) -> None:
 
 def _encode_options(pipeline: Any, family: Family, options: Mapping[str, Any], *, has_subjects: bool) -> dict[str, Any]:
     """Keep what `encode_prompt` takes; SettingsError for anything else."""
-    if has_subjects and options.get("prompt_2") is not None:
-        raise SettingsError("prompt_2 has no place for subjects: leave it out, or draw without subjects and layout.")
+    for name in ("prompt_2", "prompt_3", "text_encoder_out_layers"):
+        if has_subjects and options.get(name) is not None:
+            raise SettingsError(f"{name} has no place for subjects: leave it out, or draw without subjects and layout.")
     taken = inspect.signature(pipeline.encode_prompt).parameters
     for name in options:
         if name not in taken or name in family.encoded or name in ("prompt", "device", "num_images_per_prompt"):

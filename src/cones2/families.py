@@ -1,18 +1,29 @@
 """What differs between model families, a row of facts each: how text reaches the image, and where subjects stand in it.
 
-A new family is a new row of `FAMILIES`; ARCHITECTURE.md says what else one needs for its folders to open.
+A new family is a new row of `FAMILIES`, and a reader of its denoiser's calls where none of `denoisers.py` will do;
+docs/add-a-family.md is the list of what to look up.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cones2.components import FLUX, KLEIN, KLEIN_LAYERS, SD, SD3, SD3_WITHOUT_T5, SDXL, Z_IMAGE, Components
+from cones2.denoisers import (
+    DenoiserCall,
+    Text,
+    read_flux_call,
+    read_sd3_call,
+    read_unet_call,
+    read_z_image_call,
+    unwrapped,
+)
 from cones2.errors import ModelError
-from cones2.guidance import level_grids
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 ReadText = Callable[[Sequence[Any], Sequence[Int[Tensor, "batch tokens"]]], Float[Tensor, "batch tokens dim"]]
@@ -24,73 +35,85 @@ AddedConditions = Callable[
 class TextPart(NamedTuple):
     """A text encoder whose output a residual is added to.
 
-    Parts that begin in the same row stand side by side, each in columns of its own.
-
     Attributes:
-        first_row: where its tokens begin in the text that the denoiser reads.
+        is_beside: whether its tokens stand in the rows of the part before it, in columns of their own; else they begin
+            below that part's last row.
+        window: who says how many tokens it reads: the `tokenizer`, or the `call`, by `max_sequence_length`.
+        layers: which of its hidden states are read, side by side; empty is the one that the family reads in its own
+            way, as wide as the encoder.
+        thinking: what the chat template is told of `enable_thinking`; None is a plain text without a template.
+        is_unpadded: whether padding is cut off before the denoiser reads it.
     """
 
     encoder: str
     tokenizer: str
-    first_row: int = 0
+    is_beside: bool = False
+    window: Literal["tokenizer", "call"] = "tokenizer"
+    layers: tuple[int, ...] = ()
+    thinking: bool | None = None
+    is_unpadded: bool = False
 
 
-class DenoiserCall(NamedTuple):
-    """What one call of a denoiser says.
-
-    Attributes:
-        text: what the image reads.
-        time: of each row: 1 is pure noise, 0 the finished picture.
-        grids: (height, width) of the image in each level of the denoiser, the finest first.
-    """
-
-    text: Float[Tensor, "rows tokens dim"]
-    time: Float[Tensor, "rows"]
-    grids: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """The facts of a family.
 
     Attributes:
         name: for messages and records.
+        components: what its folders hold.
         denoiser: the component that is called in each step.
-        denoiser_class: the name of its class.
-        text_parts: the encoders that residuals belong to; also what tells one family from another.
-        attention: `cross`, where image queries read text keys, or `joint`, where text and image are one sequence with
-            the text first.
+        text_parts: the encoders that residuals belong to.
+        attention: `cross`, where image queries read text keys, or `joint`, where text and image are one sequence.
+        conditional: which rows of a call read the prompt under guidance: the `last` half, the `first`, or all, since
+            the negative text has a call `apart`.
         encoded: the call's arguments that `encode_prompt` returns, in its order; None is not an argument.
-        guidance_scale: classifier-free guidance's usual scale; None leaves it to the pipeline.
+        repeats_text: whether its pipelines repeat embedded texts for each of several pictures.
+        text_argument: the denoiser's argument, its third, that is the text.
+        guidance_scale: classifier-free guidance's usual scale; None is the pipeline's own.
+        guided_above: the scale above which there is guidance.
+        native_side: the side of its pictures in pixels, where neither a config nor the pipeline tells it.
         read_call: reads the arguments of the denoiser's call; the number of timesteps is `train_steps`.
-        joint_layers: counts the layers in which text and image are one sequence.
         read_text: for learning: what the encoders make of tokens, as `encode_prompt` does and with gradients; None
             where nothing can be learned.
         added_conditions: for learning: what the denoiser reads beside it, for square pictures of a side in pixels.
     """
 
     name: str
+    components: Components
     denoiser: str
-    denoiser_class: str
     text_parts: tuple[TextPart, ...]
     attention: Literal["cross", "joint"]
+    conditional: Literal["last", "first", "apart"]
     encoded: tuple[str | None, ...]
+    repeats_text: bool = True
+    text_argument: str = "encoder_hidden_states"
     guidance_scale: float | None
+    guided_above: float = 1.0
+    native_side: int | None = None
     read_call: Callable[[Any, int, tuple[Any, ...], Mapping[str, Any]], DenoiserCall]
-    joint_layers: Callable[[Any], int] = lambda _: 0
     read_text: ReadText | None = None
     added_conditions: AddedConditions = lambda *_: {}
 
-    def with_text(self, text: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+    def with_text(self, text: Text, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
         """Return the arguments of a denoiser's call with another text."""
         if len(args) > 2:
             return (*args[:2], text, *args[3:]), dict(kwargs)
-        return args, {**kwargs, "encoder_hidden_states": text}
+        return args, {**kwargs, self.text_argument: text}
 
+    def usual_guidance(self, pipeline: Any) -> float | None:
+        """Return classifier-free guidance's usual scale; 1 where a model was distilled to do without."""
+        if pipeline.config.get("is_distilled"):
+            return 1.0
+        if self.guidance_scale is not None:
+            return self.guidance_scale
+        usual = inspect.signature(type(pipeline).__call__).parameters.get("guidance_scale")
+        return None if usual is None else float(usual.default)
 
-def unwrapped(module: Any) -> Any:
-    """Return the module that `torch.compile` wrapped, or the module itself."""
-    return getattr(module, "_orig_mod", module)
+    def has_guidance(self, pipeline: Any, scale: float | None) -> bool:
+        """Return whether a pipeline guides at a scale, and so reads a negative text."""
+        distilled = getattr(pipeline, self.denoiser).config.get("time_cond_proj_dim") is not None
+        distilled |= bool(pipeline.config.get("is_distilled"))
+        return scale is not None and scale > self.guided_above and not distilled
 
 
 def family_of(pipeline: Any) -> Family:
@@ -100,12 +123,9 @@ def family_of(pipeline: Any) -> Family:
         ModelError: it is of none that is known.
     """
     for family in FAMILIES:
-        denoiser = unwrapped(getattr(pipeline, family.denoiser, None))
-        if type(denoiser).__name__ != family.denoiser_class:
-            continue
-        if _encoders_of(pipeline) == {part.encoder for part in family.text_parts} | _POOLED_ONLY.get(
-            family.name, set()
-        ):
+        classes = family.components.classes
+        telling = {name: unwrapped(getattr(pipeline, name, None)) for name in (family.denoiser, *_ENCODERS)}
+        if all(type(part).__name__ in classes.get(name, ("NoneType",)) for name, part in telling.items()):
             return family
     known = ", ".join(family.name for family in FAMILIES)
     raise ModelError(
@@ -116,44 +136,15 @@ def family_of(pipeline: Any) -> Family:
 
 def native_size(pipeline: Any) -> tuple[int, int]:
     """Return height and width, in pixels, of the pictures that a pipeline draws unless it is told otherwise."""
-    denoiser = unwrapped(getattr(pipeline, family_of(pipeline).denoiser))
-    cells = denoiser.config.get("sample_size") or pipeline.default_sample_size
+    family = family_of(pipeline)
+    if family.native_side is not None:
+        return family.native_side, family.native_side
+    cells = unwrapped(getattr(pipeline, family.denoiser)).config.get("sample_size") or pipeline.default_sample_size
     height, width = cells if isinstance(cells, list | tuple) else (cells, cells)
     return int(height * pipeline.vae_scale_factor), int(width * pipeline.vae_scale_factor)
 
 
-def _encoders_of(pipeline: Any) -> set[str]:
-    names = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    return {name for name in names if getattr(pipeline, name, None) is not None}
-
-
-_POOLED_ONLY = {"FLUX.1": {"text_encoder"}}
-"""Encoders whose text enters as a whole: no token of it is a subject's."""
-
-
-def _read_unet_call(unet: Any, train_steps: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> DenoiserCall:
-    sample = args[0] if args else kwargs["sample"]
-    timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-    text = args[2] if len(args) > 2 else kwargs["encoder_hidden_states"]
-    levels = len(unwrapped(unet).config["block_out_channels"])
-    grids = level_grids(sample.shape[2], sample.shape[3], levels)
-    return DenoiserCall(text, _rows_of(timestep, sample) / train_steps, tuple(grids))
-
-
-def _read_flux_call(_: Any, __: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> DenoiserCall:
-    if args:
-        raise ModelError("FLUX's transformer was called with positional arguments: call it with names, as diffusers.")
-    hidden, ids = kwargs["hidden_states"], kwargs["img_ids"].reshape(-1, 3)
-    height, width = (int(ids[:, axis].max()) + 1 for axis in (1, 2))
-    if height * width != hidden.shape[1]:
-        raise ModelError(
-            f"the image has {hidden.shape[1]} tokens for a grid of {height}x{width}: expected one picture, without"
-            " reference images."
-        )
-    text = kwargs["encoder_hidden_states"]
-    if len(text) < len(hidden):  # diffusers gives one text for several pictures
-        text = text.expand(len(hidden), -1, -1)
-    return DenoiserCall(text, _rows_of(kwargs["timestep"], hidden), ((height, width),))
+_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 def _read_last_states(
@@ -178,52 +169,92 @@ def _pooled_text_and_sizes(
     return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
 
 
-def _rows_of(timestep: Any, sample: Tensor) -> Float[Tensor, "rows"]:
-    times = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1)  # on the host, where it is there: no waiting
-    return times.expand(len(sample))
-
-
-def _flux_layers(transformer: Any) -> int:
-    config = unwrapped(transformer).config
-    return int(config["num_layers"] + config["num_single_layers"])
-
-
 _SD = Family(
     name="Stable Diffusion 1.x and 2.x",
+    components=SD,
     denoiser="unet",
-    denoiser_class="UNet2DConditionModel",
     text_parts=(TextPart("text_encoder", "tokenizer"),),
     attention="cross",
+    conditional="last",
     encoded=("prompt_embeds", "negative_prompt_embeds"),
     guidance_scale=7.5,
-    read_call=_read_unet_call,
+    read_call=read_unet_call,
     read_text=_read_last_states,
 )
 
 _SDXL = Family(
     name="Stable Diffusion XL",
+    components=SDXL,
     denoiser="unet",
-    denoiser_class="UNet2DConditionModel",
-    text_parts=(TextPart("text_encoder", "tokenizer"), TextPart("text_encoder_2", "tokenizer_2")),
+    text_parts=(TextPart("text_encoder", "tokenizer"), TextPart("text_encoder_2", "tokenizer_2", is_beside=True)),
     attention="cross",
+    conditional="last",
     encoded=("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
     guidance_scale=7.5,
-    read_call=_read_unet_call,
+    read_call=read_unet_call,
     read_text=_read_penultimate_states,
     added_conditions=_pooled_text_and_sizes,
 )
 
 _FLUX = Family(
     name="FLUX.1",
+    components=FLUX,
     denoiser="transformer",
-    denoiser_class="FluxTransformer2DModel",
-    text_parts=(TextPart("text_encoder_2", "tokenizer_2"),),
+    text_parts=(TextPart("text_encoder_2", "tokenizer_2", window="call"),),
     attention="joint",
+    conditional="apart",
     encoded=("prompt_embeds", "pooled_prompt_embeds", None),
     guidance_scale=None,
-    read_call=_read_flux_call,
-    joint_layers=_flux_layers,
+    read_call=read_flux_call,
 )
 
-FAMILIES: tuple[Family, ...] = (_SD, _SDXL, _FLUX)
+_SD3 = Family(
+    name="Stable Diffusion 3",
+    components=SD3,
+    denoiser="transformer",
+    text_parts=(
+        TextPart("text_encoder", "tokenizer"),
+        TextPart("text_encoder_2", "tokenizer_2", is_beside=True),
+        TextPart("text_encoder_3", "tokenizer_3", window="call"),
+    ),
+    attention="joint",
+    conditional="last",
+    encoded=("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+    repeats_text=False,
+    guidance_scale=None,
+    read_call=read_sd3_call,
+)
+
+_SD3_WITHOUT_T5 = replace(
+    _SD3, name="Stable Diffusion 3 without T5", components=SD3_WITHOUT_T5, text_parts=_SD3.text_parts[:2]
+)
+
+_Z_IMAGE = Family(
+    name="Z-Image",
+    components=Z_IMAGE,
+    denoiser="transformer",
+    text_parts=(TextPart("text_encoder", "tokenizer", window="call", layers=(-2,), thinking=True, is_unpadded=True),),
+    attention="joint",
+    conditional="first",
+    encoded=("prompt_embeds", "negative_prompt_embeds"),
+    text_argument="cap_feats",
+    guidance_scale=None,
+    guided_above=0.0,
+    native_side=1024,
+    read_call=read_z_image_call,
+)
+
+_KLEIN = Family(
+    name="FLUX.2 klein",
+    components=KLEIN,
+    denoiser="transformer",
+    text_parts=(TextPart("text_encoder", "tokenizer", window="call", layers=KLEIN_LAYERS, thinking=False),),
+    attention="joint",
+    conditional="apart",
+    encoded=("prompt_embeds", None),
+    guidance_scale=None,
+    read_call=read_flux_call,
+)
+
+FAMILIES: tuple[Family, ...] = (_SD, _SDXL, _FLUX, _SD3, _SD3_WITHOUT_T5, _Z_IMAGE, _KLEIN)
 """The known families."""

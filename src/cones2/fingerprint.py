@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, Qwen3ForCausalLM, Qwen3Model, T5EncoderModel
 
 from cones2.errors import ModelError
+from cones2.families import Family, TextPart
+from cones2.prompts import ParsedPrompt, in_chat
 from cones2.residual import EncoderId
 
 # Independent of the vocabulary's size, which grows when a textual inversion is loaded.
@@ -19,35 +22,75 @@ _PROBE_IDS = (3, 40, 77, 114, 151, 188, 225, 262)
 _PROBE_NUMBERS = 16
 _SAMPLED = 8  # numbers of each weight that tell whether it changed
 
-TextEncoder = CLIPTextModel | CLIPTextModelWithProjection | T5EncoderModel
+TextEncoder = CLIPTextModel | CLIPTextModelWithProjection | T5EncoderModel | Qwen3Model | Qwen3ForCausalLM
 
 _PROBES: "weakref.WeakKeyDictionary[torch.nn.Module, tuple[object, Tensor]]" = weakref.WeakKeyDictionary()
 
 
-def fingerprint(text_encoder: TextEncoder, role: str, name: str, *, hash_weights: bool = True) -> EncoderId:
+def fingerprints(pipeline: Any, family: Family, name: str, *, hash_weights: bool = True) -> list[EncoderId]:
+    """Return the fingerprints of all text encoders of a pipeline that residuals belong to, as `fingerprint` does."""
+    return [
+        fingerprint(
+            getattr(pipeline, part.encoder),
+            part.encoder,
+            name,
+            layers=part.layers,
+            reading=_reading(part, getattr(pipeline, part.tokenizer)),
+            hash_weights=hash_weights,
+        )
+        for part in family.text_parts
+    ]
+
+
+def fingerprint(
+    text_encoder: TextEncoder,
+    role: str,
+    name: str,
+    *,
+    layers: tuple[int, ...] = (),
+    reading: str = "",
+    hash_weights: bool = True,
+) -> EncoderId:
     """Return the fingerprint of a text encoder, less any LoRA that is not fused.
 
     It is probed once, until its weights change.
 
-    `hash_weights=False` saves the time that hashing all weights takes; the probe still identifies it.
+    Args:
+        text_encoder: in any dtype, on any device.
+        role: its name among a pipeline's components.
+        name: what the user calls the model.
+        layers: which of its hidden states are read, side by side; the last where this is empty.
+        reading: what else tells how it is read.
+        hash_weights: False saves the time that hashing all weights takes; the probe still identifies it.
 
     Raises:
         ModelError: it gives NaN or infinity.
     """
-    state = weights_state(text_encoder.parameters())
+    weights = weights_state(text_encoder.parameters())
+    state = None if weights is None else (layers, weights)
     known, probe = _PROBES.get(text_encoder, (None, torch.empty(0)))
     if state is None or known != state:
-        probe = _probe(_without_lora(text_encoder))
+        probe = _probe(_without_lora(text_encoder), layers)
         _PROBES[text_encoder] = state, probe
     if not torch.isfinite(probe).all():
         raise ModelError(f"the {role} of {name} gives NaN or infinity. Open the model in another dtype.")
     return EncoderId(
         role=role,
         name=name,
-        width=text_encoder.config.hidden_size,
+        width=text_encoder.config.hidden_size * max(1, len(layers)),
         weights=_hash_weights(text_encoder) if hash_weights else "not read",
         probe=tuple(float(f"{number:.4g}") for number in probe.tolist()),
+        reading=reading,
     )
+
+
+def _reading(part: TextPart, tokenizer: Any) -> str:
+    """Return a hash of how a part's encoder is asked: by which template, for which layers, with padding or without."""
+    if part.thinking is None:
+        return ""
+    template = in_chat(ParsedPrompt("", ()), tokenizer, thinking=part.thinking).text
+    rules = json.dumps([template, part.layers, part.is_unpadded])
+    return hashlib.sha256(rules.encode()).hexdigest()
 
 
 def weights_state(weights: Iterable[Tensor]) -> tuple[object, ...] | None:
@@ -72,6 +115,7 @@ def _hash_weights(text_encoder: TextEncoder) -> str:
     weights = {_canonical(key): weight for key, weight in text_encoder.state_dict().items()}
     if "shared.weight" in weights:
         weights.pop("encoder.embed_tokens.weight", None)  # T5's own second name of it
+    weights.pop("lm_head.weight", None)  # what follows the states that are read
     for key in sorted(weights):
         if key.endswith("position_ids") or ".lora_" in key:  # the former is a counter that some releases save
             continue
@@ -82,15 +126,19 @@ def _hash_weights(text_encoder: TextEncoder) -> str:
 
 
 def _canonical(key: str) -> str:
-    return key.removeprefix("text_model.").replace(".base_layer.", ".")  # where peft keeps what it wraps
+    return (
+        key.removeprefix("text_model.").removeprefix("model.").replace(".base_layer.", ".")
+    )  # where peft keeps what it wraps
 
 
 @torch.no_grad()
-def _probe(text_encoder: TextEncoder) -> Float[Tensor, "numbers"]:
-    """Return a few numbers of the last state over fixed token ids: enough to identify the encoder in another dtype."""
+def _probe(text_encoder: TextEncoder, layers: tuple[int, ...]) -> Float[Tensor, "numbers"]:
+    """Return a few numbers of the states over fixed token ids: enough to identify the encoder in another dtype."""
     device = "cpu" if text_encoder.device.type == "meta" else text_encoder.device  # offloaded: hooks move the ids
     input_ids = torch.tensor([_PROBE_IDS], device=device) % text_encoder.config.vocab_size
-    state: Tensor = text_encoder(input_ids).last_hidden_state[0, -1].float().cpu()
+    found = text_encoder(input_ids, output_hidden_states=bool(layers))
+    states = [found.hidden_states[layer] for layer in layers] or [found.last_hidden_state]
+    state = torch.cat([each[0, -1] for each in states]).float().cpu()
     channels = torch.linspace(0, len(state) - 1, _PROBE_NUMBERS, dtype=torch.float32, device="cpu").long()
     return state[channels]
 

@@ -7,10 +7,15 @@ import reprlib
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cones2.errors import ModelError
 from cones2.files import read_bounded
+
+Ranges = Mapping[str, tuple[int | float, int | float]]
+
+_NONE: Ranges = MappingProxyType({})
 
 _LARGEST_CONFIG = 2**20
 _LARGEST_INDEX = 2**23  # of shards; it names every weight
@@ -34,7 +39,7 @@ _HARMLESS: Mapping[str, tuple[object, ...]] = {
 _FILE_NAMES = ("vocab_file", "merges_file", "tokenizer_file", "fast_tokenizer_files")
 
 # Settings that weights do not prove: least and most, of whole numbers where these are whole.
-_RANGES: Mapping[str, tuple[float, float]] = {
+_RANGES: Ranges = {
     "unet.sample_size": (1, 512),
     "sample_size": (1, 8192),
     "num_train_timesteps": (1, 10_000),
@@ -61,10 +66,13 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 _LARGEST_NUMBER = 1e7
 
 
-def check_folder(folder: Path, index: Mapping[str, Any], parts: Iterable[str], *, weights: bool) -> None:
+def check_folder(
+    folder: Path, index: Mapping[str, Any], parts: Iterable[str], *, weights: bool, ranges: Ranges = _NONE
+) -> None:
     """Check all files of a folder that opening it could read.
 
-    `weights` says whether those are there, too; else a single file has them.
+    `weights` says whether those are there, too; else a single file has them. `ranges` are the least and most that
+    settings may be, beside those of this file or instead of them.
 
     Raises:
         ModelError: a file is not a regular file, too large, or says what opening or drawing with the model can't bear.
@@ -74,10 +82,10 @@ def check_folder(folder: Path, index: Mapping[str, Any], parts: Iterable[str], *
             got = reprlib.repr(index[part][0])
             raise ModelError(f"{folder} takes its {part} from {got}: expected diffusers or transformers. Correct it.")
         if (folder / part).is_dir():
-            _check_files(folder, part)
+            _check_files(folder, part, {**_RANGES, **ranges})
 
 
-def _check_files(folder: Path, part: str) -> None:
+def _check_files(folder: Path, part: str, ranges: Ranges) -> None:
     templates = (folder / part).glob("additional_chat_templates/*")
     for path in sorted(path for path in (*(folder / part).iterdir(), *templates) if not path.is_dir()):
         if path.name == "adapter_config.json":
@@ -86,7 +94,7 @@ def _check_files(folder: Path, part: str) -> None:
             if not stat.S_ISREG(path.stat().st_mode):
                 raise ModelError(f"can't read {path}: it is a pipe or device, expected a regular file.")
         elif path.name in _CONFIGS:
-            _check_settings(path, part)
+            _check_settings(path, part, ranges)
         elif ".index." in path.name and ".safetensors" in path.name:
             _check_shards(path)
         elif path.suffix in _READ:
@@ -112,7 +120,7 @@ def _check_shards(path: Path) -> None:
             raise ModelError(f"{path} names the weights {got}: expected .safetensors files beside it. Get them so.")
 
 
-def _check_settings(path: Path, part: str) -> None:
+def _check_settings(path: Path, part: str, ranges: Ranges) -> None:
     for name, value in _settings(_read_object(path, _LARGEST_CONFIG)):
         got = f"{path}: {name} is {reprlib.repr(value)}"
         if name in _HARMLESS and value and value not in _HARMLESS[name]:
@@ -121,14 +129,14 @@ def _check_settings(path: Path, part: str) -> None:
             raise ModelError(f"{got}, outside of its folder: expected a file's name. Correct it.")
         if name.endswith("_block_types") and isinstance(value, list) and len(value) > _LONGEST_LIST:
             raise ModelError(f"{got}: expected at most {_LONGEST_LIST} blocks. Get the model again.")
-        if (wrong := _out_of_range(name, value, part)) is not None:
+        if (wrong := _out_of_range(name, value, ranges.get(f"{part}.{name}") or ranges.get(name))) is not None:
             raise ModelError(f"{got}, expected {wrong}: get the model again, or correct it.")
 
 
-def _out_of_range(name: str, value: object, part: str) -> str | None:
+def _out_of_range(name: str, value: object, bounds: tuple[int | float, int | float] | None) -> str | None:
     """Return what was expected where a setting's numbers can't be right."""
     values = list(_flat(value))
-    if (bounds := _RANGES.get(f"{part}.{name}") or _RANGES.get(name)) is None:
+    if bounds is None:
         numbers = [each for each in values if isinstance(each, int | float)]
         fits = name == "lambda_min_clipped" or all(abs(each) <= _LARGEST_NUMBER for each in numbers)  # NaN never is
         return None if fits else f"at most {_LARGEST_NUMBER:,.0f}"

@@ -17,9 +17,10 @@ import pydantic
 import torch
 import transformers
 
+from cones2.components import LCM, Components
 from cones2.errors import Cones2Error, ModelError, SettingsError, first_line, first_problem
+from cones2.families import FAMILIES, family_of
 from cones2.files import expanded, is_hub_id, read_bounded
-from cones2.schedulers import SCHEDULERS
 from cones2.shared import own_settings, quiet_libraries, without_import_notices
 
 with without_import_notices():
@@ -31,32 +32,12 @@ MINI = Path(__file__).with_name("mini")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LARGEST_JSON = 2**20
 
-_LCM = "LatentConsistencyModelPipeline"  # what is distilled to it draws the same pictures with the plain class
-_FAMILIES, _TASKS = ("StableDiffusion", "StableDiffusionXL"), ("", "Img2Img", "Inpaint", "ControlNet")
-_PIPELINES = [*(f"{family}{task}Pipeline" for family in _FAMILIES for task in _TASKS), _LCM, "FluxPipeline"]
-_CLIP: dict[str, tuple[str, ...]] = {
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "text_encoder": ("CLIPTextModel",),
-}
-_UNET_PARTS = _CLIP | {
-    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "text_encoder_2": ("CLIPTextModelWithProjection",),
-    "unet": ("UNet2DConditionModel",),
-    "controlnet": ("ControlNetModel",),
-    "vae": ("AutoencoderKL",),
-    "scheduler": tuple(SCHEDULERS.values()),
-}
-_FLUX_PARTS = _CLIP | {
-    "tokenizer_2": ("T5TokenizerFast", "T5Tokenizer"),
-    "text_encoder_2": ("T5EncoderModel",),
-    "transformer": ("FluxTransformer2DModel",),
-    "vae": ("AutoencoderKL",),
-    "scheduler": ("FlowMatchEulerDiscreteScheduler",),
-}
 _IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
 _WEIGHTS = re.compile(r"(?:model|diffusion_pytorch_model)(?:\.(fp16|bf16))?(?:-\d+-of-\d+)?\.safetensors")
 _FILES = ["model_index.json", "cones2.json"] + [
-    f"{part}/*.{suffix}" for part in {**_UNET_PARTS, **_FLUX_PARTS} for suffix in ("json", "txt", "safetensors")
+    f"{part}/*.{suffix}"
+    for part in dict.fromkeys(part for family in FAMILIES for part in family.components.classes)
+    for suffix in ("json", "txt", "jinja", "safetensors")
 ]
 _FILES_NOT_NEEDED = ["*fp16*", "*bf16*", "*non_ema*", "*ema_only*"]
 
@@ -238,15 +219,16 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path} can't be read: expected the JSON object of a diffusers model folder.") from error
 
 
-def _choose_classes(index: dict[str, Any], shown: str) -> tuple[Any, dict[str, str]]:
-    """Return the pipeline's class, and the class name of each of its parts."""
+def _choose_classes(index: dict[str, Any], shown: str) -> tuple[Components, Any, dict[str, str]]:
+    """Return what such a folder holds, the pipeline's class, and the class name of each of its parts."""
     class_name = index.get("_class_name")
-    if not isinstance(class_name, str) or class_name not in _PIPELINES:
-        raise ModelError(f"{shown} is a {class_name!r}; supported are {', '.join(_PIPELINES)}.")
+    known = {name: family.components for family in FAMILIES for name in family.components.pipelines}
+    if not isinstance(class_name, str) or class_name not in known:
+        raise ModelError(f"{shown} is a {class_name!r}; supported are {', '.join(known)}.")
     with without_import_notices():
-        kind = getattr(diffusers, "StableDiffusionPipeline" if class_name == _LCM else class_name)
+        kind = getattr(diffusers, "StableDiffusionPipeline" if class_name == LCM else class_name)
     wanted = inspect.signature(kind.__init__).parameters
-    allowed = _FLUX_PARTS if "transformer" in wanted else _UNET_PARTS
+    allowed = known[class_name].classes
     found = {  # parts that are left out are there as nulls
         part: entry[-1]
         for part, entry in index.items()
@@ -254,11 +236,11 @@ def _choose_classes(index: dict[str, Any], shown: str) -> tuple[Any, dict[str, s
         if not part.startswith("_") and part not in _IGNORED
     }
     for part in dict.fromkeys([*(part for part in allowed if part in wanted), *found]):
-        known = allowed.get(part, ()) if part in wanted else ()
-        if found.get(part) not in known:
-            got, expected = found.get(part, "missing"), " or ".join(known) or "none"
+        fitting = allowed.get(part, ()) if part in wanted else ()
+        if found.get(part) not in fitting:
+            got, expected = found.get(part, "missing"), " or ".join(fitting) or "none"
             raise ModelError(f"{shown} is a {class_name} whose {part} is {got}: expected {expected}.")
-    return kind, found
+    return known[class_name], kind, found
 
 
 def _load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype, shown: str) -> Any:
@@ -288,11 +270,11 @@ def _load_part(folder: Path, part: str, class_name: str, dtype: torch.dtype, sho
 def _load(folder: Path, file: Path | None, dtype: torch.dtype, *, shown: str) -> DiffusionPipeline:
     """Make a pipeline of a folder's parts, or of a single file by the folder's configurations."""
     index = _read_index(folder)
-    kind, classes = _choose_classes(index, shown)
+    components, kind, classes = _choose_classes(index, shown)
     if folder != MINI:
         from cones2.model_folders import check_folder
 
-        check_folder(folder, index, classes, weights=file is None)
+        check_folder(folder, index, classes, weights=file is None, ranges=components.ranges)
     if file is None:
         parts = {part: _load_part(folder, part, class_name, dtype, shown) for part, class_name in classes.items()}
     else:
@@ -311,6 +293,7 @@ def _load(folder: Path, file: Path | None, dtype: torch.dtype, *, shown: str) ->
         "requires_safety_checker": False,
         "add_watermarker": False,
         "force_zeros_for_empty_prompt": bool(index.get("force_zeros_for_empty_prompt", True)),
+        "is_distilled": bool(index.get("is_distilled", False)),
     }
     wanted = inspect.signature(kind.__init__).parameters
     with warnings.catch_warnings():
@@ -322,39 +305,20 @@ def _load(folder: Path, file: Path | None, dtype: torch.dtype, *, shown: str) ->
 
 def _check_parts_agree(pipeline: Any, shown: str) -> None:
     """Check that the parts belong together, and that diffusers can draw with them."""
-    needs = _flux_needs(pipeline) if hasattr(pipeline, "transformer") else _unet_needs(pipeline)
-    for part, settings in needs.items():
+    family = family_of(pipeline)
+    for part, settings in family.components.fits(pipeline).items():
         for setting, expected in settings.items():
-            if (value := getattr(pipeline, part).config[setting]) not in expected:
-                wanted = " or ".join(map(str, expected))
+            if (value := getattr(getattr(pipeline, part).config, setting, None)) not in expected:
+                several = f"{min(expected)} to {max(expected)}" if isinstance(expected, range) else expected
+                wanted = several if isinstance(several, str) else " or ".join(map(str, several))
                 raise ModelError(f"{shown}: {setting} of its {part} is {value}, expected {wanted}: parts do not fit.")
-    for part in ("", "_2"):
+    for part in ("", "_2", "_3"):
         tokenizer: Any = getattr(pipeline, f"tokenizer{part}", None)
         known = tokenizer and getattr(pipeline, f"text_encoder{part}").config.vocab_size
         if tokenizer and len(tokenizer) > known:
             raise ModelError(f"{shown}: tokenizer{part} has {len(tokenizer)} tokens, its text encoder knows {known}.")
         if tokenizer and not isinstance(tokenizer.pad_token_id, int):
             raise ModelError(f"{shown}: tokenizer{part} has no pad token: correct its tokenizer_config.json.")
-
-
-def _flux_needs(pipeline: Any) -> dict[str, dict[str, list[Any]]]:
-    needs = {
-        "joint_attention_dim": [pipeline.text_encoder_2.config.d_model],
-        "pooled_projection_dim": [pipeline.text_encoder.config.hidden_size],
-        "in_channels": [4 * pipeline.vae.config["latent_channels"]],
-    }
-    return {"transformer": needs}
-
-
-def _unet_needs(pipeline: Any) -> dict[str, dict[str, list[Any]]]:
-    channels, second = pipeline.vae.config["latent_channels"], getattr(pipeline, "text_encoder_2", None)
-    width = pipeline.text_encoder.config.hidden_size + (second.config.hidden_size if second is not None else 0)
-    unet = {
-        "cross_attention_dim": [width],
-        "addition_embed_type": [None if second is None else "text_time"],
-        "class_embed_type": [None],
-        "num_class_embeds": [None],
-        "in_channels": [channels, 2 * channels + 1] if "Inpaint" in type(pipeline).__name__ else [channels],
-    }
-    needs = {"unet": unet, "scheduler": {"prediction_type": ["epsilon", "v_prediction", "sample"]}}
-    return needs | ({"controlnet": {"cross_attention_dim": [width]}} if hasattr(pipeline, "controlnet") else {})
+    for each in family.text_parts:
+        if each.thinking is not None and not getattr(pipeline, each.tokenizer).chat_template:
+            raise ModelError(f"{shown}: its {each.tokenizer} has no chat template: get the model again.")

@@ -53,8 +53,8 @@ class Cones2Pipeline:
     threads may draw at the same time; they wait for one another under offloading and with a LoRA.
 
     Args:
-        pipeline: a diffusers pipeline of Stable Diffusion 1.x, 2.x or XL, or of FLUX.1: text-to-image, img2img,
-            inpainting or ControlNet. `ModelError` for any other.
+        pipeline: a diffusers pipeline of Stable Diffusion 1.x, 2.x, XL or 3, FLUX.1, Z-Image or FLUX.2
+            klein: text-to-image, img2img, inpainting or ControlNet. `ModelError` for any other.
 
     Example:
         ```python
@@ -299,8 +299,8 @@ class Cones2Pipeline:
             ) as inputs:
                 calling["num_inference_steps"] = num_inference_steps
                 if sampler is None:
-                    calling |= {"generator": generators, "num_images_per_prompt": count, **watcher.arguments()}
-                    images = inner(**inputs, **calling).images
+                    calling |= {"generator": generators, **watcher.arguments()}
+                    images = inner(**inputs.for_pictures(count), **calling).images
                 else:
                     from cones2.cones_v2.loop import sample  # other drawing does without
 

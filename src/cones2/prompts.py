@@ -35,6 +35,9 @@ _WEIGHT = re.compile(
 
 _ESCAPED = re.compile(r"\\([()\[\]])")
 
+_MARK = "\ue000"
+"""A character of no language, in a text's place."""
+
 Span = tuple[int, int]
 
 
@@ -162,10 +165,37 @@ def _check_no_brace_is_left(template: str) -> None:
         )
 
 
-def tokenize_prompt(prompt: ParsedPrompt, tokenizer: Tokenizer, *, window: int | None = None) -> TokenizedPrompt:
+def in_chat(prompt: ParsedPrompt, tokenizer: Any, *, thinking: bool) -> ParsedPrompt:
+    """Return a prompt as a user's message in the tokenizer's chat template, as diffusers asks language models.
+
+    Raises:
+        PromptError: the template does not repeat the text as it is.
+    """
+
+    def told(text: str) -> str:
+        messages = [{"role": "user", "content": text}]
+        written: str = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
+        return written
+
+    before, _, after = told(_MARK).partition(_MARK)
+    if told(prompt.text) != before + prompt.text + after:
+        raise PromptError(
+            f"the model's chat template does not repeat {prompt.text[:100]!r} as it is, so no subject can be found in"
+            " it: leave out spaces at its ends, and marks of the template's own."
+        )
+    moved = (Mention(each.name, each.start + len(before), each.end + len(before)) for each in prompt.mentions)
+    return ParsedPrompt(before + prompt.text + after, tuple(moved))
+
+
+def tokenize_prompt(
+    prompt: ParsedPrompt, tokenizer: Tokenizer, *, window: int | None = None, is_unpadded: bool = False
+) -> TokenizedPrompt:
     """Tokenize for the model's window; text that does not fit is cut with a warning, but never a subject.
 
-    `window` is the most tokens that the model reads; None is the tokenizer's own number.
+    `prompt` is written into a chat template where the model has one; `window` is the most tokens that the model reads,
+    None the tokenizer's own number; `is_unpadded` says that it reads no padding.
 
     Raises:
         PromptError: a subject would be cut off, or its tokens are not those of its class word alone.
@@ -181,7 +211,12 @@ def tokenize_prompt(prompt: ParsedPrompt, tokenizer: Tokenizer, *, window: int |
     padded = tokenizer(
         prompt.text, padding="max_length", truncation=True, max_length=window, return_tensors="pt", verbose=False
     )
-    return TokenizedPrompt(prompt.text, padded["input_ids"], spans)
+    ids: Tensor = padded["input_ids"]
+    first = max(0, window - len(whole["input_ids"])) if getattr(tokenizer, "padding_side", "") == "left" else 0
+    if is_unpadded:
+        return TokenizedPrompt(prompt.text, ids[:, first : first + len(whole["input_ids"])], spans)
+    moved = {name: tuple((first + start, first + stop) for start, stop in found) for name, found in spans.items()}
+    return TokenizedPrompt(prompt.text, ids, moved)
 
 
 def token_span(tokenizer: Tokenizer, text: str, start: int, end: int) -> Span:
@@ -211,8 +246,9 @@ def _find_span(offsets: Sequence[Span], text: str, start: int, end: int) -> Span
 
 def _check_tokens_alone(ids: Sequence[int], mention: Mention, prompt: ParsedPrompt, tokenizer: Tokenizer) -> None:
     class_word = prompt.text[mention.start : mention.end]
-    alone = tokenizer(class_word, add_special_tokens=False, verbose=False)["input_ids"]
-    if list(ids) != list(alone):
+    written = class_word, f" {class_word}"  # byte-level tokens hold the space before them, too
+    alone = [list(tokenizer(each, add_special_tokens=False, verbose=False)["input_ids"]) for each in written]
+    if list(ids) not in alone:
         raise PromptError(
             f"{class_word!r} gets other tokens in {prompt.text!r} than alone, so {{{mention.name}}} would be another"
             " word: put spaces around it."

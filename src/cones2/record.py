@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cones2.denoisers import unwrapped
 from cones2.errors import ModelError
-from cones2.families import family_of, unwrapped
+from cones2.families import family_of
 from cones2.fingerprint import fingerprint, weights_state
 from cones2.layout import Layout
 from cones2.models import ModelFacts
@@ -210,9 +211,10 @@ def _hashes(module: torch.nn.Module, weights: Mapping[tuple[str, str], Tensor]) 
 def describe_encoders(pipeline: Any) -> list[dict[str, Any]]:
     """Return role, width and probe of each text encoder that reads subjects; one that gives NaN is left out."""
     described = []
-    for role in (part.encoder for part in family_of(pipeline).text_parts):
+    for part in family_of(pipeline).text_parts:
+        role, encoder = part.encoder, getattr(pipeline, part.encoder)
         try:
-            probed = fingerprint(getattr(pipeline, role), role, "the model", hash_weights=False)
+            probed = fingerprint(encoder, role, "the model", layers=part.layers, hash_weights=False)
         except ModelError:
             continue
         finally:

@@ -53,6 +53,7 @@ class _Part(_Strict):
     probe: list[_ProbeNumber] = Field(min_length=1, max_length=64)
     tokens: list[_Text] = Field(min_length=1, max_length=MAX_TOKENS)
     span: Literal["class word"]
+    reading: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
 
 
 class _Document(_Strict):
@@ -74,6 +75,7 @@ class EncoderId:
         role: its name among the pipeline's components: `text_encoder`, `text_encoder_2`...
         weights: sha256 of the float32 weights under canonical names.
         probe: a few numbers that it gives for a fixed input, almost the same in every dtype.
+        reading: of a language model: sha256 of its chat template, the layers that are read, and the padding rule.
     """
 
     role: str
@@ -81,11 +83,14 @@ class EncoderId:
     width: int
     weights: str
     probe: tuple[float, ...]
+    reading: str = ""
 
     def fits(self, other: "EncoderId") -> bool:
         """Return whether both are the same encoder, whatever its dtype, its file or its name."""
-        if self.width != other.width or self.weights == other.weights:
-            return self.width == other.width
+        if self.width != other.width or self.reading != other.reading:
+            return False
+        if self.weights == other.weights:
+            return True
         if len(self.probe) != len(other.probe):
             return False
         scale = min(math.hypot(*self.probe), math.hypot(*other.probe))
@@ -174,6 +179,7 @@ class Residual:
     def to_bytes(self) -> bytes:
         """Return the file's content; ResidualError where a field is not what a file can hold."""
         parts = [{**asdict(part.encoder), "tokens": part.tokens, "span": part.span} for part in self.parts]
+        parts = [{name: value for name, value in part.items() if name != "reading" or value} for part in parts]
         fields = {name: getattr(self, name) for name in ("class_word", "photos", "tool_version")}
         document = {"version": VERSION, **fields, "parts": parts, "recipe": dict(self.recipe)}
         return _written(document, {part.encoder.role: part.vector.numpy(force=True) for part in self.parts})
@@ -197,7 +203,7 @@ class Residual:
             document, arrays, _ = _read(content)
             parts = []
             for entry in document.parts:
-                encoder = EncoderId(entry.role, entry.name, entry.width, entry.weights, tuple(entry.probe))
+                encoder = EncoderId(**entry.model_dump(exclude={"probe", "tokens", "span"}), probe=tuple(entry.probe))
                 vector = torch.tensor(arrays[entry.role], device="cpu")
                 parts.append(ResidualPart(encoder, tuple(entry.tokens), vector, entry.span))
             photos = tuple(document.photos)

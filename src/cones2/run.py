@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
+from cones2.denoisers import JointSequence, Text, unwrapped
 from cones2.errors import LayoutError, ModelError, SettingsError, check_fields
-from cones2.families import Arguments, Family, unwrapped
+from cones2.families import Arguments, Family
 from cones2.guidance import (
     Bias,
     Key,
@@ -90,6 +91,15 @@ class TextEdit(NamedTuple):
         extra = [tokens.to(text).expand(len(text), -1, -1) for tokens in self.negatives.values()]
         return torch.cat([text, *extra], dim=1)
 
+    def apply_to_each(self, text: list[Tensor], time: Float[Tensor, "rows"], rows: slice | list[int]) -> list[Tensor]:
+        """Do the same to rows of different lengths."""
+        read = set(range(len(text))[rows] if isinstance(rows, slice) else rows)
+        one = slice(0, 1)
+        return [
+            self.apply(each[None], time[row : row + 1], one)[0] if row in read else each
+            for row, each in enumerate(text)
+        ]
+
 
 class _Mask(NamedTuple):
     """The part of a layer's bias that all steps share."""
@@ -110,7 +120,7 @@ class _Call:
     shape: tuple[object, ...] = ()  # what a mask depends on, of the above
     strength: Float[Tensor, "conditional"] | None = None
     is_measured: bool = False
-    text: Tensor | None = None
+    text: Float[Tensor, "tokens dim"] | None = None  # of one row
 
 
 class Run:
@@ -118,6 +128,7 @@ class Run:
 
     Attributes:
         meter: measures where the attention goes; None where nothing is measured.
+        sequence: of the running call of a joint transformer.
         step: which step the next calls belong to, for loops that set it themselves; None counts the calls.
     """
 
@@ -138,7 +149,8 @@ class Run:
         self.preset = find_preset(settings.preset, weight_negative=settings.weight_negative)
         self.meter = AttentionMeter(self.regions, spans) if is_measured else None
         self.step: int | None = None
-        self._seen: tuple[Tensor, slice | list[int] | None] | None = None
+        self.sequence: JointSequence | None = None
+        self._seen: tuple[Text, slice | list[int] | None] | None = None
         self._timesteps: Tensor | None = None
         self._calls = self._total = self._guided = 0
         self._call = _Call()
@@ -178,18 +190,20 @@ class Run:
         train_steps = int(self.pipeline.scheduler.config.num_train_timesteps)
         call = self.family.read_call(denoiser, train_steps, args, kwargs)
         rows = self._conditional_rows(call.text)
-        count, tokens = call.text.shape[:2]
-        shape = (call.grids[0], count, tokens, str(rows))
-        self._call = _Call(rows=rows, count=count, tokens=tokens, grids=call.grids, shape=shape, text=call.text)
+        count, tokens, one = len(call.text), len(self.inputs["prompt_embeds"][0]), call.text[0]
+        self.sequence, shape = call.sequence, (call.grids[0], call.sequence, count, tokens, str(rows))
+        self._call = _Call(rows=rows, count=count, tokens=tokens, grids=call.grids, shape=shape, text=one)
         if rows is None:
             return args, kwargs
-        step, guided = self._count_step()
+        step, guided = self._count_step(is_repeated=call.is_repeated)
         if self.layout and step < guided:
             strength = self.settings.layout_scale * self.preset.strength(NoiseLevel(call.time[rows], step, guided))
-            self._call.strength = strength.to(call.text.device, non_blocking=True)
+            self._call.strength = strength.to(one.device, non_blocking=True)
         self._call.is_measured = self.meter is not None and self.meter.begin_call()
         if self.text is None:
             return args, kwargs
+        if isinstance(call.text, list):
+            return self.family.with_text(self.text.apply_to_each(call.text, call.time, rows), args, kwargs)
         return self.family.with_text(self.text.apply(call.text, call.time, rows), args, kwargs)
 
     def bias(self, query: Query, key: Key) -> Bias | None:
@@ -197,8 +211,8 @@ class Run:
         call = self._call
         if call.rows is None or len(query) != call.count:
             return None
-        if self.family.attention == "joint":
-            return self._joint_bias(query, key)
+        if self.sequence:
+            return self._joint_bias(query, key, call, self.sequence)
         if call.is_measured and self.meter:
             self.meter.look(query[call.rows], key[call.rows, :, : call.tokens], self._grid(query.shape[2]))
         if call.strength is None and not (self.text and self.text.negatives):
@@ -236,53 +250,54 @@ class Run:
             whole[call.rows, :, :, : call.tokens] = 0
         return whole[..., : key.shape[2]]
 
-    def _joint_bias(self, query: Query, key: Key) -> Bias | None:
+    def _joint_bias(self, query: Query, key: Key, call: _Call, sequence: JointSequence) -> Bias | None:
         """Place η(t)·M where image rows read text columns; std over these alone."""
-        call, tokens = self._call, self._call.tokens
-        pixels = query.shape[2] - tokens
-        if pixels != math.prod(call.grids[0]) or key.shape[2] != query.shape[2]:
-            return None
-        image, text = query[:, :, tokens:], key[:, :, :tokens]
+        image = slice(sequence.image, sequence.image + math.prod(call.grids[0]))
+        text = slice(sequence.text, sequence.text + call.tokens)
+        queries, keys = query[call.rows, :, image], key[call.rows, :, text]
         if call.is_measured and self.meter:
-            self.meter.look(image, text, call.grids[0])
+            self.meter.look(queries, keys, call.grids[0])
         if call.strength is None:
             return None
-        mask = self._mask(image, tokens)
-        bias = query.new_zeros(len(query), 1, query.shape[2], key.shape[2])
-        bias[:, :, tokens:, :tokens] = layout_bias(image, text, mask.gain, mask.floor, call.strength)
-        return bias
+        mask = self._mask(query, key.shape[2])
+        whole = mask.whole.clone() if torch.is_grad_enabled() else mask.whole
+        added = layout_bias(queries, keys, mask.gain, mask.floor, call.strength)
+        whole[call.rows, :, image, text] = added.to(whole.dtype)
+        return whole[..., : key.shape[2]]
 
-    def _conditional_rows(self, text: Tensor) -> slice | list[int] | None:
+    def _conditional_rows(self, text: Text) -> slice | list[int] | None:
         """Find the rows that read the prompt: compared once, since diffusers' loop reads the same tensor in each step.
 
         Raises:
             SettingsError: a pipeline that calls its denoiser once a step reads another text.
         """
-        if self._seen is None or self._seen[0] is not text:
-            prompt = self.inputs["prompt_embeds"].to(text)
-            alike = text.shape[1:] == prompt.shape[1:]
-            found = [i for i, row in enumerate(text) if torch.equal(row, prompt[0])] if alike else []
-            if not found and self.family.attention == "cross":
+        if self._seen is None or not _is_same(self._seen[0], text):
+            prompt, family = self.inputs["prompt_embeds"][0].to(text[0]), self.family
+            found = [i for i, row in enumerate(text) if row.shape == prompt.shape and torch.equal(row, prompt)]
+            if not found and family.conditional != "apart":
                 raise SettingsError(
                     f"the denoiser was called with {len(text)} rows of text, none of them this prompt's: call the"
                     " pipeline with **inputs, and with no other prompt in this block."
                 )
-            if len(found) == len(text) and len(text) > 1 and self._has_negative(text):
-                found = found[len(found) // 2 :]  # a negative prompt that says the same
+            if len(found) == len(text) and len(text) > 1 and self._has_negative(prompt):
+                half = len(found) // 2  # a negative prompt that says the same
+                found = found[half:] if family.conditional == "last" else found[:half]
             neighbours = bool(found) and found[-1] - found[0] + 1 == len(found)
             self._seen = text, slice(found[0], found[-1] + 1) if neighbours else found or None
         return self._seen[1]
 
-    def _has_negative(self, text: Tensor) -> bool:
+    def _has_negative(self, prompt: Tensor) -> bool:
         negative = self.inputs.get("negative_prompt_embeds")
-        return negative is not None and torch.equal(text[0], negative[0].to(text))
+        return negative is not None and len(negative) > 0 and torch.equal(prompt, negative[0].to(prompt))
 
-    def _count_step(self) -> tuple[int, int]:
+    def _count_step(self, *, is_repeated: bool) -> tuple[int, int]:
         """Return which step this call belongs to, and how many are guided.
 
         A scheduler that calls the denoiser twice in a step has as many guided calls, the same part of all calls.
         """
         scheduler = self.pipeline.scheduler
+        if is_repeated:
+            return (self._calls - 1 if self.step is None else self.step), self._guided
         if scheduler.timesteps is not self._timesteps or self._calls == self._total:  # a new run in the same block
             begin = getattr(scheduler, "begin_index", None) or 0
             self._timesteps, self._calls = scheduler.timesteps, 0
@@ -311,12 +326,12 @@ class Run:
 
     @torch.inference_mode(False)  # otherwise later calls outside of it could not change what it made
     def _new_mask(self, query: Query, length: int) -> _Mask:
-        call, grid = self._call, self._grid(query.shape[2])
+        call, grid = self._call, self._call.grids[0] if self.sequence else self._grid(query.shape[2])
         gain, blocked = self._weigh(grid)
         floor = floor_of(query.dtype)
         shape = call.count, 1, query.shape[2], -(-length // _ALIGNED) * _ALIGNED
         whole = torch.zeros(shape, dtype=torch.float32, device="cpu")
-        if length > call.tokens:
+        if length > call.tokens and not self.sequence:
             whole[..., call.tokens : length] = (~self._visible(grid)).float() * floor
             whole[call.rows, ..., call.tokens : length] = floor
         return _Mask(gain.to(query.device), (blocked.float() * floor).to(query.device), whole.to(query))
@@ -353,3 +368,10 @@ class Run:
             for name, tokens in negatives.items()
         ]
         return torch.cat([torch.zeros(math.prod(grid), 0, dtype=torch.bool, device="cpu"), *columns], dim=1)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two texts are the same tensors; a list may be made anew for each call."""
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return all(a is b for a, b in zip(one, other, strict=True))
+    return one is other

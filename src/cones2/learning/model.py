@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cones2.compiled import capture
+from cones2.denoisers import unwrapped
 from cones2.errors import LearningError, ModelError, SettingsError
-from cones2.families import Family, family_of, unwrapped
+from cones2.families import Family, family_of
 from cones2.learning.data import Views
 from cones2.learning.losses import add_noise, subject_loss
 from cones2.learning.recipe import Recipe

@@ -1,0 +1,149 @@
+"""How each kind of denoiser is called: what the image reads, how noisy it is, and where image and text stand."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cones2.errors import ModelError
+from cones2.guidance import level_grids
+
+Text = Float[Tensor, "rows tokens dim"] | list[Float[Tensor, "_ dim"]]
+"""The text of each row: one tensor, or a list where rows have as many tokens as they need."""
+
+_Z_IMAGE_MULTIPLE = 32  # Z-Image fills its image and its text up to multiples of it, each at its end
+
+
+class JointSequence(NamedTuple):
+    """Where image and text stand in the one sequence of a joint transformer.
+
+    Attributes:
+        image: the position of the image's first token; the others follow row by row.
+        text: of the text's first token.
+        length: of the whole, with padding and reference images.
+        layers: how many layers of this call read it.
+    """
+
+    image: int
+    text: int
+    length: int
+    layers: int
+
+
+class DenoiserCall(NamedTuple):
+    """What one call of a denoiser says.
+
+    Attributes:
+        text: what the image reads.
+        time: of each row: 1 is pure noise, 0 the finished picture.
+        grids: (height, width) of the image in each level of the denoiser, the finest first.
+        sequence: of a joint transformer; None where the image reads the text by cross-attention.
+        is_repeated: whether it is one more call of the same step, beside the one that counts.
+    """
+
+    text: Text
+    time: Float[Tensor, "rows"]
+    grids: tuple[tuple[int, int], ...]
+    sequence: JointSequence | None = None
+    is_repeated: bool = False
+
+
+def unwrapped(module: Any) -> Any:
+    """Return the module that `torch.compile` wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+def read_unet_call(unet: Any, train_steps: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> DenoiserCall:
+    """Read a call of a UNet, whose timesteps run to `train_steps`."""
+    sample = args[0] if args else kwargs["sample"]
+    timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+    text = args[2] if len(args) > 2 else kwargs["encoder_hidden_states"]
+    levels = len(unwrapped(unet).config["block_out_channels"])
+    grids = level_grids(sample.shape[2], sample.shape[3], levels)
+    return DenoiserCall(text, _rows_of(timestep, len(sample)) / train_steps, tuple(grids))
+
+
+def read_flux_call(
+    transformer: Any, _train_steps: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> DenoiserCall:
+    """Read a call of FLUX.1's or FLUX.2's transformer, whose times are fractions of 1; the text comes first.
+
+    Reference images follow the picture; their tokens are told by the first of their numbers, which is 0 in the picture.
+
+    Raises:
+        ModelError: it was called otherwise than by diffusers, or keeps keys and values of reference images.
+    """
+    _check_named("FLUX", args)
+    if kwargs.get("kv_cache_mode"):
+        raise ModelError(
+            "this pipeline keeps the keys and values of reference images, where subjects and layouts have no way in:"
+            " use Flux2KleinPipeline."
+        )
+    hidden, text, ids = kwargs["hidden_states"], kwargs["encoder_hidden_states"], kwargs["img_ids"]
+    ids = ids[0] if ids.ndim == 3 else ids
+    own = ids[ids[:, 0] == 0]
+    height, width = (int(own[:, axis].max()) + 1 for axis in (1, 2))
+    if height * width != len(own):
+        raise ModelError(f"the image has {len(own)} tokens for a grid of {height}x{width}: expected one picture.")
+    if len(text) < len(hidden):  # diffusers gives one text for several pictures
+        text = text.expand(len(hidden), -1, -1)
+    model = unwrapped(transformer)
+    layers = len(model.transformer_blocks) + len(model.single_transformer_blocks)
+    sequence = JointSequence(text.shape[1], 0, text.shape[1] + hidden.shape[1], layers)
+    return DenoiserCall(text, _rows_of(kwargs["timestep"], len(hidden)), ((height, width),), sequence)
+
+
+def read_sd3_call(transformer: Any, train_steps: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> DenoiserCall:
+    """Read a call of Stable Diffusion 3's transformer, whose timesteps run to `train_steps`; the image comes first.
+
+    Skip-layer guidance calls it once more in a step, without some layers.
+    """
+    _check_named("Stable Diffusion 3", args)
+    hidden, text, model = kwargs["hidden_states"], kwargs["encoder_hidden_states"], unwrapped(transformer)
+    height, width = (side // model.config["patch_size"] for side in hidden.shape[2:])
+    skipped = set(kwargs.get("skip_layers") or ())
+    pixels, layers = height * width, len(model.transformer_blocks) - len(skipped)
+    sequence = JointSequence(0, pixels, pixels + text.shape[1], layers)
+    time = _rows_of(kwargs["timestep"], len(hidden)) / train_steps
+    return DenoiserCall(text, time, ((height, width),), sequence, bool(skipped))
+
+
+def read_z_image_call(
+    transformer: Any, _train_steps: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> DenoiserCall:
+    """Read a call of Z-Image's transformer, whose times run from 0, pure noise, to 1; the image comes first.
+
+    Raises:
+        ModelError: it reads reference images.
+    """
+    given = dict(zip(("x", "t", "cap_feats"), args, strict=False)) | dict(kwargs)
+    images, text = given["x"], given["cap_feats"]
+    if isinstance(images[0], list):
+        raise ModelError(
+            "this call of Z-Image's transformer reads reference images, whose sequence is another one: draw without"
+            " subjects and layout, or without these images."
+        )
+    patch = given.get("patch_size", 2)  # the transformer's own default
+    height, width = (side // patch for side in images[0].shape[2:])
+    start = _filled_up(height * width)
+    length = start + max(_filled_up(len(row)) for row in text)
+    sequence = JointSequence(0, start, length, len(unwrapped(transformer).layers))
+    return DenoiserCall(text, 1 - _rows_of(given["t"], len(images)), ((height, width),), sequence)
+
+
+def _check_named(family: str, args: tuple[Any, ...]) -> None:
+    if args:
+        raise ModelError(
+            f"{family}'s transformer was called with positional arguments: call it with names, as diffusers."
+        )
+
+
+def _filled_up(tokens: int) -> int:
+    return -(-tokens // _Z_IMAGE_MULTIPLE) * _Z_IMAGE_MULTIPLE
+
+
+def _rows_of(timestep: Any, rows: int) -> Float[Tensor, "rows"]:
+    times = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1)  # on the host, where it is there: no waiting
+    return times.expand(rows)

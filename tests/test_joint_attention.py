@@ -1,0 +1,686 @@
+"""Subjects and layouts in joint-attention transformers: Stable Diffusion 3, FLUX.1, Z-Image and FLUX.2 klein.
+
+Real classes at tiny size with random weights. They show that the numbers go where they should; they say nothing of
+likeness, or of how good a picture is.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchHeunDiscreteScheduler, FluxKontextPipeline
+from diffusers.models.attention_dispatch import attention_backend
+from PIL import Image
+
+from cones2.attention import edited_attention
+from cones2.conditioning import LayoutSettings, conditioned
+from cones2.denoisers import read_flux_call, read_z_image_call
+from cones2.errors import ModelError, PromptError, ResidualMismatchError, SettingsError
+from cones2.families import Family, family_of, native_size
+from cones2.layout import Layout
+from cones2.models import open_pipeline
+from cones2.pipeline import Cones2Pipeline
+from cones2.prompts import in_chat, parse_prompt, tokenize_prompt
+from cones2.residual import Residual
+from cones2.run import Run
+from families import JOINT, qwen_tokenizer
+from subjects_for_tests import LAYOUT, PROMPT, TEXT, residual_for, subjects_for, with_own_scheduler
+
+pytestmark = pytest.mark.joint_attention
+
+SIZE = {"height": 64, "width": 96}  # 4 x 6 cells: none of these models has a square picture here
+PLAIN = {"rex": "cat", "cup": "teapot"}
+CORNER = Layout.of({"rex": (0, 0, 1 / 3, 1 / 2), "cup": "rest"})
+WEAKEN = LayoutSettings(layout_effect="weaken")  # the hard mask alone: a strengthening changes with all scores' spread
+PHOTO = Image.effect_noise((64, 64), 60).convert("RGB")
+LAYERS = {"flux1": 4, "sd3": 3, "z_image": 2, "klein": 3}
+BLOCKS = ("transformer_blocks", "single_transformer_blocks", "layers")
+
+every_family = pytest.mark.parametrize("name", JOINT)
+
+
+def pictures(pipeline: Any, **arguments: Any) -> np.ndarray:
+    call = {**SIZE, "num_inference_steps": 3, "output_type": "np", "generator": torch.Generator().manual_seed(0)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # SD3's ControlNet pipeline draws from the global generator
+        images: np.ndarray = pipeline(**{**call, **arguments}).images
+    return images
+
+
+def drawn(pipeline: Any, prompt: str = PROMPT, *, call: dict[str, Any] | None = None, **options: Any) -> np.ndarray:
+    with conditioned(pipeline, prompt, **options) as inputs:
+        return pictures(pipeline, **inputs, **(call or {}))
+
+
+def shallow(pipeline: Any) -> Any:
+    """The same with one layer that reads image and text as one sequence, and none that mixes the text before."""
+    own = with_own_scheduler(pipeline)
+    transformer = copy.deepcopy(pipeline.transformer)
+    for name, kept in zip(BLOCKS, (1, 0, 1), strict=True):
+        if hasattr(transformer, name):
+            setattr(transformer, name, getattr(transformer, name)[:kept])
+    if hasattr(transformer, "context_refiner"):
+        transformer.context_refiner = torch.nn.ModuleList()
+    vars(own)["transformer"] = transformer
+    return own
+
+
+def latents(pipeline: Any, layout: Any, *, taught: bool, family: Family | None = None, **call: Any) -> torch.Tensor:
+    """What one step makes, as (channels, rows, columns) of the latents, under the given row's reading of the model."""
+    subjects = subjects_for(pipeline) if taught else PLAIN
+    family = family or family_of(pipeline)
+    with conditioned(pipeline, PROMPT, subjects=subjects, layout=layout, guidance_scale=0.0) as inputs:
+        given, spans = dict(inputs), inputs.run.spans
+    given.pop("guidance_scale")
+    run = Run(pipeline, family, given, layout, spans, WEAKEN, None, False)
+    scale = {} if family.name == "FLUX.1" else {"guidance_scale": 0.0}
+    hook = edited_attention(pipeline.transformer, family, run) if layout else contextlib.nullcontext()
+    arguments = {**SIZE, "num_inference_steps": 1, "output_type": "latent", **scale, **given, **call}
+    with torch.no_grad(), hook:
+        found = torch.as_tensor(pipeline(**arguments, generator=torch.Generator().manual_seed(0)).images)
+    return _as_grid(found, family.name)[0]
+
+
+def _as_grid(found: torch.Tensor, name: str) -> torch.Tensor:
+    """Return latents as a picture; FLUX.1 leaves them packed, 2 x 2 to a token."""
+    if name != "FLUX.1":
+        return found
+    packed = found.view(len(found), 4, 6, -1, 2, 2)
+    return packed.permute(0, 3, 1, 4, 2, 5).reshape(len(found), -1, 8, 12)
+
+
+def changed_cells(pipeline: Any, layout: Any, *, family: Family | None = None, **call: Any) -> torch.Tensor:
+    """Where a residual for `rex` changes one step, by cells of 2 x 2 latents: the RMS of the change."""
+    taught, plain = (latents(pipeline, layout, taught=each, family=family, **call) for each in (True, False))
+    squares = (taught - plain).square().mean(0)
+    return squares.view(4, 2, 6, 2).mean((1, 3)).sqrt()
+
+
+def corner() -> torch.Tensor:
+    cells = torch.zeros(4, 6, dtype=torch.bool)
+    cells[:2, :2] = True
+    return cells
+
+
+# 1. Nothing added is the pipeline's own picture
+
+
+@every_family
+def test_nothing_added_is_the_pipelines_own_picture(opened: dict[str, Any], name: str) -> None:
+    pipeline = with_own_scheduler(opened[name])
+    own = pictures(pipeline, prompt=TEXT)
+    assert np.array_equal(drawn(pipeline, TEXT), own)
+    assert np.array_equal(drawn(pipeline, subjects=PLAIN, layout={}), own)
+    off = LayoutSettings(layout_scale=0.0)
+    assert np.array_equal(drawn(pipeline, subjects=PLAIN, layout=LAYOUT, layout_settings=off), own)
+
+
+@every_family
+def test_several_pictures_of_one_prompt(opened: dict[str, Any], name: str) -> None:
+    pipe = Cones2Pipeline(with_own_scheduler(opened[name]))
+    call: dict[str, Any] = {"subjects": PLAIN, "num_inference_steps": 2, "output_type": "np", **SIZE}
+    both = pipe(PROMPT, LAYOUT, seed=(3, 4), **call).images
+    for index, seed in enumerate((3, 4)):
+        np.testing.assert_allclose(both[index], pipe(PROMPT, LAYOUT, seed=seed, **call).images[0], atol=1e-4)
+
+
+@every_family
+def test_subjects_and_layout_act_and_leave_nothing_behind(opened: dict[str, Any], name: str) -> None:
+    pipeline = with_own_scheduler(opened[name])
+    own, subjects = pictures(pipeline, prompt=TEXT), subjects_for(pipeline)
+    taught = drawn(pipeline, subjects=subjects)
+    placed = drawn(pipeline, subjects=subjects, layout=LAYOUT)
+    assert np.abs(taught - own).max() > 1e-4
+    assert np.abs(placed - taught).max() > 1e-3
+    assert np.isfinite(placed).all()
+    assert "forward" not in vars(pipeline.transformer)
+    assert np.array_equal(pictures(pipeline, prompt=TEXT), own)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("flux1", "FluxImg2ImgPipeline"),
+        ("flux1", "FluxInpaintPipeline"),
+        ("sd3", "StableDiffusion3Img2ImgPipeline"),
+        ("sd3", "StableDiffusion3InpaintPipeline"),
+        ("z_image", "ZImageImg2ImgPipeline"),
+        ("z_image", "ZImageInpaintPipeline"),
+        ("klein", "Flux2KleinInpaintPipeline"),
+    ],
+)
+def test_pipelines_that_begin_with_a_picture(opened: dict[str, Any], name: str, kind: str) -> None:
+    pipeline = getattr(diffusers, kind)(**with_own_scheduler(opened[name]).components)
+    pipeline.set_progress_bar_config(disable=True)
+    call: dict[str, Any] = {"image": PHOTO.resize((96, 64)), "strength": 0.8, "num_inference_steps": 4}
+    if "Inpaint" in kind:
+        call["mask_image"] = Image.new("L", (96, 64), 255)
+    own = pictures(pipeline, prompt=TEXT, **call)
+    assert np.array_equal(drawn(pipeline, subjects=PLAIN, call=call), own)
+    assert np.abs(drawn(pipeline, subjects=subjects_for(pipeline), layout=LAYOUT, call=call) - own).max() > 1e-3
+    assert np.array_equal(pictures(pipeline, prompt=TEXT, **call), own)
+
+
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed`:FutureWarning")  # diffusers' own
+@pytest.mark.parametrize("name", ["flux1", "sd3"])
+def test_controlnets(opened: dict[str, Any], name: str) -> None:
+    own = with_own_scheduler(opened[name])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if name == "sd3":
+            net: Any = diffusers.SD3ControlNetModel.from_transformer(
+                own.transformer, num_layers=1, num_extra_conditioning_channels=0
+            )
+        else:
+            shape = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
+            net = diffusers.FluxControlNetModel.from_transformer(own.transformer, **shape)
+        for weight in net.parameters():
+            torch.nn.init.normal_(weight, std=0.1)  # as made, its outputs are zero
+    kind = {"sd3": "StableDiffusion3ControlNetPipeline", "flux1": "FluxControlNetPipeline"}[name]
+    pipeline = getattr(diffusers, kind)(**own.components, controlnet=net.eval())
+    pipeline.set_progress_bar_config(disable=True)
+    call: dict[str, Any] = {"control_image": PHOTO.resize((96, 64))}
+    plain = pictures(pipeline, prompt=TEXT, **call)
+    assert np.abs(plain - pictures(own, prompt=TEXT)).max() > 1e-3
+    assert np.array_equal(drawn(pipeline, subjects=PLAIN, call=call), plain)
+    assert np.abs(drawn(pipeline, subjects=subjects_for(own), layout=LAYOUT, call=call) - plain).max() > 1e-3
+
+
+# 2, 3 and 5. A subject's residual changes the cells of its own region, and no others
+
+
+@every_family
+def test_one_layer_changes_a_corner_of_a_wide_picture_and_nothing_else(opened: dict[str, Any], name: str) -> None:
+    pipeline = shallow(opened[name])
+    found = changed_cells(pipeline, CORNER)
+    assert torch.equal(found > 0, corner())
+    assert (changed_cells(pipeline, None) > 0).all()  # without a layout it goes everywhere
+
+
+@every_family
+def test_a_row_that_swaps_image_and_text_is_noticed(opened: dict[str, Any], name: str) -> None:
+    pipeline = shallow(opened[name])
+    row = family_of(pipeline)
+
+    def swapped(*call: Any) -> Any:
+        read = row.read_call(*call)
+        sequence = read.sequence
+        assert sequence is not None
+        tokens = len(read.text[0])
+        moved = (tokens, 0) if sequence.image == 0 else (0, sequence.length - tokens)
+        return read._replace(sequence=sequence._replace(image=moved[0], text=moved[1]))
+
+    found = changed_cells(pipeline, CORNER, family=dataclasses.replace(row, read_call=swapped))
+    assert not torch.equal(found > 0, corner())
+
+
+@every_family
+def test_with_depth_a_layout_keeps_a_residual_in_its_region(opened: dict[str, Any], name: str) -> None:
+    """At depth the change leaks through image cells, and through other words, which read the subject's.
+
+    How much depends on the weights, and these are random; that a trained model keeps as much is not shown.
+    """
+    pipeline = with_own_scheduler(opened[name])
+    if name == "z_image":  # with its refiner nothing is kept, see below
+        vars(pipeline)["transformer"] = copy.deepcopy(pipeline.transformer)
+        pipeline.transformer.context_refiner = torch.nn.ModuleList()
+    inside = corner()
+    leaks = []
+    for layout in (None, CORNER):
+        squares = changed_cells(pipeline, layout).square()
+        leaks.append(float((squares[~inside].mean() / squares[inside].mean()).sqrt()))
+    assert leaks[1] < leaks[0] / {"flux1": 10, "sd3": 10, "z_image": 1.5, "klein": 2}[name]
+
+
+def test_z_images_refiner_mixes_words_before_a_layout_can_act(opened: dict[str, Any]) -> None:
+    pipeline = shallow(opened["z_image"])
+    pipeline.transformer.context_refiner = opened["z_image"].transformer.context_refiner
+    assert (changed_cells(pipeline, CORNER) > 0).all()
+
+
+def test_reference_images_lengthen_the_sequence(opened: dict[str, Any]) -> None:
+    pipeline = shallow(opened["klein"])
+    assert torch.equal(changed_cells(pipeline, CORNER, image=[PHOTO, PHOTO]) > 0, corner())
+
+
+def test_flux1_kontext_has_a_reference_image(opened: dict[str, Any]) -> None:
+    flux = shallow(opened["flux1"])
+    kontext: Any = FluxKontextPipeline(**flux.components)
+    kontext.set_progress_bar_config(disable=True)
+    call: dict[str, Any] = {"image": PHOTO, "max_area": 64 * 96, "_auto_resize": False}
+    assert torch.equal(changed_cells(kontext, CORNER, **call) > 0, corner())
+
+
+# 4. Every layer that reads both is edited, or the model is refused by name
+
+
+@every_family
+def test_each_joint_layer_is_edited_in_each_step(opened: dict[str, Any], name: str) -> None:
+    pipeline = with_own_scheduler(opened[name])
+    with conditioned(pipeline, PROMPT, subjects=PLAIN, layout=LAYOUT) as inputs:
+        shapes: list[torch.Size] = []
+        bias = inputs.run.bias
+
+        def watched(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+            found = bias(query, key)
+            if found is not None:
+                shapes.append(found.shape[2:])
+            return found
+
+        vars(inputs.run)["bias"] = watched
+        pictures(pipeline, **inputs)
+    assert len(shapes) == 3 * LAYERS[name]
+    assert len(set(shapes)) == 1
+
+
+@pytest.mark.parametrize("name", ["flux1", "z_image", "klein"])
+def test_backends_that_take_no_mask_are_refused_before_the_first_step(opened: dict[str, Any], name: str) -> None:
+    pipeline = with_own_scheduler(opened[name])
+    with (
+        attention_backend("_native_flash"),  # the whole process's, which layers without one of their own follow
+        pytest.raises(ModelError, match="'_native_flash' takes no layout"),
+        conditioned(pipeline, PROMPT, subjects=PLAIN, layout=LAYOUT),
+    ):
+        pass
+    vars(pipeline)["transformer"] = copy.deepcopy(pipeline.transformer)
+    with attention_backend("native"):  # puts back that of the process, which this sets as well
+        pipeline.transformer.set_attention_backend("flex")
+    with (
+        pytest.raises(ModelError, match="'flex' takes no layout"),
+        conditioned(pipeline, PROMPT, subjects=PLAIN, layout=LAYOUT),
+    ):
+        pass
+
+
+@every_family
+def test_compiling_is_refused_by_name(opened: dict[str, Any], name: str) -> None:
+    with pytest.raises(ModelError, match=family_of(opened[name]).name):
+        Cones2Pipeline(opened[name]).compile()
+
+
+def test_calls_that_have_another_sequence_are_refused(opened: dict[str, Any]) -> None:
+    nested = {"x": [[torch.zeros(4, 1, 8, 8)]], "t": torch.zeros(1), "cap_feats": [[torch.zeros(3, 16)]]}
+    with pytest.raises(ModelError, match="reference images"):
+        read_z_image_call(opened["z_image"].transformer, 1000, (), nested)
+    with pytest.raises(ModelError, match="Flux2KleinPipeline"):
+        read_flux_call(opened["klein"].transformer, 1000, (), {"kv_cache_mode": "extract"})
+
+
+def test_skip_layer_guidance_is_one_more_call_of_the_same_step(opened: dict[str, Any]) -> None:
+    pipeline = with_own_scheduler(opened["sd3"])
+    call = {"skip_guidance_layers": [1], "skip_layer_guidance_stop": 1.0, "num_inference_steps": 4}
+    with conditioned(pipeline, PROMPT, subjects=PLAIN, layout=LAYOUT) as inputs:
+        steps: list[int] = []
+        count = inputs.run._count_step
+
+        def watched(**how: Any) -> tuple[int, int]:
+            found = count(**how)
+            steps.append(found[0])
+            return found
+
+        vars(inputs.run)["_count_step"] = watched
+        assert np.isfinite(pictures(pipeline, **inputs, **call)).all()
+    assert steps == [0, 1, 1, 2, 2, 3, 3]
+
+
+# Eq. 7 in a joint sequence
+
+
+@every_family
+def test_what_is_added_is_eq_7_over_image_rows_and_text_columns(opened: dict[str, Any], name: str) -> None:
+    """In the first step t is T, so η is the spread of these scores alone, of each row; all else stays 0."""
+    pipeline = with_own_scheduler(opened[name])
+    with conditioned(pipeline, PROMPT, subjects=PLAIN, layout=CORNER) as inputs:
+        seen: list[tuple[Any, ...]] = []
+        bias, run = inputs.run.bias, inputs.run
+
+        def watched(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+            found = bias(query, key)
+            if found is not None:
+                seen.append((query.clone(), key.clone(), found.clone(), run._call.rows, run.sequence))
+            return found
+
+        vars(run)["bias"] = watched
+        pictures(pipeline, **inputs, num_inference_steps=1)
+    query, key, found, rows, sequence = seen[0]
+    image = slice(sequence.image, sequence.image + 24)
+    text = slice(sequence.text, sequence.text + len(inputs["prompt_embeds"][0]))
+    scores = query[rows, :, image] @ key[rows, :, text].mT / query.shape[3] ** 0.5
+    added = found[rows, 0, image, text]
+    for start, stop in run.spans["rex"]:
+        own = added[:, corner().flatten(), start:stop]
+        torch.testing.assert_close(own, (2.5 * scores.std((1, 2, 3)))[:, None, None].expand_as(own))
+        assert (added[:, ~corner().flatten(), start:stop] < -1e30).all()
+    found[rows, :, image, text] = 0
+    assert not found.any()
+
+
+# The hook against diffusers' own way, where there is one
+
+
+def test_the_hook_is_diffusers_own_mask(opened: dict[str, Any]) -> None:
+    pipeline = with_own_scheduler(opened["flux1"])
+    with conditioned(pipeline, PROMPT, subjects=PLAIN, layout=LAYOUT, layout_settings=WEAKEN) as inputs:
+        masks: list[torch.Tensor] = []
+        bias = inputs.run.bias
+
+        def watched(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+            found = bias(query, key)
+            assert found is not None
+            masks.append(found.clone())
+            return found
+
+        vars(inputs.run)["bias"] = watched
+        hooked = pictures(pipeline, **inputs)
+        given = dict(inputs)
+    mask = masks[0]
+    assert all(torch.equal(each, mask) for each in masks)
+    assert int((mask != 0).sum()) > 0
+    assert np.array_equal(pictures(pipeline, **given, joint_attention_kwargs={"attention_mask": mask}), hooked)
+
+
+# 6 and 7. The residual is added at the subject's tokens
+
+
+@every_family
+def test_a_residual_is_added_at_its_tokens_and_nowhere_else(opened: dict[str, Any], name: str) -> None:
+    pipeline = with_own_scheduler(opened[name])
+    residual = residual_for(pipeline)
+    with conditioned(pipeline, "a {rex}, a hat and a {rex}", subjects={"rex": residual}, layout=LAYOUT_OF_ONE) as found:
+        taught, spans = found["prompt_embeds"][0], found.run.spans["rex"]
+    with conditioned(pipeline, "a cat, a hat and a cat") as found:
+        moved = taught - found["prompt_embeds"][0]
+    assert len(spans) == (4 if name == "sd3" else 2)  # in SD3 each word is read by CLIP, and once more by T5
+    rows = torch.zeros(len(moved), dtype=torch.bool)
+    for start, stop in spans:
+        rows[start:stop] = True
+    assert not moved[~rows].any()
+    column = 0
+    for part, learned in zip(family_of(pipeline).text_parts, residual.parts, strict=True):
+        column = column if part.is_beside else 0
+        first = spans[2] if part.encoder == "text_encoder_3" else spans[0]
+        columns = slice(column, column + learned.vector.shape[1])
+        torch.testing.assert_close(moved[slice(*first), columns], learned.vector, atol=1e-5, rtol=1e-5)
+        column += learned.vector.shape[1]
+
+
+@every_family
+def test_the_gradient_reaches_a_subjects_tokens_through_a_layout(opened: dict[str, Any], name: str) -> None:
+    """One layer, and a loss over the subject's own region: what its region reads is all that is to be learned."""
+    pipeline = shallow(opened[name])
+    with conditioned(pipeline, PROMPT, subjects=PLAIN, layout=CORNER, guidance_scale=0.0) as inputs:
+        pass
+    leaf = inputs["prompt_embeds"][0].clone().requires_grad_()
+    taught = [leaf] if isinstance(inputs["prompt_embeds"], list) else leaf[None]
+    given: dict[str, Any] = {**inputs, "prompt_embeds": taught}
+    family, spans, seen = family_of(pipeline), inputs.run.spans, []
+    if name == "flux1":
+        given.pop("guidance_scale")
+    run = Run(pipeline, family, given, CORNER, spans, WEAKEN, None, False)
+    hook = pipeline.transformer.register_forward_hook(lambda *found: seen.append(found[-1][0]))
+    unguarded: Any = inspect.unwrap(type(pipeline).__call__)  # without its no_grad
+    with edited_attention(pipeline.transformer, family, run):
+        unguarded(pipeline, **given, **SIZE, num_inference_steps=1, output_type="latent")
+    hook.remove()
+    torch.stack(list(seen[0])).square().sum().backward()
+    assert leaf.grad is not None
+    assert torch.isfinite(leaf.grad).all()
+    for start, stop in spans["rex"]:
+        assert leaf.grad[start:stop].abs().sum() > 0
+
+
+LAYOUT_OF_ONE = Layout.of({"rex": (0.0, 0.0, 0.5, 1.0)})
+
+
+@pytest.mark.parametrize("name", ["z_image", "klein"])
+@pytest.mark.parametrize("before", ["", "a photo of a ", "red, ", "dog dog "])
+def test_a_language_models_span_begins_where_its_states_do(opened: dict[str, Any], name: str, before: str) -> None:
+    """Its states are causal: another word changes those from its own place on, and none before."""
+    pipeline = with_own_scheduler(opened[name])
+    options: dict[str, Any] = {"subjects": {"rex": "cat"}, "layout": LAYOUT_OF_ONE}
+    with conditioned(pipeline, f"{before}{{rex}} on the beach", **options) as found:
+        cat, ((start, _),) = found["prompt_embeds"][0], found.run.spans["rex"]
+    with conditioned(pipeline, f"{before}dog on the beach") as found:
+        dog = found["prompt_embeds"][0]
+    count = min(len(cat), len(dog))
+    first = int((cat[:count] != dog[:count]).any(1).nonzero()[0])
+    assert first == start
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("template", ["{rex} at sea", "a {rex} and a cup", "red, {rex}", "a {rex} on a {rex}"])
+@pytest.mark.parametrize("word", ["dog", "teapot", "teddy bear", "zebra"])
+def test_spans_in_a_chat_template(side: str, template: str, word: str) -> None:
+    tokenizer = qwen_tokenizer()
+    tokenizer.padding_side = side
+    prompt = in_chat(parse_prompt(template, {"rex": word}), tokenizer, thinking=False)
+    for is_unpadded in (False, True):
+        found = tokenize_prompt(prompt, tokenizer, window=64, is_unpadded=is_unpadded)
+        assert len(found.spans["rex"]) == template.count("{rex}")
+        for start, stop in found.spans["rex"]:
+            assert str(tokenizer.decode(found.input_ids[0, start:stop])).strip() == word
+    assert prompt.text.startswith("<|im_start|>user\n")
+
+
+# 8. Guidance in one call or two
+
+
+@contextlib.contextmanager
+def predictions(pipeline: Any) -> Iterator[list[list[torch.Tensor]]]:
+    """Collect what the transformer predicts, row by row, call by call."""
+    seen: list[list[torch.Tensor]] = []
+    hook = pipeline.transformer.register_forward_hook(lambda *call: seen.append([each.clone() for each in call[-1][0]]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+@every_family
+def test_guidance_leaves_the_prompts_prediction_and_its_own_as_they_are(opened: dict[str, Any], name: str) -> None:
+    pipeline = with_own_scheduler(opened[name])
+    guided: dict[str, Any] = {"guidance_scale": 4.0}
+    if name == "flux1":
+        guided = {"negative_prompt": "fog", "call": {"true_cfg_scale": 4.0}}
+    found = {}
+    for what, options in (("guided", guided), ("alone", {"guidance_scale": 0.0} if name != "flux1" else {})):
+        for layout in (LAYOUT, None):
+            with predictions(pipeline) as seen:
+                drawn(pipeline, subjects=PLAIN, layout=layout, **{"call": {}, **options})
+            found[what, layout is not None] = seen
+    if family_of(pipeline).conditional == "apart":
+        positive, negative = (found["guided", True][call][0] for call in (0, 1))
+        own = found["guided", False][1][0]
+    else:
+        rows = {"first": (0, 1), "last": (1, 0)}[family_of(pipeline).conditional]
+        positive, negative = (found["guided", True][0][row] for row in rows)
+        own = found["guided", False][0][rows[1]]
+    torch.testing.assert_close(positive, found["alone", True][0][0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(negative, own, atol=1e-5, rtol=1e-5)
+    assert (positive - found["alone", False][0][0]).abs().max() > 1e-4
+
+
+def test_a_longer_negative_prompt_is_hidden_from_the_prompts_row(opened: dict[str, Any]) -> None:
+    """Z-Image fills the shorter row up, and hides that from it by a mask of its own, which a layout has to keep."""
+    pipeline = with_own_scheduler(opened["z_image"])
+    found = []
+    for options in ({"guidance_scale": 4.0, "negative_prompt": "fog and rain, " * 10}, {"guidance_scale": 0.0}):
+        with predictions(pipeline) as seen:
+            drawn(pipeline, subjects=subjects_for(pipeline), layout=LAYOUT, **options)
+        found.append(seen[0][0])
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_prompt_that_repeats_the_negative_one(opened: dict[str, Any]) -> None:
+    for name in ("sd3", "z_image"):
+        pipeline = with_own_scheduler(opened[name])
+        options: dict[str, Any] = {"subjects": PLAIN, "negative_prompt": TEXT, "layout": LAYOUT}
+        with predictions(pipeline) as seen:
+            drawn(pipeline, **options)
+        assert not torch.equal(*seen[0])
+
+
+def test_a_negative_prompt_that_the_pipeline_takes_only_embedded(opened: dict[str, Any]) -> None:
+    klein = with_own_scheduler(opened["klein"])
+    assert not np.array_equal(drawn(klein, TEXT, negative_prompt="fog"), drawn(klein, TEXT))
+    assert np.array_equal(
+        drawn(klein, TEXT, negative_prompt="fog", guidance_scale=1.0), drawn(klein, TEXT, guidance_scale=1.0)
+    )
+
+
+def test_a_distilled_model_is_drawn_without_guidance(opened: dict[str, Any]) -> None:
+    klein = with_own_scheduler(opened["klein"])
+    vars(klein)["_internal_dict"] = type(klein.config)({**klein.config, "is_distilled": True})
+    with predictions(klein) as seen, conditioned(klein, PROMPT, subjects=PLAIN, layout=LAYOUT) as inputs:
+        pictures(klein, **inputs)
+    assert inputs["guidance_scale"] == 1.0
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("name", ["sd3", "z_image"])
+def test_another_text_than_the_prompts(opened: dict[str, Any], name: str) -> None:
+    pipeline = with_own_scheduler(opened[name])
+    with (
+        pytest.raises(SettingsError, match="none of them this prompt's"),
+        conditioned(pipeline, PROMPT, subjects=PLAIN, layout=LAYOUT),
+    ):
+        pictures(pipeline, prompt="fog")
+
+
+# 9. Put back, and apart by threads
+
+
+@every_family
+def test_after_an_error_the_pipeline_is_as_it_was(opened: dict[str, Any], name: str) -> None:
+    pipeline = with_own_scheduler(opened[name])
+    own = pictures(pipeline, prompt=TEXT)
+
+    def fail(*_: Any) -> dict[str, Any]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        drawn(pipeline, subjects=PLAIN, layout=LAYOUT, call={"callback_on_step_end": fail})
+    assert "forward" not in vars(pipeline.transformer)
+    assert np.array_equal(pictures(pipeline, prompt=TEXT), own)
+
+
+@every_family
+def test_two_threads_with_two_layouts(opened: dict[str, Any], name: str) -> None:
+    mirrored = Layout.of({"rex": LAYOUT.regions["cup"], "cup": LAYOUT.regions["rex"]})
+    layouts = [LAYOUT, mirrored]
+
+    def job(layout: Any) -> np.ndarray:
+        return drawn(with_own_scheduler(opened[name]), subjects=PLAIN, layout=layout)
+
+    right = [job(layout) for layout in layouts]
+    found: dict[int, np.ndarray] = {}
+    barrier = threading.Barrier(2)
+
+    def work(index: int) -> None:
+        barrier.wait()
+        found[index] = job(layouts[index])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(found[index], right[index]) for index in range(2))
+    assert not np.array_equal(right[0], right[1])
+
+
+# Beside the ten
+
+
+@every_family
+def test_a_residual_in_a_part_of_the_steps(opened: dict[str, Any], name: str) -> None:
+    pipeline = with_own_scheduler(opened[name])
+    never, early = (subjects_for(pipeline, during=during) for during in ((0.999, 1.0), (0.0, 0.02)))
+    plain = drawn(pipeline, subjects=PLAIN)
+    assert np.array_equal(drawn(pipeline, subjects=never), plain)
+    assert not np.array_equal(drawn(pipeline, subjects=early), plain)
+    assert not np.array_equal(drawn(pipeline, subjects=early), drawn(pipeline, subjects=subjects_for(pipeline)))
+
+
+def test_another_scheduler_of_flow_matching(opened: dict[str, Any]) -> None:
+    """The other pipelines give their scheduler noise levels of their own, which Heun's does not take."""
+    pipeline = with_own_scheduler(opened["sd3"])
+    pipeline.scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
+    placed = drawn(pipeline, subjects=PLAIN, layout=LAYOUT)
+    assert np.abs(placed - drawn(pipeline, subjects=PLAIN)).max() > 1e-3
+
+
+@every_family
+def test_in_bfloat16(folders: dict[str, Path], name: str) -> None:
+    pipeline = open_pipeline(str(folders[name]), device="cpu", dtype="bfloat16")
+    pipeline.set_progress_bar_config(disable=True)
+    taught = drawn(pipeline, subjects=subjects_for(pipeline))
+    placed = drawn(pipeline, subjects=subjects_for(pipeline), layout=LAYOUT)
+    assert np.isfinite(placed).all()
+    assert not np.array_equal(placed, taught)
+
+
+def test_a_negative_text_of_a_subject_is_refused(opened: dict[str, Any]) -> None:
+    for name in JOINT[1:]:
+        pipeline = with_own_scheduler(opened[name])
+        with (
+            pytest.raises(SettingsError, match="negative text can't act"),
+            conditioned(pipeline, PROMPT, subjects=subjects_for(pipeline, negative="fog"), layout=LAYOUT),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("name", ["z_image", "klein"])
+def test_a_residual_knows_how_its_text_was_read(opened: dict[str, Any], name: str) -> None:
+    pipeline = with_own_scheduler(opened[name])
+    residual = Residual.from_bytes(residual_for(pipeline).to_bytes())
+    assert residual.parts[0].encoder.reading
+    assert np.isfinite(drawn(pipeline, subjects={**PLAIN, "rex": residual})).all()
+    vars(pipeline)["tokenizer"] = copy.deepcopy(pipeline.tokenizer)
+    pipeline.tokenizer.chat_template = "Draw: " + pipeline.tokenizer.chat_template
+    with pytest.raises(ResidualMismatchError, match="another text encoder"):
+        drawn(pipeline, subjects={**PLAIN, "rex": residual})
+
+
+def test_a_residual_without_a_template_is_written_as_ever(opened: dict[str, Any]) -> None:
+    assert b"reading" not in residual_for(opened["sd1"]).to_bytes()
+
+
+def test_a_template_that_changes_the_text_is_refused() -> None:
+    tokenizer = qwen_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content | trim }}{% endfor %}"
+    with pytest.raises(PromptError, match="does not repeat"):
+        in_chat(parse_prompt(" a {rex}", {"rex": "dog"}), tokenizer, thinking=True)
+
+
+def test_arguments_that_would_move_the_text_are_refused(opened: dict[str, Any]) -> None:
+    for name, options in (("sd3", {"prompt_3": "fog"}), ("klein", {"text_encoder_out_layers": (1, 2, 3)})):
+        pipeline = with_own_scheduler(opened[name])
+        with (
+            pytest.raises(SettingsError, match=next(iter(options))),
+            conditioned(pipeline, PROMPT, subjects=PLAIN, **options),
+        ):
+            pass
+
+
+def test_stable_diffusion_3_without_t5(opened: dict[str, Any]) -> None:
+    pipeline = with_own_scheduler(opened["sd3"])
+    vars(pipeline).update(text_encoder_3=None, tokenizer_3=None)
+    own = pictures(pipeline, prompt=TEXT)
+    assert np.array_equal(drawn(pipeline, subjects=PLAIN), own)
+    assert [part.encoder.role for part in residual_for(pipeline).parts] == ["text_encoder", "text_encoder_2"]
+    assert not np.array_equal(drawn(pipeline, subjects=subjects_for(pipeline), layout=LAYOUT), own)
+
+
+@every_family
+def test_the_size_of_pictures(opened: dict[str, Any], name: str) -> None:
+    assert native_size(opened[name]) == ((64, 64) if name == "sd3" else (1024, 1024))
