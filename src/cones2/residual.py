@@ -179,7 +179,6 @@ class Residual:
     def to_bytes(self) -> bytes:
         """Return the file's content; ResidualError where a field is not what a file can hold."""
         parts = [{**asdict(part.encoder), "tokens": part.tokens, "span": part.span} for part in self.parts]
-        parts = [{name: value for name, value in part.items() if name != "reading" or value} for part in parts]
         fields = {name: getattr(self, name) for name in ("class_word", "photos", "tool_version")}
         document = {"version": VERSION, **fields, "parts": parts, "recipe": dict(self.recipe)}
         return _written(document, {part.encoder.role: part.vector.numpy(force=True) for part in self.parts})
@@ -316,8 +315,9 @@ def _read(content: bytes) -> tuple[_Document, dict[str, np.ndarray], str]:
 
 def _written(document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
     """Return the content of a file; ResidualError where it could not be read again."""
+    told = [{name: value for name, value in part.items() if name != "reading" or value} for part in document["parts"]]
     try:
-        text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = json.dumps({**document, "parts": told}, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ResidualError(f"a residual's recipe and fingerprint must be finite JSON values: {error}.") from error
     contiguous = {role: np.ascontiguousarray(array) for role, array in arrays.items()}
