@@ -122,7 +122,7 @@ def test_shards_are_told_as_they_are_wrong(job: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals are others there")
 def test_ctrl_c_drains_and_a_second_run_goes_on(job: Path, tmp_path: Path) -> None:
-    job.write_text(job.read_text().replace('seed = "0-1"', 'seed = "0-39"'))
+    job.write_text("lease = 2\n" + job.read_text().replace('seed = "0-1"', 'seed = "0-39"'))
     command = [sys.executable, "-m", "cones2", "batch", str(job), "--out", str(tmp_path / "out"), "--workers", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "out" / "commit").glob("*.json")) and process.poll() is None:
