@@ -21,9 +21,9 @@ def residual_for(pipeline: Any, word: str = "cat", *, size: float = 3.0) -> Resi
     parts = []
     family = family_of(pipeline)
     for part, encoder in zip(family.text_parts, fingerprints(pipeline, family, "tiny"), strict=True):
-        ids = getattr(pipeline, part.tokenizer)(
-            word if part.thinking is None else f" {word}", add_special_tokens=False
-        )["input_ids"]
+        tokenizer = copy.deepcopy(getattr(pipeline, part.tokenizer))  # another thread may be padding with it
+        written = word if part.thinking is None else f" {word}"  # as within a text, for tokens that hold the space
+        ids = tokenizer(written, add_special_tokens=False)["input_ids"]
         vector = size * torch.randn(len(ids), encoder.width, generator=generator)
         parts.append(ResidualPart(encoder, tuple(f"{word}{i}" for i in range(len(ids))), vector))
     return Residual(word, tuple(parts), {}, (), "0")
