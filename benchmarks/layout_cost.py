@@ -61,7 +61,7 @@ def count(model: str) -> tuple[int, int]:
     unet = pipeline.unet
     call = _call_of(unet, unet.config["sample_size"], unet.config["cross_attention_dim"])
     plain = _second_of(call)
-    with edited_attention(unet, FAMILIES[0], _run(unet, torch.empty(1, device="meta"), _SecondRow)):
+    with edited_attention(unet, FAMILIES[0], _run(unet, torch.empty(1, _TOKENS, 1, device="meta"), _SecondRow)):
         return plain, _second_of(call)
 
 

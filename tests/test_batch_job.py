@@ -82,7 +82,7 @@ def test_a_case_is_made_of_what_its_names_stand_for(folder: Path) -> None:
     assert plan.residuals.keys() == {luna.residual.sha256}
 
 
-def test_names_that_are_no_subjects_are_the_librarys(folder: Path) -> None:
+def test_names_that_are_no_subjects_are_those_of_the_library(folder: Path) -> None:
     plan = planned(folder, '[[pictures]]\nprompt = "a {pet}"\nsubject.pet = ["rex", "momo"]')
     assert plan.residuals.keys() == {EXAMPLES[name].residual.sha256 for name in ("rex", "momo")}
 
