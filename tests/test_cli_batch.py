@@ -120,19 +120,21 @@ def test_shards_are_told_as_they_are_wrong(job: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="once in a few runs, a batch did not end within two minutes of Ctrl-C")
 @pytest.mark.skipif(os.name == "nt", reason="signals are others there")
 def test_ctrl_c_drains_and_a_second_run_goes_on(job: Path, tmp_path: Path) -> None:
     job.write_text("lease = 2\n" + job.read_text().replace('seed = "0-1"', 'seed = "0-39"'))
     command = [sys.executable, "-m", "cones2", "batch", str(job), "--out", str(tmp_path / "out"), "--workers", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would a batch that this test starts from one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list((tmp_path / "out" / "commit").glob("*.json")) and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    try:
-        _, said = process.communicate(timeout=120)
-    finally:
-        process.kill()
+    _, said = process.communicate()
     assert process.returncode == 130
     assert "ending what has begun" in said
     done = json.loads(run("batch", "status", tmp_path / "out", "--json").stdout)["pictures"]["done"]
