@@ -27,3 +27,8 @@ class SleepingHands(StillHands):
 def sleeping(_spec: Mapping[str, Any], _store: Store) -> SleepingHands:
     """Make them; the name that a worker's spec gives."""
     return SleepingHands()
+
+
+def sleeping_spec(out: Path) -> dict[str, Any]:
+    """What a worker with these hands needs to know, but for its threads."""
+    return {"out": str(out), "hands": "batch_hands:sleeping", "model": {}, "device": None, "save_memory": False}

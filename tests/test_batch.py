@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from batch_hands import sleeping_spec
 from cones2.batch import engine as engines
 from cones2.batch import read, read_status, verify
 from cones2.batch.engine import Batch, Inline, Outcome
@@ -54,14 +55,7 @@ def photographed(name: str = "rex") -> Photographed:
 
 
 def crew(out: Path, count: int) -> Processes:
-    spec: dict[str, Any] = {
-        "out": str(out),
-        "hands": "batch_hands:sleeping",
-        "model": {},
-        "device": None,
-        "save_memory": False,
-    }
-    return Processes(count, spec)
+    return Processes(count, sleeping_spec(out))
 
 
 def done_inline(plan: Plan, out: Path, hands: Any = None) -> Batch:

@@ -3,10 +3,10 @@
 import os
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from batch_hands import sleeping_spec
 from cones2.batch.engine import Batch
 from cones2.batch.job import Pictures
 from cones2.batch.on_ray import RayActors
@@ -31,14 +31,7 @@ def found_by_actors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def crew(out: Path, address: str = "local") -> RayActors:
-    spec: dict[str, Any] = {
-        "out": str(out),
-        "hands": "batch_hands:sleeping",
-        "model": {},
-        "device": None,
-        "save_memory": False,
-    }
-    return RayActors(address, 2, {**spec, "threads": 1})
+    return RayActors(address, 2, {**sleeping_spec(out), "threads": 1})
 
 
 def test_actors_do_a_batch_and_one_that_dies_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "mini"
 sys.path.insert(0, str(RECIPE))
 
-from batches import Batch, Pool, SceneStream, Speller, bounding_boxes, patch_components  # noqa: E402
+from batches import Batch, Pool, SceneStream, Slice, Speller, bounding_boxes, patch_components  # noqa: E402
 from cones2.models import open_pipeline  # noqa: E402
 from disc_world import disc_world  # noqa: E402
 from model import WINDOW, Mini, save_model  # noqa: E402
@@ -61,6 +62,16 @@ def test_processes_draw_different_scenes_and_a_seed_the_same_ones(speller: Spell
     assert all(map(torch.equal, *found))
     assert not any(torch.equal(one, other) for i, one in enumerate(found[0]) for other in found[0][:i])
     assert not torch.equal(next(stream(speller, seed=1).slices(2))[1].input_ids, found[0][0])
+
+
+def test_a_slice_is_the_same_in_another_process(speller: Speller) -> None:
+    world, drawn = disc_world(), next(stream(speller).drawn(np.random.default_rng(0)))
+    here = Slice.of(*drawn, world.scene_names)
+    there = Slice.from_bytes(here.to_bytes())
+    one, other = (Pool(world, open_pipeline("mini", device="cpu").vae, speller, size=64, capacity=6) for _ in range(2))
+    assert torch.equal(one.add(here).images, other.add(there).images)
+    assert one.columns.keys() == other.columns.keys()
+    assert all(torch.equal(one.columns[name], other.columns[name]) for name in one.columns)
 
 
 def test_a_full_pool_replaces_its_oldest_scenes(speller: Speller) -> None:

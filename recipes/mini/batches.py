@@ -1,9 +1,11 @@
 """A pool of encoded scenes with their captions, refilled in slices, and training batches drawn from it."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
+import safetensors.torch
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
@@ -83,6 +85,27 @@ class Slice:
 
     def __len__(self) -> int:
         return len(self.composition.names)
+
+    def to_bytes(self) -> bytes:
+        """Write all numbers down, for another process."""
+        parts = {"captions": vars(self.captions), "portraits": vars(self.portraits)}
+        for number, (rows, strokes) in enumerate(self.composition.slots):
+            parts[f"slot{number}"] = {"rows": rows, **vars(strokes)}
+        named = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+        own = {"names": self.composition.names, "backgrounds": self.composition.backgrounds, "owners": self.owners}
+        return safetensors.torch.save({name: value.contiguous() for name, value in (own | named).items()})
+
+    @staticmethod
+    def from_bytes(content: bytes) -> "Slice":
+        """Read what `to_bytes` wrote."""
+        parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for name, value in safetensors.torch.load(content).items():
+            part, _, key = name.rpartition(".")
+            parts[part][key] = value
+        own, slots = parts[""], [parts[f"slot{number}"] for number in range(len(parts) - 3)]
+        drawn = tuple((slot.pop("rows"), Strokes(**slot)) for slot in slots)
+        composition = Composition(own["names"], own["backgrounds"], drawn)
+        return Slice(composition, own["owners"], Strokes(**parts["portraits"]), Captions(**parts["captions"]))
 
 
 class Speller:

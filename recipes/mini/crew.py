@@ -1,7 +1,6 @@
 """Processes that draw scenes and write captions ahead of a GPU, which renders them."""
 
 import multiprocessing
-import pickle
 import random
 import time
 from typing import Any
@@ -41,8 +40,7 @@ class Crew:
         start = time.monotonic()
         if self.queue.empty() and len(self.kept) > 50:
             return random.choice(self.kept)
-        # Of this program's own children, never of a file; a queue of tensors would open a file for each of them.
-        drawn: Slice = pickle.loads(self.queue.get())
+        drawn = Slice.from_bytes(self.queue.get())
         self.seconds_waited += time.monotonic() - start
         if keep:
             self.kept.append(drawn)
@@ -58,4 +56,5 @@ def _draw(queue: Any, world: TrainingWorld, speller: Speller, slice_size: int, s
     torch.set_num_threads(1)
     stream = SceneStream(world, speller, slice_size=slice_size, seed=0, close=False)
     for scenes, captions in stream.drawn(np.random.default_rng(seed)):
-        queue.put(pickle.dumps(Slice.of(scenes, captions, world.scene_names), protocol=5))
+        # A queue of tensors would open a file for each of them.
+        queue.put(Slice.of(scenes, captions, world.scene_names).to_bytes())

@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any
@@ -124,32 +124,33 @@ for _name, _function in {
     "doctor": doctor.doctor,
 }.items():
     app.command(_name, cls=_Command)(_with_volume(_function))
-_library = typer.Typer(
-    name="subjects",
-    cls=_Group,
-    help="Keep your subjects by name: 'compose --subject rex' finds them without a path.",
-    no_args_is_help=True,
-    suggest_commands=False,
+
+
+def _add_group(name: str, kind: type[_Group], text: str, commands: Mapping[str, Callable[..., None]]) -> None:
+    group = typer.Typer(name=name, cls=kind, help=text, no_args_is_help=True, suggest_commands=False)
+    for each, function in commands.items():
+        group.command(each, cls=_Command)(_with_volume(function))
+    app.add_typer(group)
+
+
+_add_group(
+    "subjects",
+    _Group,
+    "Keep your subjects by name: 'compose --subject rex' finds them without a path.",
+    {
+        "list": subjects.list_subjects,
+        "show": subjects.show,
+        "add": subjects.add,
+        "rename": subjects.rename,
+        "remove": subjects.remove,
+    },
 )
-for _name, _function in {
-    "list": subjects.list_subjects,
-    "show": subjects.show,
-    "add": subjects.add,
-    "rename": subjects.rename,
-    "remove": subjects.remove,
-}.items():
-    _library.command(_name, cls=_Command)(_with_volume(_function))
-app.add_typer(_library)
-_batch = typer.Typer(
-    name="batch",
-    cls=_BatchGroup,
-    help="Learn thousands of subjects and draw millions of pictures; 'cones2 batch JOB --out OUT' does a job.",
-    no_args_is_help=True,
-    suggest_commands=False,
+_add_group(
+    "batch",
+    _BatchGroup,
+    "Learn thousands of subjects and draw millions of pictures; 'cones2 batch JOB --out OUT' does a job.",
+    batch.COMMANDS,
 )
-for _name, _function in batch.COMMANDS.items():
-    _batch.command(_name, cls=_Command)(_with_volume(_function))
-app.add_typer(_batch)
 
 
 def _show_version(asked: bool) -> bool:
