@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -335,7 +335,7 @@ def arguments_of(args: list[str]) -> list[str]:
     return args if first is None or first in known or {"--help", "-h"} & set(args[:1]) else ["run", *args]
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "plan": plan,
     "status": status,
