@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 import cones2
 from cones2.captions import (
     captions_for,
-    check_class_word,
     find_class_word,
     indefinite_article,
     is_plural,
@@ -24,6 +23,7 @@ from cones2.captions import (
 )
 from cones2.errors import CaptionError
 from cones2.examples import EXAMPLES
+from cones2.prompts import check_class_word
 
 PACKAGE = Path(cones2.__file__).parent
 DATA = tomllib.loads((PACKAGE / "captions.toml").read_text(encoding="utf-8"))

@@ -30,4 +30,4 @@ def test_few_public_names() -> None:
 
 
 def test_a_picture_with_a_layout_imports_few_modules() -> None:
-    assert len(count.drawn_with()) <= 27
+    assert len(count.drawn_with()) <= 25

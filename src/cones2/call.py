@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,11 +32,13 @@ from cones2.errors import (
 from cones2.families import native_size
 from cones2.layout import Layout
 from cones2.models import ModelFacts
-from cones2.monitor import AttentionReading
 from cones2.prompts import parse_prompt, unknown_words
 from cones2.rasterize import own_cells
 from cones2.shared import MOST_PICTURES, Undo, check_seed, shared_change
 from cones2.subjects import PROPORTIONS, Subject
+
+if TYPE_CHECKING:
+    from cones2.monitor import AttentionReading
 
 _MOST_STEPS = 1000
 _MOST_ENLARGED = 1.5  # sides of a picture, in those that the model learned on
@@ -69,7 +71,7 @@ class Cones2Output:
 
     images: Any
     layout: Layout | None
-    attention: tuple[tuple[AttentionReading, ...], ...]
+    attention: "tuple[tuple[AttentionReading, ...], ...]"
     records: tuple[dict[str, Any], ...]
 
     def save(self, path: Path | str, index: int = 0) -> None:
@@ -313,7 +315,7 @@ def _is_odd(layout: Any, name: str, class_words: Mapping[str, str], options: Map
     return not 1 / _MOST_STRETCHED <= wide <= _MOST_STRETCHED
 
 
-def warn_of_little_attention(attention: Sequence[Sequence[AttentionReading]], layout: Layout | None) -> None:
+def warn_of_little_attention(attention: "Sequence[Sequence[AttentionReading]]", layout: Layout | None) -> None:
     """Warn of subjects whose own regions got clearly less attention than if it were spread evenly."""
     little: dict[str, None] = {}
     for each in itertools.chain.from_iterable(attention):

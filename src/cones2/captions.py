@@ -18,9 +18,9 @@ from typing import Any
 
 from cones2.errors import CaptionError, is_unicode
 from cones2.files import read_bounded
+from cones2.prompts import check_class_word
 
 MOST_CAPTIONS = 5000
-LONGEST_CLASS_WORD = 60
 LARGEST_CAPTION_FILE = 2**20
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -44,24 +44,6 @@ _UNCOUNTED = re.compile(
     r"armou?r|bread|butter|cheese|clothing|cutlery|equipment|food|footwear|furniture|grass|hair|jewell?e?ry|luggage"
     r"|milk|money|pasta|pottery|rice|sand|silverware|spaghetti|sushi|water"
 )
-
-
-def check_class_word(class_word: str) -> str:
-    """Return `class_word` with outer and doubled spaces removed, its case as given.
-
-    Raises:
-        CaptionError: it is empty, too long, starts with an article, or starts or ends with a mark.
-    """
-    word = " ".join(class_word.split())
-    if not any(char.isalnum() for char in word):
-        raise CaptionError(f"class word {class_word!r} has no letters; expected a word such as 'dog' or 'teddy bear'.")
-    if len(word) > LONGEST_CLASS_WORD:
-        raise CaptionError(f"class word of {len(word)} characters; expected at most {LONGEST_CLASS_WORD}.")
-    if word.split()[0].lower() in {"a", "an", "the"}:
-        raise CaptionError(f"class word {word!r} starts with an article; expected only the noun, such as 'dog'.")
-    if not (word[0].isalnum() and word[-1].isalnum() and word.isprintable()):
-        raise CaptionError(f"class word {word!r} holds marks; expected letters at both ends, such as 'teddy bear'.")
-    return word
 
 
 def photo_caption(class_word: str) -> str:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from jaxtyping import Int
 
-from cones2.errors import Cones2Warning, PromptError, is_unicode
+from cones2.errors import CaptionError, Cones2Warning, PromptError, is_unicode
+
+LONGEST_CLASS_WORD = 60
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -269,3 +271,21 @@ def unknown_words(text: str, lexicon: Collection[str]) -> list[str]:
     """Return the words of a text that a lexicon does not hold, in lower case, each once, in their order."""
     words = dict.fromkeys(re.findall(r"[^\W\d_]+", text.lower()))
     return [word for word in words if word not in lexicon]
+
+
+def check_class_word(class_word: str) -> str:
+    """Return `class_word` with outer and doubled spaces removed, its case as given.
+
+    Raises:
+        CaptionError: it is empty, too long, starts with an article, or starts or ends with a mark.
+    """
+    word = " ".join(class_word.split())
+    if not any(char.isalnum() for char in word):
+        raise CaptionError(f"class word {class_word!r} has no letters; expected a word such as 'dog' or 'teddy bear'.")
+    if len(word) > LONGEST_CLASS_WORD:
+        raise CaptionError(f"class word of {len(word)} characters; expected at most {LONGEST_CLASS_WORD}.")
+    if word.split()[0].lower() in {"a", "an", "the"}:
+        raise CaptionError(f"class word {word!r} starts with an article; expected only the noun, such as 'dog'.")
+    if not (word[0].isalnum() and word[-1].isalnum() and word.isprintable()):
+        raise CaptionError(f"class word {word!r} holds marks; expected letters at both ends, such as 'teddy bear'.")
+    return word

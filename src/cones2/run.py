@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,9 +27,11 @@ from cones2.guidance import (
     token_weights,
 )
 from cones2.layout import Layout
-from cones2.monitor import AttentionMeter
 from cones2.presets import NoiseLevel, find_preset
 from cones2.rasterize import cover, own_cells
+
+if TYPE_CHECKING:
+    from cones2.monitor import AttentionMeter
 
 _ALIGNED = 8
 """Numbers: fused attention on a GPU copies a mask whose rows do not begin at multiples of it."""
@@ -147,7 +149,7 @@ class Run:
         self.regions, self.spans, self.settings, self.text = layout or Layout({}), spans, settings, text
         self.layout = self.regions if self.regions.names and settings.layout_scale > 0 else None
         self.preset = find_preset(settings.preset, weight_negative=settings.weight_negative)
-        self.meter = AttentionMeter(self.regions, spans) if is_measured else None
+        self.meter = _new_meter(self.regions, spans) if is_measured else None
         self.step: int | None = None
         self.sequence: JointSequence | None = None
         self._seen: tuple[Text, slice | list[int] | None] | None = None
@@ -375,3 +377,9 @@ def _is_same(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return all(a is b for a, b in zip(one, other, strict=True))
     return one is other
+
+
+def _new_meter(layout: Layout, spans: Spans) -> "AttentionMeter":
+    from cones2.monitor import AttentionMeter  # drawing does without
+
+    return AttentionMeter(layout, spans)

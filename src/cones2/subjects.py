@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cones2.captions import check_class_word
 from cones2.errors import PromptError, ResidualMismatchError, SettingsError
 from cones2.files import is_name, name_hint
-from cones2.prompts import check_no_weights
+from cones2.prompts import check_class_word, check_no_weights
 from cones2.residual import Residual
 
 PROPORTIONS: Mapping[str, float] = {

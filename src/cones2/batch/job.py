@@ -13,12 +13,12 @@ from typing import Annotated, Any
 
 import pydantic
 
-from cones2.captions import check_class_word
 from cones2.errors import Cones2Error, SettingsError, first_problem
 from cones2.files import expanded, is_name, name_hint, read_toml
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.library import find_residual
 from cones2.photos import pictures_in
+from cones2.prompts import check_class_word
 from cones2.residual import Residual
 from cones2.shared import check_seed
 

@@ -69,9 +69,10 @@ def learn(
     with waiting("starting"):
         from dataclasses import replace as changed
 
-        from cones2.captions import check_class_word, read_captions
+        from cones2.captions import read_captions
         from cones2.files import make_folder
         from cones2.learning.recipe import find_recipe
+        from cones2.prompts import check_class_word
 
         class_word = check_class_word(class_word)
         kept = _Kept(name, out, library, replace=replace)

@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from cones2.captions import check_class_word
 from cones2.errors import ModelError, ResidualError, ResidualMismatchError
 from cones2.families import family_of
 from cones2.files import expanded, read_bounded
 from cones2.fingerprint import fingerprint
+from cones2.prompts import check_class_word
 from cones2.residual import MAX_FILE_BYTES, MAX_TOKENS, EncoderId, Residual, ResidualPart
 
 _LARGEST_WIDTH = 16384

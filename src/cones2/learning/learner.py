@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cones2.attention import unedited
-from cones2.captions import captions_for, check_class_word, photo_caption
+from cones2.captions import captions_for, photo_caption
 from cones2.errors import LearningError, SettingsError
 from cones2.families import Family, native_size
 from cones2.files import expanded
@@ -50,6 +50,7 @@ from cones2.learning.model import (
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.models import ModelFacts, facts_of
 from cones2.photos import Photo
+from cones2.prompts import check_class_word
 from cones2.record import describe_adapters
 from cones2.residual import Residual, ResidualPart
 from cones2.shared import check_seed, model_alone, own_settings
@@ -133,17 +134,16 @@ def learn_steps(
 
 def _take_steps(learner: "_Learner", *, every: int, save_memory: bool) -> Generator["LearnStep", None, None]:
     """Take one step after the other, and write a checkpoint after every few."""
-    pipeline, checkpoints = learner.pipeline, learner.checkpoints
-    began, steps = learner.taken or 0, learner.recipe.steps
+    checkpoints, began, steps = learner.checkpoints, learner.taken or 0, learner.recipe.steps
     with ExitStack() as stack:
         stack.callback(learner.end)
         if checkpoints is not None:
             stack.enter_context(checkpoints.held())
             if not began:
                 checkpoints.delete()
-        stack.enter_context(frozen(pipeline.unet))
+        stack.enter_context(frozen(learner.pipeline.unet))
         if save_memory:
-            stack.enter_context(memory_saved(pipeline))
+            stack.enter_context(memory_saved(learner.pipeline))
         for number in range(began + 1, steps + 1):
             try:
                 losses = learner.take_step(number)
