@@ -7,13 +7,14 @@ it had; rows that no longer fit into `--seconds` are left out. Each faster way i
 import argparse
 import contextlib
 import dataclasses
+import functools
 import gc
 import json
 import statistics
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,14 @@ class Table:
 
     Attributes:
         rows: by name.
+        failed: the names of parts that ended in an error.
     """
 
     def __init__(self, out: Path, seconds: float) -> None:
         self.out, self.ends = out, time.monotonic() + seconds
         self.began = time.monotonic()
         self.rows: dict[str, dict[str, Any]] = {}
+        self.failed: list[str] = []
         self.about: dict[str, Any] = {}
         make_folder(out)
         print(HEAD, flush=True)
@@ -80,6 +83,7 @@ class Table:
             yield True
         except Exception:  # the other parts go on
             print(f"{name} failed:\n{traceback.format_exc()}", flush=True)
+            self.failed.append(name)
         gc.collect()
 
 
@@ -146,53 +150,97 @@ class Subjects:
         return cls(" and ".join(f"a {{{name}}}" for name in names), Layout.of(boxes), subjects)
 
 
-def measure_drawing(table: Table, pipe: Cones2Pipeline, model: str, plan: Plan, scopes: Mapping[str, float]) -> None:
-    """Time pictures: diffusers' own, ours with a layout, and both compiled in each way for which there is time."""
-    pipe.set_progress_bar_config(disable=True)
-    subjects = {"rex": random_subject(pipe, "dog"), "tom": random_subject(pipe, "cat")}
-    options: dict[str, Any] = {"num_inference_steps": plan.steps, "guidance_scale": GUIDANCE_SCALE}
+NEEDS = {"nothing": 20.0, "blocks": 45.0, "all_blocks": 70.0, "whole": 110.0}
+"""Seconds that a part may take, most of them to compile, by what the compiler sees."""
 
-    def ours(layout: Any = LAYOUT, count: int = 1, **more: Any) -> Any:
-        return pipe(PROMPT, layout, subjects=subjects, seed=0, num_images_per_prompt=count, **{**options, **more})
 
-    def theirs(**more: Any) -> object:
-        return pipe.pipeline(TEXT, generator=torch.Generator().manual_seed(0), **{**options, **more})
+class Pictures:
+    """Pictures of a model: diffusers' own, and ours with a layout and without, plain and compiled."""
 
-    def loop_of(call: Callable[..., object]) -> float:
+    def __init__(self, table: Table, pipe: Cones2Pipeline, model: str, plan: Plan) -> None:
+        self.table, self.pipe, self.model, self.plan = table, pipe, model, plan
+        pipe.set_progress_bar_config(disable=True)
+        self.subjects = {"rex": random_subject(pipe, "dog"), "tom": random_subject(pipe, "cat")}
+        self.options: dict[str, Any] = {"num_inference_steps": plan.steps, "guidance_scale": GUIDANCE_SCALE}
+        few: dict[str, Any] = {"output_type": "latent", "num_inference_steps": min(4, plan.steps)}
+        self.few = {
+            "none": functools.partial(self.ours, None, **few),
+            "layout": functools.partial(self.ours, **few),
+        }
+        self.expected = {key: draw_few().images.float() for key, draw_few in self.few.items()}
+
+    def ours(self, layout: Any = LAYOUT, count: int = 1, **more: Any) -> Any:
+        """Draw by our pipeline."""
+        options = {**self.options, **more}
+        return self.pipe(PROMPT, layout, subjects=self.subjects, seed=0, num_images_per_prompt=count, **options)
+
+    def theirs(self, **more: Any) -> object:
+        """Draw by diffusers' pipeline."""
+        return self.pipe.pipeline(TEXT, generator=torch.Generator().manual_seed(0), **{**self.options, **more})
+
+    def loop(self, call: Callable[..., object]) -> float:
+        """Seconds that all steps of a picture take."""
         clock = Clock()
         call(callback_on_step_end=clock)
-        return (clock.times[1] - clock.times[0]) * plan.steps / max(1, plan.steps - 1)
+        return (clock.times[-1] - clock.times[0]) * self.plan.steps / max(1, self.plan.steps - 1)
 
-    with table.part(f"{model}, eager", 30) as may:
-        if may:
-            theirs(num_inference_steps=3), ours(num_inference_steps=3)
-            plain, edited = median_seconds(theirs, plan.repeats), median_seconds(ours, plan.repeats)
-            table.row(f"{model}: diffusers' picture, eager", plain, loop=loop_of(theirs))
-            table.row(f"{model}: with a layout, eager", edited, loop=loop_of(ours), against=edited / plain)
-    latents: dict[str, Any] = {"output_type": "latent", "num_inference_steps": 4}
-    reference = {key: ours(layout, **latents).images.float() for key, layout in (("layout", LAYOUT), ("none", None))}
-    for scope, needs in scopes.items():
-        with table.part(f"{model}, {scope}", needs) as may:
-            if not may:
-                continue
-            compiled = CompiledDenoiser(pipe.pipeline, pipe.family, scope)
-            began = time.perf_counter()
-            drawn = {"none": ours(None, **latents).images.float(), "layout": ours(**latents).images.float()}
-            first = time.perf_counter() - began
-            errors = {key: float((drawn[key] - reference[key]).norm() / reference[key].norm()) for key in drawn}
-            plain, edited = median_seconds(lambda: ours(None), plan.repeats), median_seconds(ours, plan.repeats)
-            note = {"first": round(first, 1), "differs": {key: round(error, 4) for key, error in errors.items()}}
-            table.row(f"{model}: no layout, {scope}", plain, loop=loop_of(lambda **k: ours(None, **k)))
-            table.row(f"{model}: with a layout, {scope}", edited, loop=loop_of(ours), against=edited / plain, **note)
-            if torch.cuda.is_available():
-                table.row(f"{model}: waits in a loop, {scope}", 0.0, count=waits(ours))
-                profile(table, ours, f"{model}, {scope}")
-            del compiled
-    with table.part(f"{model}, {_AT_ONCE} seeds", 12) as may:
-        if may:
-            ours(count=_AT_ONCE, num_inference_steps=2)
-            seconds = median_seconds(lambda: ours(count=_AT_ONCE), 2)
-            table.row(f"{model}: {_AT_ONCE} pictures at once", seconds, pictures_a_second=round(_AT_ONCE / seconds, 2))
+    def time_eager(self) -> None:
+        """Time pictures as they are drawn without compiling."""
+        self.theirs(num_inference_steps=2), self.ours(num_inference_steps=2)
+        plain, edited = (median_seconds(call, self.plan.repeats) for call in (self.theirs, self.ours))
+        self.table.row(f"{self.model}: diffusers' picture, eager", plain, loop=self.loop(self.theirs))
+        self.table.row(f"{self.model}: with a layout, eager", edited, loop=self.loop(self.ours), against=edited / plain)
+
+    def time_compiled(self, scope: str) -> None:
+        """Time pictures while the model is compiled, and tell how far they are from the plain ones."""
+        began = time.perf_counter()
+        drawn = {key: draw_few().images.float() for key, draw_few in self.few.items()}
+        first = time.perf_counter() - began
+        errors = {key: float((drawn[key] - self.expected[key]).norm() / self.expected[key].norm()) for key in drawn}
+        bare = functools.partial(self.ours, None)
+        plain, edited = (median_seconds(call, self.plan.repeats) for call in (bare, self.ours))
+        note = {"first": round(first, 1), "differs": {key: round(error, 4) for key, error in errors.items()}}
+        self.table.row(f"{self.model}: no layout, {scope}", plain, loop=self.loop(bare))
+        name = f"{self.model}: with a layout, {scope}"
+        self.table.row(name, edited, loop=self.loop(self.ours), against=edited / plain, **note)
+        if torch.cuda.is_available():
+            self.table.row(f"{self.model}: waits in a loop, {scope}", 0.0, count=waits(self.ours))
+            profile(self.table, self.ours, f"{self.model}, {scope}")
+
+    def time_many(self, scope: str) -> None:
+        """Time a batch of pictures, and pictures of one subject and of many, while the model is compiled."""
+        many = functools.partial(self.ours, count=_AT_ONCE)
+        many(num_inference_steps=2)
+        seconds = median_seconds(many, 2)
+        name = f"{self.model}: {_AT_ONCE} pictures at once, {scope}"
+        self.table.row(name, seconds, pictures_a_second=round(_AT_ONCE / seconds, 2))
+        first = 0.0
+        for count in (1, _AT_ONCE):
+            case = Subjects.of(self.pipe, count)
+            call = functools.partial(
+                self.pipe, case.prompt, case.layout, subjects=case.subjects, seed=0, **self.options
+            )
+            call(num_inference_steps=2)
+            seconds = median_seconds(call, self.plan.repeats)
+            first = first or seconds
+            self.table.row(f"{self.model}: {count} subjects, {scope}", seconds, against=seconds / first)
+
+
+def measure_drawing(pictures: Pictures, scopes: Collection[str], *, eager: bool = True, many: str = "") -> None:
+    """Time pictures, plain and compiled in each way for which there is time; batches in one of them."""
+    table, pipe, model = pictures.table, pictures.pipe, pictures.model
+    if eager:
+        with table.part(f"{model}, eager", 30) as may:
+            if may:
+                pictures.time_eager()
+    for scope in scopes:
+        with table.part(f"{model}, {scope}", NEEDS[scope]) as may:
+            if may:
+                compiled = CompiledDenoiser(pipe.pipeline, pipe.family, scope)
+                pictures.time_compiled(scope)
+                if scope == many:
+                    pictures.time_many(scope)
+                del compiled
 
 
 def waits(call: Callable[..., object]) -> int:
@@ -274,23 +322,6 @@ def _learning(
     return seconds, setup, losses
 
 
-def measure_curve(table: Table, pipe: Cones2Pipeline, model: str, plan: Plan, counts: tuple[int, ...]) -> None:
-    """Time pictures of one subject and of several."""
-    with table.part(f"{model}, subjects", 15) as may:
-        first = 0.0
-        for count in counts if may else ():
-            case = Subjects.of(pipe, count)
-            options = {"num_inference_steps": plan.steps, "guidance_scale": GUIDANCE_SCALE, "seed": 0}
-
-            def call(case: Subjects = case, options: Any = options, **more: Any) -> object:
-                return pipe(case.prompt, case.layout, subjects=case.subjects, **{**options, **more})
-
-            call(num_inference_steps=2)
-            seconds = median_seconds(call, plan.repeats)
-            first = first or seconds
-            table.row(f"{model}: {count} subjects", seconds, against=seconds / first)
-
-
 def main() -> None:
     """Measure what there is time for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -299,7 +330,8 @@ def main() -> None:
     parser.add_argument("--large", default="sdxl", help="a second model; empty for none")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--whole", type=float, default=110, help="seconds that compiling the whole UNet may need")
+    parser.add_argument("--scopes", nargs="+", default=["nothing", "blocks", "all_blocks"], choices=NEEDS)
+    parser.add_argument("--last", default="whole", choices=NEEDS, help="one more, when all else is measured")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -307,15 +339,17 @@ def main() -> None:
     pipe = open_model(arguments.model)
     table.about = machine(pipe)
     print(json.dumps(table.about), flush=True)
-    measure_drawing(table, pipe, arguments.model, plan, {"nothing": 20, "blocks": 45, "all_blocks": 70})
+    pictures = Pictures(table, pipe, arguments.model, plan)
+    measure_drawing(pictures, arguments.scopes, many="blocks" if "blocks" in arguments.scopes else arguments.scopes[0])
     measure_learning(table, pipe, arguments.model, plan)
-    measure_curve(table, pipe, arguments.model, plan, (1, 8))
     if arguments.large and table.left() > 60:
-        large = open_model(arguments.large)
-        measure_drawing(table, large, arguments.large, Plan(min(30, arguments.steps), 2), {"nothing": 15, "blocks": 30})
+        large = Pictures(table, open_model(arguments.large), arguments.large, Plan(min(30, plan.steps), 2))
+        measure_drawing(large, arguments.scopes[:2])
         del large
-    measure_drawing(table, pipe, f"{arguments.model} (again)", plan, {"whole": arguments.whole})
+    measure_drawing(pictures, [arguments.last], eager=False)
     print(f"done after {time.monotonic() - table.began:.0f} s", flush=True)
+    if table.failed:
+        raise SystemExit(f"failed: {', '.join(table.failed)}")
 
 
 if __name__ == "__main__":

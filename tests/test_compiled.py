@@ -6,12 +6,15 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.testing import assert_close
 
 from cones2.compiled import CompiledDenoiser
+from cones2.conditioning import conditioned
 from cones2.errors import ModelError, SettingsError
 from cones2.pipeline import Cones2Pipeline
 from cones2.schedulers import make_scheduler
@@ -64,10 +67,10 @@ def test_compiled_pictures_are_the_plain_ones(small_folder: Path, scope: str, ba
     expected = pictures(pipe)
     compiled = CompiledDenoiser(pipe.pipeline, pipe.family, scope, backend)
     for drawn, right in zip(pictures(pipe), expected, strict=True):
-        torch.testing.assert_close(drawn, right, atol=1e-5, rtol=1e-4)
+        assert_close(drawn, right, atol=1e-5, rtol=1e-4)
     pipe.scheduler = make_scheduler("dpm++", pipe.scheduler)
     assert not torch.equal(latents(pipe), expected[0])
-    torch.testing.assert_close(latents(pipe), latents(pipe, measure_attention=True))
+    assert_close(latents(pipe), latents(pipe, measure_attention=True))
     del compiled
     gc.collect()
     assert id(pipe.unet) not in COMPILED
@@ -103,7 +106,50 @@ def test_calls_made_of_other_weights_are_forgotten(small_folder: Path) -> None:
     plain = open_small(small_folder)
     plain.unet.conv_out.weight.data.mul_(2)
     assert not torch.equal(latents(pipe), before)
-    torch.testing.assert_close(latents(pipe), latents(plain))
+    assert_close(latents(pipe), latents(plain))
+    del compiled
+
+
+def test_inference_mode_may_come_and_go(small_folder: Path) -> None:
+    pipe = open_small(small_folder)
+    expected = latents(pipe)
+    compiled = CompiledDenoiser(pipe.pipeline, pipe.family, "nothing")
+    with torch.inference_mode():
+        assert_close(latents(pipe), expected)
+    assert_close(latents(pipe, seed=1), latents(pipe, seed=1, measure_attention=True))
+    with torch.inference_mode():
+        assert_close(latents(pipe), expected)
+    del compiled
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of diffusers' code
+@pytest.mark.usefixtures("unchecked_types")
+def test_the_authors_loop_is_compiled_too(small_folder: Path) -> None:
+    pipe = open_small(small_folder)
+
+    def picture() -> Tensor:
+        options: dict[str, Any] = {"seed": 0, "num_inference_steps": 3, "sampler": "cones_v2"}
+        drawn = pipe(PROMPT, LAYOUT, subjects=subjects_for(pipe.pipeline), **options)
+        return torch.from_numpy(np.array(drawn.images[0])).float()
+
+    expected = picture()
+    compiled = CompiledDenoiser(pipe.pipeline, pipe.family, "nothing")
+    assert_close(picture(), expected, atol=1, rtol=0)
+    del compiled
+
+
+@pytest.mark.parametrize("more", [{}, {"return_dict": True}, {"return_dict": False}])
+def test_a_loop_of_ones_own_gets_what_diffusers_unet_returns(small_folder: Path, more: dict[str, bool]) -> None:
+    pipe = open_small(small_folder)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with conditioned(pipe, PROMPT, subjects=subjects_for(pipe.pipeline)) as inputs, torch.no_grad():
+        texts = inputs["prompt_embeds"]
+        expected = pipe.unet(noise, torch.tensor(1), texts, **more)
+    compiled = CompiledDenoiser(pipe.pipeline, pipe.family, "nothing")
+    with conditioned(pipe, PROMPT, subjects=subjects_for(pipe.pipeline)):
+        returned = pipe.unet(noise, torch.tensor(1), texts, **more)
+    assert type(returned) is type(expected)
+    assert_close(returned[0], expected[0])
     del compiled
 
 
@@ -130,4 +176,4 @@ def test_on_a_gpu(small_folder: Path) -> None:
     expected = pictures(pipe)
     pipe.compile()
     for drawn, right in zip(pictures(pipe), expected, strict=True):
-        torch.testing.assert_close(drawn, right, atol=1e-2, rtol=1e-2)
+        assert_close(drawn, right, atol=1e-2, rtol=1e-2)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -74,14 +75,14 @@ class CompiledDenoiser:
 
     def __init__(self, pipeline: Any, family: Family, scope: str | None = None, backend: str = "inductor") -> None:
         self.denoiser, self._backend = getattr(pipeline, family.denoiser), backend
-        self._is_on_gpu = self.denoiser.device.type == "cuda"
-        self.scope = scope or ("blocks" if self._is_on_gpu else "whole")
+        is_on_gpu = self.denoiser.device.type == "cuda"
+        self.scope = scope or ("blocks" if is_on_gpu else "whole")
         self._programs: dict[object, _Program] = {}
         self._made_of: object = None
+        self._pool: Any = None  # of a GPU's memory, for all graphs: one runs at a time
         self.check(pipeline, family)
-        if self._is_on_gpu:
+        if is_on_gpu:
             self.denoiser.to(memory_format=torch.channels_last)
-            self._pool = torch.cuda.graph_pool_handle()
         COMPILED[id(self.denoiser)] = self
 
     def check(self, pipeline: Any, family: Family) -> None:
@@ -99,11 +100,12 @@ class CompiledDenoiser:
                 self._programs.clear()
                 self._made_of = made_of
 
+    @torch.inference_mode(mode=False)  # what is made in it could not be written to by a later call outside
     @torch.no_grad()
     def call(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], layout: LayoutTensors | None
-    ) -> tuple[Tensor]:
-        """Call the denoiser by its own `forward`, with what `layout` adds; `return_dict` is taken for false."""
+    ) -> Any:
+        """Call the denoiser by its own `forward`, with what `layout` adds."""
         leaves, form = pytree.tree_flatten((args, {**kwargs, "return_dict": False}))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         others = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
@@ -115,7 +117,8 @@ class CompiledDenoiser:
                 if len(self._programs) == _MOST_PROGRAMS:
                     del self._programs[next(iter(self._programs))]
                 self._programs[key] = self._new_program(forward, leaves, form, layout)
-            return (self._programs[key].run(tensors, layout),)
+            predicted = self._programs[key].run(tensors, layout)
+        return UNet2DConditionOutput(sample=predicted) if kwargs.get("return_dict", True) else (predicted,)
 
     def _new_program(
         self, forward: Callable[..., Any], leaves: list[Any], form: Any, layout: LayoutTensors | None
@@ -136,8 +139,9 @@ class CompiledDenoiser:
             return predicted
 
         tensors = [leaf for leaf in own if isinstance(leaf, Tensor)]
-        if not self._is_on_gpu:
+        if device.type != "cuda":
             return _Program(predict, tensors, fixed)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         return _Program(capture(predict, pool=self._pool), tensors, fixed)
 
 

@@ -127,9 +127,8 @@ def conditioned(
         yield Inputs(run)
 
 
-def _call_compiled(compiled: Any, run: Run, *call: Any) -> tuple[Tensor]:
-    predicted: tuple[Tensor] = compiled.call(*call, run.tensors())
-    return predicted
+def _call_compiled(compiled: Any, run: Run, *call: Any) -> Any:
+    return compiled.call(*call, run.tensors())
 
 
 _TEXTS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
