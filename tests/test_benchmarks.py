@@ -261,7 +261,20 @@ def test_a_benchmark_prints_its_table(command: str) -> None:
 
 @pytest.mark.slow
 def test_a_gpus_benchmark_is_rehearsed_without_one(tmp_path: Path) -> None:
-    options = "--model mini --large= --steps 2 --repeats 1 --scopes nothing --last nothing --out".split()
+    options = [
+        "--model",
+        "mini",
+        "--large=",
+        "--steps",
+        "2",
+        "--repeats",
+        "1",
+        "--scopes",
+        "nothing",
+        "--last",
+        "nothing",
+        "--out",
+    ]
     run = [sys.executable, str(ROOT / "benchmarks/gpu.py"), *options, str(tmp_path)]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
