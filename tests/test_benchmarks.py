@@ -261,30 +261,14 @@ def test_a_benchmark_prints_its_table(command: str) -> None:
 
 @pytest.mark.slow
 def test_a_gpus_benchmark_is_rehearsed_without_one(tmp_path: Path) -> None:
-    options = [
-        "--model",
-        "mini",
-        "--large=",
-        "--steps",
-        "2",
-        "--repeats",
-        "1",
-        "--scopes",
-        "nothing",
-        "--last",
-        "nothing",
-        "--out",
-    ]
+    sizes = ["--model", "mini", "--large=", "--steps", "2", "--repeats", "1"]
+    options = [*sizes, "--scopes", "nothing", "--last", "nothing", "--out"]
     run = [sys.executable, str(ROOT / "benchmarks/gpu.py"), *options, str(tmp_path)]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    for name in (
-        "with a layout, eager",
-        "with a layout, nothing",
-        "8 pictures at once, nothing",
-        "8 subjects, nothing",
-    ):
+    drawn = ("with a layout, eager", "with a layout, nothing", "8 pictures at once, nothing", "8 subjects, nothing")
+    for name in drawn:
         assert rows[f"mini: {name}"]["seconds"] > 0
     assert max(rows["mini: with a layout, nothing"]["differs"].values()) < 1e-4
     assert rows["mini: a step of paper, eager"]["seconds"] > 0
