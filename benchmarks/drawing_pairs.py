@@ -1,6 +1,8 @@
 """Drawing with a layout, against plain diffusers and against an equivalent of the authors' loop."""
 
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +20,24 @@ PROMPT = "a {rex} and a {tom} on the beach"
 TEXT = "a dog and a cat on the beach"
 LAYOUT = Layout.of({"rex": (0.05, 0.25, 0.5, 0.95), "tom": (0.55, 0.4, 0.95, 0.95)})
 GUIDANCE_SCALE = 7.5
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """A prompt with a layout of several subjects."""
+
+    prompt: str
+    layout: Layout
+    subjects: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, pipe: Cones2Pipeline, count: int) -> "Subjects":
+        """Make as many, in a row of boxes."""
+        names = [f"s{number}" for number in range(count)]
+        boxes = {name: (k / count + 0.01, 0.3, (k + 1) / count - 0.01, 0.9) for k, name in enumerate(names)}
+        words = ("dog", "cat", "car", "hat")
+        subjects = {name: random_subject(pipe, words[k % 4]) for k, name in enumerate(names)}
+        return cls(" and ".join(f"a {{{name}}}" for name in names), Layout.of(boxes), subjects)
 
 
 def drawing_pairs(pipe: Cones2Pipeline, *, steps: int) -> list[Pair]:

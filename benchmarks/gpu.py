@@ -22,14 +22,13 @@ import torch
 
 from cones2.compiled import CompiledDenoiser
 from cones2.files import make_folder, write_atomically
-from cones2.layout import Layout
 from cones2.learning.learner import learn_steps
 from cones2.learning.recipe import RECIPES, Recipe
 from cones2.photos import load_photos
 from cones2.pipeline import Cones2Pipeline
 from cones_v2_drawing import Drawing, draw
 from cones_v2_learning import ConesV2Learner
-from drawing_pairs import GUIDANCE_SCALE, LAYOUT, PROMPT, TEXT, random_subject
+from drawing_pairs import GUIDANCE_SCALE, LAYOUT, PROMPT, TEXT, Subjects, random_subject
 from random_models import open_model
 from report import machine
 
@@ -130,24 +129,6 @@ def median_seconds(call: Callable[[], object], repeats: int) -> float:
         wait()
         taken.append(time.perf_counter() - began)
     return statistics.median(taken)
-
-
-@dataclasses.dataclass(frozen=True)
-class Subjects:
-    """A prompt with a layout of several subjects."""
-
-    prompt: str
-    layout: Layout
-    subjects: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, pipe: Cones2Pipeline, count: int) -> "Subjects":
-        """Make as many, in a row of boxes."""
-        names = [f"s{number}" for number in range(count)]
-        boxes = {name: (k / count + 0.01, 0.3, (k + 1) / count - 0.01, 0.9) for k, name in enumerate(names)}
-        words = ("dog", "cat", "car", "hat")
-        subjects = {name: random_subject(pipe, words[k % 4]) for k, name in enumerate(names)}
-        return cls(" and ".join(f"a {{{name}}}" for name in names), Layout.of(boxes), subjects)
 
 
 NEEDS = {"nothing": 20.0, "blocks": 45.0, "all_blocks": 70.0, "whole": 110.0}

@@ -27,7 +27,8 @@ def main() -> None:
     pipe = open_model(options.model, device=options.device, dtype=options.dtype)
     about = machine(pipe)
     count, steps = (3, 4) if options.quick else (options.pairs, options.steps)
-    pairs = [pair for pair in _pairs(pipe, steps=steps) if options.only in f"{pair.what}; {pair.against}"]
+    pairs = [*_pairs(pipe, steps=steps), *(_compiled_pair(pipe, options, steps) if options.compiled else ())]
+    pairs = [pair for pair in pairs if options.only in f"{pair.what}; {pair.against}"]
     if not pairs:
         raise SystemExit(f"no pair has {options.only!r} in its name")
     timings = list(_measure_all(pairs, count=count))
@@ -58,6 +59,14 @@ def _pairs(pipe: Cones2Pipeline, *, steps: int) -> list[Pair]:
     return [*drawing_pairs(pipe, steps=steps), *learning]
 
 
+def _compiled_pair(pipe: Cones2Pipeline, options: argparse.Namespace, steps: int) -> list[Pair]:
+    """Pair the first of the pairs, a picture with a layout, with itself, drawn by the same model compiled."""
+    compiled = open_model(options.model, device=options.device, dtype=options.dtype)
+    compiled.compile()
+    plain, ours = (drawing_pairs(each, steps=steps)[0] for each in (pipe, compiled))
+    return [Pair(f"{ours.what}, compiled", "not compiled", ours.ours, plain.ours, aim=None, speed=True)]
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="mini", help=MODELS)
@@ -65,6 +74,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=50, help="of a picture")
     parser.add_argument("--quick", action="store_true", help="3 pairs, pictures of 4 steps; writes nothing")
     parser.add_argument("--only", default="", metavar="TEXT", help="only pairs of this name; writes nothing")
+    parser.add_argument("--compiled", action="store_true", help="also a compiled model, which takes minutes on a CPU")
     parser.add_argument("--device", help="cuda, mps or cpu; the best there is")
     parser.add_argument("--dtype", help="the UNet's; what suits the device")
     parser.add_argument("--out", type=Path, default=_HERE / "results", help="where the table and its JSON go")
