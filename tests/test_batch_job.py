@@ -144,6 +144,11 @@ def test_lines_of_json_are_pictures_too(folder: Path) -> None:
     assert planned(folder, 'cases = "cases.jsonl"\n' + SUBJECTS).lessons
 
 
+LONG = "x" * 1000
+"""A name that no disk takes."""
+_FILES = ("masks", "captions")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -152,6 +157,11 @@ def test_lines_of_json_are_pictures_too(folder: Path) -> None:
         ("[subjects.rex]\nphotos = 'photos'", "class_word"),
         ("[subjects.rex]\nphotos = 'none'\nclass_word = 'dog'", "none"),
         ("[subjects.rex]\nresidual = 'none'", "none"),
+        ("[subjects.rex]\nphotos = 'photos'\nclass_word = 'dog'\nmasks = 'none'", "none"),
+        *((f"[subjects.rex]\nphotos = 'photos'\nclass_word = 'dog'\n{key} = '{LONG}'", LONG[:100]) for key in _FILES),
+        (f"[subjects.rex]\nphotos = '{LONG}'\nclass_word = 'dog'", LONG[:100]),
+        (f"[subjects.rex]\nresidual = '{LONG}'", "name a subject"),
+        (f"model = '{LONG}'\n{SUBJECTS}", LONG[:100]),
         ("[subjects.'a b']\nclass_word = 'dog'", "a b"),
         ("[subjects.a]\nclass_word = 'dog'\n[subjects.A]\nclass_word = 'dog'", "case"),
         ("[[pictures]]\nprompt = 'a {nobody}'", "nobody"),

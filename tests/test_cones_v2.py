@@ -398,6 +398,12 @@ def test_paths_are_from_the_config_or_else_from_the_working_folder(
     assert list(ConesV2Config.load(config).masks) == [CAT]
 
 
+@pytest.mark.parametrize("changes", [{"layout": "x" * 1000}, {"residual_dict": {"cat": "x" * 1000}}])
+def test_a_name_that_no_disk_takes(tiny: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(Cones2Error, match="x" * 100):
+        requested(tiny, tmp_path, subject_list=[["cat", 2]], **changes)
+
+
 def test_a_residual_may_have_a_name_of_its_own(tiny: Any, tmp_path: Path) -> None:
     found = requested(tiny, tmp_path, residual_dict={"my pet": "sampler_cat.pt"}, subject_list=[["my pet", 2]])
     residual = found["subjects"]["cat"].residual

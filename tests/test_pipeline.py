@@ -16,6 +16,7 @@ from cones2.call import Cones2Output, warn_of_little_attention
 from cones2.conditioning import conditioned
 from cones2.errors import (
     Cancelled,
+    Cones2Error,
     Cones2Warning,
     LayoutError,
     LibraryError,
@@ -111,7 +112,7 @@ def test_each_argument_of_diffusers_is_known_here() -> None:
 
 @pytest.mark.parametrize("name", [*sorted(REFUSED), "callback", "no_such_argument"])
 def test_other_arguments_are_refused_by_name(pipe: Cones2Pipeline, name: str) -> None:
-    with pytest.raises(SettingsError, match=name):
+    with pytest.raises(SettingsError, match=name[:100]):
         drawn(pipe, TEXT, **{name: None})
 
 
@@ -392,7 +393,7 @@ PASSED_ON = set(dir(diffusers.StableDiffusionPipeline)) - set(Cones2Pipeline.__d
 def test_public_names_of_diffusers_are_passed_on_or_refused(pipe: Cones2Pipeline, name: str) -> None:
     refused = {"from_pipe", "from_single_file", "from_config", "download", "load_config", "extract_init_dict"}
     if name in refused:
-        with pytest.raises(AttributeError, match=name):
+        with pytest.raises(AttributeError, match=name[:100]):
             getattr(pipe, name)
     elif hasattr(pipe.pipeline, name):
         getattr(pipe, name)
@@ -518,6 +519,18 @@ def test_outputs_tell_what_they_are(pipe: Cones2Pipeline, tmp_path: Path) -> Non
     assert len(repr(result)) < 200
     result.save(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").is_file()
+
+
+def test_a_name_that_no_disk_takes_is_our_error(pipe: Cones2Pipeline) -> None:
+    name = "x" * 1000
+    with pytest.raises(Cones2Error, match=name[:100]):
+        pipe.load_subject("rex", Path(name))
+    with pytest.raises(Cones2Error, match=name[:100]):
+        pipe.learn(name, "dog", progress=False)
+    with pytest.raises(Cones2Error, match=name[:100]):
+        pipe(PROMPT, name, subjects=PLAIN, seed=0, **SMALL)
+    with pytest.raises(Cones2Error, match=name[:100]):
+        Cones2Pipeline.from_pretrained(name)
 
 
 @pytest.mark.usefixtures("unchecked_types")

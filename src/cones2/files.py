@@ -29,6 +29,21 @@ def expanded(path: Path | str) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
+def exists(path: Path) -> bool:
+    """Return whether something is at a path; no, where pathlib fails: at a name too long, a folder not to be read."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a folder is at a path; no, where pathlib fails."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_regular(path: Path) -> bool:
+    """Return whether a regular file is at a path; no, where pathlib fails."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def is_name(text: str) -> bool:
     """Whether a text can name a subject and its file: up to 64 letters, digits and underscores, no digit first."""
     return _NAME.fullmatch(text) is not None

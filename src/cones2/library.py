@@ -11,7 +11,7 @@ from typing import Any
 import platformdirs
 
 from cones2.errors import Cones2Error, LibraryError, ResidualError
-from cones2.files import expanded, is_hub_id, is_name, locked, make_folder, name_hint, read_bounded
+from cones2.files import expanded, is_hub_id, is_name, is_regular, locked, make_folder, name_hint, read_bounded
 from cones2.residual import MAX_FILE_BYTES, Residual, describe_file
 
 FOLDER_VARIABLE = "CONES2_LIBRARY"
@@ -181,7 +181,7 @@ def find_residual(source: str | Path, library: Library | None = None) -> Residua
         HubError: the Hub does not have this id, or can't be reached.
     """
     path, name = expanded(source), str(source)
-    is_file = isinstance(source, Path) or path.suffix == _SUFFIX or (path.is_file() and not is_name(name))
+    is_file = isinstance(source, Path) or path.suffix == _SUFFIX or (is_regular(path) and not is_name(name))
     if not is_file and is_hub_id(name):
         from cones2.hub import pull
 

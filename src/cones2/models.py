@@ -20,7 +20,7 @@ import transformers
 from cones2.components import LCM, Components
 from cones2.errors import Cones2Error, ModelError, SettingsError, first_line, first_problem
 from cones2.families import FAMILIES, family_of
-from cones2.files import expanded, is_hub_id, read_bounded
+from cones2.files import exists, expanded, is_folder, is_hub_id, is_regular, read_bounded
 from cones2.shared import own_settings, quiet_libraries, without_import_notices
 
 with without_import_notices():
@@ -95,7 +95,7 @@ def open_pipeline(
     if wanted not in _DTYPES:
         raise SettingsError(f"unknown dtype {wanted!r}; expected one of {', '.join(_DTYPES)}.")
     asked = str(name_or_path)
-    file = expanded(asked) if asked != "mini" and expanded(asked).is_file() else None
+    file = expanded(asked) if asked != "mini" and is_regular(expanded(asked)) else None
     if config is not None and file is None:
         raise SettingsError(f"config is for a single .safetensors file, which {asked} is not: leave it out.")
     if file is None:
@@ -132,12 +132,12 @@ def facts_of(model: DiffusionPipeline | str | Path) -> ModelFacts:
             return facts
         name = str(getattr(model, "config", {}).get("_name_or_path") or type(model).__name__)
     folder = expanded(name)
-    if folder.is_dir() and model != "mini":
+    if is_folder(folder) and model != "mini":
         return _read_facts(folder, folder.resolve().name)
     if name == "mini":
         return _read_facts(MINI, name)
     if not is_hub_id(name):
-        return ModelFacts(name=folder.stem if folder.is_file() else folder.name)
+        return ModelFacts(name=folder.stem if is_regular(folder) else folder.name)
     cached = huggingface_hub.try_to_load_from_cache(name, "cones2.json")
     return _read_facts(Path(cached).parent, name) if isinstance(cached, str) else ModelFacts(name=name)
 
@@ -176,9 +176,9 @@ def find_model(asked: str) -> tuple[Path, str]:
     if asked == "mini":
         return MINI, asked
     path = expanded(asked)
-    if path.is_dir():
+    if is_folder(path):
         return path, path.resolve().name
-    if path.exists() or not is_hub_id(asked):
+    if exists(path) or not is_hub_id(asked):
         expected = "'mini', a diffusers folder, a .safetensors file or a Hub id 'owner/name'"
         raise ModelError(f"no model at {asked}: expected {expected}.")
     return _download(asked), asked
@@ -210,7 +210,7 @@ def _variants(folder: Path) -> set[str]:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
-    if not path.is_file():
+    if not is_regular(path):
         raise ModelError(f"{folder} is not a diffusers model folder: expected a model_index.json in it.")
     content = read_bounded(path, limit=_LARGEST_JSON, error=ModelError)
     try:

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from cones2.errors import Cones2Warning, PhotoError
-from cones2.files import expanded, read_bounded
+from cones2.files import expanded, is_folder, is_regular, read_bounded
 from cones2.images import FORMATS, LARGEST_PROFILE, flattened, greys_of_mask, opened_image, upright, without_noise
 
 MOST_PHOTOS = 200
@@ -93,7 +93,7 @@ def load_photos(source: Path | str | Sequence[Path | str], *, masks: Path | str 
 
 def pictures_in(source: Path, masks: Path | str | None) -> list[Path]:
     """Return the files that `load_photos` would read of a folder, sorted by name; a file is its own only one."""
-    if not source.is_dir():
+    if not is_folder(source):
         return [source]
     listed = _listed(source)
     paths = [path for path in listed if not path.is_dir() and _is_picture(path)]
@@ -108,7 +108,7 @@ def pictures_in(source: Path, masks: Path | str | None) -> list[Path]:
 
 
 def _is_picture(path: Path) -> bool:
-    if path.suffix.lower() in _PICTURE_SUFFIXES or not path.is_file():  # no pipe is waited for
+    if path.suffix.lower() in _PICTURE_SUFFIXES or not is_regular(path):  # no pipe is waited for
         return path.suffix.lower() in _PICTURE_SUFFIXES
     with contextlib.suppress(OSError), path.open("rb") as file:
         start = file.read(12)

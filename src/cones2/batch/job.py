@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import pydantic
 
 from cones2.errors import Cones2Error, SettingsError, first_problem
-from cones2.files import expanded, is_name, name_hint, read_toml
+from cones2.files import exists, expanded, is_folder, is_name, is_regular, name_hint, read_toml
 from cones2.learning.recipe import Recipe, find_recipe
 from cones2.library import find_residual
 from cones2.photos import pictures_in
@@ -213,7 +213,7 @@ def read_job(path: Path | str) -> Job:
 
 def _model(model: str, folder: Path) -> str:
     here = folder / expanded(model)
-    return str(here) if model != "mini" and here.exists() else model
+    return str(here) if model != "mini" and exists(here) else model
 
 
 def _near(place: _Place, folder: Path) -> _Place:
@@ -239,7 +239,7 @@ def _source(name: str, subject: _Subject, document: _Document, folder: Path) -> 
         if subject.photos is not None:
             raise SettingsError(f"subject {name!r} has photos and a residual: leave one out.")
         file = here(subject.residual)
-        return find_residual(file if file is not None and file.is_file() else subject.residual)
+        return find_residual(file if file is not None and is_regular(file) else subject.residual)
     if subject.class_word is None:
         raise SettingsError(f"subject {name!r} has no class_word: say what it is.")
     word = check_class_word(subject.class_word)
@@ -248,12 +248,15 @@ def _source(name: str, subject: _Subject, document: _Document, folder: Path) -> 
     recipe = subject.recipe or document.recipe
     if recipe is not None and recipe.endswith(".toml"):
         recipe = str(here(recipe))
+    masks = here(subject.masks)
+    if masks is not None and not is_folder(masks):
+        raise SettingsError(f"no masks of {name!r} at {masks}: expected a folder with a mask for each photo.")
     return Photographed(
-        tuple(pictures_in(folder / expanded(subject.photos), here(subject.masks))),
+        tuple(pictures_in(folder / expanded(subject.photos), masks)),
         word,
         recipe=None if recipe is None else find_recipe(recipe),
         seed=document.seed if subject.seed is None else subject.seed,
-        masks=here(subject.masks),
+        masks=masks,
         captions=here(subject.captions),
         force=subject.force,
     )
@@ -268,7 +271,7 @@ class Lines(Sequence[Pictures]):
 
     def __init__(self, path: Path) -> None:
         self._path, self._starts = path, array.array("Q")
-        if not path.is_file():
+        if not is_regular(path):
             raise SettingsError(f"can't read {path}: expected a file with a line of JSON for each picture.")
         place = 0
         with path.open("rb") as file:

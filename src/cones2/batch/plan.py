@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from cones2.batch.job import LARGEST_LEASE, MOST_PICTURES, SETTINGS, Job, Photographed, Pictures, as_json
 from cones2.call import check_steps, read_layout
 from cones2.errors import Cones2Error, LayoutError, SettingsError
-from cones2.files import expanded, read_bounded
+from cones2.files import exists, expanded, read_bounded
 from cones2.layout import Layout
 from cones2.library import find_residual
 from cones2.models import find_model
@@ -181,7 +181,7 @@ def weights_of(model: str) -> str:
         ModelError: there is no such model.
     """
     place = expanded(model)
-    if model != "mini" and place.exists():
+    if model != "mini" and exists(place):
         return _hash_files(place)
     folder, _ = find_model(model)
     return _hash_files(folder) if model == "mini" else folder.name

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cones2.errors import Cones2Error, OutputError
-from cones2.files import make_folder, write_atomically
+from cones2.files import exists, is_folder, make_folder, write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,16 +25,16 @@ def check_new(path: Path, *, suffix: str, replace: bool, option: str = "--out") 
         raise OutputError(f"{option} {path} does not end in {suffix}: give the file another name.")
     check_folder(path.parent)
     with _writing(path):
-        if path.is_dir():
+        if is_folder(path):
             raise OutputError(f"{path} is a folder. Choose another {option}.")
-        if path.exists() and not replace:
+        if exists(path) and not replace:
             raise OutputError(f"{path} is there already. Add --replace if it may be lost, or choose another {option}.")
 
 
 def check_folder(folder: Path) -> None:
     """Write a file to `folder`, or to the nearest folder above it that is there, as results are; leave nothing."""
     with _writing(folder):
-        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        nearest = next(path for path in (folder, *folder.absolute().parents) if exists(path))
         tried = nearest / f".{secrets.token_hex(8)}.part"
         try:
             write_atomically(tried, b"")
@@ -53,12 +53,12 @@ class Pictures:
     def check(cls, path: Path, *, count: int, replace: bool, also: tuple[str, ...] = ()) -> "Pictures":
         """Check that `count` pictures can be written, and beside each what `also` names."""
         suffix = path.suffix.lower()
-        if suffix == ".png" and not path.is_dir():
+        if suffix == ".png" and not is_folder(path):
             if count > 1:
                 raise OutputError(f"--out {path} is one file, and there are {count} pictures: give a folder.")
             for file in (path, *(beside(path, what) for what in also)):
                 check_new(file, suffix=".png", replace=replace)
-        elif suffix in _OTHER_PICTURES and not path.is_dir():
+        elif suffix in _OTHER_PICTURES and not is_folder(path):
             raise OutputError(f"--out {path}: pictures are written as PNG. Give a name ending in .png, or a folder.")
         else:
             check_folder(path)
@@ -68,7 +68,7 @@ class Pictures:
         """Write a picture with its record, into a folder that is made if need be, and return its path."""
         from cones2.png import write_picture
 
-        if self.path.suffix.lower() == ".png" and not self.path.is_dir():
+        if self.path.suffix.lower() == ".png" and not is_folder(self.path):
             make_folder(self.path.parent)
             write_picture(self.path, image, record, embed=embed)
             return self.path

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cones2.cones_v2.tensor import SavedTensor, adopt, encoder_of, read_tensor
 from cones2.errors import Cones2Warning, LayoutError, PromptError, SettingsError, first_problem
-from cones2.files import expanded, read_bounded
+from cones2.files import exists, expanded, read_bounded
 from cones2.images import FORMATS, opened_image
 from cones2.layout import Layout, Mask, Region
 from cones2.presets import ConesV2Preset
@@ -249,7 +249,7 @@ def _new_name(word: str, taken: Iterable[str]) -> str:
 def _find(name: str, config: Path) -> Path:
     """Return the path that a config names: from its own folder, or else from the working folder."""
     beside = config.parent / name
-    return Path(name) if not beside.exists() and Path(name).exists() else beside
+    return Path(name) if not exists(beside) and exists(Path(name)) else beside
 
 
 def _warn(text: str) -> None:
