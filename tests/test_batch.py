@@ -327,10 +327,11 @@ def test_workers_whose_disk_is_full_end_the_batch_with_one_line(
 ) -> None:
     monkeypatch.setenv("CONES2_TEST_LARGEST", "1000")  # bytes of a file: a picture is smaller, a tar is not
     plan, out = plan_of(Pictures(prompt="a dog", seed="0-5"), lease=2), tmp_path / "out"
-    with pytest.warns(Cones2Warning, match="worker . can't go on: .*Make room there") as said:
-        with pytest.raises(OutputError, match=r"4 workers in a row could not go on, .*Make room there"):
-            for _ in Batch(plan, open_store(out)).outcomes(crew(out, 2)):
-                pass
+    with (
+        pytest.warns(Cones2Warning, match="worker . can't go on: .*Make room there") as said,
+        pytest.raises(OutputError, match=r"4 workers in a row could not go on, .*Make room there"),
+    ):
+        list(Batch(plan, open_store(out)).outcomes(crew(out, 2)))
     assert len(said) == 1
     monkeypatch.delenv("CONES2_TEST_LARGEST")
     kept, hands = len(list((out / ".spool").rglob("*.png"))), StillHands()

@@ -60,7 +60,7 @@ class Lesson:
     Attributes:
         id: the hash of all that makes it, and of the model.
         name: what the job calls it.
-        photographed: files, class word, recipe and seed.
+        photographed: files and their hashes, class word, recipe and seed.
     """
 
     id: str
@@ -218,7 +218,11 @@ def _lesson(name: str, source: Photographed, head: bytes) -> Lesson:
         "masks": None if source.masks is None else str(source.masks.absolute()),
         "captions": None if source.captions is None else str(source.captions.absolute()),
     }
-    return Lesson(made, name, files | how | {"hashes": hashes["photos"], "force": source.force})
+    known: list[tuple[Path, Any]] = [*zip(source.photos, hashes["photos"], strict=True)]
+    known += [(path, digest) for path, (_, digest) in zip(masks, hashes["masks"] or (), strict=True)]
+    known += [] if source.captions is None else [(source.captions, hashes["captions"])]
+    carried = [[str(path.absolute()), digest] for path, digest in known]
+    return Lesson(made, name, files | how | {"hashes": hashes["photos"], "force": source.force, "files": carried})
 
 
 def _hash_file(path: Path) -> str:

@@ -5,13 +5,16 @@ import json
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import pydantic
 
 from cones2.batch.lease import Commit, read_commit
 from cones2.batch.plan import Lease, Plan
-from cones2.batch.store import Store
+from cones2.batch.store import LARGEST, Store
+from cones2.errors import OutputError
+from cones2.files import read_bounded
 
 _Sha256 = Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
 
@@ -136,6 +139,29 @@ def find_standing(plan: Plan, store: Store, *, shard: tuple[int, int] = (0, 1)) 
         standing.pictures.done += done
         standing.leases.extend([lease] if done < len(lease.numbers) else [])
     return standing
+
+
+def carry_files(plan: Plan, store: Store, learned: Collection[str]) -> None:
+    """Put photos, masks and captions of what is to be learned into the storage, by their hashes, for other machines.
+
+    Raises:
+        OutputError: they can't be read or written.
+    """
+    there = set(store.names("photos"))
+    files = {
+        digest: Path(path)
+        for lesson in plan.lessons.values()
+        if lesson.id not in learned
+        for path, digest in lesson.photographed["files"]
+        if digest not in there
+    }
+
+    def carry(digest: str) -> None:
+        store.create(f"photos/{digest}", read_bounded(files[digest], limit=LARGEST, error=OutputError))
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for _ in pool.map(carry, files):
+            pass
 
 
 def write_plan(plan: Plan, store: Store) -> None:
