@@ -68,7 +68,7 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Busy]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # the client's own tries come before ours
     s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("shelf")
+    s3fs.S3FileSystem().makedirs("shelf", exist_ok=True)
     yield app
     server.shutdown()
 
@@ -130,9 +130,8 @@ def test_a_storage_that_stays_busy_is_one_line_and_what_was_drawn_is_kept(
     monkeypatch.setattr("cones2.batch.store._LONGEST_PAUSE", 0.01)
     monkeypatch.setattr("cones2.batch.store._PAUSE", 0.01)
     bench = Bench(batch.store, tmp_path / "spool")
-    with pytest.raises(OutputError, match=r"SlowDown|reduce your request rate|503") as told:
+    with pytest.raises(OutputError, match=r"commit/.* It is busy: .*fewer workers"):
         list(batch.outcomes(Inline(bench, lambda: hands)))
-    assert "fewer workers" in str(told.value)
     busy.share = share = 0.0
     list(Batch(plan, open_store(out)).outcomes(Inline(bench, lambda: hands)))
     assert hands.drawn == dict.fromkeys(range(6), 1)

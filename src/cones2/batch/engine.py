@@ -186,10 +186,14 @@ class Batch:
                 else:
                     yield None
                 self._look_around()
+        except OutputError:
+            self._beaten = math.inf  # what can't be written can't be deleted: the note is old in half a minute
+            raise
         finally:
             crew.close()
-            with contextlib.suppress(OutputError):
-                self.store.delete(f"engines/{self._name}.json")
+            if self._beaten < math.inf:
+                with contextlib.suppress(OutputError):
+                    self.store.delete(f"engines/{self._name}.json")
         self.pictures.blocked = self.driver.blocked
 
     def drain(self) -> None:
