@@ -192,6 +192,7 @@ def resume(count: int, out: Path) -> None:
 
 def fill(plan: Plan, out: Path) -> None:
     """Write the commits that are missing, as if their pictures had been drawn: there was no time for these."""
+    (out / "commit").mkdir(parents=True, exist_ok=True)
     there, missing = stems(LocalStore(out), "commit"), 0
     for lease in plan.leases:
         if lease.id not in there:

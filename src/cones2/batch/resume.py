@@ -18,7 +18,7 @@ from cones2.files import read_bounded
 
 _Sha256 = Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
 
-_AT_ONCE = 16  # files that are read from a storage
+_AT_ONCE, _IN_MEMORY = 16, 256  # files that are read from a storage, and that wait until it is their turn
 
 
 class Failure(pydantic.BaseModel, strict=True, extra="forbid", frozen=True):
@@ -94,9 +94,11 @@ def _read_commits(store: Store, leases: Collection[str]) -> Iterator[tuple[str, 
     """Yield the commits of leases; many are read at once, since a storage takes some time for each."""
     names = sorted(leases)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for lease, commit in zip(names, pool.map(lambda name: read_commit(store, name), names), strict=True):
-            if commit is not None:
-                yield lease, commit
+        for start in range(0, len(names), _IN_MEMORY):
+            some = names[start : start + _IN_MEMORY]
+            for lease, commit in zip(some, pool.map(lambda name: read_commit(store, name), some), strict=True):
+                if commit is not None:
+                    yield lease, commit
 
 
 def still_failed(store: Store, commits: set[str], elsewhere: set[str]) -> list[Failure]:
