@@ -160,7 +160,13 @@ def control(count: int, workers: int, out: Path) -> None:
     """Commit cases that take no time, by processes into a folder; then see how long it takes to go on from there."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent / "tests"), *filter(None, sys.path)])
     plan = no_plan(count)
-    spec = {"out": str(out), "hands": "batch:no_hands", "model": {}, "device": None, "save_memory": False}
+    spec: dict[str, Any] = {
+        "out": str(out),
+        "hands": "batch:no_hands",
+        "model": {},
+        "device": None,
+        "save_memory": False,
+    }
     batch, crew = Batch(plan, LocalStore(out)), Processes(workers, spec)
     began, tenth, used = 0.0, 1, time.process_time()
     for outcome in batch.outcomes(crew):

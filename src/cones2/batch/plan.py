@@ -205,7 +205,7 @@ def _hash_files(place: Path) -> str:
 
 def _lesson(name: str, source: Photographed, head: bytes) -> Lesson:
     masks = () if source.masks is None else sorted(path for path in source.masks.iterdir() if path.is_file())
-    hashes = {
+    hashes: dict[str, Any] = {
         "photos": [_hash_file(path) for path in source.photos],
         "masks": [[path.name, _hash_file(path)] for path in masks] or None,
         "captions": None if source.captions is None else _hash_file(source.captions),
