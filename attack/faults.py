@@ -34,9 +34,11 @@ _CODES: dict[str, tuple[str, ...]] = {
     "WRITE": ("EIO",),
 }
 _CODES |= {"open": _READS, "stat": _READS, "list": _READS}
-# What may stay besides old and new files: locks, and what an interrupted learning goes on from.
+# What may stay besides old and new files: locks, what an interrupted learning goes on from, and of a batch what holds a
+# random name or a time, and what it goes on from.
 _KEPT = re.compile(
-    r"(library/)?\.lock|.*\.learning/(lock|step-\d+\.\w+)|state/(lock|step-\d+\.\w+)|old/\w+-previews/.*"
+    r"(library/)?\.lock|.*\.learning/(lock|step-\d+\.\w+)|state/(lock|step-\d+\.\w+)|old/\w+-previews/.*|"
+    r"many/((data|commit|checkpoints|engines|\.spool)/.*|subjects/\w+\.json|probe-\w+)"
 )
 _PART = re.compile(r"(.*/)?\.\w+\.part")
 

@@ -1,6 +1,7 @@
 """A small world on disk: photos, a library, files to replace; and every command that reads or writes there."""
 
 import hashlib
+import io
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 from PIL import Image
 
 from children import Work, cli, library_call
+from cones2.batch import read, read_job, run, verify
+from cones2.errors import OutputError
 from cones2.layout import Layout
 from cones2.learning.learner import learn_steps
 from cones2.learning.recipe import Recipe
@@ -21,6 +24,19 @@ from loaders import GOLDEN, a_residual
 
 RECIPE = Recipe(steps=6, batch_size=1, learning_rate=1e-3, captions_per_step=1, caption_count=2, views_per_photo=1)
 _PROMPT = "a {rex} and a {cup}"
+_BATCH = """
+model = "../model"
+recipe = "recipe.toml"
+lease = 2
+[subjects.ann]
+photos = "photos"
+class_word = "dog"
+[[pictures]]
+prompt = ["a {ann}", "a mug"]
+seed = [1, 2]
+num_inference_steps = 1
+"""
+_BATCH_MAKES = 4  # pictures
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,10 @@ def make_stage(folder: Path, pipe: Cones2Pipeline) -> Path:
     subjects = "".join(f'[subjects.{name}]\nphotos = "photos"\nclass_word = "dog"\n' for name in ("ann", "bob"))
     (folder / "subjects.toml").write_text(f'recipe = "recipe.toml"\n{subjects}')
     (folder / "job.toml").write_text('steps = 1\nseed = 7\nsubject = ["rex"]\nplain = ["cup=mug"]\n')
+    (folder / "batch.toml").write_text(_BATCH)
+    for _ in run(read_job(folder / "batch.toml"), folder / "drawn"):
+        pass
+    (folder / "drawn" / "data" / "orphan.tar").write_bytes(b"of a worker that was killed")
     return folder
 
 
@@ -161,6 +181,13 @@ def commands(model: Path, pipe: Cones2Pipeline) -> list[Command]:
         command("inspect, a residual", "inspect", "AT/old/rex.safetensors", more=()),
         command("inspect, a picture", "inspect", "AT/old/picture.png", more=()),
         command("check", "check", "AT/photos", "--model", model, more=()),
+        Command("batch", lambda folder: cli("batch", *_batch_at(folder)), batch_again),
+        command("batch plan", "batch", "plan", "AT/batch.toml", more=()),
+        command("batch status", "batch", "status", "AT/drawn", more=()),
+        command("batch gallery", "batch", "gallery", "AT/drawn", more=()),
+        command("batch sheet", "batch", "sheet", "AT/drawn", "--sheet", "AT/old/picture.png", "--replace", more=()),
+        command("batch subjects", "batch", "subjects", "AT/drawn", "--add", *shelf),
+        command("batch verify", "batch", "verify", "AT/drawn", "--sweep", more=()),
         command("demo", "demo", "--model", model, "--learn-steps", 1, "--steps", 1, "--out", "AT/demo"),
     ]
 
@@ -176,6 +203,32 @@ def learning(folder: Path, pipe: Cones2Pipeline, *, resume: bool = False) -> Wor
         last.residual.save(folder / "learned.safetensors")
 
     return library_call(learn)
+
+
+def _batch_at(folder: Path) -> tuple[object, ...]:
+    return (folder / "batch.toml", "--out", folder / "many")
+
+
+def batch_again(folder: Path) -> Work:
+    """Return the work of running a batch again, and of comparing what it made with what the stage was made with."""
+
+    def go_on() -> None:
+        for _ in run(read_job(folder / "batch.toml"), folder / "many"):
+            pass
+        found = verify(folder / "many")
+        if (found.sound, found.problems, found.doubled) != (_BATCH_MAKES, [], []):
+            raise OutputError(f"{found.sound} pictures are sound: {found}")
+        usual, made = (sorted(pixels(result.content) for result in read(folder / name)) for name in ("drawn", "many"))
+        if usual != made:
+            raise OutputError("other pictures than in a batch that nothing disturbed")
+
+    return library_call(go_on)
+
+
+def pixels(content: bytes) -> str:
+    """Return the hash of a PNG's pixels: what else is in it names the folder."""
+    with Image.open(io.BytesIO(content)) as image:
+        return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def snapshot(folder: Path) -> dict[str, str]:

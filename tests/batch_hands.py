@@ -1,6 +1,7 @@
 """Hands for workers in processes of their own: they sleep, fail, or end their process, as a case's prompt says."""
 
 import os
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from cones2.batch.store import Store
 from faulty_store import StillHands, content_of
 
 SECONDS = "CONES2_TEST_SECONDS"
+LARGEST = "CONES2_TEST_LARGEST"
 
 
 class SleepingHands(StillHands):
@@ -25,7 +27,12 @@ class SleepingHands(StillHands):
 
 
 def sleeping(_spec: Mapping[str, Any], _store: Store) -> SleepingHands:
-    """Make them; the name that a worker's spec gives."""
+    """Make them; the name that a worker's spec gives. No file of the process may be larger than it is told to be."""
+    if largest := os.environ.get(LARGEST):
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails then, as on a disk that is full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest), int(largest)))
     return SleepingHands()
 
 

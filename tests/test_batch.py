@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -10,9 +11,11 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +31,9 @@ from cones2.batch.lease import Bench, learn_lease
 from cones2.batch.plan import Plan
 from cones2.batch.processes import Processes
 from cones2.batch.results import read_subjects
-from cones2.batch.store import LocalStore, open_store
+from cones2.batch.store import LocalStore, check_store, open_store
 from cones2.batch.worker import MODEL
-from cones2.errors import ModelError, OutputError, SettingsError
+from cones2.errors import Cones2Warning, ModelError, OutputError, SettingsError
 from cones2.examples import EXAMPLES
 from cones2.png import write_picture
 from faulty_store import PICTURE, MemoryStore, StillHands, content_of
@@ -211,11 +214,11 @@ def test_a_worker_that_sleeps_is_overtaken(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("cones2.batch.driver._LEAST", 0.5)
     monkeypatch.setenv("CONES2_TEST_SECONDS", "0.05")
     plan = plan_of(Pictures(prompt="a dog", seed="0-19"), lease=1)
-    batch, processes, stopped = Batch(plan, open_store(tmp_path)), crew(tmp_path, 2), False
+    batch, processes, stopped = Batch(plan, open_store(tmp_path)), crew(tmp_path, 2), ""
     for outcome in batch.outcomes(processes):
-        if outcome is not None and not stopped and outcome.worker == "worker 1":
-            os.kill(processes.pids["worker 1"], signal.SIGSTOP)
-            stopped = True
+        if outcome is not None and not stopped:
+            stopped = outcome.worker
+            os.kill(processes.pids[stopped], signal.SIGSTOP)
     assert stopped
     assert drawn(tmp_path) == expected(plan)
 
@@ -274,6 +277,66 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path: Path) -> None:
     assert done_inline(plan, out, again).pictures.left == 0
     assert hands.drawn.total() == 6
     assert again.drawn.total() == 0  # they were all kept on this machine
+    assert drawn(out) == expected(plan)
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """No file of a folder can be changed for a while, not even by the root user, who is nobody meanwhile."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("permissions are others here")
+    folders = [path for path in (folder, *folder.rglob("*")) if path.is_dir()]
+    user = os.geteuid()
+    for path in folders:
+        path.chmod(0o555)
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(user)
+        for path in folders:
+            path.chmod(0o755)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody can look into."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_a_folder_that_can_only_be_read_is_one_error_and_loses_nothing(open_folder: Path) -> None:
+    out = open_folder / "out"
+    plan = plan_of(Pictures(prompt="a dog", seed="0-5"), lease=3)
+    with read_only(open_folder), pytest.raises(OutputError, match=r"out.*Permission denied"):
+        check_store(open_store(out))
+    hands, batch = StillHands(), Batch(plan, open_store(out))
+    running = batch.outcomes(Inline(Bench(batch.store, out / ".spool"), lambda: hands))
+    assert [outcome is not None and outcome.state for outcome in itertools.islice(running, 3)] == ["done"] * 3
+    with read_only(out), pytest.raises(OutputError, match="Permission denied"):
+        next(running)
+    assert done_inline(plan, out, hands).pictures.left == 0
+    assert drawn(out) == expected(plan)
+
+
+@pytest.mark.slow
+def test_workers_whose_disk_is_full_end_the_batch_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONES2_TEST_LARGEST", "1000")  # bytes of a file: a picture is smaller, a tar is not
+    plan, out = plan_of(Pictures(prompt="a dog", seed="0-5"), lease=2), tmp_path / "out"
+    with (
+        pytest.warns(Cones2Warning, match="worker . can't go on: .*Make room there") as said,
+        pytest.raises(OutputError, match=r"4 workers in a row could not go on, .*Make room there"),
+    ):
+        list(Batch(plan, open_store(out)).outcomes(crew(out, 2)))
+    assert len(said) == 1
+    monkeypatch.delenv("CONES2_TEST_LARGEST")
+    kept, hands = len(list((out / ".spool").rglob("*.png"))), StillHands()
+    assert done_inline(plan, out, hands).pictures.left == 0
+    assert hands.drawn.total() == 6 - kept < 6
     assert drawn(out) == expected(plan)
 
 

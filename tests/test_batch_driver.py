@@ -189,6 +189,15 @@ def test_learning_that_goes_on_is_not_to_blame_for_its_workers_ends() -> None:
     assert not driver.aside
 
 
+def test_pictures_that_were_there_are_no_progress_of_a_lease_that_can_not_be_committed() -> None:
+    driver = Driver([lease("a", 0)])
+    for number in range(1, 4):
+        assert driver.take("worker", 0.0) is not None
+        driver.progressed("worker", "a picture that was drawn before")
+        driver.gave_up("worker")
+        assert driver.troubles == number
+
+
 def test_a_worker_that_is_stuck_is_overtaken_and_its_late_end_is_ignored() -> None:
     leases = [lease(name, number) for number, name in enumerate("xyz")]
     driver = Driver(leases)

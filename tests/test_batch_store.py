@@ -121,7 +121,7 @@ def test_a_busy_storage_is_tried_again_and_one_that_stays_so_is_told(monkeypatch
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
     assert store.create("commit/a.json", b"one")
     left[0] = 99
-    with pytest.raises(OutputError, match="SlowDown"):
+    with pytest.warns(Cones2Warning, match="SlowDown"), pytest.raises(OutputError, match="SlowDown"):
         store.write("commit/b.json", b"two")
 
 
@@ -131,3 +131,44 @@ def test_what_can_not_be_written_is_one_error(tmp_path: Path) -> None:
         open_store(tmp_path / "file").write("commit/a.json", b"")
     with pytest.raises(OutputError, match="nosuch"):
         open_store("nosuch://bucket")
+
+
+def test_a_throttled_storage_is_waited_for_longer_and_that_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    MemoryFileSystem.store.clear()
+    store, left = RemoteStore("memory://busy"), [10]
+    write = MemoryFileSystem.pipe_file
+
+    def pipe_file(self: Any, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.EBUSY, "Please reduce your request rate.")
+        write(self, path, value, mode, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
+    with pytest.warns(Cones2Warning, match="busy, and waited for: .*request rate") as said:
+        assert store.create("commit/a.json", b"one")
+    assert len(said) == 1
+    left[0] = 10
+    assert store.create("commit/b.json", b"two")  # without another warning
+    assert 60 < sum(pauses[:10]) < 240
+    assert max(pauses) <= 45
+    left[0] = 99
+    with pytest.raises(OutputError, match="fewer workers"):
+        store.write("commit/c.json", b"three")
+
+
+def test_a_note_that_can_not_be_written_costs_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    store, tries = RemoteStore("memory://busy"), [0]
+
+    def pipe_file(*_: Any, **__: Any) -> None:
+        tries[0] += 1
+        raise OSError("503 SlowDown")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
+    store.note("engines/a.json", b"{}")
+    assert tries == [1]
+    (tmp_path / "file").write_text("")
+    LocalStore(tmp_path / "file").note("engines/a.json", b"{}")

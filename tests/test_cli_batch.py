@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,14 @@ import pytest
 from PIL import Image
 
 from command import refused, run
-from cones2.batch import read
+from cones2.batch import Job, Photographed, read
+from cones2.batch.lease import Bench, learn_lease
+from cones2.batch.plan import Plan
+from cones2.batch.resume import carry_files
+from cones2.batch.store import open_store
+from cones2.batch.work import ModelHands
 from cones2.examples import EXAMPLES
+from cones2.learning.recipe import Recipe
 from cones2.library import Library
 from cones2.png import record_in
 
@@ -97,6 +104,34 @@ def test_photos_that_can_not_be_used_fail_alone_and_the_exit_code_tells(job: Pat
     assert (report["pictures"]["done"], report["pictures"]["blocked"], report["subjects"]["failed"]) == (4, 2, 1)
     (failure,) = json.loads(run("batch", "status", tmp_path / "out", "--json").stdout)["failures"]
     assert (failure["name"], "a.png" in failure["error"]) == ("bad", True)
+
+
+def test_photos_that_a_machine_lacks_come_through_the_storage(small_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLES["rex"].folder / "photos", tmp_path / "photos")
+    photos = tuple(sorted((tmp_path / "photos").iterdir()))[:2]
+    for photo in photos:
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        with Image.open(photo) as image:
+            Image.new("L", image.size, 255).save(tmp_path / "masks" / f"{photo.stem}.png")
+    (tmp_path / "captions.txt").write_text("a dog in the snow\na dog on grass\n")
+    recipe = Recipe(steps=2, batch_size=1, learning_rate=1e-3, captions_per_step=1, caption_count=2, views_per_photo=1)
+    rex = Photographed(photos, "dog", recipe, masks=tmp_path / "masks", captions=tmp_path / "captions.txt")
+    plan = Plan.of(Job({"rex": rex}, model=str(small_folder)))
+    (lesson,), found = plan.lessons.values(), {}
+    for name in ("here", "away", "nowhere"):
+        store = open_store(tmp_path / name)
+        if name == "away":
+            carry_files(plan, store, ())
+            carry_files(plan, store, ())  # it is there
+            for place in ("photos", "masks", "captions.txt"):
+                (tmp_path / place).rename(tmp_path / f"away {place}")
+        *_, last = told = list(
+            learn_lease(Bench(store, tmp_path / "spool"), ModelHands(plan.model, store, device="cpu"), lesson)
+        )
+        found[name] = store.read(f"subjects/{lesson.id}.safetensors")
+        assert last["committed"] == (name != "nowhere")
+    assert found["here"] == found["away"] is not None
+    assert "is not on" in next(event["error"] for event in told if event["event"] == "failed")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ It holds no truth: what is done stands in the storage, and whoever makes a new d
 """
 
 import collections
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ TRIES = 3
 
 _SLOW, _LEAST = 3.0, 60.0  # a lease is also given to an idle worker after so many usual times, and seconds
 _LONGEST_PAUSE = 30.0
+_AGAIN = 1.0  # seconds after which it is looked for slow leases again
 
 
 @dataclass
@@ -49,10 +51,11 @@ class Driver:
         self._blocked: list[Lease] = []
         self._failures: collections.Counter[str] = collections.Counter()
         self._seconds: collections.deque[float] = collections.deque(maxlen=100)
+        self._look_at = -math.inf  # until then there is nothing for anybody, unless something changes
 
     def take(self, worker: str, now: float) -> Lease | None:
         """Return what a worker shall do next; None where there is nothing for it now."""
-        if self.draining or worker in self._running:
+        if self.draining or worker in self._running or now < self._look_at:
             return None
         for _ in range(len(self._pending)):
             lease = self._pending.popleft()
@@ -77,6 +80,7 @@ class Driver:
             if counts[each.lease.id] == 1 and each.lease.numbers and now - each.since > limit
         ]
         if not slow:
+            self._look_at = now + _AGAIN
             return None
         lease = min(slow, key=lambda each: each.since).lease
         self._running[worker] = _Running(lease, now)
@@ -85,12 +89,13 @@ class Driver:
     def add(self, lease: Lease) -> None:
         """Take over what another engine was to do."""
         self._foreign.discard(lease.id)
-        self._pending.appendleft(lease)
+        self._put_first(lease)
 
     def learned(self, subject: str) -> None:
         """Note that a subject is learned, by whomever."""
         self._ready.add(subject)
         self._foreign.discard(subject)
+        self._look_at = -math.inf
 
     def began(self, worker: str, case: str) -> None:
         """Note that a worker is at a case."""
@@ -98,11 +103,17 @@ class Driver:
             self._running[worker].case = case
 
     def progressed(self, worker: str, case: str) -> None:
-        """Note that a case is done, or its learning goes on: what ended workers before is not to blame."""
+        """Note that a case is done, or its learning goes on: what ended workers before is not to blame.
+
+        A picture that was there before it was begun is no progress: a lease that can't be committed has nothing else.
+        """
+        running = self._running.get(worker)
+        if running is None or running.case != case:
+            return
         self.troubles = 0
         self._failures.pop(f"end of {case}", None)
-        if worker in self._running and self._running[worker].lease.numbers:
-            self._running[worker].case = None
+        if running.lease.numbers:
+            running.case = None
 
     def failed(self, worker: str, case: str, error: str) -> bool:
         """Count a failure; return whether the case is now set aside."""
@@ -133,7 +144,11 @@ class Driver:
 
     def _requeue(self, lease: Lease) -> None:
         if not self._is_over(lease) and all(each.lease.id != lease.id for each in self._running.values()):
-            self._pending.appendleft(lease)
+            self._put_first(lease)
+
+    def _put_first(self, lease: Lease) -> None:
+        self._pending.appendleft(lease)
+        self._look_at = -math.inf
 
     def _is_over(self, lease: Lease) -> bool:
         """Whether a lease is committed, or its only case set aside, which is no reason to commit nothing."""

@@ -20,14 +20,14 @@ from cones2.batch.lease import Bench, Event, Hands, draw_lease, learn_lease
 from cones2.batch.plan import Case, Lease, Lesson, Plan, hash_of
 from cones2.batch.resume import Failure, Standing, find_standing, stems, write_plan
 from cones2.batch.store import LocalStore, Store
-from cones2.errors import Cones2Error, Cones2Warning, ModelError, OutputError
+from cones2.errors import Cones2Error, Cones2Warning, ModelError, OutputError, counted
 
 _BEAT = 5.0
 """Seconds between two notes for `status`."""
 _ABANDONED = 120.0
 """Seconds after which a subject that another engine was to learn, and does not get on with, is learned here."""
 _MOST_TROUBLES = 8
-"""Workers in a row that end between cases, or can't go on, before the batch ends."""
+"""Workers in a row that end between cases, or can't go on, before the batch ends; two for each that there is do."""
 
 Task = dict[str, Any]
 """What a worker is given: a lease with its cases, or a lesson, as JSON values."""
@@ -154,7 +154,7 @@ class Batch:
         self._tasks: dict[str, tuple[Lease, list[Case]]] = {}
         self._beaten = self._looked = -math.inf
         self._seen: dict[str, tuple[list[str], float]] = {}
-        self._ready = False
+        self._ready, self._workers = False, 1
 
     def outcomes(self, crew: Crew) -> Iterator[Outcome | None]:
         """Do the plan; yield what became of each picture and subject, and None now and then in between.
@@ -165,8 +165,9 @@ class Batch:
         """
         write_plan(self.plan, self.store)
         try:
+            self._workers = len(crew.workers)
             due = dict.fromkeys(crew.workers, -math.inf)
-            idle: set[str] = set()
+            idle: dict[str, None] = {}  # in the order in which they became so
             while not self.driver.is_over:
                 for worker in [worker for worker, when in due.items() if when <= self._clock()]:
                     del due[worker]
@@ -176,19 +177,23 @@ class Batch:
                     worker, event = heard
                     self._ready |= event["event"] == "ready"
                     if event["event"] in ("ready", "ended"):
-                        idle.add(worker)
+                        idle[worker] = None
                     if event["event"] in ("died", "gave up"):
-                        idle.discard(worker)
+                        idle.pop(worker, None)
                         yield from self._note_end(worker, event, due)
                     else:
                         yield from self._note(worker, event)
                 else:
                     yield None
                 self._look_around()
+        except OutputError:
+            self._beaten = math.inf  # what can't be written can't be deleted: the note is old in half a minute
+            raise
         finally:
             crew.close()
-            with contextlib.suppress(OutputError):
-                self.store.delete(f"engines/{self._name}.json")
+            if self._beaten < math.inf:
+                with contextlib.suppress(OutputError):
+                    self.store.delete(f"engines/{self._name}.json")
         self.pictures.blocked = self.driver.blocked
 
     def drain(self) -> None:
@@ -206,12 +211,14 @@ class Batch:
         drawn = self.pictures.done - self._done_before + sum(self.drawn.values())
         return drawn / max(1e-9, self._clock() - self.began)
 
-    def _give(self, crew: Crew, idle: set[str]) -> None:
-        for worker in sorted(idle):
+    def _give(self, crew: Crew, idle: dict[str, None]) -> None:
+        """Give idle workers what there is; where there is nothing for one, there is nothing for the others."""
+        while idle:
+            worker = next(iter(idle))
             lease = self.driver.take(worker, self._clock())
             if lease is None:
-                continue
-            idle.discard(worker)
+                return
+            del idle[worker]
             self.drawn[worker] = 0
             if not lease.numbers:
                 self._tasks[worker] = (lease, [])
@@ -242,7 +249,7 @@ class Batch:
 
     def _note_end(self, worker: str, event: Event, due: dict[str, float]) -> Iterator[Outcome]:
         """Note the end of a worker, and when to begin it again."""
-        why = event["why"]
+        why, most = event["why"], _MOST_TROUBLES
         if event["event"] == "died":
             blamed, pause = self.driver.died(worker, why)
             if blamed is not None:
@@ -250,13 +257,16 @@ class Batch:
         else:
             if not self._ready:
                 raise ModelError(why)  # no other worker would fare better
-            warnings.warn(f"{worker} can't go on: {why}", Cones2Warning, stacklevel=2)
-            pause = self.driver.gave_up(worker)
+            if not self.driver.troubles:  # the others' will be the same
+                warnings.warn(f"{worker} can't go on: {why}", Cones2Warning, stacklevel=2)
+            pause, most = self.driver.gave_up(worker), min(_MOST_TROUBLES, 2 * self._workers)
         due[worker] = self._clock() + pause
         self._tasks.pop(worker, None)
         self.drawn.pop(worker, None)
-        if self.driver.troubles >= _MOST_TROUBLES:
-            raise OutputError(f"{_MOST_TROUBLES} workers in a row could not go on, the last one: {why}")
+        if self.driver.troubles >= most:
+            raise OutputError(
+                f"{counted(self.driver.troubles, 'worker')} in a row could not go on, the last one: {why}"
+            )
 
     def _ended(self, worker: str, event: Event) -> Iterator[Outcome]:
         lease, cases = self._tasks.pop(worker)
@@ -295,8 +305,7 @@ class Batch:
         now = self._clock()
         if now - self._beaten > _BEAT:
             self._beaten = now
-            with contextlib.suppress(OutputError):  # only a note
-                self.store.write(f"engines/{self._name}.json", json.dumps(self.describe()).encode())
+            self.store.note(f"engines/{self._name}.json", json.dumps(self.describe()).encode())
         if now - self._looked > _BEAT:
             self._looked = now
             self._look_for_subjects(now)

@@ -229,7 +229,10 @@ def _keep_checkpoints(store: Store, lesson: Lesson, folder: Path) -> None:
     newest = max(path.stem for path in folder.glob("step-*.json"))
     for suffix in ("safetensors", "json"):
         copy = folder / f".{newest}.{suffix}"
-        shutil.copyfile(folder / f"{newest}.{suffix}", copy)
+        try:
+            shutil.copyfile(folder / f"{newest}.{suffix}", copy)
+        except OSError as error:
+            raise OutputError(f"can't write {copy}: {error.strerror}. Make room there, and run it again.") from error
         store.put(f"checkpoints/{lesson.id}/{newest}.{suffix}", copy)
     for name in store.names(f"checkpoints/{lesson.id}"):
         if not name.startswith(newest):

@@ -10,7 +10,7 @@ import importlib.metadata
 import itertools
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,7 +60,7 @@ class Lesson:
     Attributes:
         id: the hash of all that makes it, and of the model.
         name: what the job calls it.
-        photographed: files, class word, recipe and seed.
+        photographed: files and their hashes, class word, recipe and seed.
     """
 
     id: str
@@ -137,10 +137,9 @@ class Plan:
         size = job.lease or min(LARGEST_LEASE, max(1, math.ceil(len(entries) / _MANY)))
         leases = [Lease(lesson) for lesson in lessons]
         unlike = entries.unlike()
-        while numbers := tuple(itertools.islice(unlike, size)):
-            cases = [entries.case(number) for number in numbers]
-            needs = frozenset(_residuals_of(cases) & lessons.keys())
-            leases.append(Lease(hash_of([case.id for case in cases]), numbers, needs))
+        while some := dict(itertools.islice(unlike, size)):
+            needs = frozenset(_residuals_of(some.values()) & lessons.keys())
+            leases.append(Lease(hash_of([case.id for case in some.values()]), _compact(tuple(some)), needs))
         total = sum(len(lease.numbers) for lease in leases)
         return cls(job, model, lessons, residuals, total, entries, tuple(leases))
 
@@ -170,7 +169,12 @@ class Plan:
         }
 
 
-def _residuals_of(cases: Sequence[Case]) -> set[str]:
+def _compact(numbers: tuple[int, ...]) -> Sequence[int]:
+    """Return numbers that follow one another as a range, which takes less memory."""
+    return range(numbers[0], numbers[-1] + 1) if numbers[-1] - numbers[0] == len(numbers) - 1 else numbers
+
+
+def _residuals_of(cases: Iterable[Case]) -> set[str]:
     return {each["residual"] for case in cases for each in case.made["subjects"].values() if each["residual"]}
 
 
@@ -201,7 +205,7 @@ def _hash_files(place: Path) -> str:
 
 def _lesson(name: str, source: Photographed, head: bytes) -> Lesson:
     masks = () if source.masks is None else sorted(path for path in source.masks.iterdir() if path.is_file())
-    hashes = {
+    hashes: dict[str, Any] = {
         "photos": [_hash_file(path) for path in source.photos],
         "masks": [[path.name, _hash_file(path)] for path in masks] or None,
         "captions": None if source.captions is None else _hash_file(source.captions),
@@ -214,7 +218,11 @@ def _lesson(name: str, source: Photographed, head: bytes) -> Lesson:
         "masks": None if source.masks is None else str(source.masks.absolute()),
         "captions": None if source.captions is None else str(source.captions.absolute()),
     }
-    return Lesson(made, name, files | how | {"hashes": hashes["photos"], "force": source.force})
+    known: list[tuple[Path, Any]] = [*zip(source.photos, hashes["photos"], strict=True)]
+    known += [(path, digest) for path, (_, digest) in zip(masks, hashes["masks"] or (), strict=True)]
+    known += [] if source.captions is None else [(source.captions, hashes["captions"])]
+    carried = [[str(path.absolute()), digest] for path, digest in known]
+    return Lesson(made, name, files | how | {"hashes": hashes["photos"], "force": source.force, "files": carried})
 
 
 def _hash_file(path: Path) -> str:
@@ -247,14 +255,15 @@ class _Entries:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def unlike(self) -> Iterator[int]:
-        """Yield the numbers of all cases, of equal ones the first alone."""
+    def unlike(self) -> Iterator[tuple[int, Case]]:
+        """Yield all cases and their numbers, of equal ones the first alone."""
         seen: set[int] = set()
         for number in range(len(self)):
-            key = int(self.case(number).id[:24], 16)  # half of a hash will do, and takes less memory
+            case = self.case(number)
+            key = int(case.id[:24], 16)  # half of a hash will do, and takes less memory
             if key not in seen:
                 seen.add(key)
-                yield number
+                yield number, case
 
     def case(self, number: int) -> Case:
         """Return a case by its number."""

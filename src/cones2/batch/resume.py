@@ -1,16 +1,24 @@
 """What of a plan is done already, by what stands in the storage: names, and the few files that must be read."""
 
+import contextlib
 import json
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import pydantic
 
-from cones2.batch.lease import read_commit
+from cones2.batch.lease import Commit, read_commit
 from cones2.batch.plan import Lease, Plan
-from cones2.batch.store import Store
+from cones2.batch.store import LARGEST, Store
+from cones2.errors import OutputError
+from cones2.files import read_bounded
 
 _Sha256 = Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
+
+_AT_ONCE, _IN_MEMORY = 16, 256  # files that are read from a storage, and that wait until it is their turn
 
 
 class Failure(pydantic.BaseModel, strict=True, extra="forbid", frozen=True):
@@ -66,34 +74,40 @@ def stems(store: Store, folder: str, suffix: str = ".json") -> set[str]:
 
 def read_failures(store: Store) -> list[Failure]:
     """Return what was set aside, also what has been done since; a damaged file is none."""
-    found = []
-    for name in stems(store, "failed"):
-        content = store.read(f"failed/{name}.json")
-        try:
-            found.append(Failure.model_validate_json(content or b""))
-        except pydantic.ValidationError:
-            continue
+    found, names = [], stems(store, "failed")
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for content in pool.map(lambda name: store.read(f"failed/{name}.json"), names):
+            with contextlib.suppress(pydantic.ValidationError):
+                found.append(Failure.model_validate_json(content or b""))
     return sorted(found, key=lambda failure: failure.case)
 
 
 def cases_elsewhere(store: Store, commits: set[str], planned: set[str]) -> set[str]:
     """Return the cases of all commits that are none of the planned leases'."""
     found: set[str] = set()
-    for lease in sorted(commits - planned):
-        if (commit := read_commit(store, lease)) is not None:
-            found |= commit.cases.keys()
+    for _, commit in _read_commits(store, commits - planned):
+        found |= commit.cases.keys()
     return found
+
+
+def _read_commits(store: Store, leases: Collection[str]) -> Iterator[tuple[str, Commit]]:
+    """Yield the commits of leases; many are read at once, since a storage takes some time for each."""
+    names = sorted(leases)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for start in range(0, len(names), _IN_MEMORY):
+            some = names[start : start + _IN_MEMORY]
+            for lease, commit in zip(some, pool.map(lambda name: read_commit(store, name), some), strict=True):
+                if commit is not None:
+                    yield lease, commit
 
 
 def still_failed(store: Store, commits: set[str], elsewhere: set[str]) -> list[Failure]:
     """Return what was set aside and has not been done since, of leases that are committed without it."""
-    found = []
-    for failure in read_failures(store):
-        if failure.lease in commits and failure.case not in elsewhere:
-            commit = read_commit(store, failure.lease)
-            if commit is not None and failure.case not in commit.cases:
-                found.append(failure)
-    return found
+    failures = [each for each in read_failures(store) if each.lease in commits and each.case not in elsewhere]
+    committed = {
+        lease: commit.cases.keys() for lease, commit in _read_commits(store, {each.lease for each in failures})
+    }
+    return [each for each in failures if each.lease in committed and each.case not in committed[each.lease]]
 
 
 def find_standing(plan: Plan, store: Store, *, shard: tuple[int, int] = (0, 1)) -> Standing:
@@ -127,6 +141,29 @@ def find_standing(plan: Plan, store: Store, *, shard: tuple[int, int] = (0, 1)) 
         standing.pictures.done += done
         standing.leases.extend([lease] if done < len(lease.numbers) else [])
     return standing
+
+
+def carry_files(plan: Plan, store: Store, learned: Collection[str]) -> None:
+    """Put photos, masks and captions of what is to be learned into the storage, by their hashes, for other machines.
+
+    Raises:
+        OutputError: they can't be read or written.
+    """
+    there = set(store.names("photos"))
+    files = {
+        digest: Path(path)
+        for lesson in plan.lessons.values()
+        if lesson.id not in learned
+        for path, digest in lesson.photographed["files"]
+        if digest not in there
+    }
+
+    def carry(digest: str) -> None:
+        store.create(f"photos/{digest}", read_bounded(files[digest], limit=LARGEST, error=OutputError))
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for _ in pool.map(carry, files):
+            pass
 
 
 def write_plan(plan: Plan, store: Store) -> None:

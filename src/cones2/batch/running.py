@@ -8,6 +8,7 @@ from cones2.batch.engine import Batch, Crew, Inline, Outcome, spool_of
 from cones2.batch.job import Job
 from cones2.batch.lease import Bench
 from cones2.batch.plan import Plan
+from cones2.batch.resume import carry_files
 from cones2.batch.store import check_store, open_store
 from cones2.batch.worker import MODEL, make_hands
 from cones2.errors import SettingsError
@@ -73,7 +74,10 @@ def make_crew(
     if ray is not None:
         from cones2.batch.on_ray import RayActors
 
-        return RayActors(ray, workers, spec)
+        crew = RayActors(ray, workers, spec)
+        if crew.machines > 1:
+            carry_files(batch.plan, batch.store, batch.standing.learned)
+        return crew
     if workers is None:
         bench = Bench(batch.store, spool_of(batch.store, spec["out"]), lambda: batch.driver.draining)
         return Inline(bench, lambda: make_hands(spec, batch.store))

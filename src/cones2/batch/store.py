@@ -3,7 +3,11 @@
 Everything rests on `create`: of all that create one name, in any process or on any machine, one content stays.
 """
 
+import contextlib
+import errno
+import itertools
 import random
+import re
 import secrets
 import shutil
 import time
@@ -18,8 +22,10 @@ from cones2.files import create_atomically, expanded, make_folder, read_bounded,
 LARGEST = 2**28
 """Bytes of the largest thing that is read whole: a picture."""
 
-_TRIES = 5
-_PAUSE = 0.5  # seconds before the second try; twice that before each later one
+_TRIES, _TRIES_OF_BUSY = 5, 12
+_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds before the second try; twice that before each later one, up to the longest
+_TOLD = 4  # tries after which it is said that a storage is waited for
+_BUSY = re.compile(r"slow ?down|request rate|too many requests|rate.?limit|throttl|server.?busy|\b(429|503)\b", re.I)
 
 _Result = TypeVar("_Result")
 
@@ -36,6 +42,9 @@ class Store(Protocol):
 
     def write(self, name: str, content: bytes) -> None:
         """Write a thing, in place of what had its name."""
+
+    def note(self, name: str, content: bytes) -> None:
+        """Write a thing that may as well be missing: once, and whatever comes of it."""
 
     def put(self, name: str, path: Path) -> None:
         """Move a file of this machine there."""
@@ -67,6 +76,11 @@ class LocalStore:
     def write(self, name: str, content: bytes) -> None:
         """See `Store`."""
         write_atomically(self._place(name), content)
+
+    def note(self, name: str, content: bytes) -> None:
+        """See `Store`."""
+        with contextlib.suppress(OutputError):
+            self.write(name, content)
 
     def put(self, name: str, path: Path) -> None:
         """See `Store`; the file must be on the same disk, and written to it."""
@@ -129,6 +143,7 @@ class RemoteStore:
         except (ImportError, ValueError) as error:
             raise OutputError(f"can't write there: {first_line(error)} Give a folder, or a URL of fsspec's.") from error
         self._shown = self._root  # the URL itself may hold a password
+        self._told = False
 
     def create(self, name: str, content: bytes) -> bool:
         """See `Store`. A try that failed may have written all the same: what is there then is compared."""
@@ -145,6 +160,11 @@ class RemoteStore:
     def write(self, name: str, content: bytes) -> None:
         """See `Store`."""
         self._tried(name, lambda: self._files.pipe_file(self._path(name), content))
+
+    def note(self, name: str, content: bytes) -> None:
+        """See `Store`."""
+        with contextlib.suppress(Exception):  # each storage has its own errors
+            self._files.pipe_file(self._path(name), content)
 
     def put(self, name: str, path: Path) -> None:
         """See `Store`."""
@@ -197,16 +217,27 @@ class RemoteStore:
         return f"{self._root.rstrip('/')}/{name}"
 
     def _tried(self, name: str, action: Callable[[], _Result]) -> _Result:
-        """Do something, again after a pause where the storage may only have been busy."""
-        for attempt in range(_TRIES):
+        """Do something, again after a pause where the storage may only have been busy.
+
+        Whoever works waits meanwhile, and so asks for no more work. That is all that holds back too many workers.
+        """
+        for attempt in itertools.count(1):
             try:
                 return action()
             except OutputError:
                 raise
             except Exception as error:  # each storage has its own errors
-                if attempt == _TRIES - 1 or isinstance(error, PermissionError):
-                    raise OutputError(f"the storage fails at {self._shown}/{name}: {first_line(error)}") from error
-            time.sleep(_PAUSE * 2**attempt * random.uniform(0.5, 1.5))
+                busy = getattr(error, "errno", None) == errno.EBUSY or _BUSY.search(str(error)) is not None
+                if attempt >= (_TRIES_OF_BUSY if busy else _TRIES) or isinstance(error, PermissionError):
+                    advice = " It is busy: run it again later, with fewer workers." if busy else ""
+                    place = f"{self._shown}/{name}"
+                    raise OutputError(f"the storage fails at {place}: {first_line(error)}{advice}") from error
+                if busy and attempt >= _TOLD and not self._told:
+                    self._told = True
+                    warnings.warn(
+                        f"the storage is busy, and waited for: {first_line(error)}", Cones2Warning, stacklevel=3
+                    )
+            time.sleep(min(_LONGEST_PAUSE, _PAUSE * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.5))
         raise AssertionError("the last try returns or raises")
 
 

@@ -1,6 +1,8 @@
 """What draws and learns in a batch: a model that is opened once, and `Composer`, the same for pipelines of Ray Data."""
 
+import hashlib
 import json
+import platform
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +15,7 @@ from cones2.batch.store import Store
 from cones2.captions import read_captions
 from cones2.errors import ModelError, PhotoError, ResidualError
 from cones2.families import native_size
+from cones2.files import make_folder, write_atomically
 from cones2.layout import Layout
 from cones2.learning.data import strange_photos
 from cones2.learning.recipe import Recipe
@@ -76,10 +79,10 @@ class ModelHands:
         """Take the steps of learning a subject; see `cones2.batch.lease.Hands`.
 
         Raises:
-            PhotoError: its photos are others than the plan was made for.
+            PhotoError: its photos are others than the plan was made for, or not on this machine.
             Cones2Error: as `learn_steps`.
         """
-        how = lesson.photographed
+        how = files_here(lesson, self._store, folder)
         masks = None if how["masks"] is None else Path(how["masks"])
         photos = load_photos([Path(path) for path in how["photos"]], masks=masks)
         if [photo.sha256 for photo in photos] != how["hashes"]:
@@ -115,6 +118,33 @@ class ModelHands:
                 self._residuals.clear()
             self._residuals[name] = Residual.from_bytes(content, origin=f"subjects/{name}.safetensors")
         return self._residuals[name]
+
+
+def files_here(lesson: Lesson, store: Store, folder: Path) -> dict[str, Any]:
+    """Return what makes a subject, with the files of this machine; those that it lacks come from the storage.
+
+    Raises:
+        PhotoError: the storage does not have them either.
+        OutputError: they can't be written to `folder`.
+    """
+    how = lesson.photographed
+    if all(Path(path).is_file() for path, _ in how["files"]):
+        return how
+    masks = how["masks"] and str(folder / "masks")
+    here: dict[str, str] = {}
+    for number, (path, digest) in enumerate(how["files"]):
+        # Masks are found in one folder by the names of their photos, which may have come from several.
+        is_mask = masks is not None and Path(path).parent == Path(how["masks"])
+        place = folder / ("masks" if is_mask else f"file-{number}") / Path(path).name
+        content = store.read(f"photos/{digest}")
+        if content is None or hashlib.sha256(content).hexdigest() != digest:
+            problem = f"{Path(path).name} of {lesson.name!r} is not on {platform.node()}, and not in the storage"
+            raise PhotoError(f"{problem}: put it at {path} on every machine, or run the batch again.")
+        make_folder(place.parent)
+        write_atomically(place, content)
+        here[path] = str(place)
+    captions = how["captions"] and here[how["captions"]]
+    return {**how, "photos": [here[path] for path in how["photos"]], "masks": masks, "captions": captions}
 
 
 class Composer:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cones2.batch.engine import Batch, Crew
 
 _WORKERS = "Workers"
+_SHOWN = 0.1  # seconds between two looks at how far it is
 _JobFile = Annotated[Path, typer.Argument(help="What to do, in TOML, or .jsonl: docs/batch.md.", metavar="JOB")]
 _Results = Annotated[str, typer.Argument(help="The --out of a batch.", metavar="OUT")]
 _Only = Annotated[list[str] | None, option("--only", "Of these alone: seed=0, subject.pet=rex.", "FIELD=VALUE")]
@@ -85,18 +86,25 @@ def _read_shard(text: str) -> tuple[int, int]:
 
 def _follow(batch: "Batch", crew: "Crew") -> None:
     """Do the work under a bar; the first Ctrl-C drains."""
-    began = time.monotonic()
+    began = shown = time.monotonic()
     with _drained(batch, crew), progress("batch") as show:
         for outcome in batch.outcomes(crew):
             if outcome is not None and outcome.state == "failed":
                 name = outcome.name or outcome.id[:12]
                 complain("warning", f"{outcome.kind} {name} is set aside: {outcome.error}")
-            counts = (batch.pictures, batch.subjects)
-            done, total = sum(each.done for each in counts), sum(each.total for each in counts)
-            failed = sum(each.failed for each in counts)
-            told = [f"{batch.rate:.2f} pictures/s", f"{len(batch.running)} at work"]
-            show(done, total, ", ".join([*([f"{failed} failed"] if failed else []), *told]))
+            if time.monotonic() - shown > _SHOWN:  # thousands of workers tell thousands of things a second
+                shown = time.monotonic()
+                _show(batch, show)
+        _show(batch, show)
     note(f"{time.monotonic() - began:.1f} s, {batch.rate:.2f} pictures/s.")
+
+
+def _show(batch: "Batch", show: Callable[..., object]) -> None:
+    counts = (batch.pictures, batch.subjects)
+    done, total = sum(each.done for each in counts), sum(each.total for each in counts)
+    failed = sum(each.failed for each in counts)
+    told = [f"{batch.rate:.2f} pictures/s", f"{len(batch.running)} at work"]
+    show(done, total, ", ".join([*([f"{failed} failed"] if failed else []), *told]))
 
 
 @contextmanager
