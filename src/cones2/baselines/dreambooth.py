@@ -13,7 +13,6 @@ from cones2.baselines.twins import trainable_twin, unet_with, unwrapped_pipeline
 from cones2.baselines.words import Identifier
 from cones2.shared import own_settings
 
-
 APP_A = Training(steps=800, batch_size=2, learning_rate=5e-5)
 """The paper's settings."""
 

@@ -93,7 +93,8 @@ def fresh_row(text_encoder: Any, word: str, seed: int) -> Float[Tensor, "dim"]:
     weight = text_encoder.get_input_embeddings().weight.detach().float().cpu()
     number = int.from_bytes(hashlib.sha256(f"{seed}/{word}".encode()).digest()[:4], "big")
     noise = torch.randn(weight.shape[1], generator=random_numbers(number, 0), dtype=torch.float32, device="cpu")
-    return weight.mean(0) + weight.std(0) * noise
+    row: Tensor = weight.mean(0) + weight.std(0) * noise
+    return row
 
 
 def mean_row(text_encoder: Any, tokenizer: Any, text: str) -> Float[Tensor, "dim"]:
