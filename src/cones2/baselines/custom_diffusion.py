@@ -136,7 +136,7 @@ def train_keys_and_values(
 
     def read() -> Tensors:
         kept = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
-        return Tensors(rival.name, setup.texts, kept | token_rows(reader.rows(words)))
+        return Tensors(rival.name, setup.texts, setup.class_words, kept | token_rows(reader.rows(words)))
 
     groups: list[dict[str, Any]] = [
         {"params": list(weights.values())},

@@ -48,7 +48,7 @@ class DreamBooth:
 
         def read() -> Tensors:
             kept = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
-            return Tensors(self.name, setup.texts, kept | token_rows(setup.rows))
+            return Tensors(self.name, setup.texts, setup.class_words, kept | token_rows(setup.rows))
 
         groups, denoiser = [{"params": list(weights.values())}], denoiser_with(setup.pipeline, unet)
         return train(denoiser, materials, reader.embed_once, groups, self.training, seed=seed, read=read)

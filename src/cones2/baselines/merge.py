@@ -43,7 +43,7 @@ def merged_weights(pipeline: Any, reader: Reader, learned: Sequence[Tensors]) ->
     states = torch.cat(own)
     if len(states) > states.shape[1]:
         raise SettingsError(f"{len(states)} words of {len(own)} subjects can't be merged at width {states.shape[1]}.")
-    plain = plain_states(pipeline, reader, [word for each in learned for word in class_words(each)])
+    plain = plain_states(pipeline, reader, [word for each in learned for word in each.class_words.values()])
     original = dict(pipeline.unet.named_parameters())
     made = {}
     for name in learned[0].own:
@@ -68,11 +68,6 @@ def merge(
     directions = torch.linalg.solve(gram, states.T).T  # D = C G⁻¹
     merged: Tensor = before + (wanted.T - before @ states.T) @ torch.linalg.solve(directions @ states.T, directions)
     return merged
-
-
-def class_words(learned: Tensors) -> list[str]:
-    """Return the class words of what was learned: its texts without their first word."""
-    return [text.split(maxsplit=1)[1] for text in learned.texts.values()]
 
 
 def subject_states(reader: Reader, text: str) -> Float[Tensor, "rows dim"]:

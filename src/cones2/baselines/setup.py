@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -67,7 +67,8 @@ class Setup:
 
     Attributes:
         words: each subject's identifier, by name.
-        texts: the same before the class word: what stands in a prompt.
+        class_words: by name.
+        texts: identifier and class word: what stands in a prompt.
         captions: what a photo is trained under: "a photo of a WORD CLASS".
         rows: of those identifiers that are new words.
     """
@@ -75,6 +76,7 @@ class Setup:
     pipeline: Any
     seed: int
     words: Mapping[str, str]
+    class_words: Mapping[str, str]
     texts: Mapping[str, str]
     captions: Mapping[str, Sequence[str]]
     rows: Mapping[str, Tensor]
@@ -93,11 +95,12 @@ def set_up(rival: Rival, pipeline: Any, lessons: Mapping[str, Lesson], seed: int
     words = {name: identifier_of(name, pipeline.tokenizer, identifier, known) for name in lessons}
     if len(set(words.values())) < len(words):
         raise SettingsError(f"the subjects {', '.join(words)} got one identifier: take identifier 'new'.")
-    texts = {name: f"{words[name]} {lesson.class_word}" for name, lesson in lessons.items()}
+    class_words = {name: lesson.class_word for name, lesson in lessons.items()}
+    texts = {name: f"{words[name]} {class_word}" for name, class_word in class_words.items()}
     captions = {name: [photo_caption(text)] for name, text in texts.items()}
     is_new = identifier == "new"
     rows = {word: fresh_row(pipeline.text_encoder, word, seed) for word in words.values()} if is_new else {}
-    return Setup(pipeline, seed, words, texts, captions, rows)
+    return Setup(pipeline, seed, words, class_words, texts, captions, rows)
 
 
 def as_tensors(rival: Rival, learned: Learned) -> Tensors:
@@ -116,9 +119,15 @@ def combined(rival: Rival, learned: Sequence[Learned]) -> Tensors:
 
 @dataclass(frozen=True, eq=False)
 class Drawer:
-    """Draws as a `Cones2Pipeline` does, with an article before each placeholder that fits the words put there."""
+    """Draws as a `Cones2Pipeline` does, with an article before each placeholder that fits the words put there.
+
+    Attributes:
+        pipeline: around the twin.
+        defaults: arguments of its call where there is a layout and the caller gives no others.
+    """
 
     pipeline: Cones2Pipeline
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def subjects(self) -> Mapping[str, Subject]:
@@ -128,6 +137,7 @@ class Drawer:
     def __call__(self, prompt: str, layout: Any = None, **options: Any) -> Cones2Output:
         """Draw pictures: arguments and errors are those of `Cones2Pipeline`."""
         texts = {name: subject.class_word for name, subject in self.subjects.items()}
+        options = {**(self.defaults if layout is not None else {}), **options}
         return self.pipeline(with_articles(prompt, texts), layout, **options)
 
 

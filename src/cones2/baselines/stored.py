@@ -28,6 +28,7 @@ class _Document(pydantic.BaseModel, frozen=True, extra="forbid", strict=True):
     version: Literal[1]
     rival: _Text
     texts: Annotated[dict[_Text, _Text], pydantic.Field(min_length=1, max_length=100)]
+    class_words: dict[_Text, _Text]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +38,13 @@ class Tensors:
     Attributes:
         rival: the rival's name.
         texts: by subject name, the words of a prompt that carry it.
+        class_words: by subject name.
         tensors: by name; `token.WORD` is the row of a new word, all else is the rival's own.
     """
 
     rival: str
     texts: Mapping[str, str]
+    class_words: Mapping[str, str]
     tensors: Mapping[str, Tensor]
 
     @property
@@ -56,7 +59,8 @@ class Tensors:
 
     def to_bytes(self) -> bytes:
         """Return the file's content: the same for the same tensors."""
-        document = {"version": 1, "rival": self.rival, "texts": dict(self.texts)}
+        words = {"texts": dict(self.texts), "class_words": dict(self.class_words)}
+        document = {"version": 1, "rival": self.rival, **words}
         held = {name: self.tensors[name].detach().cpu().contiguous() for name in sorted(self.tensors)}
         return safetensors.torch.save(held, {_KEY: json.dumps(document, sort_keys=True)})
 
@@ -69,7 +73,9 @@ def token_rows(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def merged(rival: str, learned: Sequence[Tensors]) -> Tensors:
     """Return what was learned apart as one; a tensor's name must say whose it is."""
     texts = {name: text for each in learned for name, text in each.texts.items()}
-    return Tensors(rival, texts, {name: tensor for each in learned for name, tensor in each.tensors.items()})
+    class_words = {name: word for each in learned for name, word in each.class_words.items()}
+    tensors = {name: tensor for each in learned for name, tensor in each.tensors.items()}
+    return Tensors(rival, texts, class_words, tensors)
 
 
 def read_tensors(content: bytes, rival: str) -> Tensors:
@@ -82,7 +88,7 @@ def read_tensors(content: bytes, rival: str) -> Tensors:
         document = _Document.model_validate_json(_header(content)[_KEY])
         tensors = safetensors.torch.load(content)
         for name, text in document.texts.items():
-            if not is_name(name) or check_class_word(text) != text:
+            if not is_name(name) or check_class_word(text) != text or not check_class_word(document.class_words[name]):
                 raise ResidualError(f"{name[:100]!r} or {text[:100]!r} can't name a subject.")
     except pydantic.ValidationError as error:
         problem = first_problem(error)
@@ -94,7 +100,7 @@ def read_tensors(content: bytes, rival: str) -> Tensors:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ResidualError(f"{name[:100]} holds NaN or infinity: learn it again.")
-    return Tensors(rival, document.texts, tensors)
+    return Tensors(rival, document.texts, document.class_words, tensors)
 
 
 def _header(content: bytes) -> dict[str, str]:
