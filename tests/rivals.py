@@ -8,6 +8,7 @@ from PIL import Image
 
 from cones2.baselines.base import Learned, Lesson, Rival, Step
 from cones2.baselines.trainer import Training
+from cones2.photos import stack_pixels
 from learning import PHOTOS
 
 PRIORS = tuple(Image.new("RGB", (64, 64), colour) for colour in ("gray", "white"))
@@ -24,10 +25,9 @@ def finished(steps: Iterator[Step]) -> Learned:
 
 
 def drawn(draw: Any, prompt: str = PROMPT, layout: Any = None, **options: Any) -> torch.Tensor:
-    """Draw two steps' picture as numbers."""
-    output = draw(prompt, layout, seed=3, num_inference_steps=2, output_type="pt", **options)
-    images: torch.Tensor = output.images
-    return images
+    """Draw two steps' picture as numbers, 0 to 255."""
+    output = draw(prompt, layout, seed=3, num_inference_steps=2, **options)
+    return stack_pixels(output.images)
 
 
 def weights_of(pipeline: Any) -> dict[str, torch.Tensor]:

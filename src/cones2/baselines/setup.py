@@ -1,7 +1,7 @@
 """What rivals that train have in common before the first step, and when they draw: words, captions and copies."""
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,10 +124,12 @@ class Drawer:
     Attributes:
         pipeline: around the twin.
         defaults: arguments of its call where there is a layout and the caller gives no others.
+        before: is told each prompt that is drawn.
     """
 
     pipeline: Cones2Pipeline
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    before: Callable[[str], None] | None = None
 
     @property
     def subjects(self) -> Mapping[str, Subject]:
@@ -138,7 +140,10 @@ class Drawer:
         """Draw pictures: arguments and errors are those of `Cones2Pipeline`."""
         texts = {name: subject.class_word for name, subject in self.subjects.items()}
         options = {**(self.defaults if layout is not None else {}), **options}
-        return self.pipeline(with_articles(prompt, texts), layout, **options)
+        prompt = with_articles(prompt, texts)
+        if self.before is not None:
+            self.before(prompt)
+        return self.pipeline(prompt, layout, **options)
 
 
 @own_settings(inference=True)

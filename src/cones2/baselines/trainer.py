@@ -121,6 +121,7 @@ def train(
     *,
     seed: int,
     read: Callable[[], Learned],
+    extra: Callable[[], Tensor] | None = None,
 ) -> Generator[Step, None, None]:
     """Take one step of AdamW after the other.
 
@@ -132,6 +133,7 @@ def train(
         training: how long and how fast.
         seed: of what each step draws.
         read: returns what is learned so far.
+        extra: returns what is added to each step's loss, after its captions were embedded.
 
     Raises:
         LearningError: a loss or a gradient is not finite.
@@ -145,6 +147,7 @@ def train(
         with own_settings(), torch.enable_grad():
             optimizer.zero_grad()
             loss = loss_of(denoiser, materials, embed, training, random_numbers(seed, number))
+            loss = loss if extra is None else loss + extra()
             torch.autograd.backward(loss)
             value, norm = float(loss.detach()), float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
             if not math.isfinite(value + norm):
