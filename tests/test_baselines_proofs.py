@@ -1,10 +1,13 @@
 """Each rival's proof that it is the method it says: hand-worked numbers, parity, and what may not change."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 from torch.nn import functional as F  # noqa: N812
 
 import cones2
@@ -15,6 +18,8 @@ from cones2.baselines.cones import Cones, flattened, scores, shut_weights
 from cones2.baselines.cones_v2 import ConesV2, preservation
 from cones2.baselines.custom_diffusion import CustomDiffusion, CustomDiffusionMerge, keys_and_values
 from cones2.baselines.dreambooth import DreamBooth
+from cones2.baselines.encoder import Encoder, open_coder, thumbnail
+from cones2.baselines.freefuse import FreeFuse, SoftBias
 from cones2.baselines.latexblend import LaTexBlend, blending
 from cones2.baselines.lora import LoRA, summed
 from cones2.baselines.merge import merge, plain_states, subject_states
@@ -26,9 +31,12 @@ from cones2.baselines.token_embedding import TokenEmbedding
 from cones2.baselines.trainer import Material, Shown, Training, denoiser_with, draw_row, joined, loss_of, part_loss
 from cones2.baselines.twins import trainable_twin, twin_of, unet_with
 from cones2.baselines.words import fresh_row, new_word
+from cones2.errors import LayoutError, ModelError
 from cones2.learning.data import Views, encode_views, random_numbers
 from cones2.models import open_pipeline
+from cones2.photos import Photo
 from cones2.prompts import token_span
+from cones2.rasterize import own_cells
 from learning import PHOTOS
 from rivals import LAYOUT, PAIR, PRIORS, PROMPT, QUICK, drawn, finished, weights_of
 from subjects_for_tests import with_own_scheduler
@@ -360,6 +368,7 @@ def test_attend_and_excite_that_moves_nothing_is_plain(small: Any, plain: torch.
 
 
 @pytest.mark.exact
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")
 def test_attend_and_excite_with_the_whole_window_is_diffusers(small: Any) -> None:
     from diffusers import StableDiffusionAttendAndExcitePipeline
 
@@ -377,18 +386,18 @@ def test_attend_and_excite_with_the_whole_window_is_diffusers(small: Any) -> Non
         generator=torch.Generator().manual_seed(3),
         max_iter_to_alter=2,
         thresholds={0: 0.2},
-        scale_factor=400,
+        scale_factor=20,
         attn_res=(4, 4),
         output_type="latent",
     ).images
-    settings = Excitation(altered=2, scale=400.0, level=1, thresholds=((0, 0.2),), whole_window=True)
+    settings = Excitation(altered=2, level=1, thresholds=((0, 0.2),), whole_window=True)
     with AttendAndExcite(base=Plain(), settings=settings).drawing(small, Tensors("plain", WORDS, WORDS, {})) as draw:
         found = draw(PROMPT, seed=3, num_inference_steps=3, guidance_scale=7.5, output_type="latent").images
     unmoved = cones2.Cones2Pipeline(small)(
         TEXT, seed=3, num_inference_steps=3, guidance_scale=7.5, output_type="latent"
     ).images
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    assert (unmoved - expected).abs().max() > 1e-2
+    assert (unmoved - expected).abs().max() > 1e-1
 
 
 def test_end_and_padding_take_no_part_in_the_softmax() -> None:
@@ -486,3 +495,63 @@ def test_a_layout_hides_identifier_and_class_word_from_the_others_region(small: 
     draw = drawer_of(small, texts, rows)
     with cones2.conditioned(draw.pipeline, PROMPT, subjects=dict(draw.subjects), layout=LAYOUT) as inputs:
         assert inputs.run.spans == {"rex": ((2, 4),), "cup": ((6, 8),)}
+
+
+def test_freefuse_adds_its_constants_where_the_layout_says(small: Any) -> None:
+    layout = cones2.Layout.of(LAYOUT)
+    edit = SoftBias(small, layout, {"rex": ((2, 3),), "cup": ((5, 6),)}, 1.0, -5.0)
+    weights = edit.weights((4, 4), 8).unflatten(0, (4, 4))
+    own = own_cells(layout, 4, 4)
+    rex, cup = (torch.from_numpy(own[name]) for name in ("rex", "cup"))
+    assert torch.equal(weights[..., 2] == 1, rex)
+    assert torch.equal(weights[..., 2] == -5, cup & ~rex)
+    assert torch.equal(weights[..., 5] == 1, cup)
+    assert torch.equal(weights[..., 5] == -5, rex & ~cup)
+    assert not weights[..., [0, 1, 3, 4, 6, 7]].any()
+
+
+def test_freefuse_without_its_constants_is_plain(small: Any, plain: torch.Tensor) -> None:
+    learned = Tensors("plain", WORDS, WORDS, {})
+    with FreeFuse(base=Plain(), own=0.0, others=0.0).drawing(small, learned) as draw:
+        torch.testing.assert_close(drawn(draw, layout=LAYOUT), plain, rtol=0, atol=1)  # of 255
+        assert torch.equal(drawn(draw), plain)
+    with FreeFuse(base=Plain()).drawing(small, learned) as draw:
+        assert (drawn(draw, layout=LAYOUT) - plain).abs().max() > 1
+        with pytest.raises(LayoutError):
+            drawn(draw, layout={"hugo": (0, 0, 1, 1)})
+
+
+def test_the_coder_is_that_of_minis_training() -> None:
+    from disc_world import RECIPE  # puts the recipe on the path
+    from model import Coder as Theirs
+
+    heads = RECIPE / "training_heads.safetensors"
+    coder, theirs = open_coder(heads), Theirs()
+    own = {name: value.float() for name, value in load_file(heads).items() if name.startswith("code.")}
+    theirs.load_state_dict({name.removeprefix("code."): value for name, value in own.items()})
+    thumbnails = torch.rand(3, 4, 24, 24, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(coder(thumbnails), theirs(thumbnails.flatten(1)))
+
+
+def test_a_masked_photo_becomes_a_thumbnail_over_grey() -> None:
+    image, mask = Image.new("RGB", (100, 60), "red"), Image.new("L", (100, 60))
+    mask.paste(255, (20, 10, 60, 50))  # 40 x 40
+    found = thumbnail(Photo(Path("a.png"), "a" * 64, image, mask), "dog")
+    assert found.shape == (4, 24, 24)
+    assert found[3, 12, 12] == 1
+    assert found[:, 12, 12].tolist() == [1, 0, 0, 1]
+    assert 0.85 < float(found[3].mean()) < 0.95  # 0.95 squared
+    torch.testing.assert_close(found[:3, 0, 0], torch.tensor([0.5, 0.5, 0.5]), atol=0.5, rtol=0)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_file_that_holds_no_coder_is_refused(tmp_path: Path, small: Any) -> None:
+    (tmp_path / "heads.safetensors").write_bytes(b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
+    with pytest.raises(ModelError, match="no coder"):
+        open_coder(tmp_path / "heads.safetensors")
+    with pytest.raises(ModelError, match="can't read"):
+        open_coder(tmp_path / "none.safetensors")
+    from disc_world import RECIPE
+
+    with pytest.raises(ModelError, match="codes in width 192"):
+        Encoder(weights=RECIPE / "training_heads.safetensors").learn(small, {"rex": PAIR["rex"]})
