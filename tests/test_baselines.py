@@ -131,6 +131,7 @@ def test_rare_words_are_short_single_tokens_and_no_articles(small: Any) -> None:
     assert ids == sorted(ids, reverse=True)
 
 
+@pytest.mark.slow
 def test_a_rare_identifier_needs_no_row(small: Any) -> None:
     learned = finished(DreamBooth(training=QUICK, identifier="rare").learn(small, {"rex": PAIR["rex"]}))
     assert isinstance(learned, Tensors)
@@ -143,6 +144,7 @@ def test_articles_fit_the_words_that_come() -> None:
     assert with_articles("an {hugo} and A {momo} by an {other}", texts) == "a {hugo} and An {momo} by an {other}"
 
 
+@pytest.mark.slow
 def test_masked_photos_are_learned_beside_whole_ones(small: Any) -> None:
     from PIL import Image
 
@@ -180,6 +182,7 @@ def test_a_lesson_checks_class_word_and_photos() -> None:
         Lesson([], "dog")
 
 
+@pytest.mark.slow
 def test_rivals_learn_on_models_of_one_text_encoder(opened: dict[str, Any]) -> None:
     for family in ("sdxl", "flux1"):
         with pytest.raises(ModelError):

@@ -19,11 +19,12 @@ from cones2.baselines.cones_v2 import ConesV2, preservation
 from cones2.baselines.custom_diffusion import CustomDiffusion, CustomDiffusionMerge, keys_and_values
 from cones2.baselines.dreambooth import DreamBooth
 from cones2.baselines.encoder import Encoder, open_coder, thumbnail
+from cones2.baselines.exemplar import ExemplarInpainting
 from cones2.baselines.freefuse import FreeFuse, SoftBias
 from cones2.baselines.latexblend import LaTexBlend, blending
 from cones2.baselines.lora import LoRA, summed
 from cones2.baselines.merge import merge, plain_states, subject_states
-from cones2.baselines.ours import Plain
+from cones2.baselines.ours import Plain, kept_residual
 from cones2.baselines.setup import Reader, drawer_of
 from cones2.baselines.stored import Tensors
 from cones2.baselines.textual_inversion import TextualInversion
@@ -31,7 +32,7 @@ from cones2.baselines.token_embedding import TokenEmbedding
 from cones2.baselines.trainer import Material, Shown, Training, denoiser_with, draw_row, joined, loss_of, part_loss
 from cones2.baselines.twins import trainable_twin, twin_of, unet_with
 from cones2.baselines.words import fresh_row, new_word
-from cones2.errors import LayoutError, ModelError
+from cones2.errors import LayoutError, ModelError, SettingsError
 from cones2.learning.data import Views, encode_views, random_numbers
 from cones2.models import open_pipeline
 from cones2.photos import Photo
@@ -39,7 +40,7 @@ from cones2.prompts import token_span
 from cones2.rasterize import own_cells
 from learning import PHOTOS
 from rivals import LAYOUT, PAIR, PRIORS, PROMPT, QUICK, drawn, finished, weights_of
-from subjects_for_tests import with_own_scheduler
+from subjects_for_tests import residual_for, with_own_scheduler
 
 WORDS = {"rex": "dog", "cup": "mug"}
 TEXT = "a dog and a mug on the beach"
@@ -121,6 +122,7 @@ def test_a_subject_with_many_photos_is_drawn_no_more_often_than_one_with_few(sma
     assert 70 < counts["one"] < 130
 
 
+@pytest.mark.slow
 def test_custom_diffusion_changes_keys_values_and_every_new_word_and_nothing_else(small: Any) -> None:
     rival = CustomDiffusion(training=QUICK)
     learned = finished(rival.learn(small, PAIR))
@@ -182,6 +184,7 @@ def test_a_merge_keeps_its_constraint_and_moves_less_than_a_sum() -> None:
     assert (plain_rows @ (merged + 1e-2 * free - before).T).square().sum() > moved[0]
 
 
+@pytest.mark.slow
 def test_a_merge_of_one_model_is_that_model_on_its_words(small: Any) -> None:
     rival = CustomDiffusionMerge(training=QUICK)
     [learned] = [finished(rival.learn(small, {"rex": PAIR["rex"]}))]
@@ -241,6 +244,7 @@ def test_no_gradient_passes_the_text_encoder_for_a_token(small: Any) -> None:
     assert learned.own["rex"].shape == (1, 32)
 
 
+@pytest.mark.slow
 def test_a_class_word_of_two_tokens_gets_two_vectors(small: Any) -> None:
     lesson = Lesson(PHOTOS, "teapot robot")
     rival = TokenEmbedding(training=QUICK)
@@ -253,6 +257,7 @@ def test_a_class_word_of_two_tokens_gets_two_vectors(small: Any) -> None:
         drawn(draw, "a {ted} on the beach", {"ted": (0.0, 0.0, 0.5, 1.0)})
 
 
+@pytest.mark.slow
 def test_a_fresh_lora_is_the_plain_model_and_two_are_summed_as_peft_does(small: Any, plain: torch.Tensor) -> None:
     import peft
 
@@ -341,6 +346,7 @@ def test_cones_keeps_four_bytes_an_index_and_only_weights_that_lower_the_loss(sm
     assert header <= 16  # digits of lengths, and padding of the header
 
 
+@pytest.mark.slow
 def test_cones_tunes_only_what_it_shut(small: Any) -> None:
     learned = finished(
         Cones(training=Training(steps=20, batch_size=1, learning_rate=1e-2), mode="tuned").learn(
@@ -369,6 +375,7 @@ def test_attend_and_excite_that_moves_nothing_is_plain(small: Any, plain: torch.
 
 @pytest.mark.exact
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")
+@pytest.mark.slow
 def test_attend_and_excite_with_the_whole_window_is_diffusers(small: Any) -> None:
     from diffusers import StableDiffusionAttendAndExcitePipeline
 
@@ -542,6 +549,27 @@ def test_a_masked_photo_becomes_a_thumbnail_over_grey() -> None:
     assert found[:, 12, 12].tolist() == [1, 0, 0, 1]
     assert 0.85 < float(found[3].mean()) < 0.95  # 0.95 squared
     torch.testing.assert_close(found[:3, 0, 0], torch.tensor([0.5, 0.5, 0.5]), atol=0.5, rtol=0)
+
+
+@pytest.mark.slow
+def test_boxes_are_painted_over_and_the_rest_stays(small: Any) -> None:
+    words = WORDS
+    kept = [kept_residual("exemplar_inpainting", name, residual_for(small, word)) for name, word in words.items()]
+    rival = ExemplarInpainting(weights="none.safetensors")
+    latents = {"seed": 3, "num_inference_steps": 3, "output_type": "latent"}
+    with rival.drawing(small, rival.combine(small, kept)) as draw:
+        painted = draw(PROMPT, LAYOUT, **latents).images
+        with pytest.raises(SettingsError, match="give a layout"):
+            draw(PROMPT, **latents)
+        with pytest.raises(SettingsError, match="from seeds"):
+            draw(PROMPT, LAYOUT, generator=torch.Generator(), **latents)
+    own = cones2.Cones2Pipeline(small)(PROMPT, LAYOUT, subjects=words, **latents).images
+    cells = own_cells(cones2.Layout.of(LAYOUT), 8, 8)
+    boxes = torch.from_numpy(cells["rex"] | cells["cup"])
+    assert torch.equal(painted[..., ~boxes], own[..., ~boxes])
+    for name in words:
+        box = torch.from_numpy(cells[name])
+        assert not torch.isclose(painted[..., box], own[..., box]).any()
 
 
 @pytest.mark.usefixtures("unchecked_types")
