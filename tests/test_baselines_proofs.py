@@ -377,10 +377,10 @@ def test_attend_and_excite_that_moves_nothing_is_plain(small: Any, plain: torch.
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")
 @pytest.mark.slow
 def test_attend_and_excite_with_the_whole_window_is_diffusers(small: Any) -> None:
-    from diffusers import StableDiffusionAttendAndExcitePipeline
+    from diffusers import StableDiffusionAttendAndExcitePipeline  # a class without types
 
     parts = {name: copy.deepcopy(part) for name, part in small.components.items() if name != "image_encoder"}
-    theirs = StableDiffusionAttendAndExcitePipeline(**parts, requires_safety_checker=False)
+    theirs: Any = StableDiffusionAttendAndExcitePipeline(**parts, requires_safety_checker=False)
     theirs.set_progress_bar_config(disable=True)
     tokens = [
         theirs.tokenizer(TEXT)["input_ids"].index(theirs.tokenizer(word)["input_ids"][1]) for word in WORDS.values()
@@ -556,7 +556,7 @@ def test_boxes_are_painted_over_and_the_rest_stays(small: Any) -> None:
     words = WORDS
     kept = [kept_residual("exemplar_inpainting", name, residual_for(small, word)) for name, word in words.items()]
     rival = ExemplarInpainting(weights="none.safetensors")
-    latents = {"seed": 3, "num_inference_steps": 3, "output_type": "latent"}
+    latents: dict[str, Any] = {"seed": 3, "num_inference_steps": 3, "output_type": "latent"}
     with rival.drawing(small, rival.combine(small, kept)) as draw:
         painted = draw(PROMPT, LAYOUT, **latents).images
         with pytest.raises(SettingsError, match="give a layout"):
