@@ -99,6 +99,7 @@ def test_the_two_halves_of_a_batch_are_weighed_apart(small: Any) -> None:
         with torch.no_grad():
             return float(loss_of(denoiser, [material], reader.embed_once, training, random_numbers(3, 3)))
 
+    assert loss(1.0) > 1.1 * loss(1e-12)
     assert loss(3.0) - loss(1.0) == pytest.approx(2 * (loss(1.0) - loss(1e-12)), rel=1e-4)
 
 
@@ -543,12 +544,12 @@ def test_the_coder_is_that_of_minis_training() -> None:
 def test_a_masked_photo_becomes_a_thumbnail_over_grey() -> None:
     image, mask = Image.new("RGB", (100, 60), "red"), Image.new("L", (100, 60))
     mask.paste(255, (20, 10, 60, 50))  # 40 x 40
+    mask.paste(0, (35, 25, 45, 35))  # with a hole in the middle
     found = thumbnail(Photo(Path("a.png"), "a" * 64, image, mask), "dog")
     assert found.shape == (4, 24, 24)
-    assert found[3, 12, 12] == 1
-    assert found[:, 12, 12].tolist() == [1, 0, 0, 1]
-    assert 0.85 < float(found[3].mean()) < 0.95  # 0.95 squared
-    torch.testing.assert_close(found[:3, 0, 0], torch.tensor([0.5, 0.5, 0.5]), atol=0.5, rtol=0)
+    assert found[:, 5, 18].tolist() == [1, 0, 0, 1]
+    assert found[:, 12, 12].tolist() == [0.5, 0.5, 0.5, 0]
+    assert 0.8 < float(found[3].mean()) < 0.9  # 0.95 squared, less a sixteenth
 
 
 @pytest.mark.slow
