@@ -269,7 +269,11 @@ def test_numbers_of_other_kinds_are_refused(dtype: torch.dtype) -> None:
 
 def test_rows_of_words_that_do_not_fit_are_refused(small: Any) -> None:
     words = {"rex": "vxxxx dog"}
-    for rows in ({"vxxxx": torch.zeros(32), "vyyyy": torch.zeros(31)}, {"dog": torch.zeros(32)}, {"v": torch.zeros(2, 32)}):
+    for rows in (
+        {"vxxxx": torch.zeros(32), "vyyyy": torch.zeros(31)},
+        {"dog": torch.zeros(32)},
+        {"v": torch.zeros(2, 32)},
+    ):
         tensors = {f"token.{word}": row for word, row in rows.items()}
         with (
             pytest.raises(ResidualError, match="can't be added"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -89,7 +89,7 @@ class Cones:
             if self.mode != "tuned":
                 return
             chosen = search.best(self.share * len(lessons))
-            again = Training(**{**vars(self.training), "steps": max(1, self.training.steps // _TUNED_PART)})
+            again = replace(self.training, steps=max(1, self.training.steps // _TUNED_PART))
             groups, embed = search.shut(chosen), reader.embed_once
 
             def read() -> Tensors:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import pydantic
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -19,6 +20,7 @@ LARGEST_FILE = 2**34
 """Bytes: a whole UNet of Stable Diffusion in float32 has a fifth of it."""
 
 _LARGEST_HEADER = 2**22
+_DTYPES = (torch.float32, torch.int32, torch.uint8)
 _KEY = "cones2-baseline"
 _TOKEN = "token."  # of a word's row
 _Text = Annotated[str, pydantic.Field(min_length=1, max_length=200)]
@@ -98,6 +100,8 @@ def read_tensors(content: bytes, rival: str) -> Tensors:
     if document.rival != rival:
         raise ResidualError(f"this was learned by {document.rival[:100]!r}, expected {rival!r}: load it by that rival.")
     for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise ResidualError(f"{name[:100]} is {tensor.dtype}: expected float32, int32 or bytes. Learn it again.")
         if not tensor.isfinite().all():
             raise ResidualError(f"{name[:100]} holds NaN or infinity: learn it again.")
     return Tensors(rival, document.texts, document.class_words, tensors)

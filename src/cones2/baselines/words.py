@@ -79,11 +79,11 @@ def add_words(tokenizer: Any, text_encoder: Any, rows: Mapping[str, Float[Tensor
         ResidualError: a word is there already, or a row has another width.
     """
     weight = text_encoder.get_input_embeddings().weight.detach()
+    are_new = all(len(tokenizer(word, add_special_tokens=False)["input_ids"]) > 1 for word in rows)
     first, added = len(tokenizer), tokenizer.add_tokens(list(rows))
-    values = torch.stack(list(rows.values())).to(weight)
-    if added != len(rows) or values.shape[1:] != weight.shape[1:]:
+    if not are_new or added != len(rows) or any(row.shape != weight.shape[1:] for row in rows.values()):
         raise ResidualError(f"{', '.join(rows)} can't be added to this model's words: learn the subjects on it.")
-    table = WordTable(weight, values, first)
+    table = WordTable(weight, torch.stack(list(rows.values())).to(weight), first)
     text_encoder.set_input_embeddings(table)
     return table
 
