@@ -267,6 +267,7 @@ def test_numbers_of_other_kinds_are_refused(dtype: torch.dtype) -> None:
         read_tensors(Tensors("plain", words, words, {"n": torch.zeros(2).to(dtype)}).to_bytes(), "plain")
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_rows_of_words_that_do_not_fit_are_refused(small: Any) -> None:
     words = {"rex": "vxxxx dog"}
     for rows in (
