@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cones2.evaluation.boxes import fits, holds
 from cones2.judge import Judge
 from drawing import TAUGHT_SETTINGS, open_for_drawing
 from evaluate_judge import evaluate_judge
@@ -23,7 +24,6 @@ from evaluation_cases import (
     Known,
     any_known,
     colour_case,
-    holds,
     relation_case,
     scene_case,
     without_residuals,
@@ -34,7 +34,7 @@ from judge import load_judge
 from judge_data import judge_world
 from layouts import draw_with_layout, evaluate_ablations, evaluate_sweep
 from lookalikes import CHANCE, histograms
-from metrics import Rate, Ratio, all_present, at_place, fits, in_right_boxes, rate
+from metrics import Rate, Ratio, all_present, at_place, in_right_boxes, rate
 from model_card import write_card
 from nested import evaluate_nested
 from placed import evaluate_places
