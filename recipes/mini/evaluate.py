@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from cones2.evaluation.boxes import fits, holds
+from cones2.evaluation.second_judge import colour_histograms
 from cones2.judge import Judge
 from drawing import TAUGHT_SETTINGS, open_for_drawing
 from evaluate_judge import evaluate_judge
@@ -33,7 +34,7 @@ from guidance import evaluate_guidance
 from judge import load_judge
 from judge_data import judge_world
 from layouts import draw_with_layout, evaluate_ablations, evaluate_sweep
-from lookalikes import CHANCE, histograms
+from lookalikes import CHANCE
 from metrics import Rate, Ratio, all_present, at_place, in_right_boxes, rate
 from model_card import write_card
 from nested import evaluate_nested
@@ -92,7 +93,7 @@ def evaluate_identity(studio: Studio) -> dict[str, Rate]:
         who, cases = taught.draw_cases(studio, count)
         seen = list(studio.draw(cases, TAUGHT_SETTINGS))
         hits = taught.identify(seen, who, taught.line_ups, studio.judge.embed)
-        simple = taught.identify(seen, who, taught.baselines, histograms)
+        simple = taught.identify(seen, who, taught.baselines, colour_histograms)
         boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
         rates[f"{count}"] = rate(flat(hits), CHANCE)
         for tier, unseen in (("T1", False), ("T2", True)):
