@@ -13,6 +13,8 @@ from cones2.judge import crop
 
 BINS = 4
 """Of a colour histogram, for each channel."""
+DIMENSIONS = BINS**3 + 7
+"""Of a description."""
 _INSET = 0.1  # of a box on each side: its edges show the background
 _COLOURS = 0.8  # the part of the likeness that is the colours'
 _RIM = 4  # pixels of a crop's edge that are taken for background
