@@ -51,9 +51,14 @@ def photo_caption(class_word: str) -> str:
 
     arXiv:2305.19327, Sec. 3.2. It mentions the class word once: what is a photo itself is "a picture of a photo".
     """
+    medium = "picture" if _mentions(check_class_word(class_word)).search("photo") else "photo"
+    return filled(f"a {medium} of {{a}} {{subject}}", class_word)
+
+
+def filled(frame: str, class_word: str) -> str:
+    """Return a sentence frame such as "a rendering of {a} {subject}" with a class word in it, in agreement with it."""
     word = check_class_word(class_word)
-    medium = "picture" if _mentions(word).search("photo") else "photo"
-    return _finished(_agreed(f"a {medium} of {{a}} {{subject}}", word), word)
+    return _finished(_agreed(frame, word), word)
 
 
 def find_class_word(caption: str, class_word: str) -> tuple[int, int]:

@@ -142,6 +142,11 @@ def facts_of(model: DiffusionPipeline | str | Path) -> ModelFacts:
     return _read_facts(Path(cached).parent, name) if isinstance(cached, str) else ModelFacts(name=name)
 
 
+def set_facts(pipeline: Any, facts: ModelFacts) -> None:
+    """Let a pipeline whose denoiser is a changed copy be known by what is true of the model that it was made of."""
+    _FACTS[_denoiser_of(pipeline)] = facts
+
+
 def _read_facts(folder: Path, name: str) -> ModelFacts:
     path = folder / "cones2.json"
     if not path.exists():

@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from PIL import Image
 
 from cones2.call import Cones2Output
-from cones2.captions import photo_caption
+from cones2.captions import indefinite_article
 from cones2.errors import SettingsError
 from cones2.learning.data import PhotoSource, as_photos
 from cones2.photos import Photo
@@ -192,7 +192,7 @@ def with_articles(prompt: str, texts: Mapping[str, str]) -> str:
     def agreed(found: re.Match[str]) -> str:
         if found[2] not in texts:
             return found[0]
-        is_an = " an " in f" {photo_caption(texts[found[2]])} "
-        return f"{found[1]}{'n' * is_an} "
+        article = indefinite_article(texts[found[2]])
+        return f"{found[1]}{article[1:]} "
 
     return _ARTICLE.sub(agreed, prompt)

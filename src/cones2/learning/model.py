@@ -62,17 +62,23 @@ class Denoiser:
         noised = add_noise(latents, noise, self.alphas_cumprod[timesteps], self.prediction_type)
         return Batch(noised.latents, noised.target, timesteps, None if views.weights is None else views.weights[rows])
 
-    def loss(self, prompt: Float[Tensor, "1 tokens dim"], batch: "Batch") -> Float[Tensor, ""]:
-        """Return Eq. 2 on a batch of photos."""
-        prediction = self.unet(
+    def predict(
+        self, prompt: Float[Tensor, "prompts tokens dim"], batch: "Batch"
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Return what the UNet makes of noised photos, under one prompt for all or one for each."""
+        prediction: Tensor = self.unet(
             batch.latents.to(self.device, self.dtype),
             batch.timesteps.to(self.device),
             encoder_hidden_states=prompt.expand(len(batch.latents), -1, -1).to(self.dtype),
             added_cond_kwargs={name: each.expand(len(batch.latents), -1) for name, each in self.added.items()} or None,
             return_dict=False,
         )[0]
+        return prediction
+
+    def loss(self, prompt: Float[Tensor, "1 tokens dim"], batch: "Batch") -> Float[Tensor, ""]:
+        """Return Eq. 2 on a batch of photos."""
         weights = None if batch.weights is None else batch.weights.to(self.device)
-        return subject_loss(prediction, batch.target.to(self.device), weights)
+        return subject_loss(self.predict(prompt, batch), batch.target.to(self.device), weights)
 
 
 class Batch(NamedTuple):
