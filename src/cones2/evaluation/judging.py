@@ -104,6 +104,7 @@ class References:
         lookalikes: likewise of each other one.
         plain_look, plain_lookalikes: the same to the second judge.
         wholes: each photo as one thing.
+        true: the likeness of the subject in each photo with its identity over the other photos, -1 to 1.
     """
 
     class_index: int
@@ -112,6 +113,7 @@ class References:
     plain_look: Float[np.ndarray, "plain"]
     plain_lookalikes: Float[np.ndarray, "others plain"]
     wholes: Float[np.ndarray, "photos dim"]
+    true: Float[np.ndarray, "shown"]
 
 
 def look_up(judge: Judge, class_word: str, photos: Sequence[Photo], others: Sequence[Photo]) -> References:
@@ -129,7 +131,12 @@ def look_up(judge: Judge, class_word: str, photos: Sequence[Photo], others: Sequ
         raise SettingsError(f"the judge sees no {class_word} in any of {len(photos)} photos. Take clearer ones.")
     mean = [unit(looks.mean(axis=0)) for looks in own]
     wholes = embed_whole(judge, as_pixels([photo.image for photo in photos])).numpy()
-    return References(kind, mean[0], shown[0], mean[1], shown[1], wholes)
+    return References(kind, mean[0], shown[0], mean[1], shown[1], unit(wholes), _true_pairs(own[0]))
+
+
+def _true_pairs(looks: Float[np.ndarray, "shown dim"]) -> Float[np.ndarray, "shown"]:
+    others = unit((looks.sum(axis=0) - looks) if len(looks) > 1 else looks)
+    return np.asarray((looks * others).sum(axis=1))
 
 
 def as_pixels(images: Sequence[Image]) -> Float[Tensor, "batch 3 128 128"]:

@@ -118,5 +118,5 @@ def collapse_curve(
 
 
 def collapse_threshold(true: Float[np.ndarray, "pairs"]) -> float:
-    """Return the likeness that 5 % of true pairs (a subject and its reference, after the autoencoder) stay below."""
+    """Return the likeness that 5 % of true pairs, a subject and its reference, stay below."""
     return float(np.quantile(true, 0.05))

@@ -36,6 +36,8 @@ class _Strict(pydantic.BaseModel):
 class SubjectEntry(_Strict):
     """A subject: its photos and class word, and pictures of others of its class that it must be told from.
 
+    The protocol's other subjects of its class are such others, too.
+
     Attributes:
         photos: a folder, from which it is learned and by which it is known again.
         class_word: as people call it.
@@ -88,8 +90,8 @@ class Row(_Strict):
 
     Attributes:
         name: of its row in the tables.
-        rival: which implementation: a key of `rows.RIVALS`.
-        settings: of that, by field; what tuning chose is written here.
+        rival: which class of `cones2.baselines`: `DreamBooth`.
+        settings: its fields; what tuning chose is written here. A table with a `rival` of its own is a rival.
         layouts: whether its pictures are drawn with the layout, without one, or both.
         tier: the smallest that draws it.
         subjects: the most in one picture.
@@ -149,10 +151,19 @@ class Prediction(_Strict):
 
 
 class _Document(_Strict):
+    """All of `protocol.toml`.
+
+    `budget` is how many bytes the packed lines of all rows may have; `collapse` the likeness below which a subject
+    counts as collapsed, without which it is what 5 % of the photos stay below; `priors` how many pictures of a class
+    the model draws for rivals that keep the class as it was.
+    """
+
     version: Literal[1]
     model: str = "mini"
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)] = 0
     budget: Annotated[int, pydantic.Field(ge=1)] = 20_000_000
+    priors: Annotated[int, pydantic.Field(ge=0, le=10_000)] = 200
+    collapse: Annotated[float, pydantic.Field(ge=-1, le=1)] | None = None
     subjects: Annotated[dict[str, SubjectEntry], pydantic.Field(min_length=1)]
     combinations: Annotated[list[Combination], pydantic.Field(min_length=1)]
     prompts: Annotated[list[Prompt], pydantic.Field(min_length=1)]

@@ -7,6 +7,7 @@ again only where its pictures were not all drawn. One process at a time writes t
 import contextlib
 import hashlib
 import inspect
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,10 +31,12 @@ from cones2.photos import Photo, load_photos
 from cones2.pipeline import Cones2Pipeline
 from cones2.schedulers import make_scheduler
 
+PICTURES = "pictures"
+"""The folder of pictures that are kept."""
 _LARGEST_LEARNED = 2**34
 
-Priors = Callable[[Any, str], Sequence[Image]]
-"""From a pipeline and a class word, pictures of the class by the model itself."""
+Priors = Callable[[Rival, Cones2Pipeline, str], Sequence[Image]]
+"""From a rival, a pipeline and a class word, pictures of the class by the model itself, if the rival uses any."""
 MakeRival = Callable[[Row], Rival]
 """From a protocol's row, what implements it."""
 
@@ -62,6 +65,7 @@ class Bench:
         photos: of each subject.
         make_rival: of a row.
         priors: of a class word; None where no rival wants any.
+        keeps_pictures: whether they are written as `pictures/HASH.png`, for people to look at.
     """
 
     protocol: Protocol
@@ -73,12 +77,20 @@ class Bench:
     photos: Mapping[str, tuple[Photo, ...]]
     make_rival: MakeRival
     priors: Priors | None = None
+    keeps_pictures: bool = False
 
 
 def open_bench(
-    protocol: Protocol, tier: Tier, folder: Path, judge: Judge, make_rival: MakeRival, priors: Priors | None = None
+    protocol: Protocol,
+    tier: Tier,
+    folder: Path,
+    judge: Judge,
+    make_rival: MakeRival,
+    *,
+    priors: Priors | None = None,
+    keeps_pictures: bool = False,
 ) -> Bench:
-    """Open a protocol's model as it says that pictures are drawn, on the CPU in float32.
+    """Open a protocol's model as it says that pictures are drawn, on the CPU in float32; see `Bench`.
 
     Raises:
         ModelError, SettingsError: the model or the scheduler can't be used.
@@ -88,7 +100,7 @@ def open_bench(
     pipeline.set_progress_bar_config(disable=True)
     photos = {name: load_photos(protocol.photos(name)) for name in protocol.document.subjects}
     weights = weights_of(protocol.document.model)
-    return Bench(protocol, tier, folder, pipeline, weights, judge, photos, make_rival, priors)
+    return Bench(protocol, tier, folder, pipeline, weights, judge, photos, make_rival, priors, keeps_pictures)
 
 
 def run(bench: Bench, only: Sequence[str] = ()) -> Iterator[Progress]:
@@ -106,6 +118,24 @@ def run(bench: Bench, only: Sequence[str] = ()) -> Iterator[Progress]:
         for row in rows:
             if not only or row.name in only:
                 yield from _RowRun(bench, row).run()
+
+
+def picture_hash(image: Image) -> str:
+    """Return the hash of a picture's pixels, by which it is named."""
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def keep_pictures(folder: Path, images: Sequence[Image]) -> None:
+    """Write pictures into the folder of a run, each named by its hash, and so without a hint of who drew it.
+
+    Raises:
+        OutputError: they can't be written.
+    """
+    make_folder(folder / PICTURES)
+    for image in images:
+        content = io.BytesIO()
+        image.save(content, "PNG")
+        write_atomically(folder / PICTURES / f"{picture_hash(image)}.png", content.getvalue())
 
 
 @contextlib.contextmanager
@@ -192,6 +222,8 @@ class _RowRun:
         self, case: Case, ids: Mapping[tuple[str, ...], str], images: Sequence[Image | None], seconds: float
     ) -> None:
         drawn = [image for image in images if image is not None]
+        if self._bench.keeps_pictures:
+            keep_pictures(self._bench.folder, drawn)
         judged = iter(judge_pictures(self._bench.judge, drawn) if drawn else ())
         self._lines.append(
             *(
@@ -203,7 +235,7 @@ class _RowRun:
                     prompt=case.prompt,
                     number=number,
                     layout=case.layout,
-                    picture="" if image is None else hashlib.sha256(image.tobytes()).hexdigest(),
+                    picture="" if image is None else picture_hash(image),
                     seconds=round(seconds, 3),
                     judged=NOTHING if image is None else next(judged),
                 )
@@ -244,7 +276,7 @@ class _RowRun:
             name: Lesson(
                 bench.photos[name],
                 entries[name].class_word,
-                bench.priors(bench.pipeline, entries[name].class_word) if bench.priors is not None else (),
+                bench.priors(self._rival, bench.pipeline, entries[name].class_word) if bench.priors else (),
             )
             for name in subjects
         }
