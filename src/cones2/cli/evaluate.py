@@ -125,6 +125,41 @@ def power(
     print_table("power", {f"all claims of {combinations} combinations": f"{100 * found:.0f} %"})
 
 
+def form(
+    protocol: _Protocol,
+    out: _Out,
+    tier: _Tier = "s",
+    page: Annotated[Path, option("--page", "Where the page is written.", "FILE")] = Path("form.html"),
+    read: Annotated[list[Path] | None, option("--read", "Score a file of answers; once for each.", "FILE")] = None,
+    seed: Annotated[int, option("--seed", "Which questions are drawn.", "N", min=0)] = 0,
+    as_json: opt.Json = False,
+) -> None:
+    """Write the user study as one page, or with --read score what people answered, beside the judge.
+
+    Example: cones2 evaluate form protocol.toml --out results --page form.html
+    """
+    _check_scipy()
+    with waiting("reading the results"):
+        from cones2.evaluation.form import questions_of, read_answers, write_form
+        from cones2.evaluation.protocol import read_protocol
+        from cones2.evaluation.results import open_lines, scorer_of
+        from cones2.files import write_atomically
+        from cones2.judge import open_judge
+
+        found = read_protocol(protocol)
+        scorer, lines = scorer_of(found, open_judge()), open_lines(found, tier, out)
+    if not read:
+        write_atomically(page, write_form(scorer, lines, out, seed=seed).encode())
+        say(f"Open {page} in a browser; score what it saves with --read.")
+        return
+    study = read_answers(questions_of(scorer, lines), read)
+    if as_json:
+        print_json(vars(study))
+        return
+    rows = {name: f"{100 * yes:.0f} % yes" for name, yes in study.yes.items()}
+    print_table(f"{study.people} people, {study.answers} answers", rows | {"kappa": f"{study.agreement:.2f}"})
+
+
 def _check_scipy() -> None:
     try:
         import scipy  # type: ignore[import-untyped]  # noqa: F401
@@ -132,5 +167,5 @@ def _check_scipy() -> None:
         raise SettingsError("scipy is not installed: pip install 'cones2[evaluation]'.") from error
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"run": run, "report": report, "power": power}
+COMMANDS: dict[str, Callable[..., None]] = {"run": run, "report": report, "power": power, "form": form}
 """Of the group, by name."""

@@ -48,6 +48,30 @@ def references_of(protocol: Protocol, judge: Judge) -> dict[str, References]:
     }
 
 
+def scorer_of(protocol: Protocol, judge: Judge) -> Scorer:
+    """Return what measures the pictures of a protocol.
+
+    Raises:
+        PhotoError, SettingsError: as `references_of`.
+    """
+    references, collapse = references_of(protocol, judge), protocol.document.collapse
+    if collapse is None:
+        collapse = round(collapse_threshold(np.concatenate([each.true for each in references.values()])), 4)
+    return Scorer(protocol, judge, references, collapse)
+
+
+def open_lines(protocol: Protocol, tier: Tier, folder: Path) -> list[PictureLine]:
+    """Return all pictures of the rows of a tier.
+
+    Raises:
+        SettingsError: lines are damaged, or of another protocol.
+    """
+    lines = [line for row in protocol.rows(tier) for line in RowLines(folder / "rows", row.name)]
+    if any(line.protocol != protocol.sha256 for line in lines):
+        raise SettingsError(f"{folder} has results of another protocol: take the one that they were drawn by.")
+    return [line for line in lines if isinstance(line, PictureLine)]
+
+
 def _others(protocol: Protocol, subject: str) -> Sequence[Any]:
     folder = protocol.lookalikes(subject)
     return () if folder is None else load_photos(folder)
@@ -75,11 +99,7 @@ def collect(
     Raises:
         SettingsError: lines are damaged, or of another protocol.
     """
-    references = references_of(protocol, judge)
-    collapse = protocol.document.collapse
-    if collapse is None:
-        collapse = round(collapse_threshold(np.concatenate([each.true for each in references.values()])), 4)
-    scorer = Scorer(protocol, judge, references, collapse)
+    scorer = scorer_of(protocol, judge)
     rows = {row.name: _row(scorer, row, tier, folder, calibration) for row in protocol.rows(tier)}
     return {
         "version": 1,
@@ -91,7 +111,7 @@ def collect(
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
         "collapse_threshold": scorer.collapse,
         "commit": commit,
-        "photos": _photos_alone(references),
+        "photos": _photos_alone(scorer.references),
         "rows": rows,
         "claims": [check_claim(claim, rows) for claim in protocol.document.claims],
         "predictions": check_predictions(protocol.document.predictions, rows),
