@@ -20,7 +20,8 @@ from cones2.evaluation.lines import LearnedLine, PictureLine, RowLines
 from cones2.evaluation.protocol import Protocol, read_protocol
 from cones2.evaluation.questions import Reliability
 from cones2.evaluation.report import as_csv, markdown, plots, write_report
-from cones2.evaluation.results import collect, read_calibration, read_results, references_of, write_results
+from cones2.evaluation.results import collect, read_calibration, read_results, references_of, scorer_of, write_results
+from cones2.evaluation.scores import Scorer
 from cones2.examples import EXAMPLES
 from cones2.judge import Judge, open_judge
 from evaluation_bench import write_protocol
@@ -36,6 +37,11 @@ def protocol(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Pro
     return read_protocol(write_protocol(tmp_path_factory.mktemp("protocol"), tiny_folder))
 
 
+@pytest.fixture(scope="module")
+def scorer(protocol: Protocol, judge: Judge) -> Scorer:
+    return scorer_of(protocol, judge)
+
+
 def collage(protocol: Protocol, subjects: list[str], *, shown: list[str], prompt: int, number: int) -> Image.Image:
     """Photos of `shown` where `subjects` are asked for: a picture of which everything is known."""
     del prompt
@@ -44,7 +50,9 @@ def collage(protocol: Protocol, subjects: list[str], *, shown: list[str], prompt
     for place, name in zip(places.values(), shown, strict=True):
         left, top, right, bottom = (round(256 * side) for side in place)
         side = min(right - left, bottom - top)
-        photo = EXAMPLES[name].photos[number % 5].image.resize((side, side))
+        photo = EXAMPLES[name].photos[number % 5].image
+        edge = round(0.12 * photo.width)
+        photo = photo.crop((edge, edge, photo.width - edge, photo.height - edge)).resize((side, side))
         picture.paste(photo, ((left + right - side) // 2, (top + bottom - side) // 2))
     return picture
 
@@ -79,8 +87,8 @@ def folder(protocol: Protocol, judge: Judge, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def results(protocol: Protocol, judge: Judge, folder: Path) -> dict[str, Any]:
-    return collect(protocol, "m", folder, judge, commit="abc")
+def results(scorer: Scorer, folder: Path) -> dict[str, Any]:
+    return collect(scorer, "m", folder, commit="abc")
 
 
 def estimate(results: dict[str, Any], row: str, cell: str, measure: str) -> float:
@@ -98,19 +106,19 @@ def test_true_pictures_score_high_and_empty_ones_low(results: dict[str, Any]) ->
     assert results["rows"]["joint"]["cells"]["with/2"]["ap50"] == 0
 
 
-def test_swapped_subjects_are_seen(protocol: Protocol, judge: Judge, tmp_path: Path) -> None:
+def test_swapped_subjects_are_seen(protocol: Protocol, judge: Judge, scorer: Scorer, tmp_path: Path) -> None:
     def cats_for_dogs(names: list[str], prompt: int, number: int) -> Image.Image:
         return collage(protocol, names, shown=names[::-1], prompt=prompt, number=number)
 
     write_row(protocol, judge, tmp_path, "joint", cats_for_dogs)
-    found = collect(protocol, "m", tmp_path, judge)
+    found = collect(scorer, "m", tmp_path)
     assert estimate(found, "joint", "with/2", "all_right") > 0.7  # both are there, and themselves
     assert estimate(found, "joint", "with/2", "right_box") < 0.1  # but each in the other's box
 
 
-def test_a_failure_to_learn_scores_as_nothing(protocol: Protocol, judge: Judge, tmp_path: Path) -> None:
+def test_a_failure_to_learn_scores_as_nothing(protocol: Protocol, judge: Judge, scorer: Scorer, tmp_path: Path) -> None:
     write_row(protocol, judge, tmp_path, "joint", lambda *_: None)
-    found = collect(protocol, "m", tmp_path, judge)
+    found = collect(scorer, "m", tmp_path)
     for measure in ("text", "image", "present", "all_right", "followed", "all_yes"):
         assert estimate(found, "joint", "with/2", measure) == 0, measure
 
@@ -135,13 +143,11 @@ def test_what_was_predicted_and_what_came(results: dict[str, Any]) -> None:
     assert difference["p_corrected"] == difference["p"]
 
 
-def test_incomplete_rows_are_labelled_and_compared_with_none(
-    protocol: Protocol, judge: Judge, folder: Path, tmp_path: Path
-) -> None:
+def test_incomplete_rows_are_labelled_and_compared_with_none(scorer: Scorer, folder: Path, tmp_path: Path) -> None:
     lines = list(RowLines(folder / "rows", "joint"))
     RowLines(tmp_path / "rows", "plain").append(*RowLines(folder / "rows", "plain"))
     RowLines(tmp_path / "rows", "joint").append(*lines[:-1])
-    found = collect(protocol, "m", tmp_path, judge)
+    found = collect(scorer, "m", tmp_path)
     assert found["rows"]["plain"]["complete"]
     assert not found["rows"]["joint"]["complete"]
     assert found["claims"][0]["verdict"] == "incomplete"
@@ -151,8 +157,8 @@ def test_incomplete_rows_are_labelled_and_compared_with_none(
     assert "These rows are not complete, and are compared with none: joint." in page
 
 
-def test_a_smaller_tier_reads_its_part_alone(protocol: Protocol, judge: Judge, folder: Path) -> None:
-    found = collect(protocol, "s", folder, judge)
+def test_a_smaller_tier_reads_its_part_alone(scorer: Scorer, folder: Path) -> None:
+    found = collect(scorer, "s", folder)
     assert found["rows"]["plain"]["complete"]
     assert found["rows"]["plain"]["cells"]["with/2"]["pictures"] == 2
     assert found["claims"][0]["verdict"] == "incomplete"  # of one combination there is no interval
@@ -193,12 +199,12 @@ def test_a_page_can_not_be_broken_by_a_reason(results: dict[str, Any]) -> None:
     assert "| a \\| b # c |" in markdown(changed)
 
 
-def test_corrected_rates_need_a_calibration(protocol: Protocol, judge: Judge, folder: Path, tmp_path: Path) -> None:
+def test_corrected_rates_need_a_calibration(scorer: Scorer, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     path.write_text('{"image": {"dog": [9, 10, 18, 20], "cat": [9, 10, 18, 20]}}')
     calibration = read_calibration(path)
     assert calibration == {"image": Reliability(18, 20, 36, 40)}
-    found = collect(protocol, "m", folder, judge, calibration=calibration)
+    found = collect(scorer, "m", folder, calibration=calibration)
     raw = estimate(found, "plain", "with/2", "yes_image")
     wanted = min(max((raw + 0.9 - 1) / 0.8, 0), 1)
     assert estimate(found, "plain", "with/2", "yes_image_corrected") == pytest.approx(wanted, abs=1e-3)

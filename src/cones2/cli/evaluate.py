@@ -78,7 +78,7 @@ def report(
         if changed and not allow_dirty:
             raise SettingsError("the code was changed since its last commit: commit it, or give --allow-dirty.")
         read, reliability = read_protocol(protocol), made.read_calibration(calibration) if calibration else None
-        found = made.collect(read, tier, out, open_judge(), calibration=reliability, commit=commit)
+        found = made.collect(made.scorer_of(read, open_judge()), tier, out, calibration=reliability, commit=commit)
         made.write_results(out / "results.json", found)
         paths = write_report(found, to or out / "report")
     packed = _pack(read, out, found["rows"]) if pack else {}

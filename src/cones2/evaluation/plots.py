@@ -75,11 +75,11 @@ def _plot(title: str, axes: Axes, parts: Sequence[str], names: Sequence[str]) ->
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif"'
             ' font-size="12">',
             f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-            _text(_LEFT, 18, title, "start"),
+            _text(float(_LEFT), 18.0, title, "start"),
             *_ticks(axes),
             f'<path d="M{_LEFT} {_TOP}V{bottom}H{right}" fill="none" stroke="black"/>',
-            _text((_LEFT + right) / 2, _HEIGHT - 10, axes.x, "middle"),
-            _text(15, _TOP - 8, axes.y, "start"),
+            _text((_LEFT + right) / 2, _HEIGHT - 10.0, axes.x, "middle"),
+            _text(15.0, _TOP - 8.0, axes.y, "start"),
             *parts,
             *(_legend(number, name) for number, name in enumerate(names)),
             "</svg>\n",
@@ -92,7 +92,7 @@ def _ticks(axes: Axes) -> list[str]:
     for step in range(6):
         y = axes.ys[0] + step * (axes.ys[1] - axes.ys[0]) / 5
         ticks.append(f'<path d="M{_LEFT} {axes.down(y)}H{_WIDTH - _RIGHT}" stroke="#ddd"/>')
-        ticks.append(_text(_LEFT - 8, axes.down(y) + 4, f"{y:.2f}", "end"))
+        ticks.append(_text(_LEFT - 8.0, axes.down(y) + 4, f"{y:.2f}", "end"))
     whole = all(float(end).is_integer() for end in axes.xs)
     count = int(axes.xs[1] - axes.xs[0]) if whole and axes.xs[1] - axes.xs[0] >= 1 else 5
     for step in range(count + 1):
@@ -102,11 +102,11 @@ def _ticks(axes: Axes) -> list[str]:
 
 
 def _legend(number: int, name: str) -> str:
-    x, y = _WIDTH - _RIGHT + 15, _TOP + 10 + 16 * number
-    return f'<circle cx="{x}" cy="{y - 4}" r="4" fill="{_colour(number)}"/>' + _text(x + 10, y, name, "start")
+    x, y = _WIDTH - _RIGHT + 15.0, _TOP + 10.0 + 16.0 * number
+    return f'<circle cx="{x}" cy="{y - 4}" r="4" fill="{_colour(number)}"/>' + _text(x + 10.0, y, name, "start")
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
+def _text(x: int | float, y: int | float, text: str, anchor: str) -> str:
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{html.escape(text)}</text>'
 
 

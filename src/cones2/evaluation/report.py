@@ -217,14 +217,14 @@ def plots(results: Results) -> dict[str, str]:
             lines = {name: _points(results, name, layout, measure) for name in results["rows"]}
             lines = {name: points for name, points in lines.items() if len(points) > 1}
             if lines:
-                axes = Axes("subjects", _SHOWN[measure], (min(counts), max(counts)), (0, 1))
+                axes = Axes("subjects", _SHOWN[measure], (float(min(counts)), float(max(counts))), (0.0, 1.0))
                 name = f"{_IMAGES}/evidence-{measure.replace('_', '-')}-{layout}-layout.svg"
                 found[name] = curves(_titled(name), axes, lines)
         for count in counts:
             points = dict(_pairs(results, f"{layout}/{count}"))
             if points and count > 1:
                 name = f"{_IMAGES}/evidence-alignments-{count}-subjects-{layout}-layout.svg"
-                found[name] = scatter(_titled(name), Axes(*_ALIGNED, (0, 1), (0, 1)), points)
+                found[name] = scatter(_titled(name), Axes(*_ALIGNED, (0.0, 1.0), (0.0, 1.0)), points)
     return found
 
 
@@ -240,7 +240,7 @@ def _points(results: Results, name: str, layout: str, measure: str) -> list[Poin
     for cell, found in results["rows"][name]["cells"].items():
         kind, _, count = cell.partition("/")
         if kind == layout and found["complete"] and (each := found["measures"].get(measure)):
-            points.append(Point(int(count), each["estimate"], each["low"], each["high"]))
+            points.append(Point(float(count), each["estimate"], each["low"], each["high"]))
     return sorted(points, key=lambda point: point.x)
 
 

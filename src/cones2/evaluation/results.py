@@ -78,10 +78,9 @@ def _others(protocol: Protocol, subject: str) -> Sequence[Any]:
 
 
 def collect(
-    protocol: Protocol,
+    scorer: Scorer,
     tier: Tier,
     folder: Path,
-    judge: Judge,
     *,
     calibration: Mapping[str, Reliability] | None = None,
     commit: str | None = None,
@@ -89,17 +88,16 @@ def collect(
     """Return the results of a tier as JSON values.
 
     Args:
-        protocol: of the results.
+        scorer: of the protocol.
         tier: how much of it counts.
         folder: of the run.
-        judge: of the run.
         calibration: how reliable the judge is, by question, `image` and `text`; None leaves rates as they are.
         commit: of the code, if it is known.
 
     Raises:
         SettingsError: lines are damaged, or of another protocol.
     """
-    scorer = scorer_of(protocol, judge)
+    protocol = scorer.protocol
     rows = {row.name: _row(scorer, row, tier, folder, calibration) for row in protocol.rows(tier)}
     return {
         "version": 1,
@@ -222,13 +220,13 @@ def _cost(learned: Sequence[LearnedLine]) -> dict[str, Any]:
     }
 
 
-def _library(means: Mapping[int, tuple[float, float]], count: int, together: bool) -> dict[str, float]:
+def _library(means: Mapping[int, tuple[float, float]], count: int, together: bool) -> dict[str, int | float]:
     """Return what it takes to be able to draw every pair, or triple, of a library of 16 subjects."""
     sets, (size, seconds) = (comb(LIBRARY, count), means[count]) if together else (LIBRARY, means[1])
     return _told(sets * size, sets * seconds)
 
 
-def _told(size: float, seconds: float) -> dict[str, float]:
+def _told(size: float, seconds: float) -> dict[str, int | float]:
     return {"bytes": round(size), "seconds": round(seconds, 2)}
 
 
@@ -266,7 +264,7 @@ def read_calibration(path: Path) -> dict[str, Reliability]:
     try:
         content = json.loads(read_bounded(path, limit=2**20, error=SettingsError))
         tables = {question: [Reliability(*counts) for counts in content[question].values()] for question in content}
-        if not set(tables) <= {"image", "text"} or not all(tables.values()):
+        if not tables or not set(tables) <= {"image", "text"} or not all(tables.values()):
             raise ValueError("expected image and text")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         expected = '{"image": {"dog": [right yes, true, right no, false]}, "text": ...}'
@@ -280,7 +278,7 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
     Raises:
         OutputError: it can't be written.
     """
-    write_atomically(path, (json.dumps(results, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_atomically(path, (json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_results(path: Path) -> dict[str, Any]:
