@@ -224,7 +224,7 @@ class _Excite:
             self.unet(latent, timestep, encoder_hidden_states=self.text.clone(), return_dict=False)
         if not maps:
             raise ModelError(f"no layer of this UNet has the grid {grid[0]}x{grid[1]}: take another level.")
-        attention = torch.stack([each[0].mean(0) for each in maps]).mean(0)
+        attention = torch.cat([each[0] for each in maps]).mean(0)  # over heads and layers
         loss = 1 - token_maxima(attention.unflatten(0, grid), self.tokens, self.stop).min()
         return float(loss.detach()), torch.autograd.grad(loss, latent)[0]
 
