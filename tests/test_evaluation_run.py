@@ -1,10 +1,13 @@
 """The run: what a protocol says, which pictures that comes to, and that nothing is done twice or lost."""
 
 import gzip
+import importlib
+import inspect
 import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from cones2.errors import OutputError, SettingsError
 from cones2.evaluation.cases import cases, phrase, picture_seed
 from cones2.evaluation.lines import LearnedLine, PictureLine, RowLines
 from cones2.evaluation.protocol import Protocol, read_protocol
-from cones2.evaluation.run import Bench, open_bench, run
+from cones2.evaluation.run import Bench, code_hash, open_bench, run
 from cones2.files import locked
 from cones2.judge import Judge, open_judge
 from evaluation_bench import maker, write_protocol
@@ -114,6 +117,7 @@ def test_a_protocol_that_contradicts_itself(old: str, new: str, told: str, tmp_p
         read_protocol(write_protocol(tmp_path, tiny_folder, change=change))
 
 
+@pytest.mark.slow
 def test_a_second_run_gives_the_same_hashes(bench: Callable[..., Bench], tmp_path: Path) -> None:
     counts = [(one.row, one.done, one.total) for one in run(bench())]
     assert counts == [("plain", number, 8) for number in range(1, 9)] + [("joint", number, 4) for number in range(1, 5)]
@@ -138,6 +142,7 @@ def test_what_is_written_is_not_done_again(bench: Callable[..., Bench], tmp_path
     assert list(run(bench(), only=["plain"])) == []
 
 
+@pytest.mark.slow
 def test_a_larger_tier_adds_to_a_smaller_one(bench: Callable[..., Bench], tmp_path: Path) -> None:
     list(run(bench("s"), only=["joint"]))
     before = {line.case for line in pictures(tmp_path / "out", "joint")}
@@ -178,6 +183,7 @@ def test_what_can_not_be_learned_counts_as_nothing(bench: Callable[..., Bench], 
     assert all(line.picture == "" and line.judged.classes == [] for line in lines if isinstance(line, PictureLine))
 
 
+@pytest.mark.slow
 def test_packed_lines_are_the_same_lines(bench: Callable[..., Bench], tmp_path: Path) -> None:
     list(run(bench("s"), only=["joint"]))
     lines = RowLines(tmp_path / "out/rows", "joint")
@@ -190,6 +196,7 @@ def test_packed_lines_are_the_same_lines(bench: Callable[..., Bench], tmp_path: 
     assert len(pictures(tmp_path / "out", "joint")) == 12
 
 
+@pytest.mark.slow
 def test_results_of_another_protocol_are_refused(
     bench: Callable[..., Bench], judge: Judge, tmp_path: Path, tiny_folder: Path
 ) -> None:
@@ -204,6 +211,17 @@ def test_two_at_once_are_refused(bench: Callable[..., Bench], tmp_path: Path) ->
     (tmp_path / "out").mkdir()
     with locked(tmp_path / "out/.lock", wait=False), pytest.raises(OutputError, match="is at work in"):
         list(run(bench()))
+
+
+def test_the_code_of_a_rival_is_all_that_it_takes_from_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    importlib.import_module("cones2.baselines.lora")
+    before, read = code_hash("cones2.baselines.lora"), inspect.getsource
+
+    def changed(module: ModuleType) -> str:
+        return read(module) + ("# changed" if module.__name__ == "cones2.baselines.stored" else "")
+
+    monkeypatch.setattr(inspect, "getsource", changed)
+    assert code_hash("cones2.baselines.lora") != before
 
 
 def test_an_unknown_row(bench: Callable[..., Bench]) -> None:

@@ -95,7 +95,7 @@ def questions_of(scorer: Scorer, lines: Iterable[PictureLine]) -> Iterator[Quest
 
 
 def _question(line: PictureLine, text: str, subject: str, *, judged: bool) -> Question:
-    named = hashlib.sha256(f"{line.case}|{text}|{subject}".encode()).hexdigest()[:16]
+    named = hashlib.sha256(f"{line.row}|{line.case}|{text}|{subject}".encode()).hexdigest()[:16]
     return Question(named, line.row, line.picture, text, subject, judged)
 
 

@@ -120,6 +120,18 @@ def run(bench: Bench, only: Sequence[str] = ()) -> Iterator[Progress]:
                 yield from _RowRun(bench, row).run()
 
 
+def code_hash(module: str) -> str:
+    """Return the hash of a module's source, and of all that it takes from its own package."""
+    package, sources, left = module.rpartition(".")[0], {}, [module]
+    while left:
+        name = left.pop()
+        if name not in sources:
+            sources[name] = inspect.getsource(sys.modules[name])
+            homes = {getattr(each, "__module__", None) for each in vars(sys.modules[name]).values()}
+            left += [home for home in homes if home and package and home.startswith(f"{package}.")]
+    return hash_of(sources)
+
+
 def picture_hash(image: Image) -> str:
     """Return the hash of a picture's pixels, by which it is named."""
     return hashlib.sha256(image.tobytes()).hexdigest()
@@ -302,11 +314,10 @@ class _RowRun:
 
     def _method(self) -> dict[str, Any]:
         """Return what decides how a rival learns: its settings, its code, the model, and the machine's threads."""
-        code = inspect.getsource(sys.modules[type(self._rival).__module__])
         return {
             "rival": self._row.rival,
             "settings": self._row.settings,
-            "code": hashlib.sha256(code.encode()).hexdigest(),
+            "code": code_hash(type(self._rival).__module__),
             "weights": self._bench.weights,
             "threads": torch.get_num_threads(),
         }
