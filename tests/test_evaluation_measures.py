@@ -10,10 +10,12 @@ from hypothesis.extra.numpy import arrays
 
 from cones2.errors import SettingsError
 from cones2.evaluation.alignment import (
-    average,
+    between,
     clip_score,
     image_alignment,
     kept,
+    macro,
+    micro,
     several_alignment,
     text_alignment,
     unit,
@@ -74,23 +76,16 @@ def test_a_vector_of_zeros_is_like_nothing() -> None:
 
 def test_averages_of_combinations_and_of_pictures() -> None:
     values = {"a": np.array([0.2, 0.4, 0.6]), "b": np.array([0.8])}
-    found = average(
-        values, floor={"a": np.array([0.0]), "b": np.array([0.4])}, ceiling={"a": np.ones(1), "b": np.ones(1)}
-    )
-    assert (found.macro, found.micro) == pytest.approx((0.6, 0.5))
-    assert found.between == pytest.approx(0.5)  # from 0.2 to 1
-    assert average(values).between is None
+    assert (macro(values), micro(values)) == pytest.approx((0.6, 0.5))
+    assert between(0.6, floor=0.2, ceiling=1.0) == pytest.approx(0.5)
+    assert between(0.6, floor=0.2, ceiling=0.2) is None
 
 
 @pytest.mark.parametrize("values", [{}, {"a": np.array([])}])
 def test_there_is_no_average_of_nothing(values: dict[str, np.ndarray]) -> None:
-    with pytest.raises(SettingsError, match="without pictures"):
-        average(values)
-
-
-def test_a_floor_of_other_combinations_is_refused() -> None:
-    with pytest.raises(SettingsError, match="the floor is of other combinations: expected a"):
-        average({"a": np.ones(1)}, floor={"b": np.ones(1)})
+    for mean in (macro, micro):
+        with pytest.raises(SettingsError, match="without pictures"):
+            mean(values)
 
 
 @given(arrays(float, (4, 3), elements=st.floats(-1, 1)), arrays(float, (5, 3), elements=st.floats(-1, 1)))

@@ -221,7 +221,12 @@ def test_clips_pictures_and_texts_are_transformers_own(clip_folder: Path) -> Non
 
 def test_dino_is_the_first_token(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     model = ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8), add_pooling_layer=False).eval()
     model.save_pretrained(tmp_path)
     preparation = {

@@ -20,7 +20,15 @@ from cones2.evaluation.lines import LearnedLine, PictureLine, RowLines
 from cones2.evaluation.protocol import Protocol, read_protocol
 from cones2.evaluation.questions import Reliability
 from cones2.evaluation.report import as_csv, markdown, plots, write_report
-from cones2.evaluation.results import collect, read_calibration, read_results, references_of, scorer_of, write_results
+from cones2.evaluation.results import (
+    bound,
+    collect,
+    read_calibration,
+    read_results,
+    references_of,
+    scorer_of,
+    write_results,
+)
 from cones2.evaluation.scores import Scorer
 from cones2.examples import EXAMPLES
 from cones2.judge import Judge, open_judge
@@ -57,6 +65,16 @@ def collage(protocol: Protocol, subjects: list[str], *, shown: list[str], prompt
     return picture
 
 
+SEEN: dict[bytes, Judged] = {}
+
+
+def look(judge: Judge, image: Image.Image) -> Judged:
+    """What the judge sees, each picture once."""
+    if image.tobytes() not in SEEN:
+        SEEN[image.tobytes()] = judge_pictures(judge, [image])[0]
+    return SEEN[image.tobytes()]
+
+
 Draw = Callable[[list[str], int, int], Image.Image | None]
 
 
@@ -72,7 +90,7 @@ def write_row(protocol: Protocol, judge: Judge, folder: Path, row: str, draw: Dr
             image = draw(combination.subjects, case.prompt, case.numbers[0])
             facts = {"case": "0" * 64, "combination": combination.name, "prompt": case.prompt, "seconds": 1.0}
             facts |= {"number": case.numbers[0], "layout": case.layout, "picture": "" if image is None else "f" * 64}
-            judged = NOTHING if image is None else judge_pictures(judge, [image])[0]
+            judged = NOTHING if image is None else look(judge, image)
             lines.append(PictureLine.model_validate({**about, **facts, "judged": judged}))
 
 
@@ -104,6 +122,14 @@ def test_true_pictures_score_high_and_empty_ones_low(results: dict[str, Any]) ->
     assert estimate(results, "plain", "with/2", "text") > estimate(results, "joint", "with/2", "text")
     assert estimate(results, "joint", "with/2", "missing") == estimate(results, "joint", "with/2", "collapsed") == 1
     assert results["rows"]["joint"]["cells"]["with/2"]["ap50"] == 0
+
+
+def test_an_image_alignment_lies_between_the_plain_models_and_the_photos(results: dict[str, Any]) -> None:
+    rows = {name: {**row, "rival": "Plain" if name == "joint" else "Ours"} for name, row in results["rows"].items()}
+    bound(rows, 0.9)
+    low, high = (estimate(results, row, "with/2", "image") for row in ("joint", "plain"))
+    places = {name: row["cells"]["with/2"]["measures"]["image"].pop("between") for name, row in rows.items()}
+    assert places == {"joint": 0.0, "plain": pytest.approx((high - low) / (0.9 - low), abs=1e-3)}
 
 
 def test_swapped_subjects_are_seen(protocol: Protocol, judge: Judge, scorer: Scorer, tmp_path: Path) -> None:

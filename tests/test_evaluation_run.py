@@ -129,7 +129,8 @@ def test_a_second_run_gives_the_same_hashes(bench: Callable[..., Bench], tmp_pat
 
 
 def test_what_is_written_is_not_done_again(bench: Callable[..., Bench], tmp_path: Path) -> None:
-    whole, lessons = RowLines(tmp_path / "whole/rows", "plain"), []
+    whole = RowLines(tmp_path / "whole/rows", "plain")
+    lessons: list[tuple[str, ...]] = []
     list(run(bench(out="whole", lessons=lessons), only=["plain"]))
     assert lessons == [("rex",), ("mimi",)]  # rex was learned once for both of its combinations
     begun: list[tuple[str, ...]] = []

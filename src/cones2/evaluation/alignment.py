@@ -5,7 +5,6 @@ to say: they are CLIP-T, CLIP-I and DINO only where it was CLIP or DINO.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -60,50 +59,26 @@ def kept(plain: Vectors, tuned: Vectors) -> Values:
     return np.asarray((unit(plain) * unit(tuned)).sum(axis=-1))
 
 
-@dataclass(frozen=True)
-class Average:
-    """A mean over combinations (`macro`) and one over pictures (`micro`), with what bounds it.
-
-    Attributes:
-        macro: the mean of the combinations' means: each combination counts as much.
-        micro: the mean of all pictures.
-        floor: the plain model's macro mean, which shows no subject, if it was measured.
-        ceiling: that of pictures of the true subjects, if it was measured.
-    """
-
-    macro: float
-    micro: float
-    floor: float | None = None
-    ceiling: float | None = None
-
-    @property
-    def between(self) -> float | None:
-        """Where the mean lies between floor (0) and ceiling (1); None without both, or where they are equal."""
-        if self.floor is None or self.ceiling is None or self.ceiling == self.floor:
-            return None
-        return (self.macro - self.floor) / (self.ceiling - self.floor)
-
-
-def average(
-    values: Mapping[str, Values], floor: Mapping[str, Values] | None = None, ceiling: Mapping[str, Values] | None = None
-) -> Average:
-    """Average the pictures' values of each combination, by the combination's name.
+def macro(values: Mapping[str, Values]) -> float:
+    """Return the mean of the combinations' means, from their pictures' values: each combination counts as much.
 
     Raises:
-        SettingsError: a combination has no pictures, or floor or ceiling are of other combinations.
+        SettingsError: a combination has no pictures, or there is none.
     """
+    return float(np.mean([each.mean() for each in _some(values).values()]))
+
+
+def micro(values: Mapping[str, Values]) -> float:
+    """Return the mean of all pictures; raises as `macro`."""
+    return float(np.concatenate(list(_some(values).values())).mean())
+
+
+def between(mean: float, floor: float, ceiling: float) -> float | None:
+    """Return where a mean lies from floor (0: the plain model) to ceiling (1: true subjects); None where they meet."""
+    return None if floor == ceiling else (mean - floor) / (ceiling - floor)
+
+
+def _some(values: Mapping[str, Values]) -> Mapping[str, Values]:
     if not values or any(len(each) == 0 for each in values.values()):
         raise SettingsError("there are combinations without pictures: expected at least one of each. Draw them first.")
-    for name, bound in (("floor", floor), ("ceiling", ceiling)):
-        if bound is not None and bound.keys() != values.keys():
-            raise SettingsError(f"the {name} is of other combinations: expected {', '.join(values)}. Draw those.")
-    return Average(
-        _macro(values),
-        float(np.concatenate(list(values.values())).mean()),
-        None if floor is None else _macro(floor),
-        None if ceiling is None else _macro(ceiling),
-    )
-
-
-def _macro(values: Mapping[str, Values]) -> float:
-    return float(np.mean([each.mean() for each in values.values()]))
+    return values

@@ -31,7 +31,7 @@ def _difference(one: Rows, other: Rows, cell: str, measure: str) -> dict[str, An
 def check_claim(claim: Claim, rows: Rows) -> dict[str, Any]:
     """Return whether a claim is shown: every rival beaten in every measure."""
     cell = f"{claim.layout}/{claim.subjects}"
-    compared = [
+    compared: list[dict[str, Any]] = [
         {"rival": rival, "measure": measure, "difference": _compared(rows, claim.row, rival, cell, measure)}
         for rival in claim.rivals
         for measure in claim.measures

@@ -12,9 +12,6 @@ from cones2.files import make_folder, write_atomically
 Results = Mapping[str, Any]
 """What `results.collect` returns."""
 
-PLAIN = "plain"
-"""The row that shows what chance gives."""
-
 _IMAGES = "images"  # the folder of the plots
 _SHOWN = {
     "text": "text alignment",
@@ -68,8 +65,8 @@ def _head(results: Results) -> str:
         f"commit `{(results['commit'] or 'unknown')[:12]}`, {versions}.{left}\n\n"
         "Estimates are means over combinations of subjects, with 95 % t intervals over combinations in brackets. "
         "Text and image alignment are cosines by the judge's encoders, not CLIP's. "
-        f"The image alignment of a subject's photos with one another, which bounds it, is {results['photos']:.3f}; "
-        f"that of the row `{PLAIN}` is its floor. A subject has collapsed below a likeness of "
+        f"The image alignment of a subject's photos with one another is {results['photos']:.3f}: between that and the "
+        "plain model's an image alignment has its place, 0 to 1. A subject has collapsed below a likeness of "
         f"{results['collapse_threshold']}."
     )
 
@@ -90,7 +87,7 @@ def _claims(results: Results) -> str:
 
 
 def _alignments(results: Results, layout: str) -> str:
-    heads = ["row", "subjects", *_SHOWN.values(), "mIoU", "AP50"]
+    heads = ["row", "subjects", *_SHOWN.values(), "mIoU", "AP50", "image, from floor to ceiling"]
     rows = [
         _cells(results, name, f"{layout}/{count}") for count in _counts(results, layout) for name in results["rows"]
     ]
@@ -109,7 +106,7 @@ def _as_in_the_paper(results: Results) -> str:
         for name in results["rows"]
     ]
     told = f"As in Table 1 of arXiv:2305.19327: `{claimed}` has a layout, and nobody else."
-    heads = ["row", "subjects", *_SHOWN.values(), "mIoU", "AP50"]
+    heads = ["row", "subjects", *_SHOWN.values(), "mIoU", "AP50", "image, from floor to ceiling"]
     return f"## As in the paper\n\n{told}\n\n{_table(heads, [row for row in rows if row])}"
 
 
@@ -119,8 +116,9 @@ def _cells(results: Results, name: str, cell: str) -> list[str]:
         return []
     found = row["cells"][cell]
     values = [_estimate(found["measures"].get(measure)) for measure in [*_SHOWN, "overlap"]]
-    precision = "n/a" if found["ap50"] is None else f"{found['ap50']:.3f}"
-    return [_label(name, found), cell.rpartition("/")[2], *values, precision]
+    others = [found["ap50"], found["measures"]["image"].get("between")]
+    told = ["n/a" if each is None else f"{each:.3f}" for each in others]
+    return [_label(name, found), cell.rpartition("/")[2], *values, *told]
 
 
 def _label(name: str, cell: Mapping[str, Any]) -> str:

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from cones2.errors import SettingsError
+from cones2.evaluation.alignment import between, macro, micro
 from cones2.evaluation.cases import cases
 from cones2.evaluation.comparisons import check_claim, check_predictions, order_disagreements, rounded
 from cones2.evaluation.judging import References, look_up
@@ -31,6 +33,8 @@ from cones2.files import read_bounded, write_atomically
 from cones2.judge import JUDGE_WEIGHTS, Judge
 from cones2.photos import load_photos
 
+PLAIN = "Plain"
+"""The rival that knows no subject, whose alignment is the floor of everybody's."""
 LIBRARY = 16
 """Subjects of the library whose pairs and triples are all to be drawn, in the measure of complexity."""
 _LARGEST_JSON = 2**26
@@ -99,6 +103,8 @@ def collect(
     """
     protocol = scorer.protocol
     rows = {row.name: _row(scorer, row, tier, folder, calibration) for row in protocol.rows(tier)}
+    photos = _photos_alone(scorer.references)
+    bound(rows, photos)
     return {
         "version": 1,
         "protocol": protocol.sha256,
@@ -109,7 +115,7 @@ def collect(
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
         "collapse_threshold": scorer.collapse,
         "commit": commit,
-        "photos": _photos_alone(scorer.references),
+        "photos": photos,
         "rows": rows,
         "claims": [check_claim(claim, rows) for claim in protocol.document.claims],
         "predictions": check_predictions(protocol.document.predictions, rows),
@@ -134,7 +140,8 @@ def _row(
     cells, done, expected = {}, 0, 0
     for layout in row.layouts:
         for count, wanted in _wanted(protocol, row, tier, layout == "with").items():
-            there = [line for key in wanted if (line := drawn[layout == "with", count].get(key)) is not None]
+            place = (layout == "with", count)
+            there = [drawn[place][key] for key in wanted if key in drawn[place]]
             done, expected = done + len(there), expected + len(wanted)
             if there:
                 cells[f"{layout}/{count}"] = _cell(scorer, there, len(wanted), calibration)
@@ -166,13 +173,14 @@ def _wanted(protocol: Protocol, row: Row, tier: Tier, layout: bool) -> dict[int,
 def _cell(
     scorer: Scorer, lines: Sequence[PictureLine], expected: int, calibration: Mapping[str, Reliability] | None
 ) -> dict[str, Any]:
-    means = by_combination(lines, scorer.measure)
-    curve = {name.removeprefix("collapsed_"): each for name, each in means.items() if name.startswith("collapsed_")}
-    measures = {name: _estimate(each) for name, each in means.items() if not name.startswith("collapsed_")}
+    scores = by_combination(lines, scorer.measure)
+    curve = {name.removeprefix("collapsed_"): each for name, each in scores.items() if name.startswith("collapsed_")}
+    measures = {name: _estimate(each) for name, each in scores.items() if not name.startswith("collapsed_")}
     for question, reliability in (calibration or {}).items():
-        found = corrected_interval(np.array(list(means[f"yes_{question}"].values())), reliability)
+        rates = np.array([each.mean() for each in scores[f"yes_{question}"].values()])
+        found = corrected_interval(rates, reliability)
         measures[f"yes_{question}_corrected"] = rounded(found.estimate, found.low, found.high) | {
-            "combinations": len(means[f"yes_{question}"])
+            "combinations": len(rates)
         }
     precision = precision_of(lines, scorer)
     return {
@@ -181,19 +189,32 @@ def _cell(
         "expected": expected,
         "measures": measures,
         "ap50": None if precision is None else round(precision, 4),
-        "collapse_curve": {least: round(float(np.mean(list(each.values()))), 4) for least, each in curve.items()},
+        "collapse_curve": {least: round(macro(each), 4) for least, each in curve.items()},
     }
 
 
-def _estimate(means: Mapping[str, float]) -> dict[str, Any]:
-    """Return a mean over combinations with its intervals, and what it is the mean of."""
+def _estimate(scores: Mapping[str, Float[np.ndarray, "_"]]) -> dict[str, Any]:
+    """Return a mean over combinations with its intervals, what it is the mean of, and the mean over pictures."""
+    means = {name: float(each.mean()) for name, each in scores.items()}
+    kept: dict[str, Any] = {"micro": round(micro(scores), 4), "combinations": len(means)}
+    kept |= {"values": {name: round(value, 5) for name, value in means.items()}}
+    if len(means) < 2:
+        return rounded(macro(scores), None, None) | kept
     values = np.array(list(means.values()))
-    kept = {"combinations": len(values), "values": {name: round(value, 5) for name, value in means.items()}}
-    if len(values) < 2:
-        return rounded(float(values.mean()), None, None) | kept
     students, drawn = t_interval(values), bootstrap_interval(values)
     bootstrap = [round(drawn.low, 4), round(drawn.high, 4)]
     return rounded(students.estimate, students.low, students.high) | {"bootstrap": bootstrap} | kept
+
+
+def bound(rows: Mapping[str, Any], ceiling: float) -> None:
+    """Add to each image alignment where it lies from the plain model's (0) to that of the photos themselves (1)."""
+    floors: Mapping[str, Any] = next((row["cells"] for row in rows.values() if row["rival"] == PLAIN), {})
+    for row in rows.values():
+        for cell, found in row["cells"].items():
+            if cell in floors and floors[cell]["complete"] and found["complete"]:
+                floor = floors[cell]["measures"]["image"]["estimate"]
+                where = between(found["measures"]["image"]["estimate"], floor, ceiling)
+                found["measures"]["image"]["between"] = None if where is None else round(where, 4)
 
 
 def _seconds(drawn: Mapping[Any, Mapping[Any, PictureLine]]) -> float | None:

@@ -23,8 +23,13 @@ def find_rivals() -> dict[str, type[Any]]:
     found: dict[str, type[Any]] = {}
     for module in pkgutil.iter_modules(cones2.baselines.__path__, "cones2.baselines."):
         for name, thing in vars(importlib.import_module(module.name)).items():
-            is_own = isinstance(thing, type) and thing.__module__ == module.name
-            if is_own and is_dataclass(thing) and all(hasattr(thing, each) for each in ("learn", "combine", "drawing")):
+            is_own = getattr(thing, "__module__", None) == module.name
+            if (
+                is_own
+                and isinstance(thing, type)
+                and is_dataclass(thing)
+                and all(hasattr(thing, each) for each in ("learn", "combine", "drawing"))
+            ):
                 found[name] = thing
     return found
 

@@ -102,17 +102,16 @@ class Scorer:
         return {"text": float(text_alignment(np.array([line.judged.words]), text)[0]), "image": float(image[0])}
 
 
-def by_combination(lines: Iterable[PictureLine], score: Callable[[PictureLine], Scores]) -> dict[str, dict[str, float]]:
-    """Return the mean of each measure, by measure and by combination; what says nothing is left out."""
+def by_combination(
+    lines: Iterable[PictureLine], score: Callable[[PictureLine], Scores]
+) -> dict[str, dict[str, Float[np.ndarray, "_"]]]:
+    """Return the pictures' scores, by measure and by combination; what says nothing is left out."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         for name, value in score(line).items():
             if value is not None:
                 found[name][line.combination].append(value)
-    return {
-        name: {combination: float(np.mean(values)) for combination, values in each.items()}
-        for name, each in found.items()
-    }
+    return {name: {key: np.array(values) for key, values in each.items()} for name, each in found.items()}
 
 
 def precision_of(lines: Sequence[PictureLine], scorer: Scorer) -> float | None:

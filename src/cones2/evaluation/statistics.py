@@ -94,11 +94,6 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: corrected[name] for name in p_values}
 
 
-def beats_all(ours: Differences, rivals: Mapping[str, Differences]) -> bool:
-    """Return whether the t interval of ours less each rival's, paired by combination, is above 0 for every rival."""
-    return all(t_interval(ours - theirs).low > 0 for theirs in rivals.values())
-
-
 def _count(values: Differences, least: int) -> int:
     if len(values) < least:
         raise SettingsError(f"got {len(values)} combinations: expected at least {least}. Draw more of them.")
