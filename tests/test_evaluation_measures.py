@@ -234,6 +234,7 @@ def test_fits_by_hand() -> None:
     assert fits(LEFT, LEFT)
     assert not fits(LEFT, RIGHT)
     assert not fits((0.0, 0.0, 0.15, 1.0), LEFT)  # its centre is inside, but it covers 0.3
+    assert not fits((0.02, 0.0, 1.0, 1.0), LEFT)  # it covers 0.48, but its centre is outside
     assert fits(RIGHT, None)
 
 

@@ -136,6 +136,9 @@ def test_moments_change_with_the_outline_and_not_with_size_or_place() -> None:
         image[:, top : top + height, left : left + width] = 1
         return image
 
+    edge = cut(8, 8, 16, 16)
+    edge[:, :3, :30] = 1  # a neighbour at the rim
+    assert torch.equal(*shape_moments(torch.stack([cut(8, 8, 16, 16), edge])))
     crops = [cut(8, 8, 16, 16), cut(20, 12, 32, 32), cut(10, 10, 8, 32), torch.zeros(3, 56, 56)]
     found = shape_moments(torch.stack(crops))
     torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=0)
