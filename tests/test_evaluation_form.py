@@ -18,6 +18,7 @@ from cones2.evaluation.results import scorer_of
 from cones2.evaluation.rows import find_rivals, make_rival, priors_of
 from cones2.evaluation.run import keep_pictures, picture_hash
 from cones2.evaluation.scores import Scorer
+from cones2.evaluation.sheets import by_hash, key_of, lost, sheets, worst
 from cones2.examples import EXAMPLES
 from cones2.judge import Judge, open_judge
 from evaluation_bench import write_protocol
@@ -85,6 +86,20 @@ def test_the_page_tells_nothing_of_who_drew_what(scorer: Scorer, lines: list[Pic
     assert page == write_form(scorer, lines, tmp_path)
     assert page != write_form(scorer, lines, tmp_path, seed=1)
     assert len(shown) <= QUESTIONS
+
+
+def test_sheets_show_what_nobody_chose(scorer: Scorer, lines: list[PictureLine], tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="keeps no pictures"):
+        sheets(scorer, lines, tmp_path, "joint")
+    keep_pictures(tmp_path, [EXAMPLES[name].photos[number].image for name in ("rex", "mimi") for number in range(2)])
+    assert set(sheets(scorer, lines, tmp_path, "joint")) == {"drawn", "worst", "lost"}
+    assert set(sheets(scorer, lines, tmp_path, "plain")) == {"drawn", "worst"}  # nobody else has anything right
+    plain, joint = lines[:2], lines[2:]
+    assert [key_of(line) for line in by_hash(plain)] == [key_of(line) for line in by_hash(joint[::-1])]
+    assert {line.row for line in worst(scorer, lines)[:2]} == {"joint"}
+    assert lost(scorer, lines, "joint") == {
+        "plain has it right, and then joint": [plain[0], joint[0], plain[1], joint[1]]
+    }
 
 
 def test_without_pictures_there_is_no_page(scorer: Scorer, lines: list[PictureLine], tmp_path: Path) -> None:
@@ -183,6 +198,8 @@ def test_run_report_and_form_on_the_command_line(tmp_path: Path, tiny_folder: Pa
     assert said.startswith("plain first of 2, with layout: not shown.")
     assert (out / "report/evidence.md").is_file()
     assert sorted(each.name for each in (out / "rows").iterdir()) == ["joint.jsonl.gz", "plain.jsonl.gz"]
+    assert (out / "sheets/worst.png") in map(Path, run("evaluate", "sheets", *common, "--ours", "plain").stdout.split())
+    assert "--ours 'lora' is no row" in refused("evaluate", "sheets", *common, "--ours", "lora")
     page = tmp_path / "form.html"
     run("evaluate", "form", *common, "--page", page)
     asked = re.findall(r'data-question="(\w+)"', page.read_text(encoding="utf-8"))

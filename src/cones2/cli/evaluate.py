@@ -43,7 +43,8 @@ def run(
     with progress("evaluating") as show:
         for each in run_bench(bench, only=row or ()):
             show(each.done, each.total, f"{each.row}, {each.combination}")
-    hashes = {each.name: RowLines(out / "rows", each.name).sha256() for each in read.rows(tier)}
+    names = [each.name for each in read.rows(tier) if not row or each.name in row]
+    hashes = {name: RowLines(out / "rows", name).sha256() for name in names}
     if as_json:
         print_json({"out": str(out), "tier": tier, "protocol": read.sha256, "rows": hashes})
         return
@@ -88,6 +89,42 @@ def report(
     for claim in found["claims"]:
         say(f"{claim['row']} first of {claim['subjects']}, {claim['layout']} layout: {claim['verdict']}.")
     say(f"Read {paths[0]}.")
+
+
+def sheets(
+    protocol: _Protocol,
+    out: _Out,
+    ours: Annotated[str, option("--ours", "The row whose failures are shown.", "NAME")],
+    tier: _Tier = "s",
+    to: Annotated[Path | None, option("--to", "Where the sheets go; default: DIR/sheets.", "DIR")] = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Write sheets of kept pictures: some drawn by a hash, the worst of one row, and those where a rival wins.
+
+    Example: cones2 evaluate sheets protocol.toml --out results --ours ours
+    """
+    _check_scipy()
+    with waiting("drawing sheets"):
+        from cones2.evaluation.protocol import read_protocol
+        from cones2.evaluation.results import open_lines, scorer_of
+        from cones2.evaluation.sheets import sheets as drawn
+        from cones2.files import make_folder
+        from cones2.judge import open_judge
+        from cones2.png import write_picture
+
+        read, folder = read_protocol(protocol), to or out / "sheets"
+        if ours not in (names := [row.name for row in read.rows(tier)]):
+            raise SettingsError(f"--ours {ours!r} is no row: expected one of {', '.join(names)}.")
+        found = drawn(scorer_of(read, open_judge()), open_lines(read, tier, out), out, ours)
+        make_folder(folder)
+        paths = [folder / f"{name}.png" for name in found]
+        for path, image in zip(paths, found.values(), strict=True):
+            write_picture(path, image, {}, embed=False)
+    if as_json:
+        print_json({"sheets": [str(path) for path in paths]})
+        return
+    for path in paths:
+        say(str(path))
 
 
 def _pack(protocol: Any, out: Path, rows: Mapping[str, Any]) -> dict[str, int]:
@@ -167,5 +204,11 @@ def _check_scipy() -> None:
         raise SettingsError("scipy is not installed: pip install 'cones2[evaluation]'.") from error
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"run": run, "report": report, "power": power, "form": form}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "report": report,
+    "sheets": sheets,
+    "power": power,
+    "form": form,
+}
 """Of the group, by name."""
