@@ -260,6 +260,24 @@ def test_files_of_anyone_are_checked(hostile: bytes) -> None:
         read_tensors(hostile, "plain")
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bool, torch.float8_e4m3fn])
+def test_numbers_of_other_kinds_are_refused(dtype: torch.dtype) -> None:
+    words = {"rex": "dog"}
+    with pytest.raises(ResidualError, match="float32"):
+        read_tensors(Tensors("plain", words, words, {"n": torch.zeros(2).to(dtype)}).to_bytes(), "plain")
+
+
+def test_rows_of_words_that_do_not_fit_are_refused(small: Any) -> None:
+    words = {"rex": "vxxxx dog"}
+    for rows in ({"vxxxx": torch.zeros(32), "vyyyy": torch.zeros(31)}, {"dog": torch.zeros(32)}, {"v": torch.zeros(2, 32)}):
+        tensors = {f"token.{word}": row for word, row in rows.items()}
+        with (
+            pytest.raises(ResidualError, match="can't be added"),
+            RIVALS["dreambooth"].drawing(small, Tensors("dreambooth", words, words, tensors)),
+        ):
+            pass
+
+
 def test_numbers_that_are_not_finite_are_refused() -> None:
     words = {"rex": "dog"}
     with pytest.raises(ResidualError, match="NaN"):

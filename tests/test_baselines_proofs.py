@@ -99,6 +99,7 @@ def test_the_two_halves_of_a_batch_are_weighed_apart(small: Any) -> None:
         with torch.no_grad():
             return float(loss_of(denoiser, [material], reader.embed_once, training, random_numbers(3, 3)))
 
+    assert loss(1.0) > 1.1 * loss(1e-12)
     assert loss(3.0) - loss(1.0) == pytest.approx(2 * (loss(1.0) - loss(1e-12)), rel=1e-4)
 
 
@@ -377,10 +378,10 @@ def test_attend_and_excite_that_moves_nothing_is_plain(small: Any, plain: torch.
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")
 @pytest.mark.slow
 def test_attend_and_excite_with_the_whole_window_is_diffusers(small: Any) -> None:
-    from diffusers import StableDiffusionAttendAndExcitePipeline
+    from diffusers import StableDiffusionAttendAndExcitePipeline  # a class without types
 
     parts = {name: copy.deepcopy(part) for name, part in small.components.items() if name != "image_encoder"}
-    theirs = StableDiffusionAttendAndExcitePipeline(**parts, requires_safety_checker=False)
+    theirs: Any = StableDiffusionAttendAndExcitePipeline(**parts, requires_safety_checker=False)
     theirs.set_progress_bar_config(disable=True)
     tokens = [
         theirs.tokenizer(TEXT)["input_ids"].index(theirs.tokenizer(word)["input_ids"][1]) for word in WORDS.values()
@@ -543,12 +544,12 @@ def test_the_coder_is_that_of_minis_training() -> None:
 def test_a_masked_photo_becomes_a_thumbnail_over_grey() -> None:
     image, mask = Image.new("RGB", (100, 60), "red"), Image.new("L", (100, 60))
     mask.paste(255, (20, 10, 60, 50))  # 40 x 40
+    mask.paste(0, (35, 25, 45, 35))  # with a hole in the middle
     found = thumbnail(Photo(Path("a.png"), "a" * 64, image, mask), "dog")
     assert found.shape == (4, 24, 24)
-    assert found[3, 12, 12] == 1
-    assert found[:, 12, 12].tolist() == [1, 0, 0, 1]
-    assert 0.85 < float(found[3].mean()) < 0.95  # 0.95 squared
-    torch.testing.assert_close(found[:3, 0, 0], torch.tensor([0.5, 0.5, 0.5]), atol=0.5, rtol=0)
+    assert found[:, 5, 18].tolist() == [1, 0, 0, 1]
+    assert found[:, 12, 12].tolist() == [0.5, 0.5, 0.5, 0]
+    assert 0.8 < float(found[3].mean()) < 0.9  # 0.95 squared, less a sixteenth
 
 
 @pytest.mark.slow
@@ -556,7 +557,7 @@ def test_boxes_are_painted_over_and_the_rest_stays(small: Any) -> None:
     words = WORDS
     kept = [kept_residual("exemplar_inpainting", name, residual_for(small, word)) for name, word in words.items()]
     rival = ExemplarInpainting(weights="none.safetensors")
-    latents = {"seed": 3, "num_inference_steps": 3, "output_type": "latent"}
+    latents: dict[str, Any] = {"seed": 3, "num_inference_steps": 3, "output_type": "latent"}
     with rival.drawing(small, rival.combine(small, kept)) as draw:
         painted = draw(PROMPT, LAYOUT, **latents).images
         with pytest.raises(SettingsError, match="give a layout"):

@@ -1,7 +1,7 @@
 """Attend-and-Excite beside any way to learn subjects: latents are moved until every subject's noun is attended to."""
 
 import copy
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from cones2.attention import unedited
-from cones2.baselines.base import Draw, Learned, Lesson, Rival, Scope, Step, with_articles
+from cones2.baselines.base import Draw, Learned, Rival, with_articles
+from cones2.baselines.beside import base_scope, combine_base, learn_base, load_base
 from cones2.baselines.setup import Drawer
 from cones2.call import Cones2Output, own_copy, seeds_of
 from cones2.conditioning import conditioned
@@ -89,22 +90,10 @@ class AttendAndExcite:
         """The row's name."""
         return f"{self.base.name}+attend_and_excite"
 
-    @property
-    def scope(self) -> Scope:
-        """What is learned together."""
-        return self.base.scope
-
-    def learn(self, pipeline: Any, lessons: Mapping[str, Lesson], *, seed: int = 0) -> Generator[Step, None, None]:
-        """Learn as the base does: nothing is added."""
-        return self.base.learn(pipeline, lessons, seed=seed)
-
-    def combine(self, pipeline: Any, learned: Sequence[Learned]) -> Learned:
-        """Combine as the base does."""
-        return self.base.combine(pipeline, learned)
-
-    def load(self, content: bytes) -> Learned:
-        """Load as the base does."""
-        return self.base.load(content)
+    scope = base_scope
+    learn = learn_base
+    combine = combine_base
+    load = load_base
 
     @contextmanager
     def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:

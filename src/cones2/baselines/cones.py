@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cones2.baselines.base import Draw, Learned, Lesson, Scope, Step, check_together
+from cones2.baselines.base import Draw, Learned, Lesson, Scope, Step
 from cones2.baselines.custom_diffusion import keys_and_values
-from cones2.baselines.setup import Reader, as_tensors, drawer_of, set_up
-from cones2.baselines.stored import Tensors, merged, read_tensors, token_rows
+from cones2.baselines.setup import Reader, as_tensors, combined, drawer_of, loaded, set_up
+from cones2.baselines.stored import Tensors, token_rows
 from cones2.baselines.trainer import Material, Training, denoiser_with, loss_of, materials_of, train
 from cones2.baselines.twins import trainable_twin, unet_with, unwrapped_pipeline
 from cones2.baselines.words import Identifier
@@ -100,14 +100,8 @@ class Cones:
 
         return take_steps()
 
-    def combine(self, pipeline: Any, learned: Sequence[Learned]) -> Tensors:  # noqa: ARG002  # no model is needed
-        """Shut what each subject shuts, as `Rival.combine`: the union of their indices, in any order."""
-        check_together(self, learned)
-        return merged(self.name, [as_tensors(self, each) for each in learned])
-
-    def load(self, content: bytes) -> Tensors:
-        """Read a file, as `Rival.load`."""
-        return read_tensors(content, self.name)
+    combine = combined
+    load = loaded
 
     @contextmanager
     def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cones2.baselines.base import Draw, Learned, Lesson, Scope, Step, check_lessons
 from cones2.baselines.ours import kept_residual, with_residuals
-from cones2.baselines.setup import Drawer, Reader, as_tensors, combined
-from cones2.baselines.stored import Tensors, read_tensors
+from cones2.baselines.setup import Drawer, Reader, as_tensors, combined, loaded
+from cones2.baselines.stored import Tensors
 from cones2.baselines.templates import template_captions
 from cones2.baselines.textual_inversion import frozen_unet
 from cones2.baselines.trainer import Training, denoiser_with, materials_of, train
@@ -85,13 +85,8 @@ class ConesV2:
         photos = tuple(photo.sha256 for photo in lesson.pictures)
         return Residual(word, (part,), asdict(self.training), photos, importlib.metadata.version("cones2"))
 
-    def combine(self, pipeline: Any, learned: Sequence[Learned]) -> Tensors:  # noqa: ARG002  # no model is needed
-        """Put several residuals together."""
-        return combined(self, learned)
-
-    def load(self, content: bytes) -> Tensors:
-        """Read a file, as `Rival.load`."""
-        return read_tensors(content, self.name)
+    combine = combined
+    load = loaded
 
     @contextmanager
     def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:

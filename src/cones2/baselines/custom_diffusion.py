@@ -11,8 +11,8 @@ from torch import Tensor
 from cones2.baselines.augmented import augmented
 from cones2.baselines.base import Draw, Learned, Lesson, Scope, Step, check_together
 from cones2.baselines.merge import merged_weights
-from cones2.baselines.setup import Reader, Setup, as_tensors, combined, drawer_of, set_up
-from cones2.baselines.stored import Tensors, merged, read_tensors, token_rows
+from cones2.baselines.setup import Reader, Setup, as_tensors, combined, drawer_of, loaded, set_up
+from cones2.baselines.stored import Tensors, merged, token_rows
 from cones2.baselines.trainer import Material, Training, denoiser_with, prior_of, train
 from cones2.baselines.twins import trainable_twin, unet_with, unwrapped_pipeline
 from cones2.baselines.words import mean_row, rare_words
@@ -48,13 +48,8 @@ class CustomDiffusion:
         setup = set_up_words(self, pipeline, lessons, seed)
         return train_keys_and_values(self, setup, lessons, self.training)
 
-    def combine(self, pipeline: Any, learned: Sequence[Learned]) -> Tensors:  # noqa: ARG002  # no model is needed
-        """Return the only one, or say that a set is learned together."""
-        return combined(self, learned)
-
-    def load(self, content: bytes) -> Tensors:
-        """Read a file, as `Rival.load`."""
-        return read_tensors(content, self.name)
+    combine = combined
+    load = loaded
 
     @contextmanager
     def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:
@@ -91,9 +86,7 @@ class CustomDiffusionMerge:
         weights = merged_weights(unwrapped_pipeline(pipeline), reader, parts)
         return replace(together, tensors=weights | token_rows(together.rows))
 
-    def load(self, content: bytes) -> Tensors:
-        """Read a file, as `Rival.load`."""
-        return read_tensors(content, self.name)
+    load = loaded
 
     @contextmanager
     def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:

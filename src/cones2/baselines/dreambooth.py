@@ -1,13 +1,13 @@
 """DreamBooth: the whole UNet is tuned on a set of subjects, each under an identifier before its class word."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from cones2.baselines.base import Draw, Learned, Lesson, Scope, Step
-from cones2.baselines.setup import Reader, as_tensors, combined, drawer_of, set_up
-from cones2.baselines.stored import Tensors, read_tensors, token_rows
+from cones2.baselines.setup import Reader, as_tensors, combined, drawer_of, loaded, set_up
+from cones2.baselines.stored import Tensors, token_rows
 from cones2.baselines.trainer import Training, denoiser_with, materials_of, train
 from cones2.baselines.twins import trainable_twin, unet_with, unwrapped_pipeline
 from cones2.baselines.words import Identifier
@@ -53,13 +53,8 @@ class DreamBooth:
         groups, denoiser = [{"params": list(weights.values())}], denoiser_with(setup.pipeline, unet)
         return train(denoiser, materials, reader.embed_once, groups, self.training, seed=seed, read=read)
 
-    def combine(self, pipeline: Any, learned: Sequence[Learned]) -> Tensors:  # noqa: ARG002  # no model is needed
-        """Return the only one, or say that a set is learned together."""
-        return combined(self, learned)
-
-    def load(self, content: bytes) -> Tensors:
-        """Read a file, as `Rival.load`."""
-        return read_tensors(content, self.name)
+    combine = combined
+    load = loaded
 
     @contextmanager
     def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:

@@ -4,7 +4,7 @@ ELITE's idea (arXiv:2302.13848; arXiv:2305.19327, Fig. A7) with the coder that m
 """
 
 import importlib.metadata
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from cones2.baselines.base import Draw, Learned, Lesson, Scope, Step, check_lessons
 from cones2.baselines.ours import kept_residual, with_residuals
-from cones2.baselines.setup import Drawer, Reader, as_tensors, combined
-from cones2.baselines.stored import Tensors, read_tensors
+from cones2.baselines.setup import Drawer, Reader, as_tensors, combined, loaded
+from cones2.baselines.stored import Tensors
 from cones2.baselines.twins import rival_family, unwrapped_pipeline
 from cones2.captions import find_class_word, photo_caption
 from cones2.errors import ModelError, first_line
@@ -72,13 +72,8 @@ class Encoder:
 
         return (step for step in [Step(0, 0, 0.0, read)])
 
-    def combine(self, pipeline: Any, learned: Sequence[Learned]) -> Tensors:  # noqa: ARG002  # no model is needed
-        """Put several residuals together."""
-        return combined(self, learned)
-
-    def load(self, content: bytes) -> Tensors:
-        """Read a file, as `Rival.load`."""
-        return read_tensors(content, self.name)
+    combine = combined
+    load = loaded
 
     @contextmanager
     def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:

@@ -17,8 +17,8 @@ from torch import Tensor
 from cones2.baselines.base import Draw, Learned, Lesson, Scope, Step
 from cones2.baselines.encoder import Encoder
 from cones2.baselines.ours import with_residuals
-from cones2.baselines.setup import Drawer, as_tensors, combined
-from cones2.baselines.stored import Tensors, read_tensors
+from cones2.baselines.setup import Drawer, as_tensors, combined, loaded
+from cones2.baselines.stored import Tensors
 from cones2.call import Cones2Output, read_layout, seeds_of
 from cones2.captions import takes_article
 from cones2.errors import SettingsError
@@ -56,13 +56,8 @@ class ExemplarInpainting:
 
         return (Step(each.step, each.steps, each.loss, lambda each=each: renamed(each)) for each in steps)  # type: ignore[misc]
 
-    def combine(self, pipeline: Any, learned: Sequence[Learned]) -> Tensors:  # noqa: ARG002  # no model is needed
-        """Put several exemplars together."""
-        return combined(self, learned)
-
-    def load(self, content: bytes) -> Tensors:
-        """Read a file, as `Rival.load`."""
-        return read_tensors(content, self.name)
+    combine = combined
+    load = loaded
 
     @contextmanager
     def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:

@@ -1,7 +1,7 @@
 """FreeFuse's soft bias as a layout rule: a constant is added to the scores in place of Eq. 7."""
 
 import copy
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from cones2.attention import edited_attention
-from cones2.baselines.base import Draw, Learned, Lesson, Rival, Scope, Step, with_articles
+from cones2.baselines.base import Draw, Learned, Rival, with_articles
+from cones2.baselines.beside import base_scope, combine_base, learn_base, load_base
 from cones2.baselines.setup import Drawer
 from cones2.call import Cones2Output, read_layout
 from cones2.denoisers import JointSequence
@@ -47,22 +48,10 @@ class FreeFuse:
         """The row's name."""
         return f"{self.base.name}+freefuse"
 
-    @property
-    def scope(self) -> Scope:
-        """What is learned together."""
-        return self.base.scope
-
-    def learn(self, pipeline: Any, lessons: Mapping[str, Lesson], *, seed: int = 0) -> Generator[Step, None, None]:
-        """Learn as the base does: nothing is added."""
-        return self.base.learn(pipeline, lessons, seed=seed)
-
-    def combine(self, pipeline: Any, learned: Sequence[Learned]) -> Learned:
-        """Combine as the base does."""
-        return self.base.combine(pipeline, learned)
-
-    def load(self, content: bytes) -> Learned:
-        """Load as the base does."""
-        return self.base.load(content)
+    scope = base_scope
+    learn = learn_base
+    combine = combine_base
+    load = load_base
 
     @contextmanager
     def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:

@@ -14,8 +14,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from cones2.baselines.base import Draw, Learned, Lesson, Scope, Step
 from cones2.baselines.custom_diffusion import keys_and_values, set_up_words
-from cones2.baselines.setup import Drawer, Reader, as_tensors, combined
-from cones2.baselines.stored import Tensors, read_tensors
+from cones2.baselines.setup import Drawer, Reader, as_tensors, combined, loaded
+from cones2.baselines.stored import Tensors
 from cones2.baselines.trainer import Training, denoiser_with, materials_of, train
 from cones2.baselines.twins import pipeline_with, trainable_twin, twin_of, unwrapped_pipeline
 from cones2.captions import find_class_word, indefinite_article, takes_article
@@ -84,13 +84,8 @@ class LaTexBlend:
         denoiser = denoiser_with(own, unet)
         return train(denoiser, materials, reader.embed, groups, self.training, seed=seed, read=read)
 
-    def combine(self, pipeline: Any, learned: Sequence[Learned]) -> Tensors:  # noqa: ARG002  # no model is needed
-        """Put several banks together."""
-        return combined(self, learned)
-
-    def load(self, content: bytes) -> Tensors:
-        """Read a file, as `Rival.load`."""
-        return read_tensors(content, self.name)
+    combine = combined
+    load = loaded
 
     @contextmanager
     def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:

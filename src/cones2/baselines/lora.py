@@ -1,6 +1,6 @@
 """LoRA: low-rank changes of the UNet's attention, learned apart and summed, or jointly."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cones2.baselines.base import Draw, Learned, Lesson, Scope, Step
-from cones2.baselines.setup import Reader, as_tensors, combined, drawer_of, set_up
-from cones2.baselines.stored import Tensors, read_tensors, token_rows
+from cones2.baselines.setup import Reader, as_tensors, combined, drawer_of, loaded, set_up
+from cones2.baselines.stored import Tensors, token_rows
 from cones2.baselines.textual_inversion import frozen_unet
 from cones2.baselines.trainer import Training, denoiser_with, materials_of, train
 from cones2.baselines.twins import unet_with, unwrapped_pipeline
@@ -81,13 +81,8 @@ class LoRA:
         denoiser = denoiser_with(setup.pipeline, unet)
         return train(denoiser, materials, reader.embed_once, groups, self.training, seed=seed, read=read)
 
-    def combine(self, pipeline: Any, learned: Sequence[Learned]) -> Tensors:  # noqa: ARG002  # no model is needed
-        """Put adapters together, each as it is: they are summed when drawing."""
-        return combined(self, learned)
-
-    def load(self, content: bytes) -> Tensors:
-        """Read a file, as `Rival.load`."""
-        return read_tensors(content, self.name)
+    combine = combined
+    load = loaded
 
     @contextmanager
     def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:

@@ -1,6 +1,6 @@
 """Rows that are no rivals: the residual itself, and the plain model with the class words alone."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 
 from cones2.baselines.base import Draw, Learned, Lesson, Scope, Step, check_lessons
-from cones2.baselines.setup import Drawer, as_tensors, combined
-from cones2.baselines.stored import Tensors, read_tensors
+from cones2.baselines.setup import Drawer, as_tensors, combined, loaded
+from cones2.baselines.stored import Tensors
 from cones2.baselines.twins import pipeline_with, unwrapped_pipeline
 from cones2.errors import ResidualError
 from cones2.learning.learner import LearnStep, learn_steps
@@ -46,13 +46,8 @@ class Ours:
 
         return (Step(each.step, each.steps, each.loss, read(each)) for each in steps)
 
-    def combine(self, pipeline: Any, learned: Sequence[Learned]) -> Tensors:  # noqa: ARG002  # no model is needed
-        """Put several residuals together."""
-        return combined(self, learned)
-
-    def load(self, content: bytes) -> Tensors:
-        """Read a file, as `Rival.load`."""
-        return read_tensors(content, self.name)
+    combine = combined
+    load = loaded
 
     @contextmanager
     def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:
@@ -96,13 +91,8 @@ class Plain:
         words = {name: lesson.class_word for name, lesson in lessons.items()}
         return (step for step in [Step(0, 0, 0.0, lambda: Tensors(self.name, words, words, {}))])
 
-    def combine(self, pipeline: Any, learned: Sequence[Learned]) -> Tensors:  # noqa: ARG002  # no model is needed
-        """Put several class words together."""
-        return combined(self, learned)
-
-    def load(self, content: bytes) -> Tensors:
-        """Read a file, as `Rival.load`."""
-        return read_tensors(content, self.name)
+    combine = combined
+    load = loaded
 
     @contextmanager
     def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cones2.baselines.base import Learned, Lesson, Rival, check_lessons, check_together, with_articles
-from cones2.baselines.stored import Tensors, merged
+from cones2.baselines.stored import Tensors, merged, read_tensors
 from cones2.baselines.twins import pipeline_with, rival_family, twin_of, unwrapped_pipeline
 from cones2.baselines.words import Identifier, WordTable, add_words, fresh_row, identifier_of
 from cones2.call import Cones2Output
@@ -111,10 +111,15 @@ def as_tensors(rival: Rival, learned: Learned) -> Tensors:
     return learned
 
 
-def combined(rival: Rival, learned: Sequence[Learned]) -> Tensors:
-    """Put what was learned apart together, each tensor as it is."""
+def combined(rival: Rival, pipeline: Any, learned: Sequence[Learned]) -> Tensors:  # noqa: ARG001  # others need it
+    """Put what was learned apart together, each tensor as it is; `Rival.combine` of most."""
     check_together(rival, learned)
     return merged(rival.name, [as_tensors(rival, each) for each in learned])
+
+
+def loaded(rival: Rival, content: bytes) -> Tensors:
+    """Read a rival's file; `Rival.load` of most."""
+    return read_tensors(content, rival.name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,13 +1,13 @@
 """Textual Inversion: one new word for each subject, in place of identifier and class word; nothing else is trained."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from cones2.baselines.base import Draw, Learned, Lesson, Scope, Step
-from cones2.baselines.setup import Reader, as_tensors, combined, drawer_of, set_up
-from cones2.baselines.stored import Tensors, read_tensors, token_rows
+from cones2.baselines.setup import Reader, as_tensors, combined, drawer_of, loaded, set_up
+from cones2.baselines.stored import Tensors, token_rows
 from cones2.baselines.templates import template_captions
 from cones2.baselines.trainer import Training, denoiser_with, materials_of, train
 from cones2.baselines.twins import twin_of
@@ -54,13 +54,8 @@ class TextualInversion:
         groups, denoiser = [{"params": [reader.table.rows], "weight_decay": 0.0}], denoiser_with(own, frozen_unet(own))
         return train(denoiser, materials, reader.embed, groups, self.training, seed=seed, read=read)
 
-    def combine(self, pipeline: Any, learned: Sequence[Learned]) -> Tensors:  # noqa: ARG002  # no model is needed
-        """Put several words together."""
-        return combined(self, learned)
-
-    def load(self, content: bytes) -> Tensors:
-        """Read a file, as `Rival.load`."""
-        return read_tensors(content, self.name)
+    combine = combined
+    load = loaded
 
     @contextmanager
     def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cones2.baselines.base import Draw, Learned, Lesson, Scope, Step, check_lessons
-from cones2.baselines.setup import Drawer, Reader, as_tensors, combined
-from cones2.baselines.stored import Tensors, read_tensors
+from cones2.baselines.setup import Drawer, Reader, as_tensors, combined, loaded
+from cones2.baselines.stored import Tensors
 from cones2.baselines.templates import template_captions
 from cones2.baselines.textual_inversion import frozen_unet
 from cones2.baselines.trainer import Training, denoiser_with, materials_of, train
@@ -87,13 +87,8 @@ class TokenEmbedding:
         middle = states[start:stop] + vector if self.added else vector
         return torch.cat([states[:start], middle, states[stop:]])
 
-    def combine(self, pipeline: Any, learned: Sequence[Learned]) -> Tensors:  # noqa: ARG002  # no model is needed
-        """Put several subjects' vectors together."""
-        return combined(self, learned)
-
-    def load(self, content: bytes) -> Tensors:
-        """Read a file, as `Rival.load`."""
-        return read_tensors(content, self.name)
+    combine = combined
+    load = loaded
 
     @contextmanager
     def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:
