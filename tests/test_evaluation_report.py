@@ -210,6 +210,16 @@ def test_results_are_read_as_written_and_pages_are_made_of_them_alone(results: d
         ElementTree.fromstring(plots(results)[name])
 
 
+def test_the_page_of_evidence_is_made_of_its_results_alone() -> None:
+    """After a run: `cones2 evaluate report evidence/protocol.toml --out evidence --to docs --pack`."""
+    root = Path(__file__).parents[1]
+    results = read_results(root / "evidence/results.json")
+    assert read_protocol(root / "evidence/protocol.toml").sha256 == results["protocol"]
+    contents = {"evidence.md": markdown(results), "evidence.csv": as_csv(results), **plots(results)}
+    for name, content in contents.items():
+        assert (root / "docs" / name).read_text(encoding="utf-8") == content, name
+
+
 def test_csv_holds_every_estimate(results: dict[str, Any]) -> None:
     rows = list(csv.DictReader(io.StringIO(as_csv(results))))
     expected = sum(len(cell["measures"]) for row in results["rows"].values() for cell in row["cells"].values())
