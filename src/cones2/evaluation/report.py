@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -222,11 +223,20 @@ def plots(results: Results) -> dict[str, str]:
             points = dict(_pairs(results, f"{layout}/{count}"))
             if points and count > 1:
                 name = f"{_IMAGES}/evidence-alignments-{count}-subjects-{layout}-layout.svg"
-                found[name] = scatter(_titled(name), Axes(*_ALIGNED, (0.0, 1.0), (0.0, 1.0)), points)
+                found[name] = scatter(
+                    _titled(name),
+                    Axes(*_ALIGNED, *(_range([getattr(point, axis) for point in points.values()]) for axis in "xy")),
+                    points,
+                )
     return found
 
 
 _ALIGNED = ("text alignment", "image alignment")
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """Return 0 to 1, or from below where a cosine is negative."""
+    return min(0.0, math.floor(10 * min(values)) / 10), 1.0
 
 
 def _titled(name: str) -> str:
@@ -248,7 +258,7 @@ def _pairs(results: Results, cell: str) -> Iterator[tuple[str, Point]]:
         if found is not None and found["complete"]:
             image = found["measures"]["image"]
             text = found["measures"]["text"]["estimate"]
-            yield name, Point(max(text, 0), max(image["estimate"], 0), image["low"], image["high"])
+            yield name, Point(text, image["estimate"], image["low"], image["high"])
 
 
 def _counts(results: Results, layout: str) -> list[int]:
