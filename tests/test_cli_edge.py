@@ -38,6 +38,7 @@ COMMANDS: tuple[str, ...] = (
 )
 COMMANDS += ("doctor", *(f"subjects {command}" for command in ("list", "show", "add", "rename", "remove")))
 COMMANDS += tuple(f"batch {command}" for command in ("run", "plan", "status", "gallery", "sheet", "subjects", "verify"))
+COMMANDS += tuple(f"evaluate {command}" for command in ("run", "report", "sheets", "power", "form"))
 
 
 def help_file(command: str) -> Path:

@@ -13,21 +13,20 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "mini"
 sys.path.insert(0, str(RECIPE))
 
 
-from cones2.judge import WIDTH, Judge, Sighting, overlap  # noqa: E402
+from cones2.evaluation.boxes import fits, holds  # noqa: E402
+from cones2.evaluation.second_judge import colour_histograms  # noqa: E402
+from cones2.judge import WIDTH, Corners, Judge, Sighting, overlap  # noqa: E402
 from cones2.prompts import parse_prompt  # noqa: E402
 from disc_world import disc_world  # noqa: E402
-from evaluation_cases import any_known, draw_boxes, holds, join, mention, scene_case  # noqa: E402
+from evaluation_cases import any_known, draw_boxes, join, mention, scene_case  # noqa: E402
 from judge import WORLD, load_judge, save_judge  # noqa: E402
 from judge_data import Block, other_palette, other_pattern, other_sprite, other_warp, visible_box  # noqa: E402
-from lookalikes import histograms  # noqa: E402
 from metrics import (  # noqa: E402
-    Corners,
     Rate,
     Ratio,
     Wanted,
     all_present,
     at_place,
-    fits,
     gradients,
     in_right_boxes,
     is_nearest,
@@ -115,7 +114,7 @@ def test_colour_histograms_tell_colours_and_nothing_else() -> None:
     red, blue = torch.zeros(2, 3, 128, 128)
     red[0], blue[2] = 1, 1
     images, boxes = torch.stack([red, blue, red]), torch.tensor([LEFT, LEFT, RIGHT])
-    vectors = histograms(images, boxes, torch.arange(3))
+    vectors = colour_histograms(images, boxes, torch.arange(3))
     assert torch.allclose(vectors @ vectors.T, torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 1]]))
 
 

@@ -10,11 +10,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from cones2.judge import PICTURE, Sighting
+from cones2.judge import PICTURE, Corners, Sighting
 from cones2.pipeline import Cones2Pipeline
 from cones2.schedulers import make_scheduler
 from evaluation_cases import Case
-from metrics import Corners
 
 Settings = Mapping[str, Any]
 """Arguments of a call of `Cones2Pipeline`."""

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cones2.evaluation.boxes import fits, holds
+from cones2.evaluation.second_judge import colour_histograms
 from cones2.judge import Judge
 from drawing import TAUGHT_SETTINGS, open_for_drawing
 from evaluate_judge import evaluate_judge
@@ -23,7 +25,6 @@ from evaluation_cases import (
     Known,
     any_known,
     colour_case,
-    holds,
     relation_case,
     scene_case,
     without_residuals,
@@ -33,8 +34,8 @@ from guidance import evaluate_guidance
 from judge import load_judge
 from judge_data import judge_world
 from layouts import draw_with_layout, evaluate_ablations, evaluate_sweep
-from lookalikes import CHANCE, histograms
-from metrics import Rate, Ratio, all_present, at_place, fits, in_right_boxes, rate
+from lookalikes import CHANCE
+from metrics import Rate, Ratio, all_present, at_place, in_right_boxes, rate
 from model_card import write_card
 from nested import evaluate_nested
 from placed import evaluate_places
@@ -92,7 +93,7 @@ def evaluate_identity(studio: Studio) -> dict[str, Rate]:
         who, cases = taught.draw_cases(studio, count)
         seen = list(studio.draw(cases, TAUGHT_SETTINGS))
         hits = taught.identify(seen, who, taught.line_ups, studio.judge.embed)
-        simple = taught.identify(seen, who, taught.baselines, histograms)
+        simple = taught.identify(seen, who, taught.baselines, colour_histograms)
         boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
         rates[f"{count}"] = rate(flat(hits), CHANCE)
         for tier, unseen in (("T1", False), ("T2", True)):

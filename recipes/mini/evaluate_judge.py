@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cones2.evaluation.second_judge import colour_histograms
 from cones2.judge import Judge, Sighting, overlap
 from examples import pose
 from judge_data import any_instance, arrange, autoencode, colour_index, visible_box
-from lookalikes import CHANCE, LineUp, draw_lookalikes, draw_pool, histograms, line_up
+from lookalikes import CHANCE, LineUp, draw_lookalikes, draw_pool, line_up
 from metrics import Rate, Wanted, all_present, in_right_boxes, is_nearest, rate
 from parts import Autoencoder
 from vocabulary import CLASSES, COLOURS, SCENES
@@ -68,7 +69,7 @@ def judge_identities(judge: Judge, world: World, vae: Autoencoder | None, pictur
         instance = any_instance(world, rng, number % len(CLASSES))
         lookalikes = draw_lookalikes(world, judge, instance, rng, draw_pool(world, rng, instance.class_index))
         line = line_up(world, instance, lookalikes, rng, judge.embed)
-        simple = line_up(world, instance, lookalikes, rng, histograms)
+        simple = line_up(world, instance, lookalikes, rng, colour_histograms)
         scenes = [_scene_around(world, rng, instance) for _ in range(VIEWS_A_SUBJECT)]
         images, shown = _render(world, scenes, vae)
         for row, (sightings, objects) in enumerate(zip(judge.look(images), shown, strict=True)):
@@ -125,5 +126,5 @@ def _arrangements(world: World, rng: np.random.Generator, cast: list[Instance]) 
 
 
 def _is_nearest_by_histogram(image: Tensor, seen: Sighting, line: LineUp) -> bool:
-    vector = histograms(image[None], torch.tensor([seen.box]), torch.zeros(1, dtype=torch.long))[0]
+    vector = colour_histograms(image[None], torch.tensor([seen.box]), torch.zeros(1, dtype=torch.long))[0]
     return is_nearest(vector, line.own, line.others)

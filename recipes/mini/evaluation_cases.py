@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from cones2.judge import Corners
 from cones2.layout import Layout
 from cones2.subjects import Subject
-from metrics import Corners, Wanted
+from metrics import Wanted
 from sprites import SpriteAtlas
 from vocabulary import CLASSES, COLOURS, SCENES
 from world import ANIMALS, FREE, SIDES, WORN
@@ -137,21 +138,6 @@ def relation_case(rng: np.random.Generator, known: Known, seeds: tuple[int, ...]
     prompt = f"{mention(kind, NAMES[0])} {relation} {mention(other, NAMES[1])}"
     subjects = {NAMES[0]: known.subject, NAMES[1]: Subject(CLASSES[other].word)}
     return Case(prompt, subjects, (known.wanted, Wanted(other)), seeds, detail=relation)
-
-
-def holds(relation: str, one: Corners, other: Corners) -> bool:
-    """Two boxes are as a relation says: `one` wears, is on, or is next to `other`."""
-    (x, y), (u, v) = _centre(one), _centre(other)
-    width, height = max(one[2] - one[0], other[2] - other[0]), max(one[3] - one[1], other[3] - other[1])
-    if relation == "wearing":
-        return abs(x - u) < 0.3 * width and one[1] - 0.6 * height < v < one[3]
-    if relation == "on":
-        return abs(x - u) < 0.5 * width and y < v - 0.3 * height
-    return abs(y - v) < 0.5 * height and 0.4 * width < abs(x - u) < 1.6 * width
-
-
-def _centre(box: Corners) -> tuple[float, float]:
-    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
 def mention(kind: int, name: str, adjective: str = "") -> str:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cones2.evaluation.boxes import fits
 from cones2.fingerprint import fingerprint
-from cones2.judge import PICTURE, Judge, Sighting
+from cones2.judge import PICTURE, Corners, Judge, Sighting
 from cones2.layout import Layout
 from cones2.pipeline import Cones2Pipeline
 from cones2.prompts import TokenizedPrompt, parse_prompt, tokenize_prompt
@@ -27,7 +28,7 @@ from drawing import SETTINGS, make_sheet, open_for_drawing, to_picture, to_tenso
 from evaluation_cases import NAMES, mention
 from judge import load_judge
 from judge_data import judge_world, visible_box
-from metrics import Corners, Wanted, at_place, fits, rate
+from metrics import Wanted, at_place, rate
 from objective import record_attention
 from shipped import measured_hash
 from sprites import SpriteAtlas

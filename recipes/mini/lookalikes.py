@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
-from cones2.judge import Judge, crop
+from cones2.judge import Judge
 from examples import pose
 from judge_data import any_instance, other_palette, other_sprite, other_warp, visible_box
 from world import Instance, Scene, World
@@ -17,7 +17,6 @@ OTHER_PALETTES = OTHER_SHAPES = NEAREST = 5
 LOOKALIKES = OTHER_PALETTES + OTHER_SHAPES + NEAREST
 CHANCE = 1 / (1 + LOOKALIKES)
 VIEWS = 5
-BINS = 4  # of a colour histogram, a channel
 
 Describe = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From pictures, boxes and the boxes' pictures to unit vectors `[boxes, dim]`."""
@@ -29,14 +28,6 @@ class LineUp:
 
     own: Tensor
     others: Tensor
-
-
-def histograms(images: Tensor, boxes: Tensor, rows: Tensor) -> Tensor:
-    """Colour histograms of what is in the boxes, as unit vectors of square roots: the baseline of identity."""
-    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2) * torch.tensor([0.1, 0.1, -0.1, -0.1])
-    pixels = (crop(images, boxes + sides, rows).clamp(0, 0.999) * BINS).long()
-    codes = (pixels[:, 0] * BINS + pixels[:, 1]) * BINS + pixels[:, 2]
-    return normalize(one_hot(codes.flatten(1), BINS**3).float().mean(1).sqrt(), dim=-1)
 
 
 def draw_lookalikes(

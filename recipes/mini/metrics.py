@@ -8,12 +8,8 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from cones2.judge import Sighting, overlap
-
-Corners = tuple[float, float, float, float]
-"""xmin, ymin, xmax, ymax in 0..1."""
-
-LEAST_OVERLAP = 0.4
+from cones2.evaluation.boxes import fits
+from cones2.judge import Corners, Sighting, overlap
 
 
 @dataclass(frozen=True)
@@ -127,15 +123,6 @@ def in_right_boxes(sightings: Sequence[Sighting], wanted: Sequence[Wanted]) -> l
         one is not None and only and fits(one.box, object_.box)
         for one, only, object_ in zip(found, alone, wanted, strict=True)
     ]
-
-
-def fits(box: Corners, region: Corners | None) -> bool:
-    """Its centre is inside the region, and they overlap by 0.4 or more."""
-    if region is None:
-        return True
-    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    inside = region[0] <= x <= region[2] and region[1] <= y <= region[3]
-    return inside and overlap(box, region) >= LEAST_OVERLAP
 
 
 def match(sightings: Sequence[Sighting], wanted: Sequence[Wanted]) -> list[Sighting | None]:

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cones2.judge import Corners
 from cones2.layout import Box, Layout, Region
 from cones2.subjects import Subject
 from drawing import TAUGHT_SETTINGS
 from evaluation_cases import NAMES, SEED, Case, class_shapes, mention, without_residuals
 from examples import example_subjects, example_world
 from lookalikes import CHANCE
-from metrics import Corners, Rate, Wanted, all_present, rate
+from metrics import Rate, Wanted, all_present, rate
 from studio import Seen, Studio, failed
 from taught import Taught, flat, taught_subjects
 from vocabulary import CLASSES, SCENES

@@ -8,12 +8,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from cones2.evaluation.second_judge import colour_histograms
 from cones2.residual import Residual
 from cones2.subjects import Subject
 from evaluation_cases import Case, Known, scene_case
 from examples import FOLDER, ExampleSubject
 from judge_data import visible_box
-from lookalikes import Describe, LineUp, describe_alone, draw_lookalikes, draw_pool, histograms, line_up
+from lookalikes import Describe, LineUp, describe_alone, draw_lookalikes, draw_pool, line_up
 from metrics import Wanted, at_place, is_nearest
 from studio import Seen, Studio
 from world import Instance, Placed, Scene, World
@@ -85,7 +86,7 @@ def taught_subjects(
         pool = draw_pool(studio.world, rng, example.class_index)
         others = draw_lookalikes(studio.world, studio.judge, example.instance, rng, pool)
         embedded.append(line_up(studio.world, example.instance, others, rng, studio.judge.embed))
-        baselines.append(line_up(studio.world, example.instance, others, rng, histograms))
+        baselines.append(line_up(studio.world, example.instance, others, rng, colour_histograms))
         wanted = Wanted(example.class_index, None, embedded[-1].own)
         known.append(Known(Subject(example.class_word, residual), wanted, drawn_shape(studio.world, example.instance)))
     return Taught(chosen, known, embedded, baselines)

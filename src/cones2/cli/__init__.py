@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cones2.cli import batch, check, compose, demo, doctor, inspect, layout, learn, subjects
+from cones2.cli import batch, check, compose, demo, doctor, evaluate, inspect, layout, learn, subjects
 from cones2.cli.console import complain, messages, volume
 from cones2.cli.options import option
 from cones2.errors import Cones2Error, Cones2Warning, is_unicode
@@ -150,6 +150,12 @@ _add_group(
     _BatchGroup,
     "Learn thousands of subjects and draw millions of pictures; 'cones2 batch JOB --out OUT' does a job.",
     batch.COMMANDS,
+)
+_add_group(
+    "evaluate",
+    _Group,
+    "Compare ways to draw several subjects as a protocol says, with intervals, and report what came.",
+    evaluate.COMMANDS,
 )
 
 
