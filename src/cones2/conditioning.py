@@ -105,7 +105,7 @@ def conditioned(
             after.callback(pipeline.maybe_free_model_hooks)  # as each call of a pipeline does
             check_residuals(reader, family, given, force=force)
             options = _encode_options(reader, family, encoding, has_subjects=bool(given or placed))
-            encoder = _Encoder(reader, family, options, scale)
+            encoder = PromptEncoder(reader, family, options, scale)
             inputs = encoder.encode(text, plain_text(negative))
             tokens = encoder.tokenize(prompt, class_words)
             embedded = inputs["prompt_embeds"][0][None]  # also of a list
@@ -194,8 +194,13 @@ def check_residuals(pipeline: Any, family: Family, subjects: Mapping[str, Subjec
 
 
 @dataclass(frozen=True)
-class _Encoder:
-    """The pipeline's own way to embed a text, whatever it has of encoders, LoRA and offloading."""
+class PromptEncoder:
+    """The pipeline's own way to embed a text, whatever it has of encoders, LoRA and offloading.
+
+    Attributes:
+        options: what else `encode_prompt` takes.
+        guidance_scale: decides whether a negative text is embedded too.
+    """
 
     pipeline: Any
     family: Family
@@ -203,6 +208,7 @@ class _Encoder:
     guidance_scale: float | None
 
     def encode(self, text: ParsedPrompt, negative: str) -> dict[str, Any]:
+        """Return the arguments of the pipeline's call that hold a prompt and a negative text, embedded."""
         taken = inspect.signature(self.pipeline.encode_prompt).parameters
         needed = {name: None for name, each in taken.items() if each.default is each.empty}
         guided = self.family.has_guidance(self.pipeline, self.guidance_scale)
@@ -259,15 +265,44 @@ def _additions(
     for name, subject in subjects.items():
         if subject.residual is None:
             continue
-        column = 0
-        for part, prompt, row in zip(family.text_parts, tokens, _first_rows(family, tokens), strict=True):
-            vector = subject.residual.part(part.encoder).vector.to(embeddings)
-            column = column if part.is_beside else 0
+        vectors = [subject.residual.part(part.encoder).vector.to(embeddings) for part in family.text_parts]
+        for vector, prompt in zip(vectors, tokens, strict=True):
             for start, stop in prompt.spans[name]:
                 _check_tokens(subject, len(vector), stop - start)
-                added[0, row + start : row + stop, column : column + vector.shape[1]] += subject.strength * vector
-            column += vector.shape[1]
+        added += laid_out(embeddings, family, tokens, name, [subject.strength * vector for vector in vectors])
     return added
+
+
+def laid_out(
+    embeddings: Float[Tensor, "1 tokens dim"],
+    family: Family,
+    tokens: Sequence[TokenizedPrompt],
+    name: str,
+    vectors: Sequence[Float[Tensor, "_ _"]],
+) -> Float[Tensor, "1 tokens dim"]:
+    """Return each text part's vectors at every mention of a subject, in zeros of the shape of E(prompt)."""
+    added = torch.zeros_like(embeddings)
+    found = places(family, tokens, name, [vector.shape[1] for vector in vectors])
+    for vector, mentions in zip(vectors, found, strict=True):
+        for rows, columns in mentions:
+            added[0, rows, columns] += vector
+    return added
+
+
+def places(
+    family: Family, tokens: Sequence[TokenizedPrompt], name: str, widths: Sequence[int]
+) -> list[list[tuple[slice, slice]]]:
+    """Return where a subject stands in the text that the denoiser reads, for each text part of a width.
+
+    Rows and columns of every mention.
+    """
+    found, column = [], 0
+    for part, prompt, row, width in zip(family.text_parts, tokens, _first_rows(family, tokens), widths, strict=True):
+        column = column if part.is_beside else 0
+        columns = slice(column, column + width)
+        found.append([(slice(row + start, row + stop), columns) for start, stop in prompt.spans[name]])
+        column += width
+    return found
 
 
 def _first_rows(family: Family, tokens: Sequence[TokenizedPrompt]) -> list[int]:
@@ -289,7 +324,7 @@ def _check_tokens(subject: Subject, learned: int, found: int) -> None:
 
 
 def _text_edit(
-    encoder: _Encoder, tokens: Sequence[TokenizedPrompt], embeddings: Tensor, subjects: Mapping[str, Subject]
+    encoder: PromptEncoder, tokens: Sequence[TokenizedPrompt], embeddings: Tensor, subjects: Mapping[str, Subject]
 ) -> TextEdit | None:
     """Return what changes in the text while the denoiser runs; None where nothing does."""
     timed = {name: each for name, each in subjects.items() if each.residual is not None and not each.is_always}
