@@ -73,7 +73,8 @@ def _check_flow(pipeline: Any, family: Family) -> None:
             " both if they have one text encoder."
         )
     channels, scheduler = pipeline.transformer.config["in_channels"], pipeline.scheduler
-    if channels not in family.components.fits(pipeline)["transformer"]["in_channels"]:
+    latents = pipeline.vae.config["latent_channels"]
+    if channels not in (latents, 4 * latents):  # 4 where 2 x 2 of them are one token
         raise ModelError(
             f"this transformer takes {channels} channels, more than noise alone has, as in inpainting: learn on the"
             f" text-to-image model that it was made of, such as {family.base}; the residual fits both if they have one"
@@ -84,7 +85,7 @@ def _check_flow(pipeline: Any, family: Family) -> None:
             f"{type(scheduler).__name__} does not say how noisy a timestep of flow matching is: set one of"
             f" {', '.join(family.components.classes['scheduler'])}."
         )
-    if _FEW_STEPS.search(Path(pipeline.name_or_path).name):
+    if _FEW_STEPS.search(Path(pipeline.name_or_path or "").name):
         warnings.warn(
             f"by its name, {pipeline.name_or_path} was distilled to a few steps, and teaches little at other noise"
             f" levels: better learn on {family.base}; the residual fits both if they have one text encoder.",
