@@ -286,18 +286,14 @@ def _starts(spans: Any, parts: int) -> list[int]:
 
 @pytest.mark.slow
 @every_family
-def test_learning_lowers_the_loss_on_noise_that_is_kept(opened: dict[str, Any], name: str) -> None:
-    recipe = dataclasses.replace(RECIPE, steps=8, batch_size=4, learning_rate=0.3)
-    last = finish(learn_steps(opened[name], PHOTOS[:1], "dog", recipe))
-    learner = learner_of(last)
-    batch = learner.denoiser.draw(learner.views, 16, torch.Generator().manual_seed(99))
-    with torch.no_grad():
-        prompt, _ = learner.text.read(torch.zeros(0, dtype=torch.long))
-        for parameter in learner.text.parameters:
-            parameter.zero_()
-        plain, _ = learner.text.read(torch.zeros(0, dtype=torch.long))
-        after, before = (float(learner.denoiser.loss(text, batch)) for text in (prompt, plain))
-    assert after < before
+def test_learning_lowers_the_loss_on_noise_that_is_kept(
+    opened: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("cones2.learning.learner.random_numbers", lambda seed, _step: random_numbers(seed, 1))
+    steps = list(learn(opened[name], dataclasses.replace(RECIPE, steps=6, learning_rate=0.05)))
+    losses = [step.loss for step in steps]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
 
 
 @every_family
@@ -359,9 +355,9 @@ def test_what_is_outside_the_mask_is_not_learned(opened: dict[str, Any]) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sd2-base", "sdxl", "sd3", "klein"])
+@pytest.mark.parametrize("name", ["sd2-base", "sd3", "klein"])
 def test_a_residual_is_kept_within_its_limit(opened: dict[str, Any], name: str) -> None:
-    recipe = dataclasses.replace(RECIPE, learning_rate=1.0, averaged=True, norm_limit=0.5)
+    recipe = dataclasses.replace(ONE, learning_rate=1.0, averaged=True, norm_limit=0.5)
     residual, free = (residual_of(learn(opened[name], each)) for each in (recipe, _without(recipe, norm_limit=None)))
     pairs = zip(_own_lengths(opened[name], residual), residual.parts, free.parts, strict=True)
     for (own, layers), part, other in pairs:
