@@ -10,8 +10,8 @@ count = importlib.import_module("count")
 
 def test_few_files_none_of_them_long() -> None:
     files = count.files()
-    assert len(files) <= 82  # the aim was 60, before there was a batch engine
-    assert sum(files.values()) <= 16_400  # the aim was 7,500, before there was one: make room for what is added
+    assert len(files) <= 84  # the aim was 60, before there was a batch engine
+    assert sum(files.values()) <= 16_900  # the aim was 7,500, before there was one: make room for what is added
     assert {name: lines for name, lines in files.items() if lines > 400} == {}
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cones2.attention import edited_attention
 from cones2.errors import LayoutError, ModelError, PromptError, ResidualMismatchError, SettingsError
-from cones2.families import Family, TextPart, family_of
+from cones2.families import Family, TextPart, family_of, first_rows, laid_out
 from cones2.fingerprint import fingerprints
 from cones2.layout import Layout
 from cones2.prompts import (
@@ -273,48 +273,6 @@ def _additions(
     return added
 
 
-def laid_out(
-    embeddings: Float[Tensor, "1 tokens dim"],
-    family: Family,
-    tokens: Sequence[TokenizedPrompt],
-    name: str,
-    vectors: Sequence[Float[Tensor, "_ _"]],
-) -> Float[Tensor, "1 tokens dim"]:
-    """Return each text part's vectors at every mention of a subject, in zeros of the shape of E(prompt)."""
-    added = torch.zeros_like(embeddings)
-    found = places(family, tokens, name, [vector.shape[1] for vector in vectors])
-    for vector, mentions in zip(vectors, found, strict=True):
-        for rows, columns in mentions:
-            added[0, rows, columns] += vector
-    return added
-
-
-def places(
-    family: Family, tokens: Sequence[TokenizedPrompt], name: str, widths: Sequence[int]
-) -> list[list[tuple[slice, slice]]]:
-    """Return where a subject stands in the text that the denoiser reads, for each text part of a width.
-
-    Rows and columns of every mention.
-    """
-    found, column = [], 0
-    for part, prompt, row, width in zip(family.text_parts, tokens, _first_rows(family, tokens), widths, strict=True):
-        column = column if part.is_beside else 0
-        columns = slice(column, column + width)
-        found.append([(slice(row + start, row + stop), columns) for start, stop in prompt.spans[name]])
-        column += width
-    return found
-
-
-def _first_rows(family: Family, tokens: Sequence[TokenizedPrompt]) -> list[int]:
-    """Return where each part's tokens begin in the text that the denoiser reads."""
-    rows: list[int] = []
-    end = 0
-    for part, prompt in zip(family.text_parts, tokens, strict=True):
-        rows.append(rows[-1] if part.is_beside else end)
-        end = rows[-1] + prompt.input_ids.shape[1]
-    return rows
-
-
 def _check_tokens(subject: Subject, learned: int, found: int) -> None:
     if learned != found:
         raise ResidualMismatchError(
@@ -341,7 +299,7 @@ def _text_edit(
 def _layout_spans(family: Family, tokens: Sequence[TokenizedPrompt]) -> dict[str, tuple[tuple[int, int], ...]]:
     """Return every subject's tokens in the text that the denoiser reads; parts side by side count once."""
     spans: dict[str, dict[tuple[int, int], None]] = {}
-    for prompt, row in zip(tokens, _first_rows(family, tokens), strict=True):
+    for prompt, row in zip(tokens, first_rows(family, tokens), strict=True):
         for name, ranges in prompt.spans.items():
             for start, stop in ranges:
                 spans.setdefault(name, {})[row + start, row + stop] = None

@@ -28,6 +28,7 @@ from cones2.denoisers import (
     z_image_velocity,
 )
 from cones2.errors import ModelError
+from cones2.prompts import TokenizedPrompt
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 ReadText = Callable[[Sequence[Any], Sequence[Int[Tensor, "batch tokens"]]], Float[Tensor, "batch tokens dim"]]
@@ -157,6 +158,48 @@ def native_size(pipeline: Any) -> tuple[int, int]:
     cells = unwrapped(getattr(pipeline, family.denoiser)).config.get("sample_size") or pipeline.default_sample_size
     height, width = cells if isinstance(cells, list | tuple) else (cells, cells)
     return int(height * pipeline.vae_scale_factor), int(width * pipeline.vae_scale_factor)
+
+
+def laid_out(
+    embeddings: Float[Tensor, "1 tokens dim"],
+    family: Family,
+    tokens: Sequence[TokenizedPrompt],
+    name: str,
+    vectors: Sequence[Float[Tensor, "_ _"]],
+) -> Float[Tensor, "1 tokens dim"]:
+    """Return each text part's vectors at every mention of a subject, in zeros of the shape of E(prompt)."""
+    added = torch.zeros_like(embeddings)
+    found = places(family, tokens, name, [vector.shape[1] for vector in vectors])
+    for vector, mentions in zip(vectors, found, strict=True):
+        for rows, columns in mentions:
+            added[0, rows, columns] += vector
+    return added
+
+
+def places(
+    family: Family, tokens: Sequence[TokenizedPrompt], name: str, widths: Sequence[int]
+) -> list[list[tuple[slice, slice]]]:
+    """Return where a subject stands in the text that the denoiser reads, for each text part of a width.
+
+    Rows and columns of every mention.
+    """
+    found, column = [], 0
+    for part, prompt, row, width in zip(family.text_parts, tokens, first_rows(family, tokens), widths, strict=True):
+        column = column if part.is_beside else 0
+        columns = slice(column, column + width)
+        found.append([(slice(row + start, row + stop), columns) for start, stop in prompt.spans[name]])
+        column += width
+    return found
+
+
+def first_rows(family: Family, tokens: Sequence[TokenizedPrompt]) -> list[int]:
+    """Return where each part's tokens begin in the text that the denoiser reads."""
+    rows: list[int] = []
+    end = 0
+    for part, prompt in zip(family.text_parts, tokens, strict=True):
+        rows.append(rows[-1] if part.is_beside else end)
+        end = rows[-1] + prompt.input_ids.shape[1]
+    return rows
 
 
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")

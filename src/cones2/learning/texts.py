@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cones2.captions import find_class_word, photo_caption
-from cones2.conditioning import PromptEncoder, laid_out, places
+from cones2.conditioning import PromptEncoder
 from cones2.errors import CaptionError
-from cones2.families import Family
+from cones2.families import Family, laid_out, places
 from cones2.fingerprint import fingerprint, fingerprints
 from cones2.learning.data import Captions, TextReader
 from cones2.learning.losses import mean_shift, preservation_loss
