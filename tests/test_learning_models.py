@@ -16,10 +16,9 @@ from cones2.conditioning import conditioned
 from cones2.errors import LearningError, ModelError
 from cones2.families import family_of
 from cones2.learning.data import TextReader
-from cones2.learning.learner import learn_steps
 from cones2.learning.recipe import Recipe
 from cones2.models import open_pipeline
-from learning import PHOTOS, RECIPE, finish, learn, residual_of, stop_after, with_parts
+from learning import RECIPE, finish, learn, residual_of, stop_after, with_parts
 from test_conditioning import save_lora
 
 diffusers: Any = importlib.import_module("diffusers")  # which has few types
@@ -308,11 +307,6 @@ def test_models_that_can_not_be_learned_on(own: Any, change: Callable[[Any], Any
     with pytest.raises(ModelError, match=told) as caught:
         learn(change(own))
     assert len(str(caught.value).splitlines()) == 1
-
-
-def test_learning_is_for_unets(opened: dict[str, Any]) -> None:
-    with pytest.raises(ModelError, match=r"FLUX\.1"):
-        learn_steps(opened["flux1"], PHOTOS, "dog")
 
 
 # In less memory

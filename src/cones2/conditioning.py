@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cones2.attention import edited_attention
 from cones2.errors import LayoutError, ModelError, PromptError, ResidualMismatchError, SettingsError
-from cones2.families import Family, TextPart, family_of
+from cones2.families import Family, TextPart, family_of, first_rows, laid_out
 from cones2.fingerprint import fingerprints
 from cones2.layout import Layout
 from cones2.prompts import (
@@ -105,7 +105,7 @@ def conditioned(
             after.callback(pipeline.maybe_free_model_hooks)  # as each call of a pipeline does
             check_residuals(reader, family, given, force=force)
             options = _encode_options(reader, family, encoding, has_subjects=bool(given or placed))
-            encoder = _Encoder(reader, family, options, scale)
+            encoder = PromptEncoder(reader, family, options, scale)
             inputs = encoder.encode(text, plain_text(negative))
             tokens = encoder.tokenize(prompt, class_words)
             embedded = inputs["prompt_embeds"][0][None]  # also of a list
@@ -194,8 +194,13 @@ def check_residuals(pipeline: Any, family: Family, subjects: Mapping[str, Subjec
 
 
 @dataclass(frozen=True)
-class _Encoder:
-    """The pipeline's own way to embed a text, whatever it has of encoders, LoRA and offloading."""
+class PromptEncoder:
+    """The pipeline's own way to embed a text, whatever it has of encoders, LoRA and offloading.
+
+    Attributes:
+        options: what else `encode_prompt` takes.
+        guidance_scale: decides whether a negative text is embedded too.
+    """
 
     pipeline: Any
     family: Family
@@ -203,6 +208,7 @@ class _Encoder:
     guidance_scale: float | None
 
     def encode(self, text: ParsedPrompt, negative: str) -> dict[str, Any]:
+        """Return the arguments of the pipeline's call that hold a prompt and a negative text, embedded."""
         taken = inspect.signature(self.pipeline.encode_prompt).parameters
         needed = {name: None for name, each in taken.items() if each.default is each.empty}
         guided = self.family.has_guidance(self.pipeline, self.guidance_scale)
@@ -259,25 +265,12 @@ def _additions(
     for name, subject in subjects.items():
         if subject.residual is None:
             continue
-        column = 0
-        for part, prompt, row in zip(family.text_parts, tokens, _first_rows(family, tokens), strict=True):
-            vector = subject.residual.part(part.encoder).vector.to(embeddings)
-            column = column if part.is_beside else 0
+        vectors = [subject.residual.part(part.encoder).vector.to(embeddings) for part in family.text_parts]
+        for vector, prompt in zip(vectors, tokens, strict=True):
             for start, stop in prompt.spans[name]:
                 _check_tokens(subject, len(vector), stop - start)
-                added[0, row + start : row + stop, column : column + vector.shape[1]] += subject.strength * vector
-            column += vector.shape[1]
+        added += laid_out(embeddings, family, tokens, name, [subject.strength * vector for vector in vectors])
     return added
-
-
-def _first_rows(family: Family, tokens: Sequence[TokenizedPrompt]) -> list[int]:
-    """Return where each part's tokens begin in the text that the denoiser reads."""
-    rows: list[int] = []
-    end = 0
-    for part, prompt in zip(family.text_parts, tokens, strict=True):
-        rows.append(rows[-1] if part.is_beside else end)
-        end = rows[-1] + prompt.input_ids.shape[1]
-    return rows
 
 
 def _check_tokens(subject: Subject, learned: int, found: int) -> None:
@@ -289,7 +282,7 @@ def _check_tokens(subject: Subject, learned: int, found: int) -> None:
 
 
 def _text_edit(
-    encoder: _Encoder, tokens: Sequence[TokenizedPrompt], embeddings: Tensor, subjects: Mapping[str, Subject]
+    encoder: PromptEncoder, tokens: Sequence[TokenizedPrompt], embeddings: Tensor, subjects: Mapping[str, Subject]
 ) -> TextEdit | None:
     """Return what changes in the text while the denoiser runs; None where nothing does."""
     timed = {name: each for name, each in subjects.items() if each.residual is not None and not each.is_always}
@@ -306,7 +299,7 @@ def _text_edit(
 def _layout_spans(family: Family, tokens: Sequence[TokenizedPrompt]) -> dict[str, tuple[tuple[int, int], ...]]:
     """Return every subject's tokens in the text that the denoiser reads; parts side by side count once."""
     spans: dict[str, dict[tuple[int, int], None]] = {}
-    for prompt, row in zip(tokens, _first_rows(family, tokens), strict=True):
+    for prompt, row in zip(tokens, first_rows(family, tokens), strict=True):
         for name, ranges in prompt.spans.items():
             for start, stop in ranges:
                 spans.setdefault(name, {})[row + start, row + stop] = None

@@ -1,4 +1,7 @@
-"""How each kind of denoiser is called: what the image reads, how noisy it is, and where image and text stand."""
+"""How each kind of denoiser is called: what the image reads, how noisy it is, and where image and text stand.
+
+`read_..._call` reads a call that a pipeline makes while it draws; `..._velocity` makes one, for learning.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -131,6 +134,89 @@ def read_z_image_call(
     length = start + max(_filled_up(len(row)) for row in text)
     sequence = JointSequence(0, start, length, len(unwrapped(transformer).layers))
     return DenoiserCall(text, 1 - _rows_of(given["t"], len(images)), ((height, width),), sequence)
+
+
+class FlowCall(NamedTuple):
+    """What a joint transformer is asked in learning, in the units in which every family's latents are alike.
+
+    Attributes:
+        latents: with noise.
+        time: of each row, float32: 1 is pure noise, 0 the photo.
+        text: the prompt, one for all rows, as `encode_prompt` gives it.
+        pooled: the prompt's summary, where the family has one.
+        guidance: the scale that a guidance-distilled model reads.
+    """
+
+    latents: Float[Tensor, "rows channels height width"]
+    time: Float[Tensor, "rows"]
+    text: Float[Tensor, "1 tokens dim"]
+    pooled: Float[Tensor, "1 numbers"] | None
+    guidance: float
+
+
+def flux_velocity(transformer: Any, call: FlowCall) -> Float[Tensor, "rows channels height width"]:
+    """Return the velocity, noise less photo, that FLUX.1's or FLUX.2's transformer predicts.
+
+    Latents are packed 2 x 2 to a token, row by row. A token of the image is numbered by its row and column; a token of
+    the text is not numbered in FLUX.1, and by its place in FLUX.2, which has a fourth axis for it.
+    """
+    rows, _, height, width = call.latents.shape
+    axes = len(transformer.config["axes_dims_rope"])
+    places = torch.cartesian_prod(torch.arange(height // 2, device="cpu"), torch.arange(width // 2, device="cpu"))
+    image_ids = torch.nn.functional.pad(places, (1, axes - 3)).to(call.time)  # float32: numbers reach 511
+    text_ids = image_ids.new_zeros(call.text.shape[1], axes)
+    text_ids[:, 3:] = torch.arange(len(text_ids), device=text_ids.device)[:, None]
+    is_guided = transformer.config["guidance_embeds"]
+    given = {} if call.pooled is None else {"pooled_projections": call.pooled.expand(rows, -1)}
+    predicted = transformer(
+        hidden_states=packed(call.latents),
+        timestep=call.time,
+        guidance=call.time.new_full((rows,), call.guidance) if is_guided else None,
+        encoder_hidden_states=call.text.expand(rows, -1, -1),
+        txt_ids=text_ids,
+        img_ids=image_ids,
+        return_dict=False,
+        **given,
+    )[0]
+    return unpacked(predicted, height, width)
+
+
+def sd3_velocity(transformer: Any, call: FlowCall) -> Float[Tensor, "rows channels height width"]:
+    """Return the velocity, noise less photo, that Stable Diffusion 3's transformer predicts."""
+    assert call.pooled is not None  # its pipelines always make it
+    rows = len(call.latents)
+    velocity: Tensor = transformer(
+        hidden_states=call.latents,
+        timestep=1000 * call.time,
+        encoder_hidden_states=call.text.expand(rows, -1, -1),
+        pooled_projections=call.pooled.expand(rows, -1),
+        return_dict=False,
+    )[0]
+    return velocity
+
+
+def z_image_velocity(transformer: Any, call: FlowCall) -> Float[Tensor, "rows channels height width"]:
+    """Return the velocity, noise less photo, that Z-Image's transformer predicts, which gives its negative."""
+    frames = list(call.latents[:, :, None].unbind())
+    predicted = transformer(frames, 1 - call.time, [call.text[0]] * len(frames), return_dict=False)[0]
+    return -torch.stack(predicted)[:, :, 0]
+
+
+def packed(
+    latents: Float[Tensor, "rows channels height width"],
+) -> Float[Tensor, "rows cells numbers"]:
+    """Return latents as FLUX's tokens: 2 x 2 cells each, row by row."""
+    rows, channels, height, width = latents.shape
+    cells = latents.view(rows, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return cells.reshape(rows, height * width // 4, 4 * channels)
+
+
+def unpacked(
+    tokens: Float[Tensor, "rows cells numbers"], height: int, width: int
+) -> Float[Tensor, "rows channels {height} {width}"]:
+    """Return what `packed` was given."""
+    cells = tokens.view(len(tokens), height // 2, width // 2, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return cells.reshape(len(tokens), -1, height, width)
 
 
 def _check_named(family: str, args: tuple[Any, ...]) -> None:

@@ -16,14 +16,19 @@ from torch import Tensor
 from cones2.components import FLUX, KLEIN, KLEIN_LAYERS, SD, SD3, SD3_WITHOUT_T5, SDXL, Z_IMAGE, Components
 from cones2.denoisers import (
     DenoiserCall,
+    FlowCall,
     Text,
+    flux_velocity,
     read_flux_call,
     read_sd3_call,
     read_unet_call,
     read_z_image_call,
+    sd3_velocity,
     unwrapped,
+    z_image_velocity,
 )
 from cones2.errors import ModelError
+from cones2.prompts import TokenizedPrompt
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 ReadText = Callable[[Sequence[Any], Sequence[Int[Tensor, "batch tokens"]]], Float[Tensor, "batch tokens dim"]]
@@ -73,9 +78,12 @@ class Family:
         guided_above: the scale above which there is guidance.
         native_side: the side of its pictures in pixels, where neither a config nor the pipeline tells it.
         read_call: reads the arguments of the denoiser's call; the number of timesteps is `train_steps`.
-        read_text: for learning: what the encoders make of tokens, as `encode_prompt` does and with gradients; None
-            where nothing can be learned.
-        added_conditions: for learning: what the denoiser reads beside it, for square pictures of a side in pixels.
+        read_text: for learning on a UNet: what the encoders make of tokens, as `encode_prompt` does and with gradients.
+        added_conditions: for learning on a UNet: what it reads beside the text, for square pictures of a side in
+            pixels.
+        velocity: for learning by flow matching: what a joint transformer predicts; None where the noise is not a flow.
+        timesteps: for learning by flow matching: which density they are drawn from.
+        base: for learning: the checkpoint that is no distilled one, by its Hub id.
     """
 
     name: str
@@ -93,12 +101,20 @@ class Family:
     read_call: Callable[[Any, int, tuple[Any, ...], Mapping[str, Any]], DenoiserCall]
     read_text: ReadText | None = None
     added_conditions: AddedConditions = lambda *_: {}
+    velocity: Callable[[Any, FlowCall], Float[Tensor, "rows channels height width"]] | None = None
+    timesteps: Literal["uniform", "logit-normal"] = "uniform"
+    base: str = ""
 
     def with_text(self, text: Text, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
         """Return the arguments of a denoiser's call with another text."""
         if len(args) > 2:
             return (*args[:2], text, *args[3:]), dict(kwargs)
         return args, {**kwargs, self.text_argument: text}
+
+    @property
+    def recipe(self) -> str:
+        """The name of the recipe to learn with, where a model says nothing of it."""
+        return "paper" if self.velocity is None else "direct"
 
     def usual_guidance(self, pipeline: Any) -> float | None:
         """Return classifier-free guidance's usual scale; 1 where a model was distilled to do without."""
@@ -142,6 +158,48 @@ def native_size(pipeline: Any) -> tuple[int, int]:
     cells = unwrapped(getattr(pipeline, family.denoiser)).config.get("sample_size") or pipeline.default_sample_size
     height, width = cells if isinstance(cells, list | tuple) else (cells, cells)
     return int(height * pipeline.vae_scale_factor), int(width * pipeline.vae_scale_factor)
+
+
+def laid_out(
+    embeddings: Float[Tensor, "1 tokens dim"],
+    family: Family,
+    tokens: Sequence[TokenizedPrompt],
+    name: str,
+    vectors: Sequence[Float[Tensor, "_ _"]],
+) -> Float[Tensor, "1 tokens dim"]:
+    """Return each text part's vectors at every mention of a subject, in zeros of the shape of E(prompt)."""
+    added = torch.zeros_like(embeddings)
+    found = places(family, tokens, name, [vector.shape[1] for vector in vectors])
+    for vector, mentions in zip(vectors, found, strict=True):
+        for rows, columns in mentions:
+            added[0, rows, columns] += vector
+    return added
+
+
+def places(
+    family: Family, tokens: Sequence[TokenizedPrompt], name: str, widths: Sequence[int]
+) -> list[list[tuple[slice, slice]]]:
+    """Return where a subject stands in the text that the denoiser reads, for each text part of a width.
+
+    Rows and columns of every mention.
+    """
+    found, column = [], 0
+    for part, prompt, row, width in zip(family.text_parts, tokens, first_rows(family, tokens), widths, strict=True):
+        column = column if part.is_beside else 0
+        columns = slice(column, column + width)
+        found.append([(slice(row + start, row + stop), columns) for start, stop in prompt.spans[name]])
+        column += width
+    return found
+
+
+def first_rows(family: Family, tokens: Sequence[TokenizedPrompt]) -> list[int]:
+    """Return where each part's tokens begin in the text that the denoiser reads."""
+    rows: list[int] = []
+    end = 0
+    for part, prompt in zip(family.text_parts, tokens, strict=True):
+        rows.append(rows[-1] if part.is_beside else end)
+        end = rows[-1] + prompt.input_ids.shape[1]
+    return rows
 
 
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -206,6 +264,8 @@ _FLUX = Family(
     encoded=("prompt_embeds", "pooled_prompt_embeds", None),
     guidance_scale=None,
     read_call=read_flux_call,
+    velocity=flux_velocity,
+    base="black-forest-labs/FLUX.1-dev",
 )
 
 _SD3 = Family(
@@ -223,6 +283,9 @@ _SD3 = Family(
     repeats_text=False,
     guidance_scale=None,
     read_call=read_sd3_call,
+    velocity=sd3_velocity,
+    timesteps="logit-normal",
+    base="stabilityai/stable-diffusion-3.5-medium",
 )
 
 _SD3_WITHOUT_T5 = replace(
@@ -242,6 +305,8 @@ _Z_IMAGE = Family(
     guided_above=0.0,
     native_side=1024,
     read_call=read_z_image_call,
+    velocity=z_image_velocity,
+    base="Tongyi-MAI/Z-Image",
 )
 
 _KLEIN = Family(
@@ -254,6 +319,8 @@ _KLEIN = Family(
     encoded=("prompt_embeds", None),
     guidance_scale=None,
     read_call=read_flux_call,
+    velocity=flux_velocity,
+    base="black-forest-labs/FLUX.2-klein-base-4B",
 )
 
 FAMILIES: tuple[Family, ...] = (_SD, _SDXL, _FLUX, _SD3, _SD3_WITHOUT_T5, _Z_IMAGE, _KLEIN)

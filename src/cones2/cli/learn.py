@@ -86,7 +86,7 @@ def learn(
         loaded = load_photos(photos, masks=masks)
     pipe = open_model(model, device=device, dtype=dtype, config=model_config)
     findings = _judge(loaded, pipe)
-    chosen = chosen or find_recipe(pipe.facts.recipe or "paper")
+    chosen = chosen or find_recipe(pipe.facts.recipe or pipe.family.recipe)
     chosen = chosen if steps is None else changed(chosen, steps=steps)
     make_folder(kept.file.parent)
     options = {"seed": seed, "captions": texts, "resume": resume, "save_memory": save_memory, "force": force}

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -111,18 +111,17 @@ class Checkpoints:
                 )
 
 
-def state_of(optimizer: torch.optim.Optimizer, average: Tensor | None) -> dict[str, Tensor]:
-    """Return what a step changes, not copied, by name: parameters, their average and the optimiser's moments."""
+def state_of(optimizer: torch.optim.Optimizer, averages: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return what a step changes, not copied, by name: parameters, their averages and the optimiser's moments."""
     parameters = optimizer.param_groups[0]["params"]
     tensors = {f"parameter.{index}": parameter.detach() for index, parameter in enumerate(parameters)}
-    if average is not None:
-        tensors["average.0"] = average
+    tensors |= {f"average.{index}": average for index, average in enumerate(averages)}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"{name}.{index}": moment for name, moment in moments.items()}
     return tensors
 
 
-def restore(state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, average: Tensor | None) -> None:
+def restore(state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, averages: Sequence[Tensor]) -> None:
     """Go back to what `state_of` gave."""
     parameters = optimizer.param_groups[0]["params"]
     moments: dict[int, dict[str, Tensor]] = {}
@@ -130,8 +129,8 @@ def restore(state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, avera
         name, index = key.split(".")
         if name == "parameter":
             parameters[int(index)].data.copy_(tensor)
-        elif name == "average" and average is not None:
-            average.copy_(tensor)
+        elif name == "average":
+            averages[int(index)].copy_(tensor)
         else:
             moments.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from cones2.captions import captions_for, find_class_word
+from cones2.denoisers import unpacked
 from cones2.errors import CaptionError, Cones2Warning, LearningError, PhotoError
 from cones2.families import Family, native_size
 from cones2.images import flattened, upright
@@ -196,13 +197,17 @@ def as_photos(source: PhotoSource | Sequence[PhotoSource]) -> tuple[Photo, ...]:
     return tuple(photos)
 
 
-def encode_views(pipeline: Any, photos: Sequence[Photo], count: int, generator: torch.Generator) -> Views:
+def encode_views(
+    pipeline: Any, photos: Sequence[Photo], count: int, generator: torch.Generator, side: int | None = None
+) -> Views:
     """Encode `count` views of each photo, the whole one and closer ones, and their masks.
+
+    They are squares of a side in pixels, by default the model's own.
 
     Raises:
         PhotoError: a square view shows nothing of what the photo's mask marks.
     """
-    size = min(native_size(pipeline))
+    size = side or min(native_size(pipeline))
     chosen = [(photo, views(photo, count=count, generator=generator)) for photo in photos]
     masked = any(photo.mask is not None for photo in photos)
     weights = [_weigh(photo, each, size // pipeline.vae_scale_factor) for photo, each in chosen] if masked else None
@@ -234,8 +239,17 @@ def _autoencoder(pipeline: Any) -> Any:
 
 
 def _latent_units(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what is taken from an autoencoder's latents and what they are multiplied by; of all channels, or each."""
-    shift = latents.new_tensor(vae.config.get("latents_mean") or [0.0])
+    """Return what is taken from an autoencoder's latents and what they are multiplied by; of all channels, or each.
+
+    That of FLUX.2 keeps mean and variance of each of 2 x 2 neighbours, as its transformer packs them.
+    """
+    if hasattr(vae, "bn"):
+        side = latents.shape[-1]
+        mean, variance = (each.to(latents)[None, None] for each in (vae.bn.running_mean, vae.bn.running_var))
+        std = torch.sqrt(variance + vae.config["batch_norm_eps"])
+        shift, scale = (unpacked(each, 2, 2)[0].repeat(1, side // 2, side // 2) for each in (mean, 1 / std))
+        return shift, scale
+    shift = latents.new_tensor(vae.config.get("latents_mean") or [vae.config.get("shift_factor") or 0.0])
     scale = vae.config["scaling_factor"] / latents.new_tensor(vae.config.get("latents_std") or [1.0])
     return shift[:, None, None], scale[:, None, None]
 

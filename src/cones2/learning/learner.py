@@ -1,6 +1,7 @@
 """Learning a residual: a copy of the text encoder is tuned on photos, and its mean shift at the class word is kept.
 
-`arXiv:2305.19327, Sec. 3.2`: L = L_sub + λ·L_reg (Eq. 4), then Δ (Eq. 5). Everything in the pipeline stays as it is.
+`arXiv:2305.19327, Sec. 3.2`: L = L_sub + λ·L_reg (Eq. 4), then Δ (Eq. 5). Or Δ itself is learned (Table A1), as always
+on joint transformers. Everything in the pipeline stays as it is.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from cones2.attention import unedited
@@ -21,7 +22,6 @@ from cones2.captions import captions_for, photo_caption
 from cones2.errors import LearningError, SettingsError
 from cones2.families import Family, native_size
 from cones2.files import expanded
-from cones2.fingerprint import fingerprint
 from cones2.learning.checkpoints import Checkpoints, restore, state_of
 from cones2.learning.data import (
     PhotoSource,
@@ -34,29 +34,28 @@ from cones2.learning.data import (
     how_learned,
     random_numbers,
 )
-from cones2.learning.losses import Displacement, displacement, mean_shift, preservation_loss
+from cones2.learning.learnable import learnable_family
+from cones2.learning.losses import Displacement, displacement
 from cones2.learning.model import (
     Batch,
     CapturedStep,
     Denoiser,
+    FlowDenoiser,
     backward,
     check_captured,
     diverged,
     frozen,
-    learnable_family,
     memory_saved,
     model_settings,
 )
 from cones2.learning.recipe import Recipe, find_recipe
+from cones2.learning.texts import DirectText, LearnedText, TunedText
 from cones2.models import ModelFacts, facts_of
 from cones2.photos import Photo
 from cones2.prompts import check_class_word
 from cones2.record import describe_adapters
 from cones2.residual import Residual, ResidualPart
 from cones2.shared import check_seed, model_alone, own_settings
-
-# η of polynomial-decay averaging (arXiv:1212.1824): half of the weight is on the last sixth of the steps.
-_DECAY = 3.0
 
 
 @own_settings()
@@ -84,12 +83,13 @@ def learn_steps(
     Unlike the authors' code, this uses Eq. 3 as printed, and always takes originals from the untouched encoder.
 
     Args:
-        pipeline: of Stable Diffusion 1.x, 2.x or XL in any dtype, with model offloading or LoRA; it stays as it is.
+        pipeline: of a known family in any dtype, with model offloading or LoRA; it stays as it is.
         photos: a folder, or photos, PIL images or paths; 3 to 5 do.
         class_word: the word, or words, for the subject's raw category.
-        recipe: a `Recipe`, the name of one, the path of a TOML file, or None for what suits the model, else `paper`.
+        recipe: a `Recipe`, the name of one, the path of a TOML file, or None for what suits the model, else `paper`;
+            on joint transformers, where the residual itself is learned, `direct`.
         seed: for crops, noise, timesteps and the choice of captions.
-        captions: that contain the class word; made when None.
+        captions: that contain the class word; made when None. Joint transformers need none.
         checkpoint: a folder for the newest two checkpoints. One is also written when a step fails or is interrupted;
             closing the generator writes none, the caller does that by `LearnStep.save_checkpoint`.
         checkpoint_every: steps between them.
@@ -109,27 +109,44 @@ def learn_steps(
     family = learnable_family(pipeline)
     class_word = check_class_word(class_word)
     facts = facts_of(pipeline)
-    recipe, seed = find_recipe(recipe or facts.recipe or "paper"), check_seed(seed)
+    recipe, seed = find_recipe(recipe or facts.recipe or family.recipe), check_seed(seed)
     if checkpoint_every < 1:
         raise SettingsError(f"checkpoint_every is {checkpoint_every}: expected at least 1 step.")
     if resume and checkpoint is None:
         raise SettingsError("resume is True, and there is no checkpoint to resume from: give the folder of one.")
+    _check_fits(recipe, family, pipeline, captions)
     if compile:
-        check_captured(pipeline, save_memory=save_memory)
+        check_captured(pipeline, family, save_memory=save_memory)
     loaded = as_photos(photos)
     check_suits(facts, loaded, class_word, force=force)
-    texts = tuple(captions or captions_for(class_word, count=recipe.caption_count, lexicon=facts.lexicon))
     with ExitStack() as stack:
         stack.enter_context(model_alone(pipeline))
         stack.callback(pipeline.maybe_free_model_hooks)
         learner = _Learner(
-            pipeline, family, facts, loaded, class_word, captions=texts, recipe=recipe, seed=seed, capture=compile
+            pipeline, family, facts, loaded, class_word, captions=captions, recipe=recipe, seed=seed, capture=compile
         )
     if checkpoint is not None:
         learner.checkpoints = Checkpoints(expanded(checkpoint), learner.settings())
         with learner.checkpoints.held():
             learner.begin(*(learner.checkpoints.load() if resume else (0, {})))
     return _take_steps(learner, every=checkpoint_every, save_memory=save_memory)
+
+
+def _check_fits(recipe: Recipe, family: Family, pipeline: Any, captions: Sequence[str] | None) -> None:
+    largest = min(native_size(pipeline))
+    if (recipe.side or 0) > largest:
+        raise SettingsError(f"side is {recipe.side}: expected at most {largest}, the side of this model's pictures.")
+    if family.velocity is None:
+        return
+    if recipe.tune != "residual":
+        raise SettingsError(
+            f"this recipe tunes a text encoder, and on {family.name} the residual itself is learned: take the recipe"
+            " 'direct', or one with tune 'residual'."
+        )
+    if captions is not None:
+        raise SettingsError(
+            f"captions are for tuning a text encoder, which {family.name} does without: leave them out."
+        )
 
 
 def _take_steps(learner: "_Learner", *, every: int, save_memory: bool) -> Generator["LearnStep", None, None]:
@@ -141,9 +158,10 @@ def _take_steps(learner: "_Learner", *, every: int, save_memory: bool) -> Genera
             stack.enter_context(checkpoints.held())
             if not began:
                 checkpoints.delete()
-        stack.enter_context(frozen(learner.pipeline.unet))
+        denoiser = getattr(learner.pipeline, learner.family.denoiser)
+        stack.enter_context(frozen(denoiser))
         if save_memory:
-            stack.enter_context(memory_saved(learner.pipeline))
+            stack.enter_context(memory_saved(learner.pipeline, denoiser))
         for number in range(began + 1, steps + 1):
             try:
                 losses = learner.take_step(number)
@@ -186,7 +204,7 @@ class LearnStep:
     @property
     def tuned_encoders(self) -> tuple[Any, ...]:
         """The tuned copies of the text encoders, which the next step tunes further; none if Δ itself is learned."""
-        return self._current().reader.encoders
+        return self._current().text.encoders
 
     def displacement(self) -> Displacement | None:
         """Measure how far other words moved, on captions that were not learned from; None if none can be held out."""
@@ -217,10 +235,8 @@ class LearnStep:
 class _Learner:
     """What is being learned, what it is learned from, and how far that has come.
 
-    There are two ways. As the paper does, the text encoders' copies are tuned by Eq. 4, and Δ is their mean shift at
-    the class word. With `tune = "residual"` Δ itself is learned by Eq. 2, with E(prompt)[span] + Δ as the prompt, and
-    the encoders read only once ("token embedding" in Table A1 and App. C, where it does worse in other contexts than
-    the photos'); no other word moves, so L_reg is 0. It begins at the class word itself, Δ = 0.
+    There are two ways, which `texts.py` has. As the paper does, the text encoders' copies are tuned by Eq. 4, and Δ is
+    their mean shift at the class word. With `tune = "residual"` Δ itself is learned by Eq. 2.
 
     The text that Stable Diffusion XL pools comes from the untouched encoder, in learning as in drawing: no residual
     could give back what a tuned one put there.
@@ -234,7 +250,7 @@ class _Learner:
         photos: Sequence[Photo],
         class_word: str,
         *,
-        captions: Sequence[str],
+        captions: Sequence[str] | None,
         recipe: Recipe,
         seed: int,
         capture: bool,
@@ -245,36 +261,34 @@ class _Learner:
         self.taken: int | None = 0  # None while a step changes what is learned
         self.saved = 0
         self.adapters = describe_adapters(pipeline)
-        self.reader = reader = TextReader.copy_of(pipeline, family)
-        self.encoder_ids = tuple(
-            fingerprint(encoder, part.encoder, facts.name or type(pipeline).__name__)
-            for part, encoder in zip(family.text_parts, reader.encoders, strict=True)
-        )
-        self.captions = reader.tokenize(captions, class_word)
-        self.prompt = reader.tokenize([photo_caption(class_word)], class_word)
-        self.views = encode_views(pipeline, photos, recipe.views_per_photo, random_numbers(seed, 0))
-        with torch.no_grad():
-            added = family.added_conditions(reader.encoders, self.prompt.input_ids, min(native_size(pipeline)))
-        self.denoiser = Denoiser.of(pipeline, added)
-        self.average: Tensor | None = None
-        if recipe.tune == "residual":
-            self.original = reader.embed(self.prompt)
-            self.span = torch.where(self.prompt.own[0])[0]
-            self.parameters = [torch.zeros_like(self.original[0, self.span], requires_grad=True)]
-            self.average = torch.zeros_like(self.parameters[0], requires_grad=False)
-            self.reader = dataclasses.replace(reader, encoders=())  # their memory is free
-        else:
-            self.original = reader.embed(self.captions)
-            self.parameters = [
-                parameter.requires_grad_()
-                for encoder in reader.encoders
-                for name, parameter in encoder.named_parameters()
-                if (recipe.tune == "all" or ".layers." in name) and ".lora_" not in name
-            ]
+        self.captions: tuple[str, ...] = ()
+        self.text, self.denoiser = self._read_text(captions)
+        self.views = encode_views(pipeline, photos, recipe.views_per_photo, random_numbers(seed, 0), recipe.side)
+        self.parameters = self.text.parameters
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
         self.captured = CapturedStep(self._compute, self.parameters) if capture else None
+
+    def _read_text(self, captions: Sequence[str] | None) -> tuple[LearnedText, Denoiser | FlowDenoiser]:
+        """Return what is learned of the text, and the denoiser that reads it."""
+        pipeline, family, recipe = self.pipeline, self.family, self.recipe
+        model = self.facts.name or type(pipeline).__name__
+        if family.velocity is not None:
+            direct = DirectText.of_pipeline(pipeline, family, self.class_word, recipe, model)
+            return direct, FlowDenoiser.of(pipeline, family, direct.pooled)
+        made = captions or captions_for(self.class_word, count=recipe.caption_count, lexicon=self.facts.lexicon)
+        self.captions = tuple(made)
+        reader = TextReader.copy_of(pipeline, family)
+        read = reader.tokenize(self.captions, self.class_word)
+        prompt = reader.tokenize([photo_caption(self.class_word)], self.class_word)
+        with torch.no_grad():
+            side = recipe.side or min(native_size(pipeline))
+            added = family.added_conditions(reader.encoders, prompt.input_ids, side)
+        denoiser = Denoiser.of(pipeline, added)
+        if recipe.tune == "residual":
+            return DirectText.of_reader(reader, prompt, recipe, model), denoiser
+        return TunedText(reader, read, prompt, recipe.tune, model), denoiser
 
     @own_settings()
     def take_step(self, number: int) -> tuple[float, float, float]:
@@ -295,37 +309,26 @@ class _Learner:
             raise diverged(f"loss {total}, gradient {size} at step {number} of {self.recipe.steps}", self.recipe)
         self.taken = None
         self.optimizer.step()
-        if self.average is not None:  # polynomial-decay averaging, arXiv:1212.1824: one step alone carries its noise
-            share = (1 + _DECAY) / (number + _DECAY) if self.recipe.averaged else 1.0
-            self.average.lerp_(self.parameters[0].detach(), share)
+        self.text.after_step(number)
         self.taken = number
         return total, first, second
 
     def _draw(self, draw: torch.Generator) -> tuple[Tensor, ...]:
         """Draw which captions and noised photos a step reads, on the CPU."""
-        count = 0 if self.average is not None else self.recipe.captions_per_step
-        rows = torch.randint(max(1, len(self.original)), (count,), generator=draw, device="cpu")
+        count = 0 if self.recipe.tune == "residual" else self.recipe.captions_per_step
+        rows = torch.randint(self.text.caption_count, (count,), generator=draw, device="cpu")
         batch = self.denoiser.draw(self.views, self.recipe.batch_size, draw)
         return rows, *(each for each in batch if each is not None)
 
     def _compute(self, inputs: Sequence[Tensor]) -> Float[Tensor, "4"]:
         """Return L, L_sub, L_reg and the gradient's norm, and leave the gradient at what is learned."""
         rows, latents, target, timesteps, *weights = inputs
-        prompt, preservation = self._read_texts(rows)
+        prompt, preservation = self.text.read(rows)
         batch = Batch(latents, target, timesteps, weights[0] if weights else None)
         subject = self.denoiser.loss(prompt, batch)  # Eq. 2
         loss = subject + self.recipe.preservation_weight * preservation  # Eq. 4
         norm = backward(loss, self.parameters, self.denoiser.dtype)
         return torch.stack([loss.detach(), subject.detach(), preservation.detach(), norm])
-
-    def _read_texts(self, rows: Int[Tensor, "captions"]) -> tuple[Float[Tensor, "1 tokens dim"], Float[Tensor, ""]]:
-        """Return the prompt's embedding and L_reg, by one pass of the text encoders over prompt and captions."""
-        if self.average is not None:
-            return self.original.index_add(1, self.span, self.parameters[0][None]), self.original.new_zeros(())
-        pairs = zip(self.prompt.input_ids, self.captions.rows(rows), strict=True)
-        embeddings = self.reader.read([torch.cat(pair) for pair in pairs])
-        preservation = preservation_loss(embeddings[1:], self.original[rows], self.captions.own[rows])  # Eq. 3
-        return embeddings[:1], preservation
 
     @own_settings()
     def residual(self) -> Residual:
@@ -334,14 +337,10 @@ class _Learner:
         Raises:
             LearningError: it is not finite.
         """
-        if self.average is not None:
-            vector = self.average.cpu()
-        else:
-            vector = mean_shift(self.reader.compare(self.captions, self.original), len(self.captions.class_tokens[0]))
-        if not vector.isfinite().all():
+        vectors = self.text.vectors()
+        if not all(vector.isfinite().all() for vector in vectors):
             raise diverged("the residual is not finite", self.recipe)
-        vectors = torch.split(vector, [encoder.width for encoder in self.encoder_ids], dim=1)
-        parts = zip(self.encoder_ids, self.captions.class_tokens, vectors, strict=True)
+        parts = zip(self.text.encoder_ids, self.text.class_tokens, vectors, strict=True)
         return Residual(
             class_word=self.class_word,
             parts=tuple(ResidualPart(encoder, tokens, vector.clone()) for encoder, tokens, vector in parts),
@@ -353,24 +352,24 @@ class _Learner:
     @own_settings()
     def displacement(self) -> Displacement | None:
         """Measure how far other words moved, on captions that were not learned from."""
-        if self.average is not None:
+        if not isinstance(self.text, TunedText):
             return Displacement(0.0, 0.0)
-        unseen = held_out_captions(self.class_word, self.captions.texts, lexicon=self.facts.lexicon)
+        unseen = held_out_captions(self.class_word, self.captions, lexicon=self.facts.lexicon)
         if not unseen:
             return None
         untouched = TextReader.copy_of(self.pipeline, self.family)
         captions = untouched.tokenize(unseen, self.class_word)
-        return displacement(self.reader.compare(captions, untouched.embed(captions)))
+        return displacement(self.text.reader.compare(captions, untouched.embed(captions)))
 
     def _how_learned(self) -> dict[str, Any]:
-        texts = hash_of(self.captions.texts)
+        texts = hash_of(self.captions)
         return how_learned(self.recipe, self.seed, texts, self.photos, self.adapters, taken=self.taken or 0)
 
     def settings(self) -> dict[str, Any]:
         """Return all that a checkpoint's state depends on, as short JSON values: not how many steps are to follow."""
         learned = {name: value for name, value in self._how_learned().items() if name not in ("steps", "taken")}
         subject = {"class word": self.class_word, "photos": hash_of([photo.sha256 for photo in self.photos])}
-        return subject | learned | model_settings(self.pipeline, self.encoder_ids)
+        return subject | learned | model_settings(self.pipeline, self.family, self.text.encoder_ids)
 
     def begin(self, taken: int, state: Mapping[str, Tensor]) -> None:
         """Go on after a step, from what `save` wrote of it; LearningError where no step is left to take."""
@@ -379,14 +378,14 @@ class _Learner:
                 f"can't resume: {taken} steps are taken already, and steps is {self.recipe.steps}. Resume with more"
                 " steps, or begin again without resuming."
             )
-        restore(state, self.optimizer, self.average)
+        restore(state, self.optimizer, self.text.averages)
         self.taken = self.saved = taken
 
     def save(self) -> None:
         """Write a checkpoint; LearningError where there is no folder for it, or learning has ended."""
         if self.checkpoints is None or self.taken is None:
             raise LearningError("no checkpoint can be written: give a folder for them, and save before closing.")
-        self.checkpoints.save(self.taken, state_of(self.optimizer, self.average))
+        self.checkpoints.save(self.taken, state_of(self.optimizer, self.text.averages))
         self.saved = self.taken
 
     def end(self) -> None:

@@ -47,6 +47,19 @@ def add_noise(
     return Noised(alpha * latents + sigma * noise, targets[prediction_type])
 
 
+def add_flow_noise(
+    latents: Float[Tensor, "batch channels height width"],
+    noise: Float[Tensor, "batch channels height width"],
+    sigmas: Float[Tensor, "batch"],
+) -> Noised:
+    """Add noise to latents along a straight line: `x_σ = (1 - σ)·x + σ·ε`; the target is its velocity `ε - x`.
+
+    Rectified flow (arXiv:2403.03206, Eq. 13 and 14).
+    """
+    sigma = sigmas[:, None, None, None]
+    return Noised((1 - sigma) * latents + sigma * noise, noise - latents)
+
+
 def subject_loss(
     prediction: Float[Tensor, "batch channels height width"],
     target: Float[Tensor, "batch channels height width"],

@@ -1,4 +1,4 @@
-"""The model that is learned on: which ones will do, and what learning does to one for as long as it lasts."""
+"""The model that is learned on: its denoiser as Eq. 2 calls it, and what learning does to it while it lasts."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cones2.compiled import capture
-from cones2.denoisers import unwrapped
-from cones2.errors import LearningError, ModelError, SettingsError
-from cones2.families import Family, family_of
+from cones2.denoisers import FlowCall
+from cones2.errors import LearningError, SettingsError
+from cones2.families import Family
 from cones2.learning.data import Views
-from cones2.learning.losses import add_noise, subject_loss
+from cones2.learning.losses import add_flow_noise, add_noise, subject_loss
 from cones2.learning.recipe import Recipe
 from cones2.record import describe_adapters
 from cones2.residual import EncoderId
@@ -25,7 +25,6 @@ from cones2.shared import Undo, shared_change
 # or so, and most would be 0 there. A power of two, so that dividing by it is exact.
 _HALF_SCALE = 2.0**12
 _SAMPLED = 16  # numbers of each weight
-_PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +53,10 @@ class Denoiser:
 
     def draw(self, views: Views, batch_size: int, draw: torch.Generator) -> "Batch":
         """Draw a batch of photos on the CPU, each with a view, a latent, noise and a timestep of its own."""
-        rows = torch.randint(len(views.mean), (batch_size,), generator=draw, device="cpu")
-        mean, std = views.mean[rows], views.std[rows]
-        latents = mean + std * torch.randn(mean.shape, generator=draw, dtype=torch.float32, device="cpu")
-        noise = torch.randn(mean.shape, generator=draw, dtype=torch.float32, device="cpu")
-        timesteps = torch.randint(len(self.alphas_cumprod), rows.shape, generator=draw, device="cpu")
-        noised = add_noise(latents, noise, self.alphas_cumprod[timesteps], self.prediction_type)
-        return Batch(noised.latents, noised.target, timesteps, None if views.weights is None else views.weights[rows])
+        drawn = _draw_views(views, batch_size, draw)
+        timesteps = torch.randint(len(self.alphas_cumprod), (batch_size,), generator=draw, device="cpu")
+        noised = add_noise(drawn.latents, drawn.noise, self.alphas_cumprod[timesteps], self.prediction_type)
+        return Batch(noised.latents, noised.target, timesteps, drawn.weights)
 
     def predict(
         self, prompt: Float[Tensor, "prompts tokens dim"], batch: "Batch"
@@ -81,19 +77,86 @@ class Denoiser:
         return subject_loss(self.predict(prompt, batch), batch.target.to(self.device), weights)
 
 
+@dataclass(frozen=True, eq=False)
+class FlowDenoiser:
+    """A joint transformer that was trained by flow matching, with its noise levels and what it reads beside the text.
+
+    Timesteps are drawn, and the loss is weighted, as diffusers' DreamBooth scripts do by default for that family: for
+    Stable Diffusion 3 logit-normally, as it was trained (arXiv:2403.03206, Sec. 3.1), and uniformly for the others,
+    over the levels that the scheduler's `shift` makes of them. Each level weighs the same in the loss.
+
+    Attributes:
+        sigmas: the share of noise at each timestep, from 1 downward, on the CPU.
+        pooled: the prompt's summary, where the family has one.
+        guidance: what a guidance-distilled model reads: the scale at which it is drawn by default.
+    """
+
+    transformer: Any
+    family: Family
+    dtype: torch.dtype
+    device: torch.device
+    sigmas: Float[Tensor, "timesteps"]
+    pooled: Float[Tensor, "1 numbers"] | None
+    guidance: float
+
+    @classmethod
+    def of(cls, pipeline: Any, family: Family, pooled: Float[Tensor, "1 numbers"] | None) -> "FlowDenoiser":
+        """Return a pipeline's transformer with the noise levels of its scheduler, as that was before any picture."""
+        scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        guidance = family.usual_guidance(pipeline) or 1.0
+        transformer, device = pipeline.transformer, pipeline._execution_device
+        return cls(transformer, family, transformer.dtype, device, scheduler.sigmas.cpu().float(), pooled, guidance)
+
+    def draw(self, views: Views, batch_size: int, draw: torch.Generator) -> "Batch":
+        """Draw a batch of photos on the CPU, each with a view, a latent, noise and a noise level of its own."""
+        drawn = _draw_views(views, batch_size, draw)
+        options: dict[str, Any] = {"generator": draw, "dtype": torch.float32, "device": "cpu"}
+        if self.family.timesteps == "logit-normal":
+            shares = torch.randn(batch_size, **options).sigmoid()
+        else:
+            shares = torch.rand(batch_size, **options)
+        count = len(self.sigmas)
+        sigmas = self.sigmas[(shares * count).long().clamp(max=count - 1)]  # float32's sigmoid may round up to 1
+        noised = add_flow_noise(drawn.latents, drawn.noise, sigmas)
+        return Batch(noised.latents, noised.target, sigmas, drawn.weights)
+
+    def loss(self, prompt: Float[Tensor, "1 tokens dim"], batch: "Batch") -> Float[Tensor, ""]:
+        """Return Eq. 2 on a batch of photos, with the velocity in place of ε."""
+        assert self.family.velocity is not None  # `learnable_family` saw to it
+        pooled = None if self.pooled is None else self.pooled.to(self.device, self.dtype)
+        latents, time = batch.latents.to(self.device, self.dtype), batch.timesteps.to(self.device)
+        call = FlowCall(latents, time, prompt.to(self.dtype), pooled, self.guidance)
+        weights = None if batch.weights is None else batch.weights.to(self.device)
+        return subject_loss(self.family.velocity(self.transformer, call), batch.target.to(self.device), weights)
+
+
+class _Drawn(NamedTuple):
+    latents: Float[Tensor, "batch channels height width"]
+    noise: Float[Tensor, "batch channels height width"]
+    weights: Float[Tensor, "batch 1 height width"] | None
+
+
+def _draw_views(views: Views, batch_size: int, draw: torch.Generator) -> _Drawn:
+    rows = torch.randint(len(views.mean), (batch_size,), generator=draw, device="cpu")
+    mean, std = views.mean[rows], views.std[rows]
+    latents = mean + std * torch.randn(mean.shape, generator=draw, dtype=torch.float32, device="cpu")
+    noise = torch.randn(mean.shape, generator=draw, dtype=torch.float32, device="cpu")
+    return _Drawn(latents, noise, None if views.weights is None else views.weights[rows])
+
+
 class Batch(NamedTuple):
     """Noised photos of one step.
 
     Attributes:
         latents: with noise.
-        target: what the UNet should predict from them.
-        timesteps: of each.
+        target: what the denoiser should predict from them.
+        timesteps: of each; in flow matching the share of noise, 0 to 1.
         weights: the subject's share of each latent cell; None where no photo has a mask.
     """
 
     latents: Float[Tensor, "batch channels height width"]
     target: Float[Tensor, "batch channels height width"]
-    timesteps: Int[Tensor, "batch"]
+    timesteps: Int[Tensor, "batch"] | Float[Tensor, "batch"]
     weights: Float[Tensor, "batch 1 height width"] | None
 
 
@@ -126,12 +189,14 @@ class CapturedStep:
             parameter.grad = None
 
 
-def check_captured(pipeline: Any, *, save_memory: bool) -> None:
+def check_captured(pipeline: Any, family: Family, *, save_memory: bool) -> None:
     """Check that a pipeline's steps of learning can be captured.
 
     Raises:
         SettingsError: they can't.
     """
+    if family.velocity is not None:
+        raise SettingsError(f"learning on {family.name} can't be compiled: leave compile out.")
     if pipeline._execution_device.type != "cuda" or save_memory or getattr(pipeline, "_all_hooks", None):
         raise SettingsError(
             "compile is for a whole model on a CUDA GPU: leave it out on another device, with save_memory, and with"
@@ -140,7 +205,7 @@ def check_captured(pipeline: Any, *, save_memory: bool) -> None:
 
 
 def backward(loss: Float[Tensor, ""], parameters: Sequence[Tensor], dtype: torch.dtype) -> Float[Tensor, ""]:
-    """Leave the gradients of a loss at parameters, by way of a UNet of a dtype, and return their norm."""
+    """Leave the gradients of a loss at parameters, by way of a denoiser of a dtype, and return their norm."""
     scale = _HALF_SCALE if dtype == torch.float16 else 1.0
     torch.autograd.backward(scale * loss)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -158,57 +223,12 @@ def diverged(what: str, recipe: Recipe) -> LearningError:
     )
 
 
-def learnable_family(pipeline: Any) -> Family:
-    """Return the family of a pipeline on which residuals can be learned.
-
-    Raises:
-        ModelError: they can't be learned on it.
-    """
-    family = family_of(pipeline)
-    if family.read_text is None:
-        raise ModelError(
-            f"learning is for UNet models, and {family.name} is none: learn on Stable Diffusion 1.x, 2.x or XL."
-        )
-    unet, vae, scheduler = pipeline.unet, pipeline.vae.config, pipeline.scheduler
-    if unwrapped(unet) is not unet or any(vars(each).get("_compiled_call_impl") for each in unet.modules()):
-        raise ModelError(
-            "this UNet is compiled: learn on the same model opened anew; the residual fits the compiled one as well."
-        )
-    if any(weight.is_inference() for weight in unet.parameters()):
-        raise ModelError(
-            "this UNet was opened in torch.inference_mode(), which takes its gradients away for good: open the model"
-            " outside of it, or by cones2.Cones2Pipeline.from_pretrained."
-        )
-    if unet.config["time_cond_proj_dim"] is not None:
-        raise ModelError(
-            "this is a distilled model (its UNet reads the guidance scale): learn on the base model that it was"
-            " distilled from; the residual fits both if they have one text encoder."
-        )
-    if unet.config["in_channels"] != vae["latent_channels"]:
-        raise ModelError(
-            f"this UNet takes {unet.config['in_channels']} channels, and latents have {vae['latent_channels']}, as in"
-            " inpainting: learn on the text-to-image model that it was made of; the residual fits both if they have one"
-            " text encoder."
-        )
-    if any(weight.is_meta for part in family.text_parts for weight in getattr(pipeline, part.encoder).parameters()):
-        raise ModelError(
-            "the text encoder's weights are not there to be copied: instead of enable_sequential_cpu_offload use"
-            " enable_model_cpu_offload."
-        )
-    if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("prediction_type") not in _PREDICTIONS:
-        raise ModelError(
-            f"{type(scheduler).__name__} does not say how noisy a timestep is and what is predicted there: set a"
-            f" scheduler with alphas_cumprod and one of {', '.join(_PREDICTIONS)}, such as DDIMScheduler."
-        )
-    return family
-
-
 @contextmanager
-def frozen(unet: Any) -> Iterator[None]:
-    """Keep a UNet's weights from having gradients, since only the residual is learned, within a `with` block."""
+def frozen(denoiser: Any) -> Iterator[None]:
+    """Keep a denoiser's weights from having gradients, since only the residual is learned, within a `with` block."""
 
     def change() -> Undo:
-        trained = [parameter.requires_grad_(False) for parameter in unet.parameters() if parameter.requires_grad]
+        trained = [parameter.requires_grad_(False) for parameter in denoiser.parameters() if parameter.requires_grad]
 
         def undo() -> None:
             for parameter in trained:
@@ -216,22 +236,22 @@ def frozen(unet: Any) -> Iterator[None]:
 
         return undo
 
-    with shared_change(unet, "frozen", change):
+    with shared_change(denoiser, "frozen", change):
         yield
 
 
 @contextmanager
-def memory_saved(pipeline: Any) -> Iterator[None]:
-    """Let the UNet make its activations again in the backward pass, and move to a GPU only what is at work."""
-    unet, device = pipeline.unet, pipeline._execution_device
+def memory_saved(pipeline: Any, denoiser: Any) -> Iterator[None]:
+    """Let a denoiser make its activations again in the backward pass, and move to a GPU only what is at work."""
+    device = pipeline._execution_device
 
     def change() -> Undo:
-        if unet.is_gradient_checkpointing:
+        if denoiser.is_gradient_checkpointing:
             return lambda: None
-        unet.enable_gradient_checkpointing()
-        return lambda: unet.disable_gradient_checkpointing()
+        denoiser.enable_gradient_checkpointing()
+        return lambda: denoiser.disable_gradient_checkpointing()
 
-    with shared_change(unet, "recomputed activations", change):
+    with shared_change(denoiser, "recomputed activations", change):
         if device.type == "cpu" or getattr(pipeline, "_all_hooks", None):
             yield
             return
@@ -243,17 +263,23 @@ def memory_saved(pipeline: Any) -> Iterator[None]:
             pipeline.to(device)
 
 
-def model_settings(pipeline: Any, encoders: Sequence[EncoderId]) -> dict[str, Any]:
+def model_settings(pipeline: Any, family: Family, encoders: Sequence[EncoderId]) -> dict[str, Any]:
     """Return what learning's states depend on in a model, as short JSON values.
 
-    Many fine-tunes share a text encoder, so UNet and autoencoder count, too.
+    Many fine-tunes share a text encoder, so denoiser and autoencoder count, too.
     """
+    denoiser, scheduler = getattr(pipeline, family.denoiser), pipeline.scheduler.config
+    name = "UNet" if family.denoiser == "unet" else family.denoiser
+    if family.velocity is None:
+        noise = {"prediction type": str(scheduler["prediction_type"])}
+    else:
+        noise = {"shift of the noise": "dynamic" if scheduler["use_dynamic_shifting"] else str(scheduler["shift"])}
     return {
         "text encoder": "+".join(encoder.weights for encoder in encoders),
-        "UNet's dtype": str(pipeline.unet.dtype).removeprefix("torch."),
-        "UNet": _sampled_hash(pipeline.unet),
+        f"{name}'s dtype": str(denoiser.dtype).removeprefix("torch."),
+        name: _sampled_hash(denoiser),
         "autoencoder": _sampled_hash(pipeline.vae),
-        "prediction type": str(pipeline.scheduler.config["prediction_type"]),
+        **noise,
         "adapters": describe_adapters(pipeline),
     }
 

@@ -16,6 +16,7 @@ from cones2.files import expanded, read_toml
 _Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
 _FewerThanAThousand = Annotated[int, pydantic.Field(ge=1, le=999)]
 _Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+_Side = Annotated[int, pydantic.Field(ge=64, le=4096, multiple_of=16)]
 _NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 
 
@@ -35,6 +36,9 @@ class Recipe:
         tune: which of the text encoder's parameters are tuned: `all`, those of its transformer `layers`, or none, the
             `residual` itself being learned at the encoder's output (Table A1).
         averaged: with `tune = "residual"`: Δ is the average of what the steps came to, newer ones weighing more.
+        norm_limit: with `tune = "residual"`: how long Δ may become at a token, in lengths of the class word's own
+            embedding there; None is no limit.
+        side: of the views in pixels, which takes less memory where it is less than the model's own, None.
 
     Raises:
         SettingsError: a value is of another type or outside its range.
@@ -50,11 +54,14 @@ class Recipe:
     views_per_photo: _FewerThanAThousand = 1
     tune: Literal["all", "layers", "residual"] = "all"
     averaged: bool = False
+    norm_limit: _Positive | None = None
+    side: _Side | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "a recipe")
-        if self.averaged and self.tune != "residual":
-            raise SettingsError(f"averaged is for tune 'residual', and tune is {self.tune!r}: leave one of them out.")
+        for name in ("averaged", "norm_limit"):
+            if getattr(self, name) and self.tune != "residual":
+                raise SettingsError(f"{name} is for tune 'residual', and tune is {self.tune!r}: leave one of them out.")
 
     @classmethod
     def from_toml(cls, path: Path | str) -> "Recipe":
