@@ -14,7 +14,7 @@ from torch import Tensor
 from cones2.errors import LearningError, ModelError, ResidualError
 from cones2.families import Family
 from cones2.learning.data import float32_copy
-from cones2.learning.model import learnable_family
+from cones2.learning.learnable import learnable_family
 from cones2.models import facts_of, set_facts
 from cones2.pipeline import Cones2Pipeline
 from cones2.prompts import unknown_words
@@ -32,8 +32,8 @@ def rival_family(pipeline: Any) -> Family:
         ModelError: they can't: it is not of Stable Diffusion 1.x or 2.x, or it is offloaded.
     """
     family = learnable_family(pipeline)
-    if len(family.text_parts) != 1:
-        raise ModelError(f"{family.name} has several text encoders: rivals learn on Stable Diffusion 1.x and 2.x.")
+    if len(family.text_parts) != 1 or family.velocity is not None:
+        raise ModelError(f"rivals learn on Stable Diffusion 1.x and 2.x, and this is {family.name}.")
     if getattr(pipeline, "_all_hooks", None):
         raise ModelError("this pipeline is offloaded: rivals learn on a whole one; call remove_all_hooks() and to().")
     return family
