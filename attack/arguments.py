@@ -119,6 +119,7 @@ def odd_calls(calls: dict[str, list[str]], draw: random.Random) -> Iterator[list
         arguments = list(calls[name])
         odd = draw.choice(draw.choice((_NUMBERS, _NAMES)))
         options = [max(param.opts, key=len) for param in inner.params if param.param_type_name == "option"]
+        options.remove("--verbose")  # its tracebacks are asked for
         if arguments and draw.random() < 0.5:
             arguments[draw.randrange(len(arguments))] = odd
         else:

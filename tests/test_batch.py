@@ -142,6 +142,7 @@ def test_workers_in_processes_make_the_bytes_of_one(tmp_path: Path) -> None:
     assert one[1].sha256 == two[1].sha256
 
 
+@pytest.mark.slow
 def test_a_case_that_kills_its_worker_is_set_aside_and_the_others_done(tmp_path: Path) -> None:
     plan = plan_of(Pictures(prompt=["a dog", "a kill", "a fail", "a cat"]), lease=4)
     batch = Batch(plan, open_store(tmp_path))
@@ -208,6 +209,7 @@ def test_engines_killed_at_any_moment_and_two_at_once(tmp_path: Path, monkeypatc
     assert verify(tmp_path).orphans == []
 
 
+@pytest.mark.slow
 def test_a_worker_that_sleeps_is_overtaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(signal, "SIGSTOP"):
         pytest.skip("processes can't be stopped here")

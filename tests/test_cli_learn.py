@@ -247,6 +247,7 @@ def test_what_cannot_be_used(photos: Path, recipe: Path, tmp_path: Path) -> None
     assert "empty" in learn_refused(tmp_path / "empty", tmp_path)
     assert "'...'" in learn_refused(photos, tmp_path, word="...")
     assert "'best'" in learn_refused(photos, tmp_path, "--recipe", "best")
+    assert "''" in learn_refused(photos, tmp_path, "--recipe", "")
     recipe.write_text("a cat\n")
     assert "'dog'" in learn_refused(photos, tmp_path, "--captions", recipe)
     assert "--preview" in learn_refused(photos, tmp_path, "--patience", 1)

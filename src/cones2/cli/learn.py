@@ -76,7 +76,7 @@ def learn(
 
         class_word = check_class_word(class_word)
         kept = _Kept(name, out, library, replace=replace)
-        chosen = find_recipe(recipe) if recipe else None
+        chosen = find_recipe(recipe) if recipe is not None else None
         texts = read_captions(captions, class_word) if captions else None
         from cones2.photos import load_photos  # from here on with PyTorch
 
