@@ -37,6 +37,7 @@ def run_block(block: Block, page: Path, names: dict[str, Any]) -> None:
     """Run Python, with `names` from the blocks before, and commands; read layouts, recipes and jobs that are shown."""
     from command import run
     from cones2.batch.job import read_job
+    from cones2.evaluation.protocol import read_protocol
     from cones2.layout import Layout
     from cones2.learning.recipe import Recipe
 
@@ -51,7 +52,8 @@ def run_block(block: Block, page: Path, names: dict[str, Any]) -> None:
     if block.language == "json":
         Layout.load(shown)
     if block.language == "toml":
-        (read_job if "[[pictures]]" in block.text else Recipe.from_toml)(shown)
+        readers = {"[[pictures]]": read_job, "[[combinations]]": read_protocol}
+        next((read for name, read in readers.items() if name in block.text), Recipe.from_toml)(shown)
 
 
 def main(page: Path) -> None:

@@ -3,6 +3,7 @@
 # mypy: allow-untyped-calls
 
 import gc
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,26 @@ def test_the_authors_loop_is_compiled_too(small_folder: Path) -> None:
     expected = picture()
     compiled = CompiledDenoiser(pipe.pipeline, pipe.family, "nothing")
     assert_close(picture(), expected, atol=1, rtol=0)
+    del compiled
+
+
+@pytest.mark.filterwarnings("ignore:little attention")
+@pytest.mark.usefixtures("unchecked_types")
+def test_another_threads_picture_amid_a_compiled_call_is_its_own(small_folder: Path) -> None:
+    pipe = open_small(small_folder)
+    expected, found = latents(pipe, SWAPPED, measure_attention=True), []
+
+    def draw_beside(*_: object) -> None:
+        if threading.current_thread() is threading.main_thread() and not found:
+            other = threading.Thread(target=lambda: found.append(latents(pipe, SWAPPED, measure_attention=True)))
+            other.start()
+            other.join()
+
+    compiled = CompiledDenoiser(pipe.pipeline, pipe.family, "nothing")
+    handle = pipe.unet.down_blocks[0].register_forward_hook(draw_beside)
+    latents(pipe)
+    handle.remove()
+    assert_close(found[0], expected)
     del compiled
 
 

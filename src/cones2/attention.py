@@ -27,7 +27,7 @@ from cones2.denoisers import JointSequence
 from cones2.errors import ModelError
 from cones2.families import Arguments, Family
 from cones2.guidance import Bias, Key, Query
-from cones2.shared import Undo, shared_change
+from cones2.shared import FIXED, Undo, shared_change
 
 if TYPE_CHECKING:
     from cones2.compiled import FixedLayout
@@ -167,7 +167,7 @@ def _missing_layers(denoiser: Any, found: int, expected: int) -> str:
 class CrossAttention:
     """diffusers' default processor with an additive bias; one that finds no running edit is the default processor."""
 
-    fixed: "FixedLayout | None" = None  # while a compiled call is made
+    fixed: "FixedLayout | None" = None  # what the compiler reads while a compiled call is made
 
     def __init__(self, denoiser: int) -> None:
         self._denoiser = denoiser
@@ -182,8 +182,9 @@ class CrossAttention:
     ) -> Tensor:
         """Attend from `hidden_states`, sequences or pictures, to `encoder_hidden_states`, or to themselves."""
         compiling = torch.compiler.is_compiling()
-        running = None if compiling or self.fixed else _running(self._denoiser)
-        if running is None and not compiling and not self.fixed:
+        fixed = self.fixed if compiling else FIXED.get()
+        running = None if compiling or fixed else _running(self._denoiser)
+        if running is None and not compiling and not fixed:
             plain: Tensor = _PLAIN(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return plain
         residual = hidden_states
@@ -192,7 +193,7 @@ class CrossAttention:
         pixels = hidden_states.flatten(2).mT if hidden_states.ndim == 4 else hidden_states
         if attn.group_norm is not None:
             pixels = attn.group_norm(pixels.mT).mT
-        attended = self._attend(attn, running, pixels, encoder_hidden_states, attention_mask)
+        attended = self._attend(attn, fixed or running, pixels, encoder_hidden_states, attention_mask)
         projected: Tensor = attn.to_out[1](attn.to_out[0](attended))  # a linear layer, then dropout
         if residual.ndim == 4:
             projected = projected.mT.reshape(residual.shape)
@@ -203,18 +204,16 @@ class CrossAttention:
     def _attend(
         self,
         attn: Attention,
-        running: _Running | None,
+        edit: "_Running | FixedLayout | None",
         pixels: Float[Tensor, "batch pixels channels"],
         text: Float[Tensor, "batch tokens text_channels"] | None,
         attention_mask: Tensor | None,
     ) -> Float[Tensor, "batch pixels inner"]:
         query = _split(attn, attn.to_q(pixels))
         query = query if attn.norm_q is None else attn.norm_q(query)
+        running = edit if isinstance(edit, _Running) else None
         key, value = _keys_and_values(attn, pixels, norm=False) if text is None else _read_text(attn, text, running)
-        if self.fixed:
-            bias = self.fixed.bias(query, key)
-        else:
-            bias = running.bias(query, key) if running else torch.ops.cones2.attention_bias(query, key, self._denoiser)
+        bias = edit.bias(query, key) if edit else torch.ops.cones2.attention_bias(query, key, self._denoiser)
         mask = _expanded(attn, attention_mask, len(key), key.shape[2])
         mask = bias if mask is None else mask if bias is None else mask + bias
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)

@@ -21,7 +21,7 @@ from cones2.denoisers import unwrapped
 from cones2.errors import ModelError
 from cones2.families import Family
 from cones2.guidance import Bias, Key, LayoutTensors, Query, product_std, weighted
-from cones2.shared import COMPILED, lock_of
+from cones2.shared import COMPILED, FIXED, lock_of
 
 _WARM_UPS = 3  # before a graph is captured: libraries choose their kernels in them
 _MOST_PROGRAMS = 8  # each holds the memory of a call
@@ -195,9 +195,11 @@ def _reading(denoiser: Any, fixed: FixedLayout) -> Iterator[None]:
     processors = {each for each in denoiser.attn_processors.values() if hasattr(each, "fixed")}
     for processor in processors:
         processor.fixed = fixed
+    before = FIXED.set(fixed)
     try:
         yield
     finally:
+        FIXED.reset(before)
         for processor in processors:
             processor.fixed = None
 

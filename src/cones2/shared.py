@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ class _Change:
 
 COMPILED: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
 """By a denoiser's id: its compiled calls, for as long as somebody holds them."""
+FIXED: "ContextVar[Any]" = ContextVar("cones2's fixed layout", default=None)
+"""The layout that this thread's compiled call reads where no compiler is at work: processors serve all threads."""
 
 _LOCK = threading.Lock()
 _QUIET = threading.RLock()

@@ -321,5 +321,6 @@ def how_learned(
 
     The recipe, how many of its steps were taken, the seed, hashes of captions, masks and LoRA.
     """
+    settings = {name: value for name, value in dataclasses.asdict(recipe).items() if value is not None}
     learned = {"taken": taken, "seed": seed, "captions": captions, "masks": masks_hash(photos)}
-    return dataclasses.asdict(recipe) | learned | ({"adapters": dict(adapters)} if adapters else {})
+    return settings | learned | ({"adapters": dict(adapters)} if adapters else {})
