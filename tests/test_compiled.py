@@ -143,7 +143,8 @@ def test_the_authors_loop_is_compiled_too(small_folder: Path) -> None:
 @pytest.mark.usefixtures("unchecked_types")
 def test_another_threads_picture_amid_a_compiled_call_is_its_own(small_folder: Path) -> None:
     pipe = open_small(small_folder)
-    expected, found = latents(pipe, SWAPPED, measure_attention=True), []
+    expected = latents(pipe, SWAPPED, measure_attention=True)
+    found: list[Tensor] = []
 
     def draw_beside(*_: object) -> None:
         if threading.current_thread() is threading.main_thread() and not found:

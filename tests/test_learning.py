@@ -336,14 +336,22 @@ def test_resuming_with_something_else(small: Any, tmp_path: Path, change: dict[s
 
 @pytest.mark.parametrize(
     ("part", "told"),
-    [("text_encoder", "text encoder"), ("unet", "UNet"), ("vae", "autoencoder"), ("scheduler", "prediction type")],
+    [
+        ("text_encoder", "text encoder"),
+        ("unet", "UNet"),
+        ("vae", "autoencoder"),
+        ("scheduler prediction_type=epsilon", "prediction type"),
+        ("scheduler beta_schedule=linear", "noise levels"),
+    ],
 )
 def test_resuming_with_another_model(small: Any, tmp_path: Path, part: str, told: str) -> None:
     recipe = dataclasses.replace(RECIPE, caption_count=2)
     stop_after(learn(small, recipe, checkpoint=tmp_path))
+    part, _, setting = part.partition(" ")
     module = copy.deepcopy(getattr(small, part))
-    if part == "scheduler":
-        module = type(module).from_config(module.config, prediction_type="epsilon")
+    if setting:
+        name, _, value = setting.partition("=")
+        module = type(module).from_config(module.config, **{name: value})
     else:
         next(module.parameters()).data += 1e-3  # as a fine-tune changes all
     with pytest.raises(LearningError, match=f"{told} is"):

@@ -23,7 +23,7 @@ from torch.testing import assert_close
 from command import refused, run
 from cones2.conditioning import conditioned
 from cones2.denoisers import FlowCall, packed, unpacked
-from cones2.errors import CaptionError, Cones2Warning, ModelError, SettingsError
+from cones2.errors import CaptionError, Cones2Warning, LearningError, ModelError, SettingsError
 from cones2.families import family_of
 from cones2.learning.data import encode_images, encode_views, random_numbers
 from cones2.learning.learner import LearnStep, learn_steps
@@ -36,7 +36,7 @@ from cones2.photos import Photo
 from cones2.pipeline import Cones2Pipeline
 from cones2.residual import Residual, describe_file
 from families import JOINT, UNETS
-from learning import PHOTOS, finish, learn, residual_of, stop_after
+from learning import PHOTOS, finish, learn, residual_of, stop_after, with_parts
 from sample_photos import save_photos
 from subjects_for_tests import with_own_scheduler
 
@@ -303,6 +303,19 @@ def test_a_closed_learner_resumes_to_the_same_bytes(opened: dict[str, Any], tmp_
     resumed = list(learn(opened[name], recipe, checkpoint=tmp_path, resume=True))
     assert [step.step for step in resumed] == [3]
     assert resumed[-1].residual.to_bytes() == residual_of(learn(opened[name], recipe)).to_bytes()
+
+
+@pytest.mark.slow
+def test_resuming_with_other_noise_or_another_summary(opened: dict[str, Any], tmp_path: Path) -> None:
+    flux, recipe = opened["flux1"], dataclasses.replace(RECIPE, batch_size=1)
+    heun = diffusers.FlowMatchHeunDiscreteScheduler(shift=5.0)
+    stop_after(learn(with_parts(flux, scheduler=heun), recipe, checkpoint=tmp_path))
+    with pytest.raises(LearningError, match="noise levels is"):
+        learn(flux, recipe, checkpoint=tmp_path, resume=True)
+    summary = copy.deepcopy(flux.text_encoder)
+    next(summary.parameters()).data += 1e-3
+    with pytest.raises(LearningError, match="other text encoders is"):
+        learn(with_parts(flux, scheduler=heun, text_encoder=summary), recipe, checkpoint=tmp_path, resume=True)
 
 
 @pytest.mark.slow

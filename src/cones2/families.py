@@ -140,7 +140,7 @@ def family_of(pipeline: Any) -> Family:
     """
     for family in FAMILIES:
         classes = family.components.classes
-        telling = {name: unwrapped(getattr(pipeline, name, None)) for name in (family.denoiser, *_ENCODERS)}
+        telling = {name: unwrapped(getattr(pipeline, name, None)) for name in (family.denoiser, *ENCODERS)}
         if all(type(part).__name__ in classes.get(name, ("NoneType",)) for name, part in telling.items()):
             return family
     known = ", ".join(family.name for family in FAMILIES)
@@ -202,7 +202,8 @@ def first_rows(family: Family, tokens: Sequence[TokenizedPrompt]) -> list[int]:
     return rows
 
 
-_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+"""What pipelines call their text encoders."""
 
 
 def _read_last_states(

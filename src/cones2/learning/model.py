@@ -13,7 +13,7 @@ from torch import Tensor
 from cones2.compiled import capture
 from cones2.denoisers import FlowCall
 from cones2.errors import LearningError, SettingsError
-from cones2.families import Family
+from cones2.families import ENCODERS, Family
 from cones2.learning.data import Views
 from cones2.learning.losses import add_flow_noise, add_noise, subject_loss
 from cones2.learning.recipe import Recipe
@@ -81,9 +81,10 @@ class Denoiser:
 class FlowDenoiser:
     """A joint transformer that was trained by flow matching, with its noise levels and what it reads beside the text.
 
-    Timesteps are drawn, and the loss is weighted, as diffusers' DreamBooth scripts do by default for that family: for
-    Stable Diffusion 3 logit-normally, as it was trained (arXiv:2403.03206, Sec. 3.1), and uniformly for the others,
-    over the levels that the scheduler's `shift` makes of them. Each level weighs the same in the loss.
+    Timesteps are drawn logit-normally for Stable Diffusion 3, as it was trained (arXiv:2403.03206, Sec. 3.1), and
+    uniformly for the others, over the levels that the scheduler's `shift` makes of them. Each level weighs the same in
+    the loss of the velocity; diffusers' script for Stable Diffusion 3 compares pictures (`precondition_outputs=1`), in
+    which the levels of much noise weigh more.
 
     Attributes:
         sigmas: the share of noise at each timestep, from 1 downward, on the CPU.
@@ -271,15 +272,19 @@ def model_settings(pipeline: Any, family: Family, encoders: Sequence[EncoderId])
     denoiser, scheduler = getattr(pipeline, family.denoiser), pipeline.scheduler.config
     name = "UNet" if family.denoiser == "unet" else family.denoiser
     if family.velocity is None:
-        noise = {"prediction type": str(scheduler["prediction_type"])}
+        kind, levels = {"prediction type": str(scheduler["prediction_type"])}, pipeline.scheduler.alphas_cumprod
     else:
-        noise = {"shift of the noise": "dynamic" if scheduler["use_dynamic_shifting"] else str(scheduler["shift"])}
+        kind, levels = {}, type(pipeline.scheduler).from_config(scheduler).sigmas
+    read = {part.encoder for part in family.text_parts}
+    others = [each for name in ENCODERS if name not in read if (each := getattr(pipeline, name, None)) is not None]
     return {
         "text encoder": "+".join(encoder.weights for encoder in encoders),
         f"{name}'s dtype": str(denoiser.dtype).removeprefix("torch."),
         name: _sampled_hash(denoiser),
         "autoencoder": _sampled_hash(pipeline.vae),
-        **noise,
+        **kind,
+        "noise levels": hashlib.sha256(levels.detach().cpu().float().numpy().tobytes()).hexdigest(),
+        "other text encoders": [_sampled_hash(each) for each in others],  # FLUX.1 reads the summary of one
         "adapters": describe_adapters(pipeline),
     }
 
