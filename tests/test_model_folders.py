@@ -132,6 +132,12 @@ def test_a_second_tokenizer_is_no_longer_than_its_encoder(folders: dict[str, Pat
     assert pipeline.tokenizer_2.model_max_length == pipeline.text_encoder_2.config.max_position_embeddings
 
 
+def test_a_tokenizer_whose_vocabulary_is_missing(tiny_copy: Path) -> None:
+    (tiny_copy / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="tokenizer knows no letters"):
+        open_pipeline(tiny_copy, device="cpu")
+
+
 def test_a_tokenizer_without_a_pad_token(tiny_copy: Path) -> None:
     change(tiny_copy, "tokenizer", pad_token=None)
     with pytest.raises(ModelError, match="tokenizer has no pad token"):

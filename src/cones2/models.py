@@ -322,6 +322,9 @@ def _check_parts_agree(pipeline: Any, shown: str) -> None:
         known = tokenizer and getattr(pipeline, f"text_encoder{part}").config.vocab_size
         if tokenizer and len(tokenizer) > known:
             raise ModelError(f"{shown}: tokenizer{part} has {len(tokenizer)} tokens, its text encoder knows {known}.")
+        # transformers opens one whose files are missing, and everything is unknown to it
+        if tokenizer and tokenizer("a").input_ids == tokenizer("o").input_ids:
+            raise ModelError(f"{shown}: tokenizer{part} knows no letters: its vocabulary is missing; get it again.")
         if tokenizer and not isinstance(tokenizer.pad_token_id, int):
             raise ModelError(f"{shown}: tokenizer{part} has no pad token: correct its tokenizer_config.json.")
     for each in family.text_parts:
