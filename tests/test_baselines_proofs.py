@@ -16,14 +16,14 @@ from cones2.baselines.augmented import Placed
 from cones2.baselines.base import Lesson
 from cones2.baselines.cones import Cones, flattened, scores, shut_weights
 from cones2.baselines.cones_v2 import ConesV2, preservation
-from cones2.baselines.custom_diffusion import CustomDiffusion, CustomDiffusionMerge, keys_and_values
+from cones2.baselines.custom_diffusion import CustomDiffusion, CustomDiffusionMerge, keys_and_values, set_up_words
 from cones2.baselines.dreambooth import DreamBooth
 from cones2.baselines.encoder import Encoder, open_coder, thumbnail
 from cones2.baselines.exemplar import ExemplarInpainting
 from cones2.baselines.freefuse import FreeFuse, SoftBias
 from cones2.baselines.latexblend import LaTexBlend, blending
 from cones2.baselines.lora import LoRA, summed
-from cones2.baselines.merge import merge, plain_states, subject_states
+from cones2.baselines.merge import merge, merged_weights, plain_states, subject_states
 from cones2.baselines.ours import Plain, kept_residual
 from cones2.baselines.setup import Reader, drawer_of
 from cones2.baselines.stored import Tensors
@@ -31,7 +31,7 @@ from cones2.baselines.textual_inversion import TextualInversion
 from cones2.baselines.token_embedding import TokenEmbedding
 from cones2.baselines.trainer import Material, Shown, Training, denoiser_with, draw_row, joined, loss_of, part_loss
 from cones2.baselines.twins import trainable_twin, twin_of, unet_with
-from cones2.baselines.words import fresh_row, new_word
+from cones2.baselines.words import fresh_row, new_word, rare_words
 from cones2.errors import LayoutError, ModelError, SettingsError
 from cones2.learning.data import Views, encode_views, random_numbers
 from cones2.models import open_pipeline
@@ -198,6 +198,42 @@ def test_a_merge_of_one_model_is_that_model_on_its_words(small: Any) -> None:
         before = dict(small.unet.named_parameters())[name].double()
         merged = merge(before, states, states @ tuned.double().T, rows)
         torch.testing.assert_close(states @ merged.T, states @ tuned.double().T, rtol=0, atol=1e-9)
+
+
+def test_new_words_begin_as_rare_ones_each_as_another_whoever_learns_beside(small: Any) -> None:
+    rival, lessons = CustomDiffusion(training=QUICK), {f"subject{index}": PAIR["rex"] for index in range(40)}
+    together = set_up_words(rival, small, lessons, 0).rows
+    table, count = small.text_encoder.get_input_embeddings().weight, len(rare_words(small.tokenizer))
+    assert count < 40  # so that names meet on one rare word
+    begin = {int(torch.cdist(row[None], table).argmin()) for row in together.values()}
+    assert len(begin) > count / 2
+    rows = torch.stack(list(together.values()))
+    assert (torch.cdist(rows, rows) + torch.eye(40)).min() > 1e-3
+    for name in lessons:
+        [apart] = set_up_words(rival, small, {name: PAIR["cup"]}, 0).rows.values()
+        assert torch.equal(apart, together[new_word(name)])
+
+
+@pytest.mark.slow
+def test_a_merge_of_two_subjects_of_one_class_does_what_both_models_do(small: Any) -> None:
+    rival, photos = CustomDiffusionMerge(training=QUICK), {"rex": PHOTOS, "fido": PHOTOS[::-1]}
+    lessons = {name: Lesson(each, "dog", PRIORS) for name, each in photos.items()}
+    apart = {name: finished(rival.learn(small, {name: lesson})) for name, lesson in lessons.items()}
+    both, one = rival.combine(small, list(apart.values())), apart["rex"]
+    assert isinstance(both, Tensors)
+    assert isinstance(one, Tensors)
+    original, reader = dict(small.unet.named_parameters()), Reader(small, both.rows)
+
+    def moved(weights: Any) -> float:
+        return sum(float((value - original[name]).square().sum()) for name, value in weights.items()) ** 0.5
+
+    assert moved(both.own) < 5 * moved(merged_weights(small, Reader(small, one.rows), [one]))  # 90 from one start
+    for name, learned in apart.items():
+        assert isinstance(learned, Tensors)
+        states = subject_states(reader, both.texts[name])
+        for key, tuned in learned.own.items():
+            found, wanted, plain = (states @ each.double().T for each in (both.own[key], tuned, original[key]))
+            assert (found - wanted).abs().max() < 1e-4 * (wanted - plain).abs().max()
 
 
 def test_textual_inversion_leaves_all_other_rows_as_they_are(small: Any) -> None:
