@@ -20,6 +20,9 @@ from cones2.baselines.cones import Cones
 from cones2.baselines.cones_v2 import ConesV2
 from cones2.baselines.custom_diffusion import CustomDiffusion, CustomDiffusionMerge
 from cones2.baselines.dreambooth import DreamBooth
+from cones2.baselines.encoder import Encoder
+from cones2.baselines.exemplar import ExemplarInpainting
+from cones2.baselines.freefuse import FreeFuse
 from cones2.baselines.latexblend import LaTexBlend
 from cones2.baselines.lora import LoRA
 from cones2.baselines.ours import Ours, Plain
@@ -173,6 +176,34 @@ def test_settings_outside_their_range_are_refused(settings: dict[str, Any]) -> N
     for make in (lambda: Cones(share=0.7), lambda: LoRA(rank=0), lambda: Excitation(level=-1)):
         with pytest.raises(SettingsError):
             make()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (DreamBooth, {"identifier": "New"}),
+        (DreamBooth, {"training": 3}),
+        (CustomDiffusion, {"training": 3}),
+        (CustomDiffusionMerge, {"training": None}),
+        (TextualInversion, {"training": "long"}),
+        (TokenEmbedding, {"training": 3}),
+        (TokenEmbedding, {"added": "no"}),
+        (ConesV2, {"training": 3}),
+        (LaTexBlend, {"training": 3}),
+        (Ours, {"recipe": 3}),
+        (Encoder, {"weights": 3}),
+        (ExemplarInpainting, {"weights": None}),
+        (AttendAndExcite, {"base": "plain"}),
+        (AttendAndExcite, {"base": Plain(), "settings": 3}),
+        (FreeFuse, {"base": "plain"}),
+        (FreeFuse, {"base": Plain(), "own": "much"}),
+        (FreeFuse, {"base": Plain(), "others": float("nan")}),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_settings_are_checked_when_a_rival_is_made(kind: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=rf"^{list(settings)[-1]}(\.Recipe)? of "):
+        kind(**settings)
 
 
 def test_a_lesson_checks_class_word_and_photos() -> None:

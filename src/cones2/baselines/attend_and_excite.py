@@ -85,6 +85,9 @@ class AttendAndExcite:
     base: Rival
     settings: Excitation = _DEFAULTS
 
+    def __post_init__(self) -> None:
+        check_fields(self, "Attend-and-Excite")
+
     @property
     def name(self) -> str:
         """The row's name."""

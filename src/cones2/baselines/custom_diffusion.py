@@ -16,6 +16,7 @@ from cones2.baselines.stored import Tensors, merged, token_rows
 from cones2.baselines.trainer import Material, Training, denoiser_with, prior_of, train
 from cones2.baselines.twins import trainable_twin, unet_with, unwrapped_pipeline
 from cones2.baselines.words import identifier_of, mean_row, rare_words
+from cones2.errors import check_fields
 from cones2.learning.data import random_numbers
 from cones2.models import facts_of
 from cones2.shared import own_settings
@@ -44,6 +45,9 @@ class CustomDiffusion:
     name: ClassVar[str] = "custom_diffusion"
     scope: ClassVar[Scope] = "set"
 
+    def __post_init__(self) -> None:
+        check_fields(self, "Custom Diffusion")
+
     @own_settings()
     def learn(self, pipeline: Any, lessons: Mapping[str, Lesson], *, seed: int = 0) -> Generator[Step, None, None]:
         """Return a generator of steps, as `Rival.learn`."""
@@ -69,6 +73,9 @@ class CustomDiffusionMerge:
     training: Training = APP_A
     name: ClassVar[str] = "custom_diffusion_merge"
     scope: ClassVar[Scope] = "subject"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Custom Diffusion")
 
     @own_settings()
     def learn(self, pipeline: Any, lessons: Mapping[str, Lesson], *, seed: int = 0) -> Generator[Step, None, None]:
