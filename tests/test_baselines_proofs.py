@@ -328,6 +328,15 @@ def test_a_fresh_lora_is_the_plain_model_and_two_are_summed_as_peft_does(small: 
         assert not torch.allclose(ours(*call, text)[0], small.unet(*call, text)[0], atol=1e-4)
 
 
+def test_lora_leaves_all_random_numbers_of_the_caller_as_they_are(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    state = torch.get_rng_state()
+    LoRA(training=QUICK).learn(small, {"rex": PAIR["rex"]}, seed=5)
+    assert seeded == []
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_cones_scores_are_what_shrinking_a_weight_saves(small: Any) -> None:
     unet, weights = trainable_twin(small, keys_and_values(small.unet))
     unet.double()
