@@ -446,7 +446,7 @@ def test_attend_and_excite_with_the_whole_window_is_diffusers(small: Any) -> Non
         attn_res=(4, 4),
         output_type="latent",
     ).images
-    settings = Excitation(altered=2, level=1, thresholds=((0, 0.2),), whole_window=True)
+    settings = Excitation(altered=33, level=1, thresholds=((0, 0.2),), whole_window=True)  # 2 of 3 steps
     with AttendAndExcite(base=Plain(), settings=settings).drawing(small, Tensors("plain", WORDS, WORDS, {})) as draw:
         found = draw(PROMPT, seed=3, num_inference_steps=3, guidance_scale=7.5, output_type="latent").images
     unmoved = cones2.Cones2Pipeline(small)(
@@ -454,6 +454,18 @@ def test_attend_and_excite_with_the_whole_window_is_diffusers(small: Any) -> Non
     ).images
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert (unmoved - expected).abs().max() > 1e-1
+
+
+@pytest.mark.parametrize(
+    ("steps", "altered", "thresholds"), [(50, 25, (0, 10, 20)), (20, 10, (0, 4, 8)), (100, 50, (0, 20, 40))]
+)
+def test_attend_and_excite_reaches_every_threshold_whatever_the_number_of_steps(
+    steps: int, altered: int, thresholds: tuple[int, ...]
+) -> None:
+    scaled = Excitation().scaled(steps)
+    assert scaled.altered == altered
+    assert scaled.thresholds == tuple(zip(thresholds, (0.05, 0.5, 0.8), strict=True))
+    assert Excitation(altered=0, thresholds=()).scaled(steps) == Excitation(altered=0, thresholds=())
 
 
 def test_end_and_padding_take_no_part_in_the_softmax() -> None:
