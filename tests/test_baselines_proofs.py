@@ -538,6 +538,21 @@ def test_the_authors_recipe_moves_its_class_word(small: Any) -> None:
     assert residual.part("text_encoder").vector.abs().max() > 0
 
 
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of diffusers' schedulers
+def test_the_authors_recipe_is_drawn_by_the_authors_loop_where_there_is_a_layout(small: Any) -> None:
+    residuals = {name: residual_for(small, word) for name, word in WORDS.items()}
+    kept = [kept_residual("cones_v2", name, residual) for name, residual in residuals.items()]
+    with ConesV2().drawing(small, ConesV2().combine(small, kept)) as draw:
+        found, without = drawn(draw, layout=LAYOUT), drawn(draw)
+        ours = drawn(draw, layout=LAYOUT, sampler=None)
+    pipe = cones2.Cones2Pipeline(small)
+    own: dict[str, Any] = {"subjects": residuals}
+    expected = drawn(pipe, layout=LAYOUT, preset="cones_v2", sampler="cones_v2", **own)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, ours)
+    assert torch.equal(without, drawn(pipe, **own))
+
+
 def test_twins_share_what_was_not_changed(small: Any) -> None:
     name = keys_and_values(small.unet)[0]
     twin = twin_of(small.unet, [name])
