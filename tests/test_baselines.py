@@ -20,6 +20,9 @@ from cones2.baselines.cones import Cones
 from cones2.baselines.cones_v2 import ConesV2
 from cones2.baselines.custom_diffusion import CustomDiffusion, CustomDiffusionMerge
 from cones2.baselines.dreambooth import DreamBooth
+from cones2.baselines.encoder import Encoder
+from cones2.baselines.exemplar import ExemplarInpainting
+from cones2.baselines.freefuse import FreeFuse
 from cones2.baselines.latexblend import LaTexBlend
 from cones2.baselines.lora import LoRA
 from cones2.baselines.ours import Ours, Plain
@@ -50,7 +53,9 @@ RIVALS: Mapping[str, Rival] = {
         Cones(training=QUICK, mode="union"),
         Cones(training=replace(QUICK, steps=10), mode="tuned"),
         LaTexBlend(training=QUICK),
+        ConesV2(training=QUICK),
         AttendAndExcite(base=Ours(recipe=RECIPE), settings=Excitation(refinements=2, level=1)),
+        FreeFuse(base=Ours(recipe=RECIPE)),
     )
 }
 
@@ -62,6 +67,7 @@ def small(small_folder: Any) -> Any:
     return with_own_scheduler(open_pipeline(str(small_folder), device="cpu"))
 
 
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of diffusers' Euler scheduler, for the authors' loop
 @pytest.mark.parametrize("name", RIVALS)
 @pytest.mark.slow
 def test_a_rival_learns_keeps_bytes_and_draws_and_the_model_stays_as_it_is(small: Any, name: str) -> None:
@@ -173,6 +179,34 @@ def test_settings_outside_their_range_are_refused(settings: dict[str, Any]) -> N
     for make in (lambda: Cones(share=0.7), lambda: LoRA(rank=0), lambda: Excitation(level=-1)):
         with pytest.raises(SettingsError):
             make()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (DreamBooth, {"identifier": "New"}),
+        (DreamBooth, {"training": 3}),
+        (CustomDiffusion, {"training": 3}),
+        (CustomDiffusionMerge, {"training": None}),
+        (TextualInversion, {"training": "long"}),
+        (TokenEmbedding, {"training": 3}),
+        (TokenEmbedding, {"added": "no"}),
+        (ConesV2, {"training": 3}),
+        (LaTexBlend, {"training": 3}),
+        (Ours, {"recipe": 3}),
+        (Encoder, {"weights": 3}),
+        (ExemplarInpainting, {"weights": None}),
+        (AttendAndExcite, {"base": "plain"}),
+        (AttendAndExcite, {"base": Plain(), "settings": 3}),
+        (FreeFuse, {"base": "plain"}),
+        (FreeFuse, {"base": Plain(), "own": "much"}),
+        (FreeFuse, {"base": Plain(), "others": float("nan")}),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_settings_are_checked_when_a_rival_is_made(kind: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=rf"^{list(settings)[-1]}(\.Recipe)? of "):
+        kind(**settings)
 
 
 def test_a_lesson_checks_class_word_and_photos() -> None:
@@ -320,7 +354,3 @@ def test_a_rival_draws_while_another_thread_draws_with_the_same_model(small: Any
         assert torch.equal(drawn(draw), mine)
         thread.join()
     assert torch.equal(made[0], alone)
-
-
-def test_the_authors_recipe_is_a_rival() -> None:
-    assert isinstance(ConesV2(training=QUICK), Rival)

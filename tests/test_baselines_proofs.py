@@ -1,6 +1,7 @@
 """Each rival's proof that it is the method it says: hand-worked numbers, parity, and what may not change."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from cones2.baselines.augmented import Placed
 from cones2.baselines.base import Lesson
 from cones2.baselines.cones import Cones, flattened, scores, shut_weights
 from cones2.baselines.cones_v2 import ConesV2, preservation
-from cones2.baselines.custom_diffusion import CustomDiffusion, CustomDiffusionMerge, keys_and_values
+from cones2.baselines.custom_diffusion import CustomDiffusion, CustomDiffusionMerge, keys_and_values, set_up_words
 from cones2.baselines.dreambooth import DreamBooth
 from cones2.baselines.encoder import Encoder, open_coder, thumbnail
 from cones2.baselines.exemplar import ExemplarInpainting
 from cones2.baselines.freefuse import FreeFuse, SoftBias
 from cones2.baselines.latexblend import LaTexBlend, blending
 from cones2.baselines.lora import LoRA, summed
-from cones2.baselines.merge import merge, plain_states, subject_states
+from cones2.baselines.merge import merge, merged_weights, plain_states, subject_states
 from cones2.baselines.ours import Plain, kept_residual
 from cones2.baselines.setup import Reader, drawer_of
 from cones2.baselines.stored import Tensors
@@ -31,7 +32,7 @@ from cones2.baselines.textual_inversion import TextualInversion
 from cones2.baselines.token_embedding import TokenEmbedding
 from cones2.baselines.trainer import Material, Shown, Training, denoiser_with, draw_row, joined, loss_of, part_loss
 from cones2.baselines.twins import trainable_twin, twin_of, unet_with
-from cones2.baselines.words import fresh_row, new_word
+from cones2.baselines.words import fresh_row, new_word, rare_words
 from cones2.errors import LayoutError, ModelError, SettingsError
 from cones2.learning.data import Views, encode_views, random_numbers
 from cones2.models import open_pipeline
@@ -200,6 +201,44 @@ def test_a_merge_of_one_model_is_that_model_on_its_words(small: Any) -> None:
         torch.testing.assert_close(states @ merged.T, states @ tuned.double().T, rtol=0, atol=1e-9)
 
 
+def test_new_words_begin_as_rare_ones_each_as_another_whoever_learns_beside(small: Any) -> None:
+    rival, lessons = CustomDiffusion(training=QUICK), {f"subject{index}": PAIR["rex"] for index in range(40)}
+    together = set_up_words(rival, small, lessons, 0).rows
+    table, count = small.text_encoder.get_input_embeddings().weight, len(rare_words(small.tokenizer))
+    assert count < 40  # so that names meet on one rare word
+    begin = {int(torch.cdist(row[None], table).argmin()) for row in together.values()}
+    assert len(begin) > count / 2
+    rows = torch.stack(list(together.values()))
+    assert (torch.cdist(rows, rows) + torch.eye(40)).min() > 1e-3
+    for name in lessons:
+        [apart] = set_up_words(rival, small, {name: PAIR["cup"]}, 0).rows.values()
+        assert torch.equal(apart, together[new_word(name)])
+
+
+@pytest.mark.slow
+def test_a_merge_of_two_subjects_of_one_class_does_what_both_models_do(small: Any) -> None:
+    rival, photos = CustomDiffusionMerge(training=QUICK), {"rex": PHOTOS, "fido": PHOTOS[::-1]}
+    lessons = {name: Lesson(each, "dog", PRIORS) for name, each in photos.items()}
+    apart = {name: finished(rival.learn(small, {name: lesson})) for name, lesson in lessons.items()}
+    both, one = rival.combine(small, list(apart.values())), apart["rex"]
+    assert isinstance(both, Tensors)
+    assert isinstance(one, Tensors)
+    original, reader = dict(small.unet.named_parameters()), Reader(small, both.rows)
+
+    def moved(weights: Any) -> float:
+        return math.sqrt(sum(float((value - original[name]).square().sum()) for name, value in weights.items()))
+
+    assert moved(both.own) < 5 * moved(
+        merged_weights(small, Reader(small, one.rows), [one])
+    )  # some 100 where both begin alike
+    for name, learned in apart.items():
+        assert isinstance(learned, Tensors)
+        states = subject_states(reader, both.texts[name])
+        for key, tuned in learned.own.items():
+            found, wanted, plain = (states @ each.double().T for each in (both.own[key], tuned, original[key]))
+            assert (found - wanted).abs().max() < 1e-4 * (wanted - plain).abs().max()
+
+
 def test_textual_inversion_leaves_all_other_rows_as_they_are(small: Any) -> None:
     learned = finished(TextualInversion(training=QUICK).learn(small, {"rex": PAIR["rex"]}))
     assert isinstance(learned, Tensors)
@@ -287,6 +326,15 @@ def test_a_fresh_lora_is_the_plain_model_and_two_are_summed_as_peft_does(small: 
     with torch.no_grad():
         torch.testing.assert_close(ours(*call, text)[0], both(*call, text)[0], rtol=1e-4, atol=1e-5)
         assert not torch.allclose(ours(*call, text)[0], small.unet(*call, text)[0], atol=1e-4)
+
+
+def test_lora_leaves_all_random_numbers_of_the_caller_as_they_are(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    state = torch.get_rng_state()
+    LoRA(training=QUICK).learn(small, {"rex": PAIR["rex"]}, seed=5)
+    assert seeded == []
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_cones_scores_are_what_shrinking_a_weight_saves(small: Any) -> None:
@@ -398,7 +446,7 @@ def test_attend_and_excite_with_the_whole_window_is_diffusers(small: Any) -> Non
         attn_res=(4, 4),
         output_type="latent",
     ).images
-    settings = Excitation(altered=2, level=1, thresholds=((0, 0.2),), whole_window=True)
+    settings = Excitation(altered=33, level=1, thresholds=((0, 0.2),), whole_window=True)  # 2 of 3 steps
     with AttendAndExcite(base=Plain(), settings=settings).drawing(small, Tensors("plain", WORDS, WORDS, {})) as draw:
         found = draw(PROMPT, seed=3, num_inference_steps=3, guidance_scale=7.5, output_type="latent").images
     unmoved = cones2.Cones2Pipeline(small)(
@@ -406,6 +454,18 @@ def test_attend_and_excite_with_the_whole_window_is_diffusers(small: Any) -> Non
     ).images
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     assert (unmoved - expected).abs().max() > 1e-1
+
+
+@pytest.mark.parametrize(
+    ("steps", "altered", "thresholds"), [(50, 25, (0, 10, 20)), (20, 10, (0, 4, 8)), (100, 50, (0, 20, 40))]
+)
+def test_attend_and_excite_reaches_every_threshold_whatever_the_number_of_steps(
+    steps: int, altered: int, thresholds: tuple[int, ...]
+) -> None:
+    scaled = Excitation().scaled(steps)
+    assert scaled.altered == altered
+    assert scaled.thresholds == tuple(zip(thresholds, (0.05, 0.5, 0.8), strict=True))
+    assert Excitation(altered=0, thresholds=()).scaled(steps) == Excitation(altered=0, thresholds=())
 
 
 def test_end_and_padding_take_no_part_in_the_softmax() -> None:
@@ -476,6 +536,21 @@ def test_the_authors_recipe_moves_its_class_word(small: Any) -> None:
     residual = cones2.Residual.from_bytes(learned.tensors["residual.rex"].numpy().tobytes())
     assert residual.class_word == "dog"
     assert residual.part("text_encoder").vector.abs().max() > 0
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of diffusers' schedulers
+def test_the_authors_recipe_is_drawn_by_the_authors_loop_where_there_is_a_layout(small: Any) -> None:
+    residuals = {name: residual_for(small, word) for name, word in WORDS.items()}
+    kept = [kept_residual("cones_v2", name, residual) for name, residual in residuals.items()]
+    with ConesV2().drawing(small, ConesV2().combine(small, kept)) as draw:
+        found, without = drawn(draw, layout=LAYOUT), drawn(draw)
+        ours = drawn(draw, layout=LAYOUT, sampler=None)
+    pipe = cones2.Cones2Pipeline(small)
+    own: dict[str, Any] = {"subjects": residuals}
+    expected = drawn(pipe, layout=LAYOUT, preset="cones_v2", sampler="cones_v2", **own)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, ours)
+    assert torch.equal(without, drawn(pipe, **own))
 
 
 def test_twins_share_what_was_not_changed(small: Any) -> None:

@@ -117,7 +117,8 @@ def check_fields(settings: Any, of: str) -> None:
     try:
         checked = _model_of(type(settings)).model_validate(dict(vars(settings)))
     except ValidationError as error:
-        name, message, got = first_problem(error)
+        place, message, got = first_problem(error)
+        name = place.partition(".lax-or-strict[")[0]  # pydantic's word for a path, where a text would do as well
         raise SettingsError(f"{name} of {of} is {got}. {message}: correct it.") from error
     for name, value in checked:
         object.__setattr__(settings, name, value)
@@ -129,7 +130,8 @@ def _model_of(kind: type) -> Any:
     if kind not in _MODELS:
         hints = typing.get_type_hints(kind, include_extras=True)
         fields: Any = {name: (hint, ...) for name, hint in hints.items()}
-        _MODELS[kind] = create_model(kind.__name__, __config__=ConfigDict(strict=True), **fields)
+        config = ConfigDict(strict=True, arbitrary_types_allowed=True)  # a protocol: whatever has its methods
+        _MODELS[kind] = create_model(kind.__name__, __config__=config, **fields)
     return _MODELS[kind]
 
 

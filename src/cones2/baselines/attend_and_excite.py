@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import pydantic
@@ -26,19 +26,24 @@ from cones2.shared import own_settings
 from cones2.subjects import Subject
 
 _SHARPNESS = 100.0  # of the softmax over tokens
+_STEPS = 50  # that the authors take
 _SIGMA = 0.5  # of the 3x3 Gaussian
-_NotNegative = Annotated[int, pydantic.Field(ge=0, le=1000)]
+_NotNegative = Annotated[int, pydantic.Field(ge=0, le=10**6)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Excitation:
     """How far latents are moved, and when; the authors' defaults.
 
+    Steps are counted as of 50, the authors' number: of another number, step i is moved as theirs at the same share of
+    the way, so that 20 steps reach every threshold too, at 0, 4 and 8, and 10 are moved.
+
     Attributes:
-        altered: steps, from the first, in which latents are moved.
+        altered: steps of 50, from the first, in which latents are moved.
         scale: how far, times a root that falls from 1 to √½ over the steps.
         level: which grid of the UNet is read, 0 the finest; 2 is 16 x 16 at 512 pixels.
-        thresholds: steps, and the attention to reach there before going on.
+        thresholds: steps of 50, and the attention to reach there before going on; where several fall on one step, the
+            last counts.
         refinements: the most moves in such a step.
         whole_window: keep the end token and padding in the softmax, as diffusers does: for comparison with it.
 
@@ -59,6 +64,11 @@ class Excitation:
 
     def __post_init__(self) -> None:
         check_fields(self, "an excitation")
+
+    def scaled(self, steps: int) -> "Excitation":
+        """Return the same in steps of a drawing that takes so many."""
+        thresholds = tuple((step * steps // _STEPS, least) for step, least in self.thresholds if step < _STEPS)
+        return replace(self, altered=-(-min(self.altered, _STEPS) * steps // _STEPS), thresholds=thresholds)
 
 
 _DEFAULTS = Excitation()
@@ -84,6 +94,9 @@ class AttendAndExcite:
 
     base: Rival
     settings: Excitation = _DEFAULTS
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Attend-and-Excite")
 
     @property
     def name(self) -> str:
@@ -125,7 +138,7 @@ class _ExcitedDrawer:
             raise SettingsError("Attend-and-Excite moves latents itself: give seeds, and neither callback nor sampler.")
         words = {name: each.class_word for name, each in self.subjects.items()}
         prompt = with_articles(prompt, words)
-        excite = _Excite.of(pipe, prompt, self.subjects, self.settings, steps)
+        excite = _Excite.of(pipe, prompt, self.subjects, self.settings.scaled(steps), steps)
         seeds = seeds_of(options.pop("seed", None), None, options.pop("num_images_per_prompt", None))
         start = _start(pipe, seeds, options)
         inner = own_copy(pipe.pipeline, seeds)

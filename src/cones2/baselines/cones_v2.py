@@ -20,6 +20,7 @@ from cones2.baselines.textual_inversion import frozen_unet
 from cones2.baselines.trainer import Training, denoiser_with, materials_of, train
 from cones2.baselines.twins import rival_family, unwrapped_pipeline
 from cones2.captions import find_class_word
+from cones2.errors import check_fields
 from cones2.fingerprint import fingerprint
 from cones2.prompts import token_span
 from cones2.residual import Residual, ResidualPart
@@ -46,6 +47,9 @@ class ConesV2:
     training: Training = README
     name: ClassVar[str] = "cones_v2"
     scope: ClassVar[Scope] = "subject"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "the authors' recipe")
 
     @own_settings()
     def learn(self, pipeline: Any, lessons: Mapping[str, Lesson], *, seed: int = 0) -> Generator[Step, None, None]:

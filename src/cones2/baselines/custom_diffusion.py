@@ -15,13 +15,16 @@ from cones2.baselines.setup import Reader, Setup, as_tensors, combined, drawer_o
 from cones2.baselines.stored import Tensors, merged, token_rows
 from cones2.baselines.trainer import Material, Training, denoiser_with, prior_of, train
 from cones2.baselines.twins import trainable_twin, unet_with, unwrapped_pipeline
-from cones2.baselines.words import mean_row, rare_words
+from cones2.baselines.words import identifier_of, mean_row, rare_words
+from cones2.errors import check_fields
 from cones2.learning.data import random_numbers
 from cones2.models import facts_of
 from cones2.shared import own_settings
 
 APP_A = Training(steps=250, batch_size=2, learning_rate=1e-5, views_per_photo=8)
 """The paper's settings."""
+
+_FRESH = 0.1  # of a new word's first row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,9 @@ class CustomDiffusion:
     training: Training = APP_A
     name: ClassVar[str] = "custom_diffusion"
     scope: ClassVar[Scope] = "set"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Custom Diffusion")
 
     @own_settings()
     def learn(self, pipeline: Any, lessons: Mapping[str, Lesson], *, seed: int = 0) -> Generator[Step, None, None]:
@@ -67,6 +73,9 @@ class CustomDiffusionMerge:
     training: Training = APP_A
     name: ClassVar[str] = "custom_diffusion_merge"
     scope: ClassVar[Scope] = "subject"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Custom Diffusion")
 
     @own_settings()
     def learn(self, pipeline: Any, lessons: Mapping[str, Lesson], *, seed: int = 0) -> Generator[Step, None, None]:
@@ -100,13 +109,21 @@ def keys_and_values(unet: Any) -> list[str]:
 
 
 def set_up_words(rival: Any, pipeline: Any, lessons: Mapping[str, Lesson], seed: int) -> Setup:
-    """Set a rival up with new words that begin as rare ones, each as another."""
+    """Set a rival up with new words that begin as rare ones, each as another, apart or together: its name chooses.
+
+    A tenth of a fresh row is mixed in: a small tokenizer has so few rare words that two names often meet on one, and
+    subjects whose words begin alike can't be merged (`merge`).
+    """
     setup = set_up(rival, pipeline, lessons, seed, "new")
-    own = setup.pipeline
-    rare = rare_words(own.tokenizer, facts_of(own).lexicon or ())
-    begin = dict(zip(setup.words.values(), rare, strict=False))
-    rows = {word: mean_row(own.text_encoder, own.tokenizer, like) for word, like in begin.items()}
-    return replace(setup, rows={**setup.rows, **rows})
+    own, known = setup.pipeline, facts_of(setup.pipeline).lexicon or ()
+    if not rare_words(own.tokenizer, known):
+        return setup
+    begin = {word: identifier_of(name, own.tokenizer, "rare", known) for name, word in setup.words.items()}
+    rows = {
+        word: torch.lerp(mean_row(own.text_encoder, own.tokenizer, like), setup.rows[word], _FRESH)
+        for word, like in begin.items()
+    }
+    return replace(setup, rows=rows)
 
 
 def train_keys_and_values(

@@ -11,6 +11,7 @@ from cones2.baselines.stored import Tensors, token_rows
 from cones2.baselines.trainer import Training, denoiser_with, materials_of, train
 from cones2.baselines.twins import trainable_twin, unet_with, unwrapped_pipeline
 from cones2.baselines.words import Identifier
+from cones2.errors import check_fields
 from cones2.shared import own_settings
 
 APP_A = Training(steps=800, batch_size=2, learning_rate=5e-5)
@@ -37,6 +38,9 @@ class DreamBooth:
     identifier: Identifier = "new"
     name: ClassVar[str] = "dreambooth"
     scope: ClassVar[Scope] = "set"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "DreamBooth")
 
     @own_settings()
     def learn(self, pipeline: Any, lessons: Mapping[str, Lesson], *, seed: int = 0) -> Generator[Step, None, None]:

@@ -25,7 +25,7 @@ from cones2.baselines.setup import Drawer, Reader, as_tensors, combined, loaded
 from cones2.baselines.stored import Tensors
 from cones2.baselines.twins import rival_family, unwrapped_pipeline
 from cones2.captions import find_class_word, photo_caption
-from cones2.errors import ModelError, first_line
+from cones2.errors import ModelError, check_fields, first_line
 from cones2.files import expanded, read_bounded
 from cones2.fingerprint import fingerprint
 from cones2.judge import open_judge
@@ -55,6 +55,9 @@ class Encoder:
     weights: Path | str
     name: ClassVar[str] = "encoder"
     scope: ClassVar[Scope] = "subject"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "an encoder")
 
     @own_settings()
     def learn(self, pipeline: Any, lessons: Mapping[str, Lesson], *, seed: int = 0) -> Generator[Step, None, None]:  # noqa: ARG002

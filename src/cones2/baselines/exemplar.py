@@ -21,7 +21,7 @@ from cones2.baselines.setup import Drawer, as_tensors, combined, loaded
 from cones2.baselines.stored import Tensors
 from cones2.call import Cones2Output, read_layout, seeds_of
 from cones2.captions import takes_article
-from cones2.errors import SettingsError
+from cones2.errors import SettingsError, check_fields
 from cones2.layout import Layout
 from cones2.rasterize import own_cells
 from cones2.subjects import Subject
@@ -44,6 +44,9 @@ class ExemplarInpainting:
     weights: Path | str
     name: ClassVar[str] = "exemplar_inpainting"
     scope: ClassVar[Scope] = "subject"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "exemplar inpainting")
 
     def learn(self, pipeline: Any, lessons: Mapping[str, Lesson], *, seed: int = 0) -> Generator[Step, None, None]:
         """Return one step, as `Encoder.learn`."""

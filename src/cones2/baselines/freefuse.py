@@ -16,7 +16,7 @@ from cones2.baselines.beside import base_scope, combine_base, learn_base, load_b
 from cones2.baselines.setup import Drawer
 from cones2.call import Cones2Output, read_layout
 from cones2.denoisers import JointSequence
-from cones2.errors import LayoutError, SettingsError
+from cones2.errors import LayoutError, SettingsError, check_fields
 from cones2.families import Arguments, family_of
 from cones2.guidance import Bias, Key, Query, Spans, token_weights
 from cones2.layout import Layout
@@ -40,8 +40,11 @@ class FreeFuse:
     """
 
     base: Rival
-    own: float = 1.0
-    others: float = -5.0
+    own: _Bias = 1.0
+    others: _Bias = -5.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "FreeFuse")
 
     @property
     def name(self) -> str:

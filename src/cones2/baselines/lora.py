@@ -68,8 +68,8 @@ class LoRA:
         materials = materials_of(setup.pipeline, lessons, setup.captions, self.training, seed)
         reader, adapter = Reader(setup.pipeline, setup.rows), _JOINT if self.joint else next(iter(lessons))
         unet = frozen_unet(setup.pipeline)
-        with torch.random.fork_rng(devices=[]):  # peft draws from PyTorch's own random numbers
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # peft draws from PyTorch's own random numbers, on the CPU
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the caller's GPUs too
             unet.add_adapter(_config(peft, self.rank), adapter)
 
         def read() -> Tensors:

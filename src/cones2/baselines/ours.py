@@ -11,7 +11,7 @@ from cones2.baselines.base import Draw, Learned, Lesson, Scope, Step, check_less
 from cones2.baselines.setup import Drawer, as_tensors, combined, loaded
 from cones2.baselines.stored import Tensors
 from cones2.baselines.twins import pipeline_with, unwrapped_pipeline
-from cones2.errors import ResidualError
+from cones2.errors import ResidualError, check_fields
 from cones2.learning.learner import LearnStep, learn_steps
 from cones2.learning.recipe import Recipe
 from cones2.models import facts_of
@@ -32,6 +32,9 @@ class Ours:
     recipe: Recipe | str | None = None
     name: ClassVar[str] = "ours"
     scope: ClassVar[Scope] = "subject"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Ours")
 
     def learn(self, pipeline: Any, lessons: Mapping[str, Lesson], *, seed: int = 0) -> Generator[Step, None, None]:
         """Return a generator of steps, as `Rival.learn`."""

@@ -12,6 +12,7 @@ from cones2.baselines.templates import template_captions
 from cones2.baselines.trainer import Training, denoiser_with, materials_of, train
 from cones2.baselines.twins import twin_of
 from cones2.baselines.words import mean_row
+from cones2.errors import check_fields
 from cones2.learning.data import float32_copy
 from cones2.shared import own_settings
 
@@ -32,6 +33,9 @@ class TextualInversion:
     training: Training = APP_A
     name: ClassVar[str] = "textual_inversion"
     scope: ClassVar[Scope] = "subject"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Textual Inversion")
 
     @own_settings()
     def learn(self, pipeline: Any, lessons: Mapping[str, Lesson], *, seed: int = 0) -> Generator[Step, None, None]:

@@ -22,7 +22,7 @@ from cones2.baselines.trainer import Training, denoiser_with, materials_of, trai
 from cones2.baselines.twins import pipeline_with, rival_family, twin_of, unwrapped_pipeline
 from cones2.baselines.words import new_word
 from cones2.captions import find_class_word
-from cones2.errors import ResidualError
+from cones2.errors import ResidualError, check_fields
 from cones2.prompts import token_span
 from cones2.shared import check_seed, own_settings
 from cones2.subjects import Subject
@@ -47,6 +47,9 @@ class TokenEmbedding:
     training: Training = SETTINGS
     added: bool = False
     scope: ClassVar[Scope] = "subject"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "a token embedding")
 
     @property
     def name(self) -> str:
