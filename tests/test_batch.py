@@ -35,6 +35,7 @@ from cones2.batch.store import LocalStore, check_store, open_store
 from cones2.batch.worker import MODEL
 from cones2.errors import Cones2Warning, ModelError, OutputError, SettingsError
 from cones2.examples import EXAMPLES
+from cones2.files import write_atomically
 from cones2.png import write_picture
 from faulty_store import PICTURE, MemoryStore, StillHands, content_of
 
@@ -223,6 +224,24 @@ def test_a_worker_that_sleeps_is_overtaken(tmp_path: Path, monkeypatch: pytest.M
             os.kill(processes.pids[stopped], signal.SIGSTOP)
     assert stopped
     assert drawn(tmp_path) == expected(plan)
+
+
+def test_an_engine_of_one_machine_that_another_overtakes_in_a_lease_ends_well(tmp_path: Path) -> None:
+    plan = plan_of(Pictures(prompt="a dog", seed="0-9"), lease=4)
+    faster: list[Batch] = []
+
+    class OvertakenHands(StillHands):
+        def draw(self, made: dict[str, Any], path: Path) -> None:
+            if self.drawn.total() == 1:
+                faster.append(done_inline(plan, tmp_path))  # it commits this lease too, and deletes its folder
+            self.drawn[made["seed"]] += 1
+            write_atomically(path, content_of(made))
+
+    slower = done_inline(plan, tmp_path, OvertakenHands())
+    assert [(batch.pictures.done, batch.pictures.left) for batch in (slower, *faster)] == [(10, 0), (10, 0)]
+    assert drawn(tmp_path) == expected(plan)
+    found = verify(tmp_path)
+    assert (found.sound, found.problems, found.doubled, found.orphans) == (10, [], [], [])
 
 
 def test_ctrl_c_ends_what_has_begun(tmp_path: Path) -> None:

@@ -98,9 +98,26 @@ def draw_lease(bench: Bench, hands: Hands, lease: str, cases: Sequence[Case]) ->
     Raises:
         OutputError: something can't be written; what is on this machine stays for the next one.
     """
-    folder, failed = bench.spool / lease[:32], False
+    folder = bench.spool / lease[:32]
     make_folder(folder)
-    looked = -math.inf
+    try:
+        failed = yield from _draw(bench, hands, lease, folder, cases)
+        commit = read_commit(bench.store, lease)
+        if commit is None and not failed:
+            commit = _commit(bench.store, folder, lease, cases)
+    except OutputError:  # whoever commits it deletes the folder, also that of another engine on this machine
+        commit = read_commit(bench.store, lease)
+        if commit is None:
+            raise
+    done = [] if commit is None else list(commit.cases)
+    if commit is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    yield {"event": "ended", "lease": lease, "committed": commit is not None, "cases": done}
+
+
+def _draw(bench: Bench, hands: Hands, lease: str, folder: Path, cases: Sequence[Case]) -> Generator[Event, None, bool]:
+    """Draw the cases that are not in a folder yet; return whether one failed."""
+    failed, looked = False, -math.inf
     for case in cases:
         path = folder / f"{case.id}.png"
         if path.exists():
@@ -120,13 +137,7 @@ def draw_lease(bench: Bench, hands: Hands, lease: str, cases: Sequence[Case]) ->
             yield {"event": "failed", "case": case.id, "error": told(error)}
         else:
             yield {"event": "drawn", "case": case.id}
-    commit = read_commit(bench.store, lease)
-    if commit is None and not failed:
-        commit = _commit(bench.store, folder, lease, cases)
-    done = [] if commit is None else list(commit.cases)
-    if commit is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-    yield {"event": "ended", "lease": lease, "committed": commit is not None, "cases": done}
+    return failed
 
 
 def told(error: BaseException) -> str:
