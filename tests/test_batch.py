@@ -374,6 +374,29 @@ def test_learning_that_is_stopped_goes_on_elsewhere_from_the_storage(tmp_path: P
     assert not store.names(f"checkpoints/{lesson.id}")
 
 
+def test_of_two_engines_at_one_subject_neither_deletes_newer_checkpoints_or_needs_those_that_vanish(
+    tmp_path: Path,
+) -> None:
+    class Vanishing(LocalStore):
+        def get(self, name: str, path: Path) -> None:
+            self.delete(name)  # by the other engine, between list and get
+            super().get(name, path)
+
+    plan, store = plan_of(rex=photographed()), Vanishing(tmp_path / "out")
+    (lesson,) = plan.lessons.values()
+    store.write(f"checkpoints/{lesson.id}/step-00000001.json", b"{}")
+
+    def stopped() -> bool:
+        for step in (0, 9):  # written by the other engine, which is faster
+            store.write(f"checkpoints/{lesson.id}/step-{step:08d}.json", b"{}")
+        return True
+
+    events = list(learn_lease(Bench(store, tmp_path / "spool", stopped), StillHands(), lesson))
+    assert [event.get("step") for event in events] == [None, 1, None]
+    left = store.names(f"checkpoints/{lesson.id}")
+    assert left == ["step-00000001.json", "step-00000001.safetensors", "step-00000009.json"]
+
+
 def test_workers_that_can_not_begin_are_one_error(tmp_path: Path) -> None:
     plan = plan_of(Pictures(prompt="a dog", seed="0-5"))
     spec = {"out": str(tmp_path), "hands": MODEL, "model": {**plan.model, "weights": "0" * 64}, "device": "cpu"}
