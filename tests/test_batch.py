@@ -35,6 +35,7 @@ from cones2.batch.store import LocalStore, check_store, open_store
 from cones2.batch.worker import MODEL
 from cones2.errors import Cones2Warning, ModelError, OutputError, SettingsError
 from cones2.examples import EXAMPLES
+from cones2.files import write_atomically
 from cones2.png import write_picture
 from faulty_store import PICTURE, MemoryStore, StillHands, content_of
 
@@ -225,6 +226,24 @@ def test_a_worker_that_sleeps_is_overtaken(tmp_path: Path, monkeypatch: pytest.M
     assert drawn(tmp_path) == expected(plan)
 
 
+def test_an_engine_of_one_machine_that_another_overtakes_in_a_lease_ends_well(tmp_path: Path) -> None:
+    plan = plan_of(Pictures(prompt="a dog", seed="0-9"), lease=4)
+    faster: list[Batch] = []
+
+    class OvertakenHands(StillHands):
+        def draw(self, made: dict[str, Any], path: Path) -> None:
+            if self.drawn.total() == 1:
+                faster.append(done_inline(plan, tmp_path))  # it commits this lease too, and deletes its folder
+            self.drawn[made["seed"]] += 1
+            write_atomically(path, content_of(made))
+
+    slower = done_inline(plan, tmp_path, OvertakenHands())
+    assert [(batch.pictures.done, batch.pictures.left) for batch in (slower, *faster)] == [(10, 0), (10, 0)]
+    assert drawn(tmp_path) == expected(plan)
+    found = verify(tmp_path)
+    assert (found.sound, found.problems, found.doubled, found.orphans) == (10, [], [], [])
+
+
 def test_ctrl_c_ends_what_has_begun(tmp_path: Path) -> None:
     plan = plan_of(Pictures(prompt="a dog", seed="0-9"), lease=3)
     batch, hands = Batch(plan, open_store(tmp_path)), StillHands()
@@ -353,6 +372,29 @@ def test_learning_that_is_stopped_goes_on_elsewhere_from_the_storage(tmp_path: P
     assert [event.get("step") for event in events] == [None, 2, 3, None]
     assert events[-1]["committed"]
     assert not store.names(f"checkpoints/{lesson.id}")
+
+
+def test_of_two_engines_at_one_subject_neither_deletes_newer_checkpoints_or_needs_those_that_vanish(
+    tmp_path: Path,
+) -> None:
+    class Vanishing(LocalStore):
+        def get(self, name: str, path: Path) -> None:
+            self.delete(name)  # by the other engine, between list and get
+            super().get(name, path)
+
+    plan, store = plan_of(rex=photographed()), Vanishing(tmp_path / "out")
+    (lesson,) = plan.lessons.values()
+    store.write(f"checkpoints/{lesson.id}/step-00000001.json", b"{}")
+
+    def stopped() -> bool:
+        for step in (0, 9):  # written by the other engine, which is faster
+            store.write(f"checkpoints/{lesson.id}/step-{step:08d}.json", b"{}")
+        return True
+
+    events = list(learn_lease(Bench(store, tmp_path / "spool", stopped), StillHands(), lesson))
+    assert [event.get("step") for event in events] == [None, 1, None]
+    left = store.names(f"checkpoints/{lesson.id}")
+    assert left == ["step-00000001.json", "step-00000001.safetensors", "step-00000009.json"]
 
 
 def test_workers_that_can_not_begin_are_one_error(tmp_path: Path) -> None:

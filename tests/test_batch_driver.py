@@ -1,5 +1,6 @@
 """Every case is committed exactly once, whatever fails and whoever dies: the driver over a storage that fails."""
 
+import json
 import random
 import tempfile
 from collections.abc import Iterator
@@ -149,6 +150,40 @@ def test_subjects_come_before_their_pictures() -> None:
     assert driver.take("c", 0.0) is None
     driver.ended("a", lease("rex"), committed=True, now=1.0)
     assert driver.take("a", 1.0).id == "of rex"  # type: ignore[union-attr]
+
+
+def test_a_subject_of_another_engine_comes_after_ones_own() -> None:
+    driver = Driver([lease("own"), lease("of both", 0, needs="own theirs")], foreign={"theirs"})
+    assert driver.waits_for == {"theirs"}
+    driver.add(lease("theirs"))
+    assert [driver.take(worker, 0.0).id for worker in "ab"] == ["own", "theirs"]  # type: ignore[union-attr]
+    assert (driver.take("c", 0.0), driver.waits_for) == (None, set())
+
+
+@pytest.mark.parametrize("end", ["it ended", "it set it aside", "it is stuck", "it has another job"])
+def test_a_subject_is_left_to_its_engine_as_long_as_that_may_still_begin_it(tmp_path: Path, end: str) -> None:
+    photos = {name: tuple(photo.path for photo in EXAMPLES[name].photos) for name in ("rex", "luna")}
+    pictures = (Pictures(prompt="a {rex} and a {luna}", seed=[0, 1]),)
+    plan = Plan.of(Job({name: Photographed(each, "dog") for name, each in photos.items()}, pictures, lease=1))
+    store, (theirs, own, *_) = MemoryStore(), plan.leases
+    note = Batch(plan, store, shard=(0, 2)).describe()
+    store.note("engines/theirs.json", json.dumps(note).encode())
+    crew = Chaos(store, StillHands(), tmp_path, random.Random(0))
+    running = Batch(plan, store, shard=(1, 2), clock=lambda: crew.now).outcomes(crew)
+    while crew.now < 500:
+        next(running)
+    assert stems(store, "subjects", ".safetensors") == {own.id}
+    if end == "it ended":
+        store.delete("engines/theirs.json")
+    elif end == "it set it aside":
+        store.write(f"failed/{theirs.id}.json", b"{}")
+    else:
+        note["workers"] = {"worker 1": theirs.id[:12]} if end == "it is stuck" else {}
+        note["shard"] = note["shard"] | ({} if end == "it is stuck" else {"plan": "0" * 64})
+        store.note("engines/theirs.json", json.dumps(note).encode())
+    list(running)
+    assert 610 < crew.now < 650
+    assert stems(store, "subjects", ".safetensors") == {theirs.id, own.id}
 
 
 def test_pictures_of_a_subject_that_fails_are_blocked_and_the_others_done() -> None:

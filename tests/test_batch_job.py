@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cones2.batch.job import Photographed, read_job
-from cones2.batch.plan import Plan
+from cones2.batch.plan import Plan, weights_of
 from cones2.errors import Cones2Error, LayoutError, SettingsError
 from cones2.examples import EXAMPLES
 
@@ -214,3 +214,12 @@ def test_how_a_subject_is_learned_is_its_own_or_the_jobs(folder: Path) -> None:
     assert rex.recipe is not None
     assert maxx.recipe is not None
     assert (rex.recipe.steps, rex.seed, maxx.recipe.steps, maxx.seed) == (7, 5, 300, 6)
+
+
+def test_a_tokenizer_of_sentencepiece_is_part_of_what_identifies_a_model(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    hashes = set()
+    for content in (b"one", b"two"):
+        (tmp_path / "tokenizer" / "spiece.model").write_bytes(content)
+        hashes.add(weights_of(str(tmp_path)))
+    assert len(hashes) == 2

@@ -87,9 +87,11 @@ class Driver:
         return lease
 
     def add(self, lease: Lease) -> None:
-        """Take over what another engine was to do."""
+        """Take over a subject that another engine was to learn, after this one's own and before its pictures."""
         self._foreign.discard(lease.id)
-        self._put_first(lease)
+        lessons = [place for place, each in enumerate(self._pending) if not each.numbers]
+        self._pending.insert(lessons[-1] + 1 if lessons else 0, lease)
+        self._look_at = -math.inf
 
     def learned(self, subject: str) -> None:
         """Note that a subject is learned, by whomever."""

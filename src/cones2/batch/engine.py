@@ -18,14 +18,14 @@ import platformdirs
 from cones2.batch.driver import Driver
 from cones2.batch.lease import Bench, Event, Hands, draw_lease, learn_lease
 from cones2.batch.plan import Case, Lease, Lesson, Plan, hash_of
-from cones2.batch.resume import Failure, Standing, find_standing, stems, write_plan
+from cones2.batch.resume import Failure, Standing, find_standing, read_engines, stems, write_plan
 from cones2.batch.store import LocalStore, Store
-from cones2.errors import Cones2Error, Cones2Warning, ModelError, OutputError, counted
+from cones2.errors import Cones2Warning, ModelError, OutputError, counted
 
 _BEAT = 5.0
 """Seconds between two notes for `status`."""
 _ABANDONED = 120.0
-"""Seconds after which a subject that another engine was to learn, and does not get on with, is learned here."""
+"""Seconds after which a subject is learned here whose engine has ended, has set it aside or does not get on with it."""
 _MOST_TROUBLES = 8
 """Workers in a row that end between cases, or can't go on, before the batch ends; two for each that there is do."""
 
@@ -140,11 +140,16 @@ class Batch:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.plan, self.store, self._clock = plan, store, clock
+        self._shard: dict[str, Any] = {
+            "plan": hash_of([lease.id for lease in plan.leases]),
+            "part": shard[0],
+            "parts": shard[1],
+        }
         self.standing: Standing = find_standing(plan, store, shard=shard)
         leases, learned = self.standing.leases, self.standing.learned
         own = {lease.id for lease in leases}
         foreign = plan.lessons.keys() - learned - own
-        if self._others_are_at_work():
+        if any(read_engines(store)):
             leases = leases[::-1]  # so that two engines meet in the middle, rather than do the same all the way
         self.driver = Driver(leases, learned | plan.residuals.keys(), foreign)
         self.pictures, self.subjects = self.standing.pictures, self.standing.subjects
@@ -312,18 +317,33 @@ class Batch:
 
     def _look_for_subjects(self, now: float) -> None:
         waits_for = self.driver.waits_for
-        there = stems(self.store, "subjects", ".safetensors") if waits_for else set()
+        if not waits_for:
+            return
+        there = stems(self.store, "subjects", ".safetensors")
+        queued = self._queued_elsewhere() - stems(self.store, "failed")  # who has set it aside does not try it again
         for subject in waits_for:
             if subject in there:
                 self.driver.learned(subject)
                 continue
             checkpoints = self.store.names(f"checkpoints/{subject}")
             seen, since = self._seen.setdefault(subject, (checkpoints, now))
-            if seen != checkpoints:
+            if seen != checkpoints or subject in queued:
                 self._seen[subject] = (checkpoints, now)
             elif now - since > _ABANDONED:
                 self.subjects.total += 1
                 self.driver.add(next(lease for lease in self.plan.leases if lease.id == subject))
+
+    def _queued_elsewhere(self) -> set[str]:
+        """Return the subjects that other engines at work are to learn, and are not learning now."""
+        found: set[str] = set()
+        for told in read_engines(self.store):
+            shard = told.get("shard")
+            part = shard.get("part") if isinstance(shard, dict) else None
+            if part in range(self._shard["parts"]) and shard == {**self._shard, "part": part}:
+                running = list(told["workers"].values())
+                lessons = self.plan.leases[part : len(self.plan.lessons) : self._shard["parts"]]
+                found |= {lease.id for lease in lessons if lease.id[:12] not in running}
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Return how it goes, as JSON values."""
@@ -333,16 +353,9 @@ class Batch:
             "pictures": self.pictures.as_json(),
             "subjects": self.subjects.as_json(),
             "rate": round(self.rate, 4),
+            "shard": self._shard,
             "workers": {worker: lease.id[:12] for worker, (lease, _) in sorted(self._tasks.items())},
         }
-
-    def _others_are_at_work(self) -> bool:
-        for name in self.store.names("engines"):
-            with contextlib.suppress(ValueError, TypeError, KeyError, Cones2Error):
-                told = json.loads(self.store.read(f"engines/{name}") or b"null")
-                if time.time() - float(told["time"]) < 4 * _BEAT:
-                    return True
-        return False
 
 
 def spool_of(store: Store, out: str) -> Path:

@@ -98,9 +98,26 @@ def draw_lease(bench: Bench, hands: Hands, lease: str, cases: Sequence[Case]) ->
     Raises:
         OutputError: something can't be written; what is on this machine stays for the next one.
     """
-    folder, failed = bench.spool / lease[:32], False
+    folder = bench.spool / lease[:32]
     make_folder(folder)
-    looked = -math.inf
+    try:
+        failed = yield from _draw(bench, hands, lease, folder, cases)
+        commit = read_commit(bench.store, lease)
+        if commit is None and not failed:
+            commit = _commit(bench.store, folder, lease, cases)
+    except OutputError:  # whoever commits it deletes the folder, also that of another engine on this machine
+        commit = read_commit(bench.store, lease)
+        if commit is None:
+            raise
+    done = [] if commit is None else list(commit.cases)
+    if commit is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    yield {"event": "ended", "lease": lease, "committed": commit is not None, "cases": done}
+
+
+def _draw(bench: Bench, hands: Hands, lease: str, folder: Path, cases: Sequence[Case]) -> Generator[Event, None, bool]:
+    """Draw the cases that are not in a folder yet; return whether one failed."""
+    failed, looked = False, -math.inf
     for case in cases:
         path = folder / f"{case.id}.png"
         if path.exists():
@@ -120,13 +137,7 @@ def draw_lease(bench: Bench, hands: Hands, lease: str, cases: Sequence[Case]) ->
             yield {"event": "failed", "case": case.id, "error": told(error)}
         else:
             yield {"event": "drawn", "case": case.id}
-    commit = read_commit(bench.store, lease)
-    if commit is None and not failed:
-        commit = _commit(bench.store, folder, lease, cases)
-    done = [] if commit is None else list(commit.cases)
-    if commit is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-    yield {"event": "ended", "lease": lease, "committed": commit is not None, "cases": done}
+    return failed
 
 
 def told(error: BaseException) -> str:
@@ -202,8 +213,7 @@ def learn_lease(bench: Bench, hands: Hands, lesson: Lesson) -> Iterator[Event]:
 def _learn(bench: Bench, hands: Hands, lesson: Lesson, folder: Path) -> Generator[Event, None, bool]:
     """Take the steps of a learning; return whether it came to its end, and is published."""
     make_folder(folder)
-    for name in bench.store.names(f"checkpoints/{lesson.id}"):
-        bench.store.get(f"checkpoints/{lesson.id}/{name}", folder / name)
+    _fetch_checkpoints(bench.store, lesson, folder)
     began = saved = time.monotonic()
     pause, step = _CHECKPOINTED, None
     for step in hands.learn(lesson, folder):
@@ -224,6 +234,18 @@ def _learn(bench: Bench, hands: Hands, lesson: Lesson, folder: Path) -> Generato
     return True
 
 
+def _fetch_checkpoints(store: Store, lesson: Lesson, folder: Path) -> None:
+    """Copy the checkpoints of the storage to a folder; one that another engine deletes meanwhile is left out."""
+    for name in store.names(f"checkpoints/{lesson.id}"):
+        try:
+            store.get(f"checkpoints/{lesson.id}/{name}", folder / name)
+        except OutputError:
+            if store.read(f"checkpoints/{lesson.id}/{name}", 0, 1) is not None:
+                raise
+            for suffix in (".json", ".safetensors"):  # neither is of use without the other
+                (folder / name).with_suffix(suffix).unlink(missing_ok=True)
+
+
 def _keep_checkpoints(store: Store, lesson: Lesson, folder: Path) -> None:
     """Copy the newest checkpoint to the storage, its manifest last, and delete those before it."""
     newest = max(path.stem for path in folder.glob("step-*.json"))
@@ -235,5 +257,5 @@ def _keep_checkpoints(store: Store, lesson: Lesson, folder: Path) -> None:
             raise OutputError(f"can't write {copy}: {error.strerror}. Make room there, and run it again.") from error
         store.put(f"checkpoints/{lesson.id}/{newest}.{suffix}", copy)
     for name in store.names(f"checkpoints/{lesson.id}"):
-        if not name.startswith(newest):
+        if name < newest:  # later ones are those of another engine
             store.delete(f"checkpoints/{lesson.id}/{name}")

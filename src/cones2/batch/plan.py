@@ -195,7 +195,7 @@ def _hash_files(place: Path) -> str:
     digest = hashlib.sha256()
     paths = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
     for path in paths:
-        if path.suffix in (".safetensors", ".json", ".txt"):
+        if path.suffix in (".safetensors", ".json", ".txt", ".model"):
             digest.update(f"{path.relative_to(place).as_posix()}\n".encode())
             with path.open("rb") as file:
                 while block := file.read(_BLOCK):

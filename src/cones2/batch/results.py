@@ -5,7 +5,6 @@ A folder of results may be a stranger's: names, sizes and JSON are checked befor
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +13,13 @@ from typing import Annotated, Any
 import pydantic
 
 from cones2.batch.lease import Commit, read_commit
-from cones2.batch.resume import Counts, Failure, cases_elsewhere, read_failures, stems, still_failed
+from cones2.batch.resume import Counts, Failure, cases_elsewhere, read_engines, read_failures, stems, still_failed
 from cones2.batch.store import LARGEST, Store, open_store
 from cones2.errors import OutputError, ResidualError, SettingsError
 from cones2.residual import Residual
 
 _LARGEST_ABOUT = 2**20
 _HEAD = 512  # bytes of a tar's head
-_LATE = 30.0  # seconds after which an engine that tells nothing has probably ended
 
 _Sha256 = Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
 _Text = Annotated[str, pydantic.Field(max_length=10_000)]
@@ -164,17 +162,7 @@ def read_status(out: Path | str) -> Status:
     done = sum(count for lease, count in plan.leases if lease in commits) - len(failed)
     pictures = Counts(plan.pictures, done, len(failed))
     subjects = Counts(len(plan.subjects), len(plan.subjects.keys() & learned), len(untaught))
-    return Status(pictures, subjects, (*failed, *untaught), tuple(_engines(store)))
-
-
-def _engines(store: Store) -> Iterator[dict[str, Any]]:
-    for name in store.names("engines"):
-        try:
-            told = json.loads(store.read(f"engines/{name}") or b"null")
-            if time.time() - float(told["time"]) < _LATE and isinstance(told["workers"], dict):
-                yield told
-        except (ValueError, TypeError, KeyError, RecursionError):
-            continue
+    return Status(pictures, subjects, (*failed, *untaught), tuple(read_engines(store)))
 
 
 def read_subjects(out: Path | str) -> Iterator[tuple[str, Residual | None, dict[str, Any]]]:

@@ -2,11 +2,12 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 
@@ -18,6 +19,7 @@ from cones2.files import read_bounded
 
 _Sha256 = Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
 
+_LATE = 30.0  # seconds after which an engine that tells nothing has probably ended
 _AT_ONCE, _IN_MEMORY = 16, 256  # files that are read from a storage, and that wait until it is their turn
 
 
@@ -80,6 +82,17 @@ def read_failures(store: Store) -> list[Failure]:
             with contextlib.suppress(pydantic.ValidationError):
                 found.append(Failure.model_validate_json(content or b""))
     return sorted(found, key=lambda failure: failure.case)
+
+
+def read_engines(store: Store) -> Iterator[dict[str, Any]]:
+    """Yield what the engines that are at work have told lately; a damaged note is none."""
+    for name in store.names("engines"):
+        try:
+            told = json.loads(store.read(f"engines/{name}") or b"null")
+            if time.time() - float(told["time"]) < _LATE and isinstance(told["workers"], dict):
+                yield told
+        except (OutputError, ValueError, TypeError, KeyError, RecursionError):  # or deleted while it was read
+            continue
 
 
 def cases_elsewhere(store: Store, commits: set[str], planned: set[str]) -> set[str]:
