@@ -18,9 +18,6 @@ _HERE = ("auto", "local")
 class RayActors:
     """Workers as Ray's actors, each with a GPU where the cluster has any; see `cones2.batch.engine.Crew`.
 
-    Attributes:
-        machines: how many the cluster has now.
-
     Raises:
         SettingsError: Ray is not installed, there is no such cluster, or it is remote and does not ask for a token.
     """
@@ -43,7 +40,6 @@ class RayActors:
             "max_concurrency": 2,  # so that it can be told to stop
             "scheduling_strategy": "SPREAD",
         }
-        self.machines = sum(bool(node["Alive"]) for node in ray.nodes())
         self._actors: dict[str, Any] = {}
         self._streams: dict[Any, str] = {}
 

@@ -75,7 +75,7 @@ def make_crew(
         from cones2.batch.on_ray import RayActors
 
         crew = RayActors(ray, workers, spec)
-        if crew.machines > 1:
+        if ray != "local":  # other machines may join at any time
             carry_files(batch.plan, batch.store, batch.standing.learned)
         return crew
     if workers is None:
