@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -147,6 +148,18 @@ def test_a_failure_to_learn_scores_as_nothing(protocol: Protocol, judge: Judge, 
     found = collect(scorer, "m", tmp_path)
     for measure in ("text", "image", "present", "all_right", "followed", "all_yes"):
         assert estimate(found, "joint", "with/2", measure) == 0, measure
+
+
+def test_identity_of_subjects_without_lookalikes_is_told_as_nothing(scorer: Scorer, folder: Path) -> None:
+    alone = {
+        name: replace(each, lookalikes=each.lookalikes[:0], plain_lookalikes=each.plain_lookalikes[:0])
+        for name, each in scorer.references.items()
+    }
+    found = collect(replace(scorer, references=alone), "m", folder)
+    measures = found["rows"]["plain"]["cells"]["with/2"]["measures"]
+    assert not {"all_right", "all_yes"} & measures.keys()  # of mimi, the only cat
+    assert estimate(found, "plain", "with/2", "identity") > 0.7  # of rex and fido, who are two dogs
+    assert "Identity and all right are n/a of subjects" in markdown(found)
 
 
 def test_a_claim_is_shown_only_where_every_difference_is_above_0(results: dict[str, Any]) -> None:

@@ -68,7 +68,8 @@ def _head(results: Results) -> str:
         "Text and image alignment are cosines by the judge's encoders, not CLIP's. "
         f"The image alignment of a subject's photos with one another is {results['photos']:.3f}: between that and the "
         "plain model's an image alignment has its place, 0 to 1. A subject has collapsed below a likeness of "
-        f"{results['collapse_threshold']}."
+        f"{results['collapse_threshold']}. Identity and all right are n/a of subjects that nobody could be taken for: "
+        "without look-alikes, and alone of their class."
     )
 
 

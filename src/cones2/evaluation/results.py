@@ -177,6 +177,8 @@ def _cell(
     curve = {name.removeprefix("collapsed_"): each for name, each in scores.items() if name.startswith("collapsed_")}
     measures = {name: _estimate(each) for name, each in scores.items() if not name.startswith("collapsed_")}
     for question, reliability in (calibration or {}).items():
+        if f"yes_{question}" not in scores:  # nobody that a subject could be taken for
+            continue
         rates = np.array([each.mean() for each in scores[f"yes_{question}"].values()])
         found = corrected_interval(rates, reliability)
         measures[f"yes_{question}_corrected"] = rounded(found.estimate, found.low, found.high) | {

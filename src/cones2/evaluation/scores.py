@@ -67,17 +67,17 @@ class Scorer:
         found: Scores = {
             **self._alignments(line, combination, scene),
             "present": _mean(outcome.present),
-            "identity": _mean(outcome.identity),
-            "all_right": float(outcome.all_right),
+            "identity": _mean_of_some(outcome.identity[outcome.told]),
+            "all_right": None if outcome.all_right is None else float(outcome.all_right),
             "swapped": None if outcome.swapped is None else float(outcome.swapped),
             "cloned": float(outcome.cloned),
             "missing": _mean(outcome.missing),
             "collapsed": _mean(outcome.likeness < self.collapse),
             "followed": None if in_scene is None else float(in_scene),
-            "yes_image": _mean(answers.image),
+            "yes_image": _mean_of_some(answers.image),
             "yes_text": _mean(answers.text),
-            "all_yes": float(answers.all_yes),
-            "identity_second": _mean(plain.identity),
+            "all_yes": float(answers.all_yes) if outcome.told.all() else None,
+            "identity_second": _mean_of_some(plain.identity[plain.told]),
             "right_box": _mean(in_right_boxes(seen, wanted)) if line.layout else None,
             "overlap": _mean(box_overlaps(seen, wanted)) if line.layout else None,
         }
@@ -121,3 +121,7 @@ def precision_of(lines: Sequence[PictureLine], scorer: Scorer) -> float | None:
 
 def _mean(values: Float[np.ndarray, "_"] | np.ndarray) -> float:
     return float(np.mean(values))
+
+
+def _mean_of_some(values: np.ndarray) -> float | None:
+    return _mean(values) if len(values) else None
