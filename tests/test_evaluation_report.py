@@ -143,6 +143,16 @@ def test_swapped_subjects_are_seen(protocol: Protocol, judge: Judge, scorer: Sco
     assert estimate(found, "joint", "with/2", "right_box") < 0.1  # but each in the other's box
 
 
+@pytest.mark.parametrize("change", [{"combination": "tom+mimi"}, {"prompt": 99}, {"words": [0.5]}])
+def test_lines_that_the_protocol_and_the_judge_do_not_have(
+    change: dict[str, Any], scorer: Scorer, folder: Path
+) -> None:
+    line = next(line for line in RowLines(folder / "rows", "plain") if isinstance(line, PictureLine)).model_dump()
+    changed = {**line, **change} if "words" not in change else {**line, "judged": {**line["judged"], **change}}
+    with pytest.raises(SettingsError, match="as this protocol and this judge have none"):
+        scorer.measure(PictureLine.model_validate(changed))
+
+
 def test_a_failure_to_learn_scores_as_nothing(protocol: Protocol, judge: Judge, scorer: Scorer, tmp_path: Path) -> None:
     write_row(protocol, judge, tmp_path, "joint", lambda *_: None)
     found = collect(scorer, "m", tmp_path)

@@ -5,18 +5,22 @@ import importlib
 import inspect
 import itertools
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cones2.errors import OutputError, SettingsError
 from cones2.evaluation.cases import cases, phrase, picture_seed
+from cones2.evaluation.judging import MOST_SEEN, NOTHING, Judged, packed
 from cones2.evaluation.lines import LearnedLine, PictureLine, RowLines
 from cones2.evaluation.protocol import Protocol, read_protocol
 from cones2.evaluation.run import Bench, code_hash, open_bench, run
+from cones2.evaluation.second_judge import DIMENSIONS
 from cones2.files import locked
 from cones2.judge import Judge, open_judge
 from evaluation_bench import maker, write_protocol
@@ -230,26 +234,49 @@ def test_an_unknown_row(bench: Callable[..., Bench]) -> None:
 def damaged(content: bytes) -> dict[str, bytes]:
     line = json.loads(content.splitlines()[-1])
     unequal = {**line, "judged": {**line["judged"], "scores": [0.5] * 99}}
+    one = {"classes": [0], "scores": [0.5], "boxes": [[0, 0, 1, 1]]}
+    looks = {"identities": packed([np.ones(64)]), "plain_looks": packed([np.ones(DIMENSIONS)])}
+    no_number = {**one, **looks, "identities": packed([np.full(64, np.nan)])}
+
+    def judged(**changes: Any) -> bytes:
+        return json.dumps({**line, "judged": {**line["judged"], **one, **looks, **changes}}).encode() + b"\n"
+
+    assert PictureLine.model_validate_json(judged())
     return {
         "other keys": json.dumps({**line, "surprise": 1}).encode() + b"\n",
         "another kind": b'{"kind": "novel"}\n',
         "no JSON": b"hello\n",
         "too long": b" " * 2**17 + b"\n",
+        "a path": json.dumps({**line, "picture": "../../etc/passwd"}).encode() + b"\n",
+        "no time": json.dumps({**line, "seconds": float("nan")}).encode() + b"\n",
+        "not judged": json.dumps({**line, "judged": NOTHING.model_dump()}).encode() + b"\n",
+        "not finite": judged(**no_number),
+        "too few looks": judged(identities=""),
+        "no class": judged(classes=[-1]),
+        "too sure": judged(scores=[2]),
+        "no box": judged(boxes=[[0, 0, float("inf"), 1]]),
         "unequal": json.dumps(unequal).encode() + b"\n",
         "half": b"[" * 60_000 + b"\n",
     }
 
 
+def test_a_picture_full_of_objects_can_be_written() -> None:
+    many = np.ones((MOST_SEEN, DIMENSIONS))
+    facts = {"classes": [0] * MOST_SEEN, "scores": [0.5] * MOST_SEEN, "boxes": [(0.0, 0.0, 1.0, 1.0)] * MOST_SEEN}
+    looks = {"identities": packed(list(many[:, :64])), "plain_looks": packed(list(many)), "words": [], "whole": ""}
+    assert len(Judged.model_validate({**facts, **looks, "scene": ""}).seen(plainly=True).classes) == MOST_SEEN
+
+
 def test_damaged_lines_are_told(bench: Callable[..., Bench], tmp_path: Path) -> None:
     list(run(bench(), only=["joint"]))
     path = tmp_path / "out/rows/joint.jsonl"
-    for name, content in damaged(path.read_bytes()).items():
+    for content in damaged(path.read_bytes()).values():
         path.write_bytes(content)
         with pytest.raises(SettingsError, match="line 1"):
             list(RowLines(path.parent, "joint"))
-        assert name
     path.unlink()
-    for content in (b"no gzip", gzip.compress(b"{}\n")[:-4]):
+    whole = gzip.compress(random.Random(0).randbytes(1000))
+    for content in (b"no gzip", gzip.compress(b"{}\n")[:-4], whole[:20] + b"\xff" * 40 + whole[60:]):
         path.with_suffix(".jsonl.gz").write_bytes(content)
         with pytest.raises(SettingsError, match="Take the row's results away"):
             list(RowLines(path.parent, "joint"))

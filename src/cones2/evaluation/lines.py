@@ -7,6 +7,7 @@ row can be packed, to be committed: gzip without a time, so that equal lines are
 import gzip
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,11 +22,14 @@ from cones2.files import make_folder, write_atomically
 _LONGEST_LINE = 2**16
 _LARGEST = 2**30  # bytes of a row, unpacked: a stranger's few packed bytes may promise any number
 _Hash = Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{64}$")]
+_Text = Annotated[str, pydantic.Field(max_length=1000)]
+_Count = Annotated[int, pydantic.Field(ge=0, lt=2**50)]
+_Seconds = Annotated[float, pydantic.Field(ge=0, lt=2**50)]
 
 
-class _Line(pydantic.BaseModel, frozen=True, extra="forbid"):
+class _Line(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     protocol: _Hash
-    row: str
+    row: _Text
 
 
 class LearnedLine(_Line, frozen=True):
@@ -42,11 +46,11 @@ class LearnedLine(_Line, frozen=True):
 
     kind: Literal["learned"] = "learned"
     id: _Hash
-    subjects: list[str]
-    bytes: int
-    steps: int
-    seconds: float
-    failed: str = ""
+    subjects: Annotated[list[_Text], pydantic.Field(min_length=1, max_length=8)]
+    bytes: _Count
+    steps: _Count
+    seconds: _Seconds
+    failed: _Text = ""
 
 
 class PictureLine(_Line, frozen=True):
@@ -63,13 +67,19 @@ class PictureLine(_Line, frozen=True):
 
     kind: Literal["picture"] = "picture"
     case: _Hash
-    combination: str
-    prompt: int
-    number: int
+    combination: _Text
+    prompt: _Count
+    number: _Count
     layout: bool
-    picture: str
-    seconds: float
+    picture: Annotated[str, pydantic.Field(pattern=r"^([0-9a-f]{64})?$")]
+    seconds: _Seconds
     judged: Judged
+
+    @pydantic.model_validator(mode="after")
+    def _judged_where_there_is_one(self) -> "PictureLine":
+        if self.picture and not (self.judged.whole and self.judged.words):
+            raise ValueError("expected a picture to be judged")
+        return self
 
 
 Line = LearnedLine | PictureLine
@@ -143,5 +153,5 @@ def _read(path: Path) -> Iterator[Line]:
         problem = first_problem(error)
         told = f"{problem.place or 'the whole'!r} is {problem.got}: {problem.message}"
         raise SettingsError(f"{path}, line {number}: {told}. Take the row's results away, and run again.") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise SettingsError(f"can't read {path}: {error}. Take the row's results away, and run again.") from error

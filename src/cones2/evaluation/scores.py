@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from cones2.errors import SettingsError
 from cones2.evaluation.alignment import several_alignment, text_alignment
 from cones2.evaluation.boxes import average_precision, box_overlaps, in_right_boxes
 from cones2.evaluation.judging import References, prompt_words, unpacked
@@ -85,8 +86,25 @@ class Scorer:
         return found | {f"collapsed_{least:.2f}": share for least, share in zip(THRESHOLDS, curve, strict=True)}
 
     def combination(self, line: PictureLine) -> Combination:
-        """Return which combination a line is of."""
-        return next(each for each in self.protocol.document.combinations if each.name == line.combination)
+        """Return which combination a line is of.
+
+        Raises:
+            SettingsError: the line is not of this protocol and this judge, whatever it says.
+        """
+        known = {each.name: each for each in self.protocol.document.combinations}
+        kinds, scenes = len(self.judge.world.classes), len(self.judge.world.scenes) + 1
+        judged = line.judged
+        if (
+            line.combination not in known
+            or line.prompt >= len(self.protocol.document.prompts)
+            or any(kind >= kinds for kind in judged.classes)
+            or len(judged.words) != (kinds + scenes if line.picture else 0)
+        ):
+            told = f"row {line.row[:50]!r} has a line of {line.combination[:50]!r}, prompt {line.prompt}"
+            raise SettingsError(
+                f"{told}, as this protocol and this judge have none. Take the row's results away, and run again."
+            )
+        return known[line.combination]
 
     def boxes(self, line: PictureLine) -> tuple[Seen, Wanted]:
         """Return what average precision takes."""
