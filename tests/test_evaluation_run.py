@@ -167,6 +167,21 @@ def test_a_torn_line_is_cut_off(bench: Callable[..., Bench], tmp_path: Path) -> 
     assert RowLines(path.parent, "joint").sha256() == whole
     path.write_bytes(content[:50])  # torn within the first line
     assert list(RowLines(path.parent, "joint")) == []
+    assert path.read_bytes() == content[:50]  # a run may be writing it
+
+
+def test_reading_makes_and_cuts_nothing(tmp_path: Path) -> None:
+    assert list(RowLines(tmp_path / "rows", "plain")) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_packed_while_a_run_writes(tmp_path: Path) -> None:
+    line = {"protocol": "0" * 64, "row": "plain", "id": "1" * 64, "subjects": ["rex"], "bytes": 1, "steps": 1}
+    lines = RowLines(tmp_path / "rows", "plain")
+    lines.append(LearnedLine.model_validate({**line, "seconds": 1.0}))
+    with locked(tmp_path / ".lock", wait=False), pytest.raises(OutputError, match="is at work in"):
+        lines.pack()
+    assert lines.pack() > 0
 
 
 def test_a_joint_rival_learns_each_set_and_keeps_none(bench: Callable[..., Bench], tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Results as they come: a file of lines for each row, each line on the disk before the next picture is drawn.
 
-A process that is killed loses the line that it was writing, which is cut off when the file is opened again. A finished
-row can be packed, to be committed: gzip without a time, so that equal lines are equal bytes.
+A process that is killed loses the line that it was writing: whoever reads leaves it out, and the next run cuts it off.
+A finished row can be packed, to be committed: gzip without a time, so that equal lines are equal bytes.
 """
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -17,7 +18,7 @@ import pydantic
 from cones2.batch.job import as_json
 from cones2.errors import OutputError, SettingsError, first_problem
 from cones2.evaluation.judging import Judged
-from cones2.files import make_folder, write_atomically
+from cones2.files import locked, make_folder, write_atomically
 
 _LONGEST_LINE = 2**16
 _LARGEST = 2**30  # bytes of a row, unpacked: a stranger's few packed bytes may promise any number
@@ -87,7 +88,7 @@ _ANY: pydantic.TypeAdapter[Line] = pydantic.TypeAdapter(Annotated[Line, pydantic
 
 
 class RowLines:
-    """The lines of one row, in a folder: those that were packed, and those that came since.
+    """The lines of one row, in a folder: those that were packed, and those that came since. Reading changes nothing.
 
     Raises:
         SettingsError: a line is damaged.
@@ -96,8 +97,6 @@ class RowLines:
 
     def __init__(self, folder: Path, row: str) -> None:
         self._path, self._packed = folder / f"{row}.jsonl", folder / f"{row}.jsonl.gz"
-        make_folder(folder)
-        self._cut_off_torn_line()
 
     def __iter__(self) -> Iterator[Line]:
         for path in (self._packed, self._path):
@@ -106,6 +105,7 @@ class RowLines:
 
     def append(self, *lines: Line) -> None:
         """Write lines, all of them on the disk when this returns."""
+        make_folder(self._path.parent)
         content = b"".join(line.model_dump_json().encode() + b"\n" for line in lines)
         try:
             with self._path.open("ab") as file:
@@ -116,11 +116,16 @@ class RowLines:
             raise OutputError(f"can't write {self._path}: {error.strerror}. Make room there.") from error
 
     def pack(self) -> int:
-        """Put all lines into the packed file; return its size in bytes."""
-        content = b"".join(line.model_dump_json().encode() + b"\n" for line in self)
-        packed = gzip.compress(content, mtime=0)
-        write_atomically(self._packed, packed)
-        self._path.unlink(missing_ok=True)
+        """Put all lines into the packed file; return its size in bytes.
+
+        Raises:
+            OutputError: a run is at work in the folder.
+        """
+        with alone(self._path.parent.parent):
+            content = b"".join(line.model_dump_json().encode() + b"\n" for line in self)
+            packed = gzip.compress(content, mtime=0)
+            write_atomically(self._packed, packed)
+            self._path.unlink(missing_ok=True)
         return len(packed)
 
     def sha256(self) -> str:
@@ -128,7 +133,8 @@ class RowLines:
         lines = sorted(as_json(line.model_dump(mode="json", exclude={"seconds"})) for line in self)
         return hashlib.sha256(b"\n".join(lines)).hexdigest()
 
-    def _cut_off_torn_line(self) -> None:
+    def cut_off_torn_line(self) -> None:
+        """Take the line away that a killed process was writing; only for one that is `alone`."""
         if not self._path.exists():
             return
         with self._path.open("rb+") as file:
@@ -136,6 +142,22 @@ class RowLines:
             file.seek(max(0, size - _LONGEST_LINE))
             end = file.read()
             file.truncate(size - (len(end) - end.rfind(b"\n") - 1))
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder for a `with` block.
+
+    Raises:
+        OutputError: another process holds it.
+    """
+    try:
+        with locked(folder / ".lock", wait=False):
+            yield
+    except BlockingIOError as error:
+        raise OutputError(
+            f"an evaluation is at work in {folder} already: wait for it, or take another folder."
+        ) from error
 
 
 def _read(path: Path) -> Iterator[Line]:
@@ -148,6 +170,8 @@ def _read(path: Path) -> Iterator[Line]:
                 total += len(content)
                 if len(content) > _LONGEST_LINE or total > _LARGEST:
                     raise SettingsError(f"{path}, line {number}: too long. Take the row's results away, and run again.")
+                if path.suffix == ".jsonl" and not content.endswith(b"\n"):
+                    return  # torn
                 yield _ANY.validate_json(content)
     except pydantic.ValidationError as error:
         problem = first_problem(error)

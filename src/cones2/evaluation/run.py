@@ -4,7 +4,6 @@ It may be ended at any moment and run again: what is written is not done again, 
 again only where its pictures were not all drawn. One process at a time writes to a folder.
 """
 
-import contextlib
 import hashlib
 import inspect
 import io
@@ -23,9 +22,9 @@ from cones2.batch.plan import hash_of, weights_of
 from cones2.errors import LearningError, OutputError, SettingsError
 from cones2.evaluation.cases import Case, cases
 from cones2.evaluation.judging import NOTHING, judge_pictures
-from cones2.evaluation.lines import LearnedLine, PictureLine, RowLines
+from cones2.evaluation.lines import LearnedLine, PictureLine, RowLines, alone
 from cones2.evaluation.protocol import Combination, Protocol, Row, Tier
-from cones2.files import locked, make_folder, read_bounded, write_atomically
+from cones2.files import make_folder, read_bounded, write_atomically
 from cones2.judge import Judge
 from cones2.photos import Photo, load_photos
 from cones2.pipeline import Cones2Pipeline
@@ -114,7 +113,7 @@ def run(bench: Bench, only: Sequence[str] = ()) -> Iterator[Progress]:
     if unknown := set(only) - {row.name for row in rows}:
         raise SettingsError(f"no rows {sorted(unknown)}: expected some of {', '.join(row.name for row in rows)}.")
     make_folder(bench.folder)
-    with _alone(bench.folder):
+    with alone(bench.folder):
         for row in rows:
             if not only or row.name in only:
                 yield from _RowRun(bench, row).run()
@@ -150,17 +149,6 @@ def keep_pictures(folder: Path, images: Sequence[Image]) -> None:
         write_atomically(folder / PICTURES / f"{picture_hash(image)}.png", content.getvalue())
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    try:
-        with locked(folder / ".lock", wait=False):
-            yield
-    except BlockingIOError as error:
-        raise OutputError(
-            f"an evaluation is at work in {folder} already: wait for it, or take another folder."
-        ) from error
-
-
 class _RowRun:
     """One row: what is done of it, and what is learned for it."""
 
@@ -168,6 +156,7 @@ class _RowRun:
         self._bench, self._row = bench, row
         self._rival = bench.make_rival(row)
         self._lines = RowLines(bench.folder / "rows", row.name)
+        self._lines.cut_off_torn_line()
         self._done: set[str] = set()
         self._told: set[str] = set()
         for line in self._lines:
