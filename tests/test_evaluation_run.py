@@ -1,28 +1,30 @@
 """The run: what a protocol says, which pictures that comes to, and that nothing is done twice or lost."""
 
 import gzip
-import importlib
-import inspect
 import itertools
 import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cones2.baselines.attend_and_excite import AttendAndExcite
+from cones2.baselines.lora import LoRA
 from cones2.errors import OutputError, SettingsError
+from cones2.evaluation import identifiers
 from cones2.evaluation.cases import cases, phrase, picture_seed
+from cones2.evaluation.identifiers import Identifiers, code_hash
 from cones2.evaluation.judging import MOST_SEEN, NOTHING, Judged, packed
 from cones2.evaluation.lines import LearnedLine, PictureLine, RowLines
 from cones2.evaluation.protocol import Protocol, read_protocol
-from cones2.evaluation.run import Bench, code_hash, open_bench, run
+from cones2.evaluation.run import Bench, open_bench, run
 from cones2.evaluation.second_judge import DIMENSIONS
 from cones2.files import locked
 from cones2.judge import Judge, open_judge
+from cones2.photos import load_photos
 from evaluation_bench import maker, write_protocol
 
 
@@ -230,15 +232,31 @@ def test_two_at_once_are_refused(bench: Callable[..., Bench], tmp_path: Path) ->
         list(run(bench()))
 
 
-def test_the_code_of_a_rival_is_all_that_it_takes_from_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    importlib.import_module("cones2.baselines.lora")
-    before, read = code_hash("cones2.baselines.lora"), inspect.getsource
-
-    def changed(module: ModuleType) -> str:
-        return read(module) + ("# changed" if module.__name__ == "cones2.baselines.stored" else "")
-
-    monkeypatch.setattr(inspect, "getsource", changed)
+@pytest.mark.parametrize("module", ["cones2.baselines.stored", "cones2.pipeline", "cones2.learning.losses"])
+def test_the_code_of_a_rival_is_all_of_cones2_that_it_leads_to(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, read = code_hash("cones2.baselines.lora"), identifiers._source
+    monkeypatch.setattr(identifiers, "_source", lambda name: "# changed" if name == module else read(name))
     assert code_hash("cones2.baselines.lora") != before
+
+
+def test_the_code_of_evaluations_is_no_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, read = code_hash("evaluation_bench"), identifiers._source
+    monkeypatch.setattr(identifiers, "_source", lambda name: "#" if "evaluation." in name else read(name))
+    assert code_hash("evaluation_bench") == before
+
+
+def test_the_code_of_what_a_rival_learns_as_is_its_own(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
+    rival = AttendAndExcite(base=AttendAndExcite(base=LoRA()))
+    photos = {name: load_photos(protocol.photos(name)) for name in protocol.document.subjects}
+
+    def learning() -> str:
+        found = Identifiers(protocol, protocol.rows("s")[0], rival, photos, "weights")
+        return found.learning(protocol.combinations("s")[0])["rex",]
+
+    before, read = learning(), identifiers._source
+    assert learning() == before
+    monkeypatch.setattr(identifiers, "_source", lambda name: "#" if name == "cones2.baselines.lora" else read(name))
+    assert learning() != before
 
 
 def test_an_unknown_row(bench: Callable[..., Bench]) -> None:
