@@ -16,6 +16,7 @@ from PIL import Image
 from cones2.errors import SettingsError
 from cones2.evaluation.alignment import text_alignment
 from cones2.evaluation.cases import cases
+from cones2.evaluation.identifiers import Identifiers, identifiers_of
 from cones2.evaluation.judging import NOTHING, Judged, judge_pictures, packed, prompt_words, unpacked
 from cones2.evaluation.lines import LearnedLine, PictureLine, RowLines
 from cones2.evaluation.protocol import Protocol, read_protocol
@@ -33,7 +34,7 @@ from cones2.evaluation.results import (
 from cones2.evaluation.scores import Scorer
 from cones2.examples import EXAMPLES
 from cones2.judge import Judge, open_judge
-from evaluation_bench import write_protocol
+from evaluation_bench import maker, write_protocol
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,15 @@ def look(judge: Judge, image: Image.Image) -> Judged:
 Draw = Callable[[list[str], int, int], Image.Image | None]
 
 
-def write_row(protocol: Protocol, judge: Judge, folder: Path, row: str, draw: Draw, tier: Any = "m") -> None:
+def write_row(
+    protocol: Protocol,
+    judge: Judge,
+    folder: Path,
+    row: str,
+    draw: Draw,
+    tier: Any = "m",
+    identifiers: Identifiers | None = None,
+) -> None:
     """Write the lines of a row as if it had drawn these pictures."""
     lines, entry = RowLines(folder / "rows", row), next(each for each in protocol.document.rows if each.name == row)
     about = {"protocol": protocol.sha256, "row": row}
@@ -89,7 +98,8 @@ def write_row(protocol: Protocol, judge: Judge, folder: Path, row: str, draw: Dr
     for combination in protocol.combinations(tier):
         for case in cases(protocol, entry, combination, tier):
             image = draw(combination.subjects, case.prompt, case.numbers[0])
-            facts = {"case": "0" * 64, "combination": combination.name, "prompt": case.prompt, "seconds": 1.0}
+            facts = {"case": identifiers.pictures(case)[0] if identifiers else "0" * 64, "seconds": 1.0}
+            facts |= {"combination": combination.name, "prompt": case.prompt}
             facts |= {"number": case.numbers[0], "layout": case.layout, "picture": "" if image is None else "f" * 64}
             judged = NOTHING if image is None else look(judge, image)
             lines.append(PictureLine.model_validate({**about, **facts, "judged": judged}))
@@ -204,6 +214,21 @@ def test_incomplete_rows_are_labelled_and_compared_with_none(scorer: Scorer, fol
     page = markdown(found)
     assert "| joint (incomplete: 7 of 8) | 2 |" in page
     assert "These rows are not complete, and are compared with none: joint." in page
+
+
+def test_lines_of_other_code_weights_or_settings_are_left_out(
+    protocol: Protocol, judge: Judge, scorer: Scorer, tmp_path: Path
+) -> None:
+    identify = identifiers_of(protocol, maker([]))
+    entry = next(each for each in protocol.document.rows if each.name == "joint")
+    drawn_by = replace(identify(entry), threads=3)  # of a machine with another number of threads
+    write_row(protocol, judge, tmp_path, "joint", lambda *_: None, identifiers=drawn_by)
+    found = collect(scorer, "m", tmp_path, identify=identify)["rows"]["joint"]
+    assert (found["complete"], found["left_out"]) == (True, 2)  # two lines of learning that name no true learning
+    other = collect(scorer, "m", tmp_path, identify=lambda row: replace(identify(row), weights="others"))
+    assert (other["rows"]["joint"]["complete"], other["rows"]["joint"]["pictures"]) == (False, 0)
+    assert other["rows"]["joint"]["left_out"] == 12 + 2
+    assert "Lines of other code, weights or settings are left out: 14 of joint." in markdown(other)
 
 
 def test_a_smaller_tier_reads_its_part_alone(scorer: Scorer, folder: Path) -> None:

@@ -33,6 +33,7 @@ class Identifiers:
         photos: of each subject.
         weights: what identifies the model.
         threads: of the machine, which change last bits.
+        code: the hash of the rival's, and of its base's.
     """
 
     protocol: Protocol
@@ -41,6 +42,11 @@ class Identifiers:
     photos: Mapping[str, tuple[Photo, ...]]
     weights: str
     threads: int = field(default_factory=torch.get_num_threads)
+    code: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        code = self.code or tuple(code_hash(type(each).__module__) for each in with_bases(self.rival))
+        object.__setattr__(self, "code", code)  # read once: `replace` takes it along
 
     def learning(self, combination: Combination) -> LearningIds:
         """Return which of a combination's subjects are learned together, with the hash of each."""
@@ -68,7 +74,7 @@ class Identifiers:
         return {
             "rival": self.row.rival,
             "settings": self.row.settings,
-            "code": [code_hash(type(each).__module__) for each in with_bases(self.rival)],
+            "code": list(self.code),
             "weights": self.weights,
             "threads": self.threads,
         }

@@ -58,12 +58,14 @@ def markdown(results: Results) -> str:
 def _head(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     rows = [name for name, row in results["rows"].items() if not row["complete"]]
+    others = ", ".join(f"{row['left_out']} of {name}" for name, row in results["rows"].items() if row.get("left_out"))
+    left_out = f" Lines of other code, weights or settings are left out: {others}." if others else ""
     left = f" These rows are not complete, and are compared with none: {', '.join(rows)}." if rows else ""
     return (
         "# Evidence\n\n"
         "Made by `cones2 evaluate report` from `results.json`, with nothing added by hand. "
         f"Model `{results['model']}`, tier {results['tier']}, protocol `{results['protocol'][:12]}`, "
-        f"commit `{(results['commit'] or 'unknown')[:12]}`, {versions}.{left}\n\n"
+        f"commit `{(results['commit'] or 'unknown')[:12]}`, {versions}.{left}{left_out}\n\n"
         "Estimates are means over combinations of subjects, with 95 % t intervals over combinations in brackets. "
         "Text and image alignment are cosines by the judge's encoders, not CLIP's. "
         f"The image alignment of a subject's photos with one another is {results['photos']:.3f}: between that and the "
