@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from cones2.evaluation.report import as_csv, markdown, plots, write_report
 from cones2.evaluation.results import (
     bound,
     collect,
+    commit_of_code,
     read_calibration,
     read_results,
     references_of,
@@ -166,7 +168,8 @@ def test_lines_that_the_protocol_and_the_judge_do_not_have(
 def test_a_failure_to_learn_scores_as_nothing(protocol: Protocol, judge: Judge, scorer: Scorer, tmp_path: Path) -> None:
     write_row(protocol, judge, tmp_path, "joint", lambda *_: None)
     found = collect(scorer, "m", tmp_path)
-    for measure in ("text", "image", "present", "all_right", "followed", "all_yes"):
+    assert estimate(found, "joint", "with/2", "image") == -1
+    for measure in ("text", "present", "all_right", "followed", "all_yes"):
         assert estimate(found, "joint", "with/2", measure) == 0, measure
 
 
@@ -229,6 +232,21 @@ def test_lines_of_other_code_weights_or_settings_are_left_out(
     assert (other["rows"]["joint"]["complete"], other["rows"]["joint"]["pictures"]) == (False, 0)
     assert other["rows"]["joint"]["left_out"] == 12 + 2
     assert "Lines of other code, weights or settings are left out: 14 of joint." in markdown(other)
+
+
+def test_the_commit_of_a_repository_that_does_not_track_the_code_is_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", *words], check=True)
+
+    git("init", "-q")
+    (tmp_path / "results.py").write_text("")
+    git("commit", "-q", "--allow-empty", "-m", "of somebody else")
+    monkeypatch.setattr("cones2.evaluation.results.__file__", str(tmp_path / "results.py"))
+    assert commit_of_code() == (None, False)
+    git("add", "results.py")
+    assert commit_of_code()[0] is not None
 
 
 def test_a_smaller_tier_reads_its_part_alone(scorer: Scorer, folder: Path) -> None:

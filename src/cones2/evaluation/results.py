@@ -294,7 +294,9 @@ def _photos_alone(references: Mapping[str, References]) -> float:
 def commit_of_code() -> tuple[str | None, bool]:
     """Return the Git commit of this package and whether anything was changed since; None where it is not in Git."""
     here = Path(__file__).parent
-    try:
+    try:  # an installed copy may lie within somebody else's repository
+        tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(tracked, capture_output=True, check=True)
         commit, changed = (
             subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout.strip()
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])

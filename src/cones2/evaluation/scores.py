@@ -112,7 +112,7 @@ class Scorer:
 
     def _alignments(self, line: PictureLine, combination: Combination, scene: str) -> Scores:
         if not line.picture:
-            return {"text": 0.0, "image": 0.0}
+            return {"text": 0.0, "image": -1.0}  # as unlike as can be: cosines of drawn pictures go below 0
         known = [self.references[name] for name in combination.subjects]
         text = prompt_words(self.judge, [each.class_index for each in known], scene)
         whole = unpacked(line.judged.whole, 1, WIDTH)
