@@ -301,6 +301,10 @@ def test_a_page_can_not_be_broken_by_a_reason(results: dict[str, Any]) -> None:
     assert "| a \\| b # c |" in markdown(changed)
 
 
+def test_a_page_tells_the_settings_of_each_row(results: dict[str, Any]) -> None:
+    assert '| joint | joint words | {"steps": 2} |' in markdown(results)
+
+
 def test_corrected_rates_need_a_calibration(scorer: Scorer, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     path.write_text('{"image": {"dog": [9, 10, 18, 20], "cat": [9, 10, 18, 20]}}')

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def write_report(results: Results, folder: Path) -> list[Path]:
 
 def markdown(results: Results) -> str:
     """Return the page."""
-    parts = [_head(results), _claims(results)]
+    parts = [_head(results), _settings(results), _claims(results)]
     parts += [_alignments(results, layout) for layout in _BLOCKS if _counts(results, layout)]
     parts += [_as_in_the_paper(results), _questions(results), _cost(results), _curves(results)]
     parts += [_predictions(results), _judges(results)]
@@ -73,6 +74,11 @@ def _head(results: Results) -> str:
         f"{results['collapse_threshold']}. Identity and all right are n/a of subjects that nobody could be taken for: "
         "without look-alikes, and alone of their class."
     )
+
+
+def _settings(results: Results) -> str:
+    rows = [[name, row["rival"], json.dumps(row["settings"])] for name, row in results["rows"].items()]
+    return f"## Rows\n\n{_table(['row', 'class', 'settings'], rows)}"
 
 
 def _claims(results: Results) -> str:
