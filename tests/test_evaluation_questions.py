@@ -78,6 +78,11 @@ def test_what_a_judge_does_to_a_rate_is_undone(truth: float, right_yes: int, rig
     assert corrected(raw, reliability) == pytest.approx(truth, abs=1e-9)
 
 
+def test_few_known_truths_make_a_wide_interval_and_no_error() -> None:
+    found = corrected_interval(np.array([0.4, 0.5, 0.6]), Reliability(2, 3, 2, 3))
+    assert (found.low, found.high) == (0, 1)
+
+
 def test_the_interval_counts_what_is_not_known_of_the_judge() -> None:
     rates = np.array([0.4, 0.5, 0.6, 0.5])
     sure = corrected_interval(rates, Reliability(9000, 10000, 9000, 10000))

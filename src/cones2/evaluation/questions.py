@@ -148,6 +148,8 @@ def corrected_interval(rates: Float[np.ndarray, "combinations"], reliability: Re
     means = rates[generator.integers(0, len(rates), (_RESAMPLINGS, len(rates)))].mean(axis=1)
     sensitivities = generator.binomial(reliability.true, reliability.sensitivity, _RESAMPLINGS) / reliability.true
     specificities = generator.binomial(reliability.false, reliability.specificity, _RESAMPLINGS) / reliability.false
+    # Of few known truths some draws are no better than chance: just above it, they say 0 or 1, and widen the interval.
+    specificities = np.maximum(specificities, 1 - sensitivities + 1e-6)
     drawn = _corrected(means, sensitivities, specificities)
     low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
     return Interval(corrected(float(rates.mean()), reliability), low, high)
