@@ -19,7 +19,7 @@ version = 1
 model = "{model}"
 subjects.rex = {{photos = "{examples}/rex/photos", class_word = "dog", lookalikes = "{examples}/fido/photos"}}
 subjects.fido = {{photos = "{examples}/fido/photos", class_word = "dog"}}
-subjects.mimi = {{photos = "{examples}/mimi/photos", class_word = "cat"}}
+subjects.mimi = {{photos = "{examples}/mimi/photos", class_word = "cat", lookalikes = "{examples}/luna/photos"}}
 drawing = {{scheduler = "ddim", num_inference_steps = 1, side = 64, batch = {batch}}}
 tiers = {{s = {{prompts = 1, seeds = 2}}, m = {{prompts = 2, seeds = 2}}, l = {{prompts = 2, seeds = 4}}}}
 

@@ -175,6 +175,8 @@ def test_priors_are_drawn_once_and_for_those_that_want_them(protocol: Protocol, 
     assert len(drawn) == 2
     assert priors(make_rival(row("DreamBooth")), pipe, "dog") is drawn
     assert list(priors(make_rival(row("Plain")), pipe, "dog")) == []
+    beside = make_rival(row("AttendAndExcite", {"base": {"rival": "DreamBooth"}}))
+    assert priors(beside, pipe, "dog") is drawn  # it learns as its base does
     assert Lesson(EXAMPLES["rex"].photos, "dog", drawn).priors == drawn
 
 

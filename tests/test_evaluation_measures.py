@@ -33,6 +33,7 @@ from cones2.evaluation.measures import (
 
 DOG, CAT = 0, 1
 REX, TOM, MAX = np.eye(3)  # how two dogs (REX, MAX) and a cat (TOM) look
+STRANGER = np.array([[0.0, 0.0, -1.0]])  # whom nobody looks like, of whichever class
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 
 
@@ -49,6 +50,7 @@ def wanted(*subjects: tuple[int, np.ndarray], boxes: tuple[tuple[float, ...], ..
     return Wanted(
         np.array([kind for kind, _ in subjects]),
         np.stack([look for _, look in subjects]),
+        (STRANGER,) * len(subjects),
         boxes=None if boxes is None else np.array(boxes),
     )
 
@@ -168,6 +170,16 @@ def test_a_lookalike_that_is_nearer_takes_the_identity() -> None:
     one = Wanted(np.array([DOG]), REX[None], (twin,))
     assert look_at(seen((DOG, np.array([1.0, 0.04, 0.0]), LEFT)), one).identity.tolist() == [True]
     assert look_at(seen((DOG, np.array([1.0, 0.06, 0.0]), LEFT)), one).identity.tolist() == [False]
+
+
+def test_without_anybody_to_be_taken_for_identity_says_nothing() -> None:
+    picture = seen((DOG, MAX, LEFT), (CAT, TOM, RIGHT))
+    kinds, looks = np.array([DOG, CAT]), np.stack([REX, TOM])
+    alone = look_at(picture, Wanted(kinds, looks, (np.zeros((0, 3)), STRANGER)))
+    assert (alone.told.tolist(), alone.all_right) == ([False, True], None)
+    assert look_at(picture, Wanted(kinds, looks)).told.tolist() == [False, False]
+    two_dogs = look_at(seen((DOG, MAX, LEFT)), Wanted(np.array([DOG, DOG]), np.stack([REX, MAX])))
+    assert (two_dogs.told.tolist(), two_dogs.all_right) == ([True, True], False)
 
 
 def test_swapped_across_classes_and_within_one() -> None:

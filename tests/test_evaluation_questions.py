@@ -30,7 +30,7 @@ def seen(*classes: int) -> Seen:
 
 
 def wanted(*classes: int) -> Wanted:
-    return Wanted(np.array(classes), np.eye(4)[: len(classes)])
+    return Wanted(np.array(classes), np.eye(4)[: len(classes)], (np.eye(4)[3:],) * len(classes))
 
 
 def answers(picture: Seen, asked: Wanted, scene: bool | None = None) -> tuple[list[bool], list[bool], bool]:
@@ -42,6 +42,11 @@ def test_a_question_for_each_subject_and_each_class() -> None:
     assert answers(seen(DOG, CAT), wanted(DOG, CAT)) == ([True, True], [True, True], True)
     assert answers(seen(DOG), wanted(DOG, CAT)) == ([True, False], [True, False], False)
     assert answers(seen(DOG, CAT), wanted(DOG, CAT), scene=False)[1:] == ([True, True, False], False)
+
+
+def test_nobody_is_asked_about_a_subject_that_could_not_be_another() -> None:
+    alone = Wanted(np.array([DOG, CAT]), np.eye(4)[:2], (np.eye(4)[3:], np.zeros((0, 4))))
+    assert answers(seen(DOG, CAT), alone)[:2] == ([True], [True, True])
 
 
 def test_two_of_a_class_are_one_question_for_their_count() -> None:
@@ -71,6 +76,11 @@ def test_what_a_judge_does_to_a_rate_is_undone(truth: float, right_yes: int, rig
     reliability = Reliability(right_yes, 100, right_no, 100)
     raw = truth * reliability.sensitivity + (1 - truth) * (1 - reliability.specificity)
     assert corrected(raw, reliability) == pytest.approx(truth, abs=1e-9)
+
+
+def test_few_known_truths_make_a_wide_interval_and_no_error() -> None:
+    found = corrected_interval(np.array([0.4, 0.5, 0.6]), Reliability(2, 3, 2, 3))
+    assert (found.low, found.high) == (0, 1)
 
 
 def test_the_interval_counts_what_is_not_known_of_the_judge() -> None:

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,6 +17,7 @@ from PIL import Image
 from cones2.errors import SettingsError
 from cones2.evaluation.alignment import text_alignment
 from cones2.evaluation.cases import cases
+from cones2.evaluation.identifiers import Identifiers, identifiers_of
 from cones2.evaluation.judging import NOTHING, Judged, judge_pictures, packed, prompt_words, unpacked
 from cones2.evaluation.lines import LearnedLine, PictureLine, RowLines
 from cones2.evaluation.protocol import Protocol, read_protocol
@@ -23,6 +26,7 @@ from cones2.evaluation.report import as_csv, markdown, plots, write_report
 from cones2.evaluation.results import (
     bound,
     collect,
+    commit_of_code,
     read_calibration,
     read_results,
     references_of,
@@ -32,7 +36,7 @@ from cones2.evaluation.results import (
 from cones2.evaluation.scores import Scorer
 from cones2.examples import EXAMPLES
 from cones2.judge import Judge, open_judge
-from evaluation_bench import write_protocol
+from evaluation_bench import maker, write_protocol
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +82,15 @@ def look(judge: Judge, image: Image.Image) -> Judged:
 Draw = Callable[[list[str], int, int], Image.Image | None]
 
 
-def write_row(protocol: Protocol, judge: Judge, folder: Path, row: str, draw: Draw, tier: Any = "m") -> None:
+def write_row(
+    protocol: Protocol,
+    judge: Judge,
+    folder: Path,
+    row: str,
+    draw: Draw,
+    tier: Any = "m",
+    identifiers: Identifiers | None = None,
+) -> None:
     """Write the lines of a row as if it had drawn these pictures."""
     lines, entry = RowLines(folder / "rows", row), next(each for each in protocol.document.rows if each.name == row)
     about = {"protocol": protocol.sha256, "row": row}
@@ -88,7 +100,8 @@ def write_row(protocol: Protocol, judge: Judge, folder: Path, row: str, draw: Dr
     for combination in protocol.combinations(tier):
         for case in cases(protocol, entry, combination, tier):
             image = draw(combination.subjects, case.prompt, case.numbers[0])
-            facts = {"case": "0" * 64, "combination": combination.name, "prompt": case.prompt, "seconds": 1.0}
+            facts = {"case": identifiers.pictures(case)[0] if identifiers else "0" * 64, "seconds": 1.0}
+            facts |= {"combination": combination.name, "prompt": case.prompt}
             facts |= {"number": case.numbers[0], "layout": case.layout, "picture": "" if image is None else "f" * 64}
             judged = NOTHING if image is None else look(judge, image)
             lines.append(PictureLine.model_validate({**about, **facts, "judged": judged}))
@@ -142,11 +155,34 @@ def test_swapped_subjects_are_seen(protocol: Protocol, judge: Judge, scorer: Sco
     assert estimate(found, "joint", "with/2", "right_box") < 0.1  # but each in the other's box
 
 
+@pytest.mark.parametrize("change", [{"combination": "tom+mimi"}, {"prompt": 99}, {"words": [0.5]}])
+def test_lines_that_the_protocol_and_the_judge_do_not_have(
+    change: dict[str, Any], scorer: Scorer, folder: Path
+) -> None:
+    line = next(line for line in RowLines(folder / "rows", "plain") if isinstance(line, PictureLine)).model_dump()
+    changed = {**line, **change} if "words" not in change else {**line, "judged": {**line["judged"], **change}}
+    with pytest.raises(SettingsError, match="as this protocol and this judge have none"):
+        scorer.measure(PictureLine.model_validate(changed))
+
+
 def test_a_failure_to_learn_scores_as_nothing(protocol: Protocol, judge: Judge, scorer: Scorer, tmp_path: Path) -> None:
     write_row(protocol, judge, tmp_path, "joint", lambda *_: None)
     found = collect(scorer, "m", tmp_path)
-    for measure in ("text", "image", "present", "all_right", "followed", "all_yes"):
+    assert estimate(found, "joint", "with/2", "image") == -1
+    for measure in ("text", "present", "all_right", "followed", "all_yes"):
         assert estimate(found, "joint", "with/2", measure) == 0, measure
+
+
+def test_identity_of_subjects_without_lookalikes_is_told_as_nothing(scorer: Scorer, folder: Path) -> None:
+    alone = {
+        name: replace(each, lookalikes=each.lookalikes[:0], plain_lookalikes=each.plain_lookalikes[:0])
+        for name, each in scorer.references.items()
+    }
+    found = collect(replace(scorer, references=alone), "m", folder)
+    measures = found["rows"]["plain"]["cells"]["with/2"]["measures"]
+    assert not {"all_right", "all_yes"} & measures.keys()  # of mimi, the only cat
+    assert estimate(found, "plain", "with/2", "identity") > 0.7  # of rex and fido, who are two dogs
+    assert "Identity and all right are n/a of subjects" in markdown(found)
 
 
 def test_a_claim_is_shown_only_where_every_difference_is_above_0(results: dict[str, Any]) -> None:
@@ -181,6 +217,36 @@ def test_incomplete_rows_are_labelled_and_compared_with_none(scorer: Scorer, fol
     page = markdown(found)
     assert "| joint (incomplete: 7 of 8) | 2 |" in page
     assert "These rows are not complete, and are compared with none: joint." in page
+
+
+def test_lines_of_other_code_weights_or_settings_are_left_out(
+    protocol: Protocol, judge: Judge, scorer: Scorer, tmp_path: Path
+) -> None:
+    identify = identifiers_of(protocol, maker([]))
+    entry = next(each for each in protocol.document.rows if each.name == "joint")
+    drawn_by = replace(identify(entry), threads=3)  # of a machine with another number of threads
+    write_row(protocol, judge, tmp_path, "joint", lambda *_: None, identifiers=drawn_by)
+    found = collect(scorer, "m", tmp_path, identify=identify)["rows"]["joint"]
+    assert (found["complete"], found["left_out"]) == (True, 2)  # two lines of learning that name no true learning
+    other = collect(scorer, "m", tmp_path, identify=lambda row: replace(identify(row), weights="others"))
+    assert (other["rows"]["joint"]["complete"], other["rows"]["joint"]["pictures"]) == (False, 0)
+    assert other["rows"]["joint"]["left_out"] == 12 + 2
+    assert "Lines of other code, weights or settings are left out: 14 of joint." in markdown(other)
+
+
+def test_the_commit_of_a_repository_that_does_not_track_the_code_is_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", *words], check=True)
+
+    git("init", "-q")
+    (tmp_path / "results.py").write_text("")
+    git("commit", "-q", "--allow-empty", "-m", "of somebody else")
+    monkeypatch.setattr("cones2.evaluation.results.__file__", str(tmp_path / "results.py"))
+    assert commit_of_code() == (None, False)
+    git("add", "results.py")
+    assert commit_of_code()[0] is not None
 
 
 def test_a_smaller_tier_reads_its_part_alone(scorer: Scorer, folder: Path) -> None:
@@ -233,6 +299,10 @@ def test_csv_holds_every_estimate(results: dict[str, Any]) -> None:
 def test_a_page_can_not_be_broken_by_a_reason(results: dict[str, Any]) -> None:
     changed = {**results, "predictions": [{**results["predictions"][0], "why": "a | b\n# c"}]}
     assert "| a \\| b # c |" in markdown(changed)
+
+
+def test_a_page_tells_the_settings_of_each_row(results: dict[str, Any]) -> None:
+    assert '| joint | joint words | {"steps": 2} |' in markdown(results)
 
 
 def test_corrected_rates_need_a_calibration(scorer: Scorer, folder: Path, tmp_path: Path) -> None:

@@ -1,24 +1,30 @@
 """The run: what a protocol says, which pictures that comes to, and that nothing is done twice or lost."""
 
 import gzip
-import importlib
-import inspect
 import itertools
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
+from cones2.baselines.attend_and_excite import AttendAndExcite
+from cones2.baselines.lora import LoRA
 from cones2.errors import OutputError, SettingsError
+from cones2.evaluation import identifiers
 from cones2.evaluation.cases import cases, phrase, picture_seed
+from cones2.evaluation.identifiers import Identifiers, code_hash
+from cones2.evaluation.judging import MOST_SEEN, NOTHING, Judged, packed
 from cones2.evaluation.lines import LearnedLine, PictureLine, RowLines
 from cones2.evaluation.protocol import Protocol, read_protocol
-from cones2.evaluation.run import Bench, code_hash, open_bench, run
+from cones2.evaluation.run import Bench, open_bench, run
+from cones2.evaluation.second_judge import DIMENSIONS
 from cones2.files import locked
 from cones2.judge import Judge, open_judge
+from cones2.photos import load_photos
 from evaluation_bench import maker, write_protocol
 
 
@@ -163,6 +169,21 @@ def test_a_torn_line_is_cut_off(bench: Callable[..., Bench], tmp_path: Path) -> 
     assert RowLines(path.parent, "joint").sha256() == whole
     path.write_bytes(content[:50])  # torn within the first line
     assert list(RowLines(path.parent, "joint")) == []
+    assert path.read_bytes() == content[:50]  # a run may be writing it
+
+
+def test_reading_makes_and_cuts_nothing(tmp_path: Path) -> None:
+    assert list(RowLines(tmp_path / "rows", "plain")) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_packed_while_a_run_writes(tmp_path: Path) -> None:
+    line = {"protocol": "0" * 64, "row": "plain", "id": "1" * 64, "subjects": ["rex"], "bytes": 1, "steps": 1}
+    lines = RowLines(tmp_path / "rows", "plain")
+    lines.append(LearnedLine.model_validate({**line, "seconds": 1.0}))
+    with locked(tmp_path / ".lock", wait=False), pytest.raises(OutputError, match="is at work in"):
+        lines.pack()
+    assert lines.pack() > 0
 
 
 def test_a_joint_rival_learns_each_set_and_keeps_none(bench: Callable[..., Bench], tmp_path: Path) -> None:
@@ -211,15 +232,31 @@ def test_two_at_once_are_refused(bench: Callable[..., Bench], tmp_path: Path) ->
         list(run(bench()))
 
 
-def test_the_code_of_a_rival_is_all_that_it_takes_from_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    importlib.import_module("cones2.baselines.lora")
-    before, read = code_hash("cones2.baselines.lora"), inspect.getsource
-
-    def changed(module: ModuleType) -> str:
-        return read(module) + ("# changed" if module.__name__ == "cones2.baselines.stored" else "")
-
-    monkeypatch.setattr(inspect, "getsource", changed)
+@pytest.mark.parametrize("module", ["cones2.baselines.stored", "cones2.pipeline", "cones2.learning.losses"])
+def test_the_code_of_a_rival_is_all_of_cones2_that_it_leads_to(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, read = code_hash("cones2.baselines.lora"), identifiers._source
+    monkeypatch.setattr(identifiers, "_source", lambda name: "# changed" if name == module else read(name))
     assert code_hash("cones2.baselines.lora") != before
+
+
+def test_the_code_of_evaluations_is_no_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, read = code_hash("evaluation_bench"), identifiers._source
+    monkeypatch.setattr(identifiers, "_source", lambda name: "#" if "evaluation." in name else read(name))
+    assert code_hash("evaluation_bench") == before
+
+
+def test_the_code_of_what_a_rival_learns_as_is_its_own(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
+    rival = AttendAndExcite(base=AttendAndExcite(base=LoRA()))
+    photos = {name: load_photos(protocol.photos(name)) for name in protocol.document.subjects}
+
+    def learning() -> str:
+        found = Identifiers(protocol, protocol.rows("s")[0], rival, photos, "weights")
+        return found.learning(protocol.combinations("s")[0])["rex",]
+
+    before, read = learning(), identifiers._source
+    assert learning() == before
+    monkeypatch.setattr(identifiers, "_source", lambda name: "#" if name == "cones2.baselines.lora" else read(name))
+    assert learning() != before
 
 
 def test_an_unknown_row(bench: Callable[..., Bench]) -> None:
@@ -230,26 +267,49 @@ def test_an_unknown_row(bench: Callable[..., Bench]) -> None:
 def damaged(content: bytes) -> dict[str, bytes]:
     line = json.loads(content.splitlines()[-1])
     unequal = {**line, "judged": {**line["judged"], "scores": [0.5] * 99}}
+    one = {"classes": [0], "scores": [0.5], "boxes": [[0, 0, 1, 1]]}
+    looks = {"identities": packed([np.ones(64)]), "plain_looks": packed([np.ones(DIMENSIONS)])}
+    no_number = {**one, **looks, "identities": packed([np.full(64, np.nan)])}
+
+    def judged(**changes: Any) -> bytes:
+        return json.dumps({**line, "judged": {**line["judged"], **one, **looks, **changes}}).encode() + b"\n"
+
+    assert PictureLine.model_validate_json(judged())
     return {
         "other keys": json.dumps({**line, "surprise": 1}).encode() + b"\n",
         "another kind": b'{"kind": "novel"}\n',
         "no JSON": b"hello\n",
         "too long": b" " * 2**17 + b"\n",
+        "a path": json.dumps({**line, "picture": "../../etc/passwd"}).encode() + b"\n",
+        "no time": json.dumps({**line, "seconds": float("nan")}).encode() + b"\n",
+        "not judged": json.dumps({**line, "judged": NOTHING.model_dump()}).encode() + b"\n",
+        "not finite": judged(**no_number),
+        "too few looks": judged(identities=""),
+        "no class": judged(classes=[-1]),
+        "too sure": judged(scores=[2]),
+        "no box": judged(boxes=[[0, 0, float("inf"), 1]]),
         "unequal": json.dumps(unequal).encode() + b"\n",
         "half": b"[" * 60_000 + b"\n",
     }
 
 
+def test_a_picture_full_of_objects_can_be_written() -> None:
+    many = np.ones((MOST_SEEN, DIMENSIONS))
+    facts = {"classes": [0] * MOST_SEEN, "scores": [0.5] * MOST_SEEN, "boxes": [(0.0, 0.0, 1.0, 1.0)] * MOST_SEEN}
+    looks = {"identities": packed(list(many[:, :64])), "plain_looks": packed(list(many)), "words": [], "whole": ""}
+    assert len(Judged.model_validate({**facts, **looks, "scene": ""}).seen(plainly=True).classes) == MOST_SEEN
+
+
 def test_damaged_lines_are_told(bench: Callable[..., Bench], tmp_path: Path) -> None:
     list(run(bench(), only=["joint"]))
     path = tmp_path / "out/rows/joint.jsonl"
-    for name, content in damaged(path.read_bytes()).items():
+    for content in damaged(path.read_bytes()).values():
         path.write_bytes(content)
         with pytest.raises(SettingsError, match="line 1"):
             list(RowLines(path.parent, "joint"))
-        assert name
     path.unlink()
-    for content in (b"no gzip", gzip.compress(b"{}\n")[:-4]):
+    whole = gzip.compress(random.Random(0).randbytes(1000))
+    for content in (b"no gzip", gzip.compress(b"{}\n")[:-4], whole[:20] + b"\xff" * 40 + whole[60:]):
         path.with_suffix(".jsonl.gz").write_bytes(content)
         with pytest.raises(SettingsError, match="Take the row's results away"):
             list(RowLines(path.parent, "joint"))

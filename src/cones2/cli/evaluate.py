@@ -71,15 +71,24 @@ def report(
     _check_scipy()
     with waiting("measuring"):
         from cones2.evaluation import results as made
+        from cones2.evaluation.identifiers import identifiers_of
         from cones2.evaluation.protocol import read_protocol
         from cones2.evaluation.report import write_report
+        from cones2.evaluation.rows import make_rival
         from cones2.judge import open_judge
 
         commit, changed = made.commit_of_code()
         if changed and not allow_dirty:
             raise SettingsError("the code was changed since its last commit: commit it, or give --allow-dirty.")
         read, reliability = read_protocol(protocol), made.read_calibration(calibration) if calibration else None
-        found = made.collect(made.scorer_of(read, open_judge()), tier, out, calibration=reliability, commit=commit)
+        found = made.collect(
+            made.scorer_of(read, open_judge()),
+            tier,
+            out,
+            identify=identifiers_of(read, make_rival),
+            calibration=reliability,
+            commit=commit,
+        )
         made.write_results(out / "results.json", found)
         paths = write_report(found, to or out / "report")
     packed = _pack(read, out, found["rows"]) if pack else {}

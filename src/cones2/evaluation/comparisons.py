@@ -72,7 +72,8 @@ def order_disagreements(rows: Rows) -> dict[str, Any]:
         there = {name: row["cells"][cell] for name, row in rows.items() if cell in row["cells"]}
         whole = {name: each["measures"] for name, each in there.items() if each["complete"]}
         orders = [
-            {name: each[of]["estimate"] for name, each in whole.items()} for of in ("identity", "identity_second")
+            {name: each[of]["estimate"] for name, each in whole.items() if of in each}
+            for of in ("identity", "identity_second")
         ]
         found[cell] = [list(pair) for pair in disagreements(*orders)]
     return found

@@ -81,9 +81,10 @@ def questions_of(scorer: Scorer, lines: Iterable[PictureLine]) -> Iterator[Quest
             continue
         combination = scorer.combination(line)
         seen, wanted = line.judged.seen(), scorer.wanted(combination, layout=line.layout)
-        identity = look_at(seen, wanted).identity.tolist()
+        outcome = look_at(seen, wanted)
         words = [scorer.protocol.document.subjects[name].class_word for name in combination.subjects]
-        for name, word, is_there in zip(combination.subjects, words, identity, strict=True):
+        told = zip(combination.subjects, words, outcome.identity.tolist(), outcome.told.tolist(), strict=True)
+        for name, word, is_there in ((one, word, yes) for one, word, yes, is_told in told if is_told):
             asked = f"Does the picture show this very {word}?"
             yield _question(line, asked, name, judged=is_there)
         for word in dict.fromkeys(words):

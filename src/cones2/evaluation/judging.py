@@ -25,11 +25,33 @@ from cones2.photos import Photo, crop_square, stack_pixels
 MOST_SEEN = 64
 """Objects of one picture."""
 
-_Text = Annotated[str, pydantic.Field(max_length=2**13)]
-_Box = tuple[float, float, float, float]
+_Text = Annotated[str, pydantic.Field(max_length=3 * 2**12)]  # MOST_SEEN plain looks are 12,120 characters
+_Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+_Box = tuple[_Share, _Share, _Share, _Share]
+_MOST_WORDS = 1024
 
 
-class Judged(pydantic.BaseModel, frozen=True, extra="forbid"):
+def packed(vectors: Sequence[Float[np.ndarray, "dim"]]) -> str:
+    """Return vectors as base64 of little-endian half floats."""
+    return base64.b64encode(np.array(vectors, dtype="<f2").tobytes()).decode()
+
+
+def unpacked(text: str, count: int, width: int) -> Float[np.ndarray, "{count} {width}"]:
+    """Return `count` vectors of length 1 from what `packed` wrote.
+
+    Raises:
+        SettingsError: it is no such text.
+    """
+    try:
+        numbers = np.frombuffer(base64.b64decode(text, validate=True), dtype="<f2").astype(float)
+        if not np.isfinite(numbers).all():
+            raise ValueError("not finite")
+        return unit(numbers.reshape(count, width))
+    except ValueError as error:
+        raise SettingsError(f"{text[:20]!r}... holds no {count} vectors: the results are damaged.") from error
+
+
+class Judged(pydantic.BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """One picture through the judges' eyes.
 
     Attributes:
@@ -41,19 +63,22 @@ class Judged(pydantic.BaseModel, frozen=True, extra="forbid"):
         scene: its name; "" is a plain wall.
     """
 
-    classes: Annotated[list[int], pydantic.Field(max_length=MOST_SEEN)]
-    scores: list[float]
+    classes: Annotated[list[Annotated[int, pydantic.Field(ge=0, lt=_MOST_WORDS)]], pydantic.Field(max_length=MOST_SEEN)]
+    scores: list[_Share]
     boxes: list[_Box]
     identities: _Text
     plain_looks: _Text
-    words: list[float]
+    words: Annotated[list[_Share], pydantic.Field(max_length=_MOST_WORDS)]
     whole: _Text
-    scene: str
+    scene: Annotated[str, pydantic.Field(max_length=100)]
 
     @pydantic.model_validator(mode="after")
     def _as_many_of_each(self) -> "Judged":
         if not len(self.classes) == len(self.scores) == len(self.boxes):
             raise ValueError("expected as many classes as scores and boxes")
+        self.seen()
+        self.seen(plainly=True)
+        unpacked(self.whole, 1 if self.whole else 0, WIDTH)
         return self
 
     def seen(self, *, plainly: bool = False) -> Seen:
@@ -182,24 +207,6 @@ def _looks(
         found += [(one.identities[at], plainly.identities[at]) for at in np.flatnonzero(one.classes == kind)[:1]]
     looks = np.array([look for look, _ in found]).reshape(len(found), WIDTH)
     return looks, np.array([look for _, look in found]).reshape(len(found), second_judge.DIMENSIONS)
-
-
-def packed(vectors: Sequence[Float[np.ndarray, "dim"]]) -> str:
-    """Return vectors as base64 of little-endian half floats."""
-    return base64.b64encode(np.array(vectors, dtype="<f2").tobytes()).decode()
-
-
-def unpacked(text: str, count: int, width: int) -> Float[np.ndarray, "{count} {width}"]:
-    """Return `count` vectors of length 1 from what `packed` wrote.
-
-    Raises:
-        SettingsError: it is no such text.
-    """
-    try:
-        numbers = np.frombuffer(base64.b64decode(text, validate=True), dtype="<f2").astype(float)
-        return unit(numbers.reshape(count, width))
-    except ValueError as error:
-        raise SettingsError(f"{text[:20]!r}... holds no {count} vectors: the results are damaged.") from error
 
 
 def _rounded(box: _Box) -> _Box:

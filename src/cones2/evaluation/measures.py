@@ -23,8 +23,11 @@ class Outcome:
         missing: no detection is left for it, of whatever class.
         identity: nearest to what stands for it is its own reference, of those of its look-alikes and of the others in
             the picture.
+        told: whether there is anybody that it could be taken for: a look-alike, or another of its class in the picture.
+            Where there is nobody, its identity says nothing, and is not counted.
         likeness: of what stands for it with its reference, -1 to 1; -1 where it is not present.
-        all_right: every subject is present and itself, and none of their classes is there more often than asked for.
+        all_right: every subject is present and itself, and none of their classes is there more often than asked for;
+            None where a subject is not `told`.
         swapped: two subjects are both there, each looking like the other; None where that can't be told: for one
             subject, or where no two are present that are told apart by class or by place.
         cloned: two objects look most like one and the same subject.
@@ -33,8 +36,9 @@ class Outcome:
     present: Flags
     missing: Flags
     identity: Flags
+    told: Flags
     likeness: Float[np.ndarray, "subjects"]
-    all_right: bool
+    all_right: bool | None
     swapped: bool | None
     cloned: bool
 
@@ -53,10 +57,16 @@ def look_at(seen: Seen, wanted: Wanted) -> Outcome:
         ],
         dtype=bool,
     )
-    all_right = bool(identity.all()) and right_counts(seen, wanted)
+    told = _told(wanted)
+    all_right = bool(identity.all()) and right_counts(seen, wanted) if told.all() else None
     return Outcome(
-        present, matches == NOBODY, identity, likeness, all_right, swapped(seen, wanted), cloned(seen, wanted)
+        present, matches == NOBODY, identity, told, likeness, all_right, swapped(seen, wanted), cloned(seen, wanted)
     )
+
+
+def _told(wanted: Wanted) -> Flags:
+    same = (wanted.classes[:, None] == wanted.classes[None, :]).sum(axis=1) > 1
+    return np.asarray(same | [len(each) > 0 for each in wanted.lookalikes] if wanted.lookalikes else same)
 
 
 def right_counts(seen: Seen, wanted: Wanted) -> bool:

@@ -27,12 +27,12 @@ class Answers:
     """One picture's answers.
 
     Attributes:
-        image: "does the picture contain this one?", by subject.
+        image: "does the picture contain this one?", by subject that could be taken for another (`Outcome.told`).
         text: "does it contain a cat?", by class word, or "two dogs?" where there are to be two; then the scene, if the
             prompt has one.
     """
 
-    image: Bool[np.ndarray, "subjects"]
+    image: Bool[np.ndarray, "told"]
     text: Bool[np.ndarray, "questions"]
 
     @property
@@ -54,7 +54,7 @@ def answer(outcome: Outcome, seen: Seen, wanted: Wanted, scene: bool | None = No
     counts = [(int((wanted.classes == kind).sum()), int((seen.classes == kind).sum())) for kind in kinds]
     # "A cat?" is true of two cats as well, as a person would say; "two dogs?" asks for exactly two.
     text = [found >= 1 if asked == 1 else found == asked for asked, found in counts]
-    return Answers(outcome.identity, np.array([*text, *([] if scene is None else [scene])], dtype=bool))
+    return Answers(outcome.identity[outcome.told], np.array([*text, *([] if scene is None else [scene])], dtype=bool))
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,8 @@ def corrected_interval(rates: Float[np.ndarray, "combinations"], reliability: Re
     means = rates[generator.integers(0, len(rates), (_RESAMPLINGS, len(rates)))].mean(axis=1)
     sensitivities = generator.binomial(reliability.true, reliability.sensitivity, _RESAMPLINGS) / reliability.true
     specificities = generator.binomial(reliability.false, reliability.specificity, _RESAMPLINGS) / reliability.false
+    # Of few known truths some draws are no better than chance: just above it, they say 0 or 1, and widen the interval.
+    specificities = np.maximum(specificities, 1 - sensitivities + 1e-6)
     drawn = _corrected(means, sensitivities, specificities)
     low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
     return Interval(corrected(float(rates.mean()), reliability), low, high)

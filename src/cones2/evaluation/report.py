@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def write_report(results: Results, folder: Path) -> list[Path]:
 
 def markdown(results: Results) -> str:
     """Return the page."""
-    parts = [_head(results), _claims(results)]
+    parts = [_head(results), _settings(results), _claims(results)]
     parts += [_alignments(results, layout) for layout in _BLOCKS if _counts(results, layout)]
     parts += [_as_in_the_paper(results), _questions(results), _cost(results), _curves(results)]
     parts += [_predictions(results), _judges(results)]
@@ -58,18 +59,26 @@ def markdown(results: Results) -> str:
 def _head(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     rows = [name for name, row in results["rows"].items() if not row["complete"]]
+    others = ", ".join(f"{row['left_out']} of {name}" for name, row in results["rows"].items() if row.get("left_out"))
+    left_out = f" Lines of other code, weights or settings are left out: {others}." if others else ""
     left = f" These rows are not complete, and are compared with none: {', '.join(rows)}." if rows else ""
     return (
         "# Evidence\n\n"
         "Made by `cones2 evaluate report` from `results.json`, with nothing added by hand. "
         f"Model `{results['model']}`, tier {results['tier']}, protocol `{results['protocol'][:12]}`, "
-        f"commit `{(results['commit'] or 'unknown')[:12]}`, {versions}.{left}\n\n"
+        f"commit `{(results['commit'] or 'unknown')[:12]}`, {versions}.{left}{left_out}\n\n"
         "Estimates are means over combinations of subjects, with 95 % t intervals over combinations in brackets. "
         "Text and image alignment are cosines by the judge's encoders, not CLIP's. "
         f"The image alignment of a subject's photos with one another is {results['photos']:.3f}: between that and the "
         "plain model's an image alignment has its place, 0 to 1. A subject has collapsed below a likeness of "
-        f"{results['collapse_threshold']}."
+        f"{results['collapse_threshold']}. Identity and all right are n/a of subjects that nobody could be taken for: "
+        "without look-alikes, and alone of their class."
     )
+
+
+def _settings(results: Results) -> str:
+    rows = [[name, row["rival"], json.dumps(row["settings"])] for name, row in results["rows"].items()]
+    return f"## Rows\n\n{_table(['row', 'class', 'settings'], rows)}"
 
 
 def _claims(results: Results) -> str:

@@ -9,7 +9,8 @@ import json
 import platform
 import subprocess
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from cones2.errors import SettingsError
 from cones2.evaluation.alignment import between, macro, micro
 from cones2.evaluation.cases import cases
 from cones2.evaluation.comparisons import check_claim, check_predictions, order_disagreements, rounded
+from cones2.evaluation.identifiers import Identifiers
 from cones2.evaluation.judging import References, look_up
 from cones2.evaluation.lines import LearnedLine, PictureLine, RowLines
 from cones2.evaluation.measures import collapse_threshold
-from cones2.evaluation.protocol import Protocol, Row, Tier
+from cones2.evaluation.protocol import TIERS, Protocol, Row, Tier
 from cones2.evaluation.questions import Reliability, corrected_interval
 from cones2.evaluation.scores import Scorer, by_combination, precision_of
 from cones2.evaluation.statistics import bootstrap_interval, t_interval
@@ -37,6 +39,7 @@ PLAIN = "Plain"
 """The rival that knows no subject, whose alignment is the floor of everybody's."""
 LIBRARY = 16
 """Subjects of the library whose pairs and triples are all to be drawn, in the measure of complexity."""
+_MOST_THREADS = 256
 _LARGEST_JSON = 2**26
 
 
@@ -86,6 +89,7 @@ def collect(
     tier: Tier,
     folder: Path,
     *,
+    identify: Callable[[Row], Identifiers] | None = None,
     calibration: Mapping[str, Reliability] | None = None,
     commit: str | None = None,
 ) -> dict[str, Any]:
@@ -95,6 +99,7 @@ def collect(
         scorer: of the protocol.
         tier: how much of it counts.
         folder: of the run.
+        identify: of a row, by which pictures of other code, weights or settings are known and left out; None takes all.
         calibration: how reliable the judge is, by question, `image` and `text`; None leaves rates as they are.
         commit: of the code, if it is known.
 
@@ -102,7 +107,7 @@ def collect(
         SettingsError: lines are damaged, or of another protocol.
     """
     protocol = scorer.protocol
-    rows = {row.name: _row(scorer, row, tier, folder, calibration) for row in protocol.rows(tier)}
+    rows = {row.name: _row(scorer, row, tier, folder, calibration, identify) for row in protocol.rows(tier)}
     photos = _photos_alone(scorer.references)
     bound(rows, photos)
     return {
@@ -124,15 +129,23 @@ def collect(
 
 
 def _row(
-    scorer: Scorer, row: Row, tier: Tier, folder: Path, calibration: Mapping[str, Reliability] | None
+    scorer: Scorer,
+    row: Row,
+    tier: Tier,
+    folder: Path,
+    calibration: Mapping[str, Reliability] | None,
+    identify: Callable[[Row], Identifiers] | None,
 ) -> dict[str, Any]:
     protocol, lines = scorer.protocol, RowLines(folder / "rows", row.name)
+    known, left_out = _known(protocol, row, lines, identify(row)) if identify else None, 0
     drawn: dict[tuple[bool, int], dict[tuple[str, int, int], PictureLine]] = defaultdict(dict)
     learned: list[LearnedLine] = []
     for line in lines:
         if line.protocol != protocol.sha256:
             raise SettingsError(f"{folder} has results of another protocol: take the one that they were drawn by.")
-        if isinstance(line, PictureLine):
+        if known is not None and (line.case if isinstance(line, PictureLine) else line.id) not in known:
+            left_out += 1
+        elif isinstance(line, PictureLine):
             place = (line.layout, len(scorer.combination(line).subjects))
             drawn[place][line.combination, line.prompt, line.number] = line
         else:
@@ -151,11 +164,26 @@ def _row(
         "complete": done == expected,
         "pictures": done,
         "expected": expected,
+        "left_out": left_out,
         "seconds_a_picture": _seconds(drawn),
         "lines": lines.sha256(),
         **_cost(learned),
         "cells": cells,
     }
+
+
+def _known(protocol: Protocol, row: Row, lines: RowLines, identifiers: Identifiers) -> set[str]:
+    """Return the hashes that a row's lines should have, by as many threads as its first picture was drawn by."""
+    combinations = [each for each in protocol.document.combinations if len(each.subjects) <= row.subjects]
+    every = [case for each in combinations for case in cases(protocol, row, each, TIERS[-1])]
+    first = next((line for line in lines if isinstance(line, PictureLine)), None)
+    for case in every:
+        here = (case.combination.name, case.prompt, case.layout)
+        if first and here == (first.combination, first.prompt, first.layout) and first.number in case.numbers:
+            of = (replace(identifiers, threads=number) for number in range(1, _MOST_THREADS + 1))
+            identifiers = next((each for each in of if first.case in each.pictures(case)), identifiers)
+    drawn = {each for case in every for each in identifiers.pictures(case)}
+    return drawn.union(*(identifiers.learning(each).values() for each in combinations))
 
 
 def _wanted(protocol: Protocol, row: Row, tier: Tier, layout: bool) -> dict[int, list[tuple[str, int, int]]]:
@@ -177,6 +205,8 @@ def _cell(
     curve = {name.removeprefix("collapsed_"): each for name, each in scores.items() if name.startswith("collapsed_")}
     measures = {name: _estimate(each) for name, each in scores.items() if not name.startswith("collapsed_")}
     for question, reliability in (calibration or {}).items():
+        if f"yes_{question}" not in scores:  # nobody that a subject could be taken for
+            continue
         rates = np.array([each.mean() for each in scores[f"yes_{question}"].values()])
         found = corrected_interval(rates, reliability)
         measures[f"yes_{question}_corrected"] = rounded(found.estimate, found.low, found.high) | {
@@ -264,7 +294,9 @@ def _photos_alone(references: Mapping[str, References]) -> float:
 def commit_of_code() -> tuple[str | None, bool]:
     """Return the Git commit of this package and whether anything was changed since; None where it is not in Git."""
     here = Path(__file__).parent
-    try:
+    try:  # an installed copy may lie within somebody else's repository
+        tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(tracked, capture_output=True, check=True)
         commit, changed = (
             subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout.strip()
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])

@@ -13,6 +13,7 @@ import cones2.baselines
 from cones2.baselines.base import Rival
 from cones2.baselines.trainer import prior_pictures
 from cones2.errors import Cones2Error, SettingsError, first_line
+from cones2.evaluation.identifiers import with_bases
 from cones2.evaluation.protocol import Protocol, Row
 from cones2.evaluation.run import Priors
 from cones2.pipeline import Cones2Pipeline
@@ -87,7 +88,7 @@ def priors_of(protocol: Protocol) -> Priors:
     options |= {} if how.side is None else {"height": how.side, "width": how.side}
 
     def priors(rival: Rival, pipeline: Cones2Pipeline, class_word: str) -> list[Image]:
-        if not getattr(getattr(rival, "training", None), "prior_weight", 0):
+        if not any(getattr(getattr(each, "training", None), "prior_weight", 0) for each in with_bases(rival)):
             return []
         if class_word not in drawn:
             count, seed = protocol.document.priors, protocol.document.seed

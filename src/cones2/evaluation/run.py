@@ -4,28 +4,24 @@ It may be ended at any moment and run again: what is written is not done again, 
 again only where its pictures were not all drawn. One process at a time writes to a folder.
 """
 
-import contextlib
 import hashlib
-import inspect
 import io
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from PIL.Image import Image
 
 from cones2.baselines.base import Draw, Learned, Lesson, Rival
-from cones2.batch.plan import hash_of, weights_of
+from cones2.batch.plan import weights_of
 from cones2.errors import LearningError, OutputError, SettingsError
 from cones2.evaluation.cases import Case, cases
+from cones2.evaluation.identifiers import Identifiers, LearningIds
 from cones2.evaluation.judging import NOTHING, judge_pictures
-from cones2.evaluation.lines import LearnedLine, PictureLine, RowLines
-from cones2.evaluation.protocol import Combination, Protocol, Row, Tier
-from cones2.files import locked, make_folder, read_bounded, write_atomically
+from cones2.evaluation.lines import LearnedLine, PictureLine, RowLines, alone
+from cones2.evaluation.protocol import Protocol, Row, Tier
+from cones2.files import make_folder, read_bounded, write_atomically
 from cones2.judge import Judge
 from cones2.photos import Photo, load_photos
 from cones2.pipeline import Cones2Pipeline
@@ -114,22 +110,10 @@ def run(bench: Bench, only: Sequence[str] = ()) -> Iterator[Progress]:
     if unknown := set(only) - {row.name for row in rows}:
         raise SettingsError(f"no rows {sorted(unknown)}: expected some of {', '.join(row.name for row in rows)}.")
     make_folder(bench.folder)
-    with _alone(bench.folder):
+    with alone(bench.folder):
         for row in rows:
             if not only or row.name in only:
                 yield from _RowRun(bench, row).run()
-
-
-def code_hash(module: str) -> str:
-    """Return the hash of a module's source, and of all that it takes from its own package."""
-    package, sources, left = module.rpartition(".")[0], {}, [module]
-    while left:
-        name = left.pop()
-        if name not in sources:
-            sources[name] = inspect.getsource(sys.modules[name])
-            homes = {getattr(each, "__module__", None) for each in vars(sys.modules[name]).values()}
-            left += [home for home in homes if home and package and home.startswith(f"{package}.")]
-    return hash_of(sources)
 
 
 def picture_hash(image: Image) -> str:
@@ -150,24 +134,15 @@ def keep_pictures(folder: Path, images: Sequence[Image]) -> None:
         write_atomically(folder / PICTURES / f"{picture_hash(image)}.png", content.getvalue())
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    try:
-        with locked(folder / ".lock", wait=False):
-            yield
-    except BlockingIOError as error:
-        raise OutputError(
-            f"an evaluation is at work in {folder} already: wait for it, or take another folder."
-        ) from error
-
-
 class _RowRun:
     """One row: what is done of it, and what is learned for it."""
 
     def __init__(self, bench: Bench, row: Row) -> None:
         self._bench, self._row = bench, row
         self._rival = bench.make_rival(row)
+        self._ids = Identifiers(bench.protocol, row, self._rival, bench.photos, bench.weights)
         self._lines = RowLines(bench.folder / "rows", row.name)
+        self._lines.cut_off_torn_line()
         self._done: set[str] = set()
         self._told: set[str] = set()
         for line in self._lines:
@@ -185,25 +160,20 @@ class _RowRun:
         ]
         total, done = sum(len(case.seeds) for _, some in wanted for case in some), 0
         for combination, some in wanted:
-            ids = {lesson: self._learning_id(lesson) for lesson in self._lessons(combination)}
-            left = [case for case in some if not self._done.issuperset(self._case_ids(case, ids))]
+            ids = self._ids.learning(combination)
+            left = [case for case in some if not self._done.issuperset(self._ids.pictures(case))]
             done += sum(len(case.seeds) for case in some) - sum(len(case.seeds) for case in left)
             for case in self._drawn(left, ids) if left else ():
                 done += len(case.seeds)
                 yield Progress(self._row.name, combination.name, done, total)
 
-    def _lessons(self, combination: Combination) -> list[tuple[str, ...]]:
-        """Return which of its subjects are learned together."""
-        together = self._rival.scope == "set"
-        return [tuple(combination.subjects)] if together else [(name,) for name in combination.subjects]
-
-    def _drawn(self, left: Sequence[Case], ids: Mapping[tuple[str, ...], str]) -> Iterator[Case]:
+    def _drawn(self, left: Sequence[Case], ids: LearningIds) -> Iterator[Case]:
         """Learn what pictures need, draw them, and yield each case when it is written down."""
         try:
             learned = [self._learned(subjects, each) for subjects, each in ids.items()]
         except LearningError:  # told in a line: what fails counts as pictures of nothing
             for case in left:
-                self._write(case, ids, [None] * len(case.seeds), 0.0)
+                self._write(case, [None] * len(case.seeds), 0.0)
                 yield case
             return
         together = learned[0] if len(learned) == 1 else self._rival.combine(self._bench.pipeline, learned)
@@ -211,7 +181,7 @@ class _RowRun:
             for case in left:
                 began = time.perf_counter()
                 images = self._draw(draw, case)
-                self._write(case, ids, images, (time.perf_counter() - began) / len(images))
+                self._write(case, images, (time.perf_counter() - began) / len(images))
                 yield case
         if self._rival.scope == "set":  # no other combination needs it, and it may be as large as the model
             for each in ids.values():
@@ -230,9 +200,7 @@ class _RowRun:
         )
         return list(output.images)
 
-    def _write(
-        self, case: Case, ids: Mapping[tuple[str, ...], str], images: Sequence[Image | None], seconds: float
-    ) -> None:
+    def _write(self, case: Case, images: Sequence[Image | None], seconds: float) -> None:
         drawn = [image for image in images if image is not None]
         if self._bench.keeps_pictures:
             keep_pictures(self._bench.folder, drawn)
@@ -251,7 +219,7 @@ class _RowRun:
                     seconds=round(seconds, 3),
                     judged=NOTHING if image is None else next(judged),
                 )
-                for each, number, image in zip(self._case_ids(case, ids), case.numbers, images, strict=True)
+                for each, number, image in zip(self._ids.pictures(case), case.numbers, images, strict=True)
             )
         )
 
@@ -299,25 +267,3 @@ class _RowRun:
 
     def _file(self, learning: str) -> Path:
         return self._bench.folder / "learned" / f"{learning}.safetensors"
-
-    def _learning_id(self, subjects: tuple[str, ...]) -> str:
-        entries = self._bench.protocol.document.subjects
-        photos = {name: [photo.sha256 for photo in self._bench.photos[name]] for name in subjects}
-        words = {name: entries[name].class_word for name in subjects}
-        return hash_of({**self._method(), "photos": photos, "words": words, "seed": self._seed})
-
-    def _case_ids(self, case: Case, ids: Mapping[tuple[str, ...], str]) -> list[str]:
-        places = case.combination.places if case.layout else None
-        how = self._bench.protocol.document.drawing.model_dump()
-        same = {"learned": list(ids.values()), "prompt": case.text, "places": places, "batch": list(case.seeds), **how}
-        return [hash_of({**same, "seed": seed, "size": how["batch"]}) for seed in case.seeds]
-
-    def _method(self) -> dict[str, Any]:
-        """Return what decides how a rival learns: its settings, its code, the model, and the machine's threads."""
-        return {
-            "rival": self._row.rival,
-            "settings": self._row.settings,
-            "code": code_hash(type(self._rival).__module__),
-            "weights": self._bench.weights,
-            "threads": torch.get_num_threads(),
-        }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from cones2.errors import SettingsError
 from cones2.evaluation.alignment import several_alignment, text_alignment
 from cones2.evaluation.boxes import average_precision, box_overlaps, in_right_boxes
 from cones2.evaluation.judging import References, prompt_words, unpacked
@@ -67,17 +68,17 @@ class Scorer:
         found: Scores = {
             **self._alignments(line, combination, scene),
             "present": _mean(outcome.present),
-            "identity": _mean(outcome.identity),
-            "all_right": float(outcome.all_right),
+            "identity": _mean_of_some(outcome.identity[outcome.told]),
+            "all_right": None if outcome.all_right is None else float(outcome.all_right),
             "swapped": None if outcome.swapped is None else float(outcome.swapped),
             "cloned": float(outcome.cloned),
             "missing": _mean(outcome.missing),
             "collapsed": _mean(outcome.likeness < self.collapse),
             "followed": None if in_scene is None else float(in_scene),
-            "yes_image": _mean(answers.image),
+            "yes_image": _mean_of_some(answers.image),
             "yes_text": _mean(answers.text),
-            "all_yes": float(answers.all_yes),
-            "identity_second": _mean(plain.identity),
+            "all_yes": float(answers.all_yes) if outcome.told.all() else None,
+            "identity_second": _mean_of_some(plain.identity[plain.told]),
             "right_box": _mean(in_right_boxes(seen, wanted)) if line.layout else None,
             "overlap": _mean(box_overlaps(seen, wanted)) if line.layout else None,
         }
@@ -85,8 +86,25 @@ class Scorer:
         return found | {f"collapsed_{least:.2f}": share for least, share in zip(THRESHOLDS, curve, strict=True)}
 
     def combination(self, line: PictureLine) -> Combination:
-        """Return which combination a line is of."""
-        return next(each for each in self.protocol.document.combinations if each.name == line.combination)
+        """Return which combination a line is of.
+
+        Raises:
+            SettingsError: the line is not of this protocol and this judge, whatever it says.
+        """
+        known = {each.name: each for each in self.protocol.document.combinations}
+        kinds, scenes = len(self.judge.world.classes), len(self.judge.world.scenes) + 1
+        judged = line.judged
+        if (
+            line.combination not in known
+            or line.prompt >= len(self.protocol.document.prompts)
+            or any(kind >= kinds for kind in judged.classes)
+            or len(judged.words) != (kinds + scenes if line.picture else 0)
+        ):
+            told = f"row {line.row[:50]!r} has a line of {line.combination[:50]!r}, prompt {line.prompt}"
+            raise SettingsError(
+                f"{told}, as this protocol and this judge have none. Take the row's results away, and run again."
+            )
+        return known[line.combination]
 
     def boxes(self, line: PictureLine) -> tuple[Seen, Wanted]:
         """Return what average precision takes."""
@@ -94,7 +112,7 @@ class Scorer:
 
     def _alignments(self, line: PictureLine, combination: Combination, scene: str) -> Scores:
         if not line.picture:
-            return {"text": 0.0, "image": 0.0}
+            return {"text": 0.0, "image": -1.0}  # as unlike as can be: cosines of drawn pictures go below 0
         known = [self.references[name] for name in combination.subjects]
         text = prompt_words(self.judge, [each.class_index for each in known], scene)
         whole = unpacked(line.judged.whole, 1, WIDTH)
@@ -121,3 +139,7 @@ def precision_of(lines: Sequence[PictureLine], scorer: Scorer) -> float | None:
 
 def _mean(values: Float[np.ndarray, "_"] | np.ndarray) -> float:
     return float(np.mean(values))
+
+
+def _mean_of_some(values: np.ndarray) -> float | None:
+    return _mean(values) if len(values) else None
