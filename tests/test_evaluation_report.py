@@ -216,7 +216,7 @@ def test_incomplete_rows_are_labelled_and_compared_with_none(scorer: Scorer, fol
     assert found["predictions"][0]["came"] == "incomplete"
     page = markdown(found)
     assert "| joint (incomplete: 7 of 8) | 2 |" in page
-    assert "These rows are not complete, and are compared with none: joint." in page
+    assert "Not complete are joint: of them, only complete cells are compared." in page
 
 
 def test_lines_of_other_code_weights_or_settings_are_left_out(

@@ -149,6 +149,17 @@ def test_what_is_written_is_not_done_again(bench: Callable[..., Bench], tmp_path
     assert list(run(bench(), only=["plain"])) == []
 
 
+def test_what_learning_cost_is_told_again_where_its_line_was_lost(bench: Callable[..., Bench], tmp_path: Path) -> None:
+    list(run(bench(), only=["plain"]))
+    lines, path = RowLines(tmp_path / "out/rows", "plain"), tmp_path / "out/rows/plain.jsonl"
+    whole = lines.sha256()
+    first = path.read_bytes().splitlines(keepends=True)[0]
+    assert b'"learned"' in first
+    path.unlink()  # and the learned file stays, as after a kill between the two
+    list(run(bench(), only=["plain"]))
+    assert RowLines(path.parent, "plain").sha256() == whole
+
+
 @pytest.mark.slow
 def test_a_larger_tier_adds_to_a_smaller_one(bench: Callable[..., Bench], tmp_path: Path) -> None:
     list(run(bench("s"), only=["joint"]))

@@ -61,7 +61,7 @@ def _head(results: Results) -> str:
     rows = [name for name, row in results["rows"].items() if not row["complete"]]
     others = ", ".join(f"{row['left_out']} of {name}" for name, row in results["rows"].items() if row.get("left_out"))
     left_out = f" Lines of other code, weights or settings are left out: {others}." if others else ""
-    left = f" These rows are not complete, and are compared with none: {', '.join(rows)}." if rows else ""
+    left = f" Not complete are {', '.join(rows)}: of them, only complete cells are compared." if rows else ""
     return (
         "# Evidence\n\n"
         "Made by `cones2 evaluate report` from `results.json`, with nothing added by hand. "
@@ -69,8 +69,8 @@ def _head(results: Results) -> str:
         f"commit `{(results['commit'] or 'unknown')[:12]}`, {versions}.{left}{left_out}\n\n"
         "Estimates are means over combinations of subjects, with 95 % t intervals over combinations in brackets. "
         "Text and image alignment are cosines by the judge's encoders, not CLIP's. "
-        f"The image alignment of a subject's photos with one another is {results['photos']:.3f}: between that and the "
-        "plain model's an image alignment has its place, 0 to 1. A subject has collapsed below a likeness of "
+        f"The image alignment of a subject's photos with one another is {results['photos']:.3f}: the last "
+        "column has that for 1, and the plain model's for 0. A subject has collapsed below a likeness of "
         f"{results['collapse_threshold']}. Identity and all right are n/a of subjects that nobody could be taken for: "
         "without look-alikes, and alone of their class."
     )
@@ -92,7 +92,10 @@ def _claims(results: Results) -> str:
             rows.append([about, claim["verdict"], each["rival"], _SHOWN[each["measure"]], *difference])
             about = ""
     heads = ["claim", "verdict", "rival", "measure", "difference", "p"]
-    told = "A claim is shown where the interval of every difference is above 0; p is of the sign-flip test."
+    told = (
+        "A claim is shown where the interval of every difference is above 0; p is of the sign-flip test. A difference "
+        "is incomplete where a row is, or of fewer than two combinations."
+    )
     return f"## Claims\n\n{told}\n\n{_table(heads, rows)}"
 
 
@@ -197,7 +200,10 @@ def _judges(results: Results) -> str:
         f"{cell.replace('/', ' layout, ')} subjects: {', '.join(' and '.join(pair) for pair in each)}"
         for cell, each in pairs.items()
     )
-    agree = "By identity, a second judge of colours and outlines puts all complete rows into the same order."
+    agree = (
+        "By identity, a second judge of colours and outlines puts all complete cells that can be compared into the same"
+        " order."
+    )
     differ = f"By identity, a second judge of colours and outlines puts these rows into another order: {told}."
     return f"## The second judge\n\n{differ if told else agree}"
 

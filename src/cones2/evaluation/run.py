@@ -226,7 +226,7 @@ class _RowRun:
     def _learned(self, subjects: tuple[str, ...], learning: str) -> Learned:
         """Return what is learned of subjects, from its file or anew."""
         path = self._file(learning)
-        if path.exists():
+        if path.exists() and learning in self._told:  # what it cost is nowhere else
             return self._rival.load(read_bounded(path, limit=_LARGEST_LEARNED, error=OutputError))
         began, steps = time.perf_counter(), 0
         try:
@@ -237,9 +237,9 @@ class _RowRun:
             self._tell(learning, subjects, 0, steps, time.perf_counter() - began, str(error))
             raise
         seconds, content = time.perf_counter() - began, learned.to_bytes()
+        self._tell(learning, subjects, len(content), steps, seconds, "")
         make_folder(path.parent)
         write_atomically(path, content)
-        self._tell(learning, subjects, len(content), steps, seconds, "")
         return learned
 
     def _tell(self, learning: str, subjects: Sequence[str], size: int, steps: int, seconds: float, failed: str) -> None:
