@@ -418,6 +418,21 @@ def test_results_that_were_damaged_are_told(tmp_path: Path) -> None:
         list(read(tmp_path))
 
 
+def test_nothing_is_swept_where_a_commit_can_not_be_read(tmp_path: Path) -> None:
+    done_inline(plan_of(Pictures(prompt="a dog", seed="0-5")), tmp_path)
+    data = sorted(path.name for path in (tmp_path / "data").iterdir())
+    (tmp_path / "data" / "orphan.tar").write_bytes(b"")
+    commit = min((tmp_path / "commit").iterdir())
+    content = commit.read_bytes()
+    commit.write_bytes(content[:-9])
+    found = verify(tmp_path, sweep=True)
+    assert (len(found.problems), found.orphans) == (1, [])
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted([*data, "orphan.tar"])
+    commit.write_bytes(content)
+    assert verify(tmp_path, sweep=True).orphans == ["data/orphan.tar"]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == data
+
+
 def test_what_is_no_batch_is_told(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no results"):
         read_status(tmp_path)

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import shlex
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,18 +123,18 @@ def write_gallery(results: Iterable[Result], folder: Path, *, title: str, most: 
     shown = itertools.islice(results, most)
     count, pages = 0, 0
     names: list[str] = []
-    while page := list(itertools.islice(shown, ON_PAGE)):
-        pages, count = pages + 1, count + len(page)
-        names.append("index.html" if pages == 1 else f"page-{pages}.html")
-        fields = [name for name in varied(page) if name != "prompt"]
-        figures = "\n".join(_figure(result, fields, folder) for result in page)
-        write_atomically(folder / f".{names[-1]}", figures.encode())
-    if not count:
-        raise SettingsError("there are no pictures for the gallery yet.")
-    for name in names:
-        figures = (folder / f".{name}").read_text(encoding="utf-8")
-        write_atomically(folder / name, _page(title, names, name, count, figures).encode())
-        (folder / f".{name}").unlink()
+    with tempfile.TemporaryDirectory() as kept:  # a page says how many there are, which the last one tells
+        while page := list(itertools.islice(shown, ON_PAGE)):
+            pages, count = pages + 1, count + len(page)
+            names.append("index.html" if pages == 1 else f"page-{pages}.html")
+            fields = [name for name in varied(page) if name != "prompt"]
+            figures = "\n".join(_figure(result, fields, folder) for result in page)
+            write_atomically(Path(kept) / names[-1], figures.encode())
+        if not count:
+            raise SettingsError("there are no pictures for the gallery yet.")
+        for name in names:
+            figures = (Path(kept) / name).read_text(encoding="utf-8")
+            write_atomically(folder / name, _page(title, names, name, count, figures).encode())
     return count, pages
 
 

@@ -191,7 +191,8 @@ def verify(out: Path | str, *, sweep: bool = False) -> Findings:
 
     Args:
         out: the results.
-        sweep: also delete what no commit names; nothing may be at work there.
+        sweep: also delete what no commit names; nothing may be at work there. Nothing is deleted, and nothing counts as
+            left over, where a commit can't be read: what it names is not known.
 
     Raises:
         SettingsError: there are no results.
@@ -200,11 +201,13 @@ def verify(out: Path | str, *, sweep: bool = False) -> Findings:
     store, findings = open_results(out), Findings()
     seen: dict[str, str] = {}
     named: set[str] = set()
+    unread = 0
     for lease in _leases(store):
         try:
             commit = read_commit(store, lease)
         except OutputError as error:
             findings.problems.append(str(error))
+            unread += 1
             continue
         named.add(str(commit and commit.data))
         for case in commit.cases if commit is not None else ():
@@ -216,7 +219,8 @@ def verify(out: Path | str, *, sweep: bool = False) -> Findings:
                 findings.sound += 1
             except OutputError as error:
                 findings.problems.append(str(error))
-    findings.orphans += [name for each in store.names("data") if (name := f"data/{each}") not in named]
+    left = (name for each in store.names("data") if (name := f"data/{each}") not in named)
+    findings.orphans += () if unread else left
     for name in findings.orphans if sweep else ():
         store.delete(name)
     return findings
