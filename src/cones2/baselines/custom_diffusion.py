@@ -64,24 +64,14 @@ class CustomDiffusion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomDiffusionMerge:
+class CustomDiffusionMerge(CustomDiffusion):
     """Custom Diffusion's other way to several subjects: each learned apart, then merged in closed form.
 
     arXiv:2212.04488, Eq. 4 (`cones2.baselines.merge`); takes a second, and no photos.
     """
 
-    training: Training = APP_A
     name: ClassVar[str] = "custom_diffusion_merge"
     scope: ClassVar[Scope] = "subject"
-
-    def __post_init__(self) -> None:
-        check_fields(self, "Custom Diffusion")
-
-    @own_settings()
-    def learn(self, pipeline: Any, lessons: Mapping[str, Lesson], *, seed: int = 0) -> Generator[Step, None, None]:
-        """Return a generator of steps, as `Rival.learn`."""
-        setup = set_up_words(self, pipeline, lessons, seed)
-        return train_keys_and_values(self, setup, lessons, self.training)
 
     @own_settings()
     def combine(self, pipeline: Any, learned: Sequence[Learned]) -> Tensors:
@@ -94,13 +84,6 @@ class CustomDiffusionMerge:
         reader = Reader(unwrapped_pipeline(pipeline), together.rows)
         weights = merged_weights(unwrapped_pipeline(pipeline), reader, parts)
         return replace(together, tensors=weights | token_rows(together.rows))
-
-    load = loaded
-
-    @contextmanager
-    def drawing(self, pipeline: Any, learned: Learned) -> Iterator[Draw]:
-        """Draw with the merged keys and values, and the new words."""
-        yield draw_tuned(pipeline, as_tensors(self, learned))
 
 
 def keys_and_values(unet: Any) -> list[str]:
