@@ -2,13 +2,15 @@
 
 Subjects, regions, words of the prompt, the picture's side and pictures at once, one after the other. Points of the
 first three are against the first of their curve, those of the others against diffusers' own pictures of that size and
-number; the two calls of a pair take turns. A table is printed, and written with a drawing of it.
+number; the two calls of a pair take turns. On a CPU the seconds are those that the process computed, so that other work
+on the machine counts little. A table is printed, and written with a drawing of it.
 """
 
 import argparse
 import functools
 import json
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="mini", help=MODELS)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--pairs", type=int, default=9, help="how often each point is timed; an interval needs 6")
+    parser.add_argument("--pairs", type=int, default=15, help="how often each point is timed; an interval needs 6")
     parser.add_argument("--compile", action="store_true", help="as `pipe.compile()` draws; for a GPU")
     parser.add_argument("--only", default="", metavar="NAME", help="only this curve")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -116,13 +118,13 @@ def main() -> None:
     if options.compile:
         pipe.compile()
     measured = {}
+    clock = time.process_time if pipe.device.type == "cpu" else time.perf_counter
     print("| curve | amount | cost | interval | against |\n| --- | --- | --- | --- | --- |", flush=True)
     for curve in curves(Work(pipe, options.steps)):
         ratios = {}
         for amount, ours, other in curve.points if options.only in ("", curve.name) else ():
-            ratios[amount] = ratio = measure(
-                Pair(curve.name, curve.against, ours, other, aim=None), options.pairs
-            ).ratio
+            pair = Pair(curve.name, curve.against, ours, other, aim=None)
+            ratios[amount] = ratio = measure(pair, options.pairs, clock).ratio
             interval = f"{ratio.low:.3f}-{ratio.high:.3f}"
             print(f"| {curve.name} | {amount} | {ratio.median:.3f} | {interval} | {curve.against} |", flush=True)
         if ratios:
