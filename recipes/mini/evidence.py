@@ -1,8 +1,9 @@
-"""What `evidence/protocol.toml` needs of the world: `python recipes/mini/evidence.py`.
+"""What the protocols in `evidence/` need of the world: `python recipes/mini/evidence.py`.
 
 For each example subject, fifteen others that look like it, one picture of each, as the evaluation of mini draws them
 (`lookalikes.py`). And the likeness below which a subject has collapsed: 5 % of true pairs stay below it, of the judge's
-identity in new renders that mini's autoencoder coded and decoded, with that in the photos.
+identity in new renders that mini's autoencoder coded and decoded, with that in the photos. For tuning, photos of
+other individuals than the examples.
 """
 
 import argparse
@@ -18,14 +19,17 @@ from cones2.evaluation.measures import collapse_threshold
 from cones2.judge import Judge
 from cones2.models import open_pipeline
 from cones2.photos import crop_square, load_photos, stack_pixels
-from examples import SEED, WORK, ExampleSubject, example_subjects, example_world, pose
+from examples import SEED, WORK, ExampleSubject, example_subjects, example_world, is_distinct, photo_scenes, pose
 from judge import load_judge
 from lookalikes import draw_lookalikes, draw_pool
+from vocabulary import CLASSES
 from world import Instance, Scene, World
 
-FOLDER = Path(__file__).parents[2] / "evidence/lookalikes"
+FOLDER = Path(__file__).parents[2] / "evidence"
 PHOTOS = Path(__file__).parents[2] / "src/cones2/examples"
 VIEWS = 60
+TUNED_ON = {"otis": "dog", "nelly": "cat", "milo": "mug", "tessa": "backpack"}
+"""The subjects that methods are tuned on: name and class word. No picture of them counts in a comparison."""
 
 
 def drawn(world: World, instances: list[Instance], rng: np.random.Generator) -> Tensor:
@@ -43,10 +47,26 @@ def save_lookalikes(world: World, judge: Judge, subjects: tuple[ExampleSubject, 
     for number, subject in enumerate(subjects):
         rng = np.random.default_rng([SEED, 3, number])
         others = draw_lookalikes(world, judge, subject.instance, rng, draw_pool(world, rng, subject.class_index))
-        pictures = drawn(world, others, rng).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
-        (folder / subject.name).mkdir(parents=True, exist_ok=True)
-        for position, picture in enumerate(pictures):
-            Image.fromarray(picture).save(folder / subject.name / f"{position:02d}.webp", quality=92, method=6)
+        save_pictures(drawn(world, others, rng), folder / subject.name)
+
+
+def save_photos(world: World, examples: tuple[ExampleSubject, ...], folder: Path) -> None:
+    """Write photos of subjects to tune on, which look like no example."""
+    words = [word.word for word in CLASSES]
+    for number, (name, class_word) in enumerate(TUNED_ON.items()):
+        rng = np.random.default_rng([SEED, 5, number])
+        kin = [example.instance for example in examples if example.class_word == class_word]
+        individuals = (world.instance(rng, words.index(class_word), unseen=False) for _ in range(10_000))
+        instance = next(each for each in individuals if is_distinct(each, kin))
+        scenes = photo_scenes(world, ExampleSubject(name, class_word, False, instance), rng)
+        save_pictures(world.render(scenes, 128).images, folder / name)
+
+
+def save_pictures(images: Tensor, folder: Path) -> None:
+    """Write pictures, `[count, 3, height, width]` in 0..1, numbered."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for position, picture in enumerate(images.mul(255).round().byte().permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(picture).save(folder / f"{position:02d}.webp", quality=92, method=6)
 
 
 @torch.no_grad()
@@ -78,7 +98,8 @@ def main() -> None:
     arguments = parser.parse_args()
     world, judge = example_world(arguments.work), load_judge()
     subjects = example_subjects(world)
-    save_lookalikes(world, judge, subjects, arguments.folder)
+    save_photos(world, subjects, arguments.folder / "tuning")
+    save_lookalikes(world, judge, subjects, arguments.folder / "lookalikes")
     print(f"collapse = {collapse_threshold(true_likenesses(world, judge, subjects)):.3f}")
 
 
