@@ -4,6 +4,7 @@ Each is also the built-in error that fits, so that code which knows nothing of t
 what is wrong, what was given, what was expected and what to do next.
 """
 
+import functools
 import reprlib
 import typing
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,9 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-
 _LONGEST = 1000  # characters of a message
-_MODELS: dict[type, Any] = {}
 
 
 class Cones2Error(Exception):
@@ -124,15 +123,13 @@ def check_fields(settings: Any, of: str) -> None:
         object.__setattr__(settings, name, value)
 
 
+@functools.cache
 def _model_of(kind: type) -> Any:
     from pydantic import ConfigDict, create_model
 
-    if kind not in _MODELS:
-        hints = typing.get_type_hints(kind, include_extras=True)
-        fields: Any = {name: (hint, ...) for name, hint in hints.items()}
-        config = ConfigDict(strict=True, arbitrary_types_allowed=True)  # a protocol: whatever has its methods
-        _MODELS[kind] = create_model(kind.__name__, __config__=config, **fields)
-    return _MODELS[kind]
+    fields: Any = {name: (hint, ...) for name, hint in typing.get_type_hints(kind, include_extras=True).items()}
+    config = ConfigDict(strict=True, arbitrary_types_allowed=True)  # a protocol: whatever has its methods
+    return create_model(kind.__name__, __config__=config, **fields)
 
 
 def is_unicode(text: str) -> bool:

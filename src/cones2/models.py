@@ -20,7 +20,7 @@ import transformers
 from cones2.components import LCM, Components
 from cones2.errors import Cones2Error, ModelError, SettingsError, first_line, first_problem
 from cones2.families import FAMILIES, family_of
-from cones2.files import exists, expanded, is_folder, is_hub_id, is_regular, read_bounded
+from cones2.files import exists, expanded, is_folder, is_hub_id, is_regular, read_bounded, read_json_object
 from cones2.shared import own_settings, quiet_libraries, without_import_notices
 
 with without_import_notices():
@@ -217,11 +217,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     if not is_regular(path):
         raise ModelError(f"{folder} is not a diffusers model folder: expected a model_index.json in it.")
-    content = read_bounded(path, limit=_LARGEST_JSON, error=ModelError)
-    try:
-        return pydantic.TypeAdapter(dict[str, Any]).validate_json(content)
-    except pydantic.ValidationError as error:
-        raise ModelError(f"{path} can't be read: expected the JSON object of a diffusers model folder.") from error
+    return read_json_object(path, limit=_LARGEST_JSON, error=ModelError)
 
 
 def _choose_classes(index: dict[str, Any], shown: str) -> tuple[Components, Any, dict[str, str]]:

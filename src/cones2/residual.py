@@ -23,7 +23,7 @@ from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from cones2.errors import Cones2Warning, ResidualError, ResidualMismatchError, SettingsError, first_problem
-from cones2.files import read_bounded, write_atomically
+from cones2.files import read_bounded, unique_keys, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -354,12 +354,7 @@ def _read_header(content: bytes) -> _Document:
 
 
 def _from_json(text: Any) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError("a key stands there twice")
-        return dict(pairs)
-
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except (TypeError, ValueError, RecursionError) as error:
         raise ResidualError(f"its header is not the JSON that it should be: {str(error)[:100]}.") from error

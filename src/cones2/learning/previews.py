@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import pydantic
 from PIL.Image import Image
 
-from cones2.captions import find_class_word, photo_caption
+from cones2.captions import photo_prompt
 from cones2.errors import LearningError, OutputError, SettingsError
 from cones2.files import expanded, make_folder, read_bounded, write_atomically
 from cones2.learning.learner import LearnStep
@@ -134,7 +134,7 @@ def with_previews(
                 images: tuple[Image, ...] = ()
                 likeness = None
                 if step.step % every == 0 or step.step == step.steps:
-                    text = prompt or _photo_prompt(step.residual.class_word)
+                    text = prompt or photo_prompt(step.residual.class_word, _NAME)
                     images = tuple(pipe(text, subjects={_NAME: step.residual}, **options).images)
                     likeness = identity(images) if identity else None
                 if likeness is not None:
@@ -148,12 +148,6 @@ def with_previews(
                     return
 
     return follow()
-
-
-def _photo_prompt(class_word: str) -> str:
-    caption = photo_caption(class_word)
-    start, stop = find_class_word(caption, class_word)
-    return f"{caption[:start]}{{{_NAME}}}{caption[stop:]}"
 
 
 class _Document(pydantic.BaseModel):

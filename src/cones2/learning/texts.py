@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cones2.captions import find_class_word, photo_caption
+from cones2.captions import photo_prompt
 from cones2.conditioning import PromptEncoder
 from cones2.errors import CaptionError
 from cones2.families import Family, laid_out, places
@@ -142,9 +142,7 @@ class DirectText:
             CaptionError: the class word has more tokens than a residual can have.
             PromptError: its tokens are not those of the word alone.
         """
-        caption = photo_caption(class_word)
-        start, stop = find_class_word(caption, class_word)
-        template, words = f"{caption[:start]}{{{_NAME}}}{caption[stop:]}", {_NAME: class_word}
+        template, words = photo_prompt(class_word, _NAME), {_NAME: class_word}
         with texts_read_alone(pipeline) as reader, torch.no_grad():
             encoder = PromptEncoder(reader, family, {}, None)
             inputs = encoder.encode(parse_prompt(template, words), "")
