@@ -4,7 +4,6 @@
 edits the attention of its denoiser (Eq. 7) until the block ends. The sampling loop is the pipeline's own.
 """
 
-import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -92,9 +91,9 @@ def conditioned(
     scale = family.usual_guidance(pipeline) if guidance_scale is None else guidance_scale
     given = as_subjects(subjects or {})
     class_words = {name: subject.class_word for name, subject in given.items()}
-    text = parse_prompt(_one_text("prompt", prompt), class_words)
+    text = parse_prompt(one_text("prompt", prompt), class_words)
     given = {mention.name: given[mention.name] for mention in text.mentions}
-    negative = _one_text("negative_prompt", negative_prompt or "")
+    negative = one_text("negative_prompt", negative_prompt or "")
     check_no_weights(negative)
     placed = None if layout is None else Layout.of(layout)
     _check_layout(placed, given, scale)
@@ -122,13 +121,9 @@ def conditioned(
             _check_scheduler(pipeline, family)
             run.check_levels(denoiser)
         if run.acts or compiled:
-            instead = functools.partial(_call_compiled, compiled, run) if compiled else None
+            instead = (lambda *call: compiled.call(*call, run.tensors())) if compiled else None
             stack.enter_context(edited_attention(denoiser, family, run, instead))
         yield Inputs(run)
-
-
-def _call_compiled(compiled: Any, run: Run, *call: Any) -> Any:
-    return compiled.call(*call, run.tensors())
 
 
 _TEXTS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
@@ -339,7 +334,8 @@ def _encode_options(pipeline: Any, family: Family, options: Mapping[str, Any], *
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _one_text(name: str, value: object) -> str:
+def one_text(name: str, value: object) -> str:
+    """Return an argument as it is; PromptError where it is no text."""
     if not isinstance(value, str):
         raise PromptError(
             f"{name} is a {type(value).__name__}: expected one text. For several pictures of it say"

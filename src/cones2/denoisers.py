@@ -63,9 +63,8 @@ def read_unet_call(unet: Any, train_steps: int, args: tuple[Any, ...], kwargs: M
     sample = args[0] if args else kwargs["sample"]
     timestep = args[1] if len(args) > 1 else kwargs["timestep"]
     text = args[2] if len(args) > 2 else kwargs["encoder_hidden_states"]
-    levels = len(unwrapped(unet).config["block_out_channels"])
-    grids = level_grids(sample.shape[2], sample.shape[3], levels)
-    return DenoiserCall(text, _rows_of(timestep, len(sample)) / train_steps, tuple(grids))
+    grids = level_grids(sample.shape[2], sample.shape[3], len(unwrapped(unet).config["block_out_channels"]))
+    return DenoiserCall(text, _rows_of(timestep, len(sample)) / train_steps, grids)
 
 
 def read_flux_call(

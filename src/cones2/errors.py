@@ -105,7 +105,7 @@ def first_problem(error: "ValidationError") -> Problem:
     return Problem(".".join(str(part) for part in first["loc"])[:100], first["msg"], reprlib.repr(first["input"]))
 
 
-def check_fields(settings: Any, of: str) -> None:
+def check_fields(settings: object, of: str) -> None:
     """Check the fields of a frozen dataclass against their types and ranges; 1 becomes 1.0 where a `float` is due.
 
     Raises:
@@ -114,7 +114,8 @@ def check_fields(settings: Any, of: str) -> None:
     from pydantic import ValidationError  # the command line's help does without it
 
     try:
-        checked = _model_of(type(settings)).model_validate(dict(vars(settings)))
+        model = _model_of(type(settings))  # type: ignore[arg-type]  # mypy does not know that classes are hashable
+        checked = model.model_validate(dict(vars(settings)))
     except ValidationError as error:
         place, message, got = first_problem(error)
         name = place.partition(".lax-or-strict[")[0]  # pydantic's word for a path, where a text would do as well

@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from cones2.components import LCM, Components
+from cones2.denoisers import unwrapped
 from cones2.errors import Cones2Error, ModelError, SettingsError, first_line, first_problem
 from cones2.families import FAMILIES, family_of
 from cones2.files import exists, expanded, is_folder, is_hub_id, is_regular, read_bounded, read_json_object
@@ -161,8 +162,7 @@ def _read_facts(folder: Path, name: str) -> ModelFacts:
 
 
 def _denoiser_of(pipeline: Any) -> Any:
-    denoiser: Any = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", pipeline)
-    return getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps it
+    return unwrapped(getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", pipeline))
 
 
 def _choose_device(name: str) -> torch.device:

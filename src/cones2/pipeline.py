@@ -25,8 +25,9 @@ from cones2.call import (
     split_options,
     warn_of_doubts,
     warn_of_little_attention,
+    with_both_sides,
 )
-from cones2.conditioning import LayoutSettings, conditioned
+from cones2.conditioning import LayoutSettings, conditioned, one_text
 from cones2.errors import SettingsError
 from cones2.families import family_of
 from cones2.models import ModelFacts, facts_of, open_pipeline
@@ -268,7 +269,7 @@ class Cones2Pipeline:
         seeds = seeds_of(seed, generator, num_images_per_prompt)
         check_steps(num_inference_steps)
         count = num_images_per_prompt or (len(seeds) if seeds else 1)
-        given = self._subjects_for(prompt, subjects or {})
+        given, options = self._subjects_for(prompt, subjects or {}), with_both_sides(self.pipeline, options)
         placed = read_layout(layout, {name: each.class_word for name, each in given.items()}, options)
         warn_of_doubts(self.pipeline, self.facts, prompt, given, placed, options)
         scale = self.facts.guidance_scale if guidance_scale is None else guidance_scale
@@ -346,9 +347,7 @@ class Cones2Pipeline:
     def _subjects_for(self, prompt: str, given: Mapping[str, Any]) -> dict[str, Subject]:
         """Return the subjects of a prompt, in the order of their mentions."""
         known = {**self._subjects, **(own := as_subjects(given))}
-        if not isinstance(prompt, str):
-            return known  # `conditioned` says what is wrong
-        parse_prompt(prompt, {name: subject.class_word for name, subject in known.items()})
+        parse_prompt(one_text("prompt", prompt), {name: subject.class_word for name, subject in known.items()})
         mentioned = {name: known[name] for name in placeholders(prompt)}
         check_mentioned(own, mentioned)
         return mentioned
