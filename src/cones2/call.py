@@ -87,7 +87,6 @@ class Cones2Output:
         write_picture(path, self.images[index], self.records[index])
 
     def __repr__(self) -> str:
-        """Return how many images there are, and of what."""
         return f"Cones2Output({counted(len(self.images), 'image')} of {self.records[0]['text']!r})"
 
 

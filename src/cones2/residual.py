@@ -36,7 +36,7 @@ MAX_HEADER_BYTES = 64 * 1024
 _PROBE_TOLERANCE = 0.05  # half-precision copies of an encoder stay below 0.02, another encoder is near 1
 
 _Text = Annotated[str, Field(min_length=1, max_length=1000)]
-_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Bounded, so that no product of these numbers overflows and makes every encoder fit.
 _ProbeNumber = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 
@@ -49,7 +49,7 @@ class _Part(_Strict):
     role: Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,63}$")]
     name: _Text
     width: int = Field(ge=1, le=16384)
-    weights: _Sha256
+    weights: Sha256
     probe: list[_ProbeNumber] = Field(min_length=1, max_length=64)
     tokens: list[_Text] = Field(min_length=1, max_length=MAX_TOKENS)
     span: Literal["class word"]
@@ -63,7 +63,7 @@ class _Document(_Strict):
     class_word: _Text
     parts: list[_Part] = Field(min_length=1, max_length=4)
     recipe: dict[str, JsonValue]
-    photos: list[_Sha256]
+    photos: list[Sha256]
     tool_version: _Text
 
 

@@ -6,7 +6,6 @@ What takes long to import is imported where it is needed, so that mistakes in op
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cones2.cli.console import drawing
@@ -247,13 +246,6 @@ class Request:
         rows = zip(seeds, output.images, latents[0].cpu(), output.records, readings, strict=True)
         drawn = [Drawn(*row) for row in rows]
         return drawn if self.keep is None else [drawn[self.keep]]
-
-
-def read_picture(path: Path) -> "PictureRecord":
-    """Read how a picture was made."""
-    from cones2.redraw import PictureRecord
-
-    return PictureRecord.load(path)
 
 
 def _numbered(first: int, count: int | None) -> tuple[int, ...]:

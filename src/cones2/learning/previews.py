@@ -139,7 +139,8 @@ def with_previews(
                     likeness = identity(images) if identity else None
                 if likeness is not None:
                     previews.append(Preview(step=step.step, identity=likeness, loss=step.loss, residual=step.residual))
-                    _write(file, drawn, previews)  # before a checkpoint of this step can be written
+                    if file is not None:  # before a checkpoint of this step can be written
+                        write_atomically(file, _Document(drawn=drawn, previews=previews).model_dump_json().encode())
                 best = max(previews if patience else (), key=lambda preview: preview.identity, default=None)
                 waited = sum(preview.step > best.step for preview in previews) if best else 0
                 stopped = patience is not None and waited >= patience and step.step < step.steps
@@ -153,11 +154,6 @@ def with_previews(
 class _Document(pydantic.BaseModel):
     drawn: str
     previews: list[Preview]
-
-
-def _write(file: Path | None, drawn: str, previews: list[Preview]) -> None:
-    if file is not None:
-        write_atomically(file, _Document(drawn=drawn, previews=previews).model_dump_json().encode())
 
 
 def _read(file: Path | None, drawn: str, *, before: int) -> list[Preview]:

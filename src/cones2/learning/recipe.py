@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -73,7 +73,10 @@ class Recipe:
         settings = read_toml(expanded(path), example="lines such as steps = 300")
         try:
             base = _find_preset(settings.pop("preset", "paper"))
-            _check_names(settings)
+            known = [field.name for field in dataclasses.fields(cls)]
+            if unknown := [name[:100] for name in settings if name not in known]:
+                nearest = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
+                raise SettingsError(f"{unknown[0]!r} is not a setting of a recipe. Did you mean {nearest!r}?")
             return dataclasses.replace(base, **settings)
         except SettingsError as error:
             raise SettingsError(f"{path}: {error}") from error
@@ -97,14 +100,6 @@ def _find_preset(name: object) -> Recipe:
             " file."
         )
     return RECIPES[name]
-
-
-def _check_names(settings: Iterable[str]) -> None:
-    known = [field.name for field in dataclasses.fields(Recipe)]
-    for name in settings:
-        if name not in known:
-            nearest = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
-            raise SettingsError(f"{name[:100]!r} is not a setting of a recipe. Did you mean {nearest!r}?")
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
