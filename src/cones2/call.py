@@ -207,11 +207,7 @@ def split_options(pipeline: Any, options: Mapping[str, Any]) -> tuple[dict[str, 
 
 
 def read_layout(value: Any, class_words: Mapping[str, str], options: Mapping[str, Any]) -> Layout | None:
-    """Return the layout that a call means: a layout, a dict of shapes or words by name, a file, or `"auto"`.
-
-    Raises:
-        LayoutError: it makes no sense.
-    """
+    """Return the layout that a call means: a layout, a dict of shapes or words by name, a file, or `"auto"`."""
     height, width = options.get("height"), options.get("width")
     aspect = float(width) / float(height) if height and width else 1.0
     if value is None:

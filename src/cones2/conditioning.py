@@ -108,7 +108,8 @@ def conditioned(
             inputs = encoder.encode(text, plain_text(negative))
             tokens = encoder.tokenize(prompt, class_words)
             embedded = inputs["prompt_embeds"][0][None]  # also of a list
-            taught = add_residuals(embedded, family, tokens, given)
+            always = {name: subject for name, subject in given.items() if subject.is_always}
+            taught = add_residuals(embedded, family, tokens, always)  # the others come and go: `run.TextEdit`
             inputs["prompt_embeds"] = [taught[0]] if isinstance(inputs["prompt_embeds"], list) else taught
             edit = _text_edit(encoder, tokens, embedded, given)
         if scale is not None:
@@ -156,11 +157,18 @@ def add_residuals(
 ) -> Float[Tensor, "1 tokens dim"]:
     """Return E(prompt)[span] + strength · Δ, at every mention (arXiv:2305.19327, Eq. 6).
 
-    `tokens` has the prompt as each text part reads it. Residuals that act in a part of the steps are not in it:
-    `run.TextEdit` adds them as the steps come.
+    `tokens` has the prompt as each text part reads it.
     """
-    always = {name: subject for name, subject in subjects.items() if subject.is_always}
-    return embeddings + _additions(embeddings, family, tokens, always)
+    for name, subject in subjects.items():
+        if subject.residual is None:
+            continue
+        vectors = [subject.residual.part(part.encoder).vector.to(embeddings) for part in family.text_parts]
+        for vector, prompt in zip(vectors, tokens, strict=True):
+            for start, stop in prompt.spans[name]:
+                _check_tokens(subject, len(vector), stop - start)
+        scaled = [subject.strength * vector for vector in vectors]
+        embeddings = embeddings + laid_out(embeddings, family, tokens, name, scaled)
+    return embeddings
 
 
 def check_residuals(pipeline: Any, family: Family, subjects: Mapping[str, Subject], *, force: bool = False) -> None:
@@ -249,25 +257,6 @@ class PromptEncoder:
         return embedded[0, 1:count]
 
 
-def _additions(
-    embeddings: Float[Tensor, "1 tokens dim"],
-    family: Family,
-    tokens: Sequence[TokenizedPrompt],
-    subjects: Mapping[str, Subject],
-) -> Float[Tensor, "1 tokens dim"]:
-    """Lay all residuals out as the text that the denoiser reads."""
-    added = torch.zeros_like(embeddings)
-    for name, subject in subjects.items():
-        if subject.residual is None:
-            continue
-        vectors = [subject.residual.part(part.encoder).vector.to(embeddings) for part in family.text_parts]
-        for vector, prompt in zip(vectors, tokens, strict=True):
-            for start, stop in prompt.spans[name]:
-                _check_tokens(subject, len(vector), stop - start)
-        added += laid_out(embeddings, family, tokens, name, [subject.strength * vector for vector in vectors])
-    return added
-
-
 def _check_tokens(subject: Subject, learned: int, found: int) -> None:
     if learned != found:
         raise ResidualMismatchError(
@@ -281,8 +270,9 @@ def _text_edit(
 ) -> TextEdit | None:
     """Return what changes in the text while the denoiser runs; None where nothing does."""
     timed = {name: each for name, each in subjects.items() if each.residual is not None and not each.is_always}
+    nothing = torch.zeros_like(embeddings)
     additions = tuple(
-        TimedAddition(each.during, _additions(embeddings, encoder.family, tokens, {name: each})[0])
+        TimedAddition(each.during, add_residuals(nothing, encoder.family, tokens, {name: each})[0])
         for name, each in timed.items()
     )
     if encoder.family.attention != "cross" and any(each.negative for each in subjects.values()):

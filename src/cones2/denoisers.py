@@ -201,9 +201,7 @@ def z_image_velocity(transformer: Any, call: FlowCall) -> Float[Tensor, "rows ch
     return -torch.stack(predicted)[:, :, 0]
 
 
-def packed(
-    latents: Float[Tensor, "rows channels height width"],
-) -> Float[Tensor, "rows cells numbers"]:
+def packed(latents: Float[Tensor, "rows channels height width"]) -> Float[Tensor, "rows cells numbers"]:
     """Return latents as FLUX's tokens: 2 x 2 cells each, row by row."""
     rows, channels, height, width = latents.shape
     cells = latents.view(rows, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)

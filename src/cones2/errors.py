@@ -106,11 +106,7 @@ def first_problem(error: "ValidationError") -> Problem:
 
 
 def check_fields(settings: object, of: str) -> None:
-    """Check the fields of a frozen dataclass against their types and ranges; 1 becomes 1.0 where a `float` is due.
-
-    Raises:
-        SettingsError: a value is of another type or outside its range.
-    """
+    """Check a frozen dataclass's fields by their types and ranges, else SettingsError; 1 becomes 1.0 for a `float`."""
     from pydantic import ValidationError  # the command line's help does without it
 
     try:

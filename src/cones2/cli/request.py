@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cones2.cli.console import drawing
 from cones2.cli.layout import Places
 from cones2.cli.options import hint, number, open_model, read_residual, unique
-from cones2.errors import (
-    LayoutError,
-    ModelError,
-    PictureError,
-    ResidualError,
-    ResidualMismatchError,
-    SettingsError,
-)
+from cones2.errors import LayoutError, ModelError, PictureError, ResidualError, ResidualMismatchError, SettingsError
 from cones2.layout import Layout
 from cones2.library import Library
 from cones2.prompts import parse_prompt

@@ -282,11 +282,7 @@ def judge_photos(pipeline: Any, facts: ModelFacts, photos: Sequence[Photo]) -> P
 
 
 def check_suits(facts: ModelFacts, photos: Sequence[Photo], class_word: str, *, force: bool) -> None:
-    """Check that a model of a small world knows a class word, unless `force`; warn of photos that it can't draw.
-
-    Raises:
-        CaptionError: it does not know the class word.
-    """
+    """Warn of photos that a model can't draw; CaptionError where it knows few words, not this one, and no `force`."""
     unknown = [word for word in class_word.lower().split() if word not in (facts.lexicon or (word,))]
     if unknown and not force:
         known = facts.class_words or sorted(facts.lexicon or ())

@@ -83,11 +83,7 @@ class Recipe:
 
 
 def find_recipe(recipe: Recipe | Path | str) -> Recipe:
-    """Return a recipe as it is, the preset of a name, or what a TOML file says (a name that ends in `.toml`).
-
-    Raises:
-        SettingsError: there is no such preset, or the file is not a recipe.
-    """
+    """Return a recipe as it is, the preset of a name, or what a `.toml` file says; SettingsError for all else."""
     if isinstance(recipe, Recipe):
         return recipe
     return Recipe.from_toml(recipe) if str(recipe).endswith(".toml") else _find_preset(recipe)
