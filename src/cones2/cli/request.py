@@ -66,16 +66,14 @@ class SubjectOptions:
         if made is not None:
             from cones2.redraw import recall_subjects
 
-            known = made.subjects.items()
-            lacking = {name: each for name, each in known if name not in subjects}
+            lacking = {name: each for name, each in made.subjects.items() if name not in subjects}
             with hint(ResidualError, "On the command line: --subject NAME=FILE."):
                 recalled = recall_subjects(made.model_copy(update={"subjects": lacking}), subjects)
-            for name, each in ((name, each) for name, each in known if name in subjects):
+            for name in made.subjects.keys() & subjects.keys():
+                each = made.subjects[name]
                 kept: dict[str, Any] = {"strength": each.strength, "during": each.during, "negative": each.negative}
                 recalled[name] = replace(subjects[name], **kept)
-            subjects = {
-                name: recalled.get(name) or subjects[name] for name in dict.fromkeys([*made.subjects, *subjects])
-            }
+            subjects = {**{name: recalled[name] for name in made.subjects}, **subjects, **recalled}
         subjects |= {name: Subject(word) for name, word in words.items()}
         for name, text in self._details("--strength", self.strengths, subjects, example="rex=0.8"):
             subjects[name] = replace(subjects[name], strength=number(f"--strength {name}", text))

@@ -151,7 +151,7 @@ def _class_spans(tokenizer: Any, captions: Sequence[str], class_word: str) -> li
 def check_length(class_word: str, count: int) -> None:
     """Check how many tokens a class word has; CaptionError for more than a residual can have."""
     if count > MAX_TOKENS:
-        raise CaptionError(f"{class_word!r} has {count} tokens, expected at most {MAX_TOKENS}: take a shorter word.")
+        raise CaptionError(f"{class_word!r} is {count} tokens long, expected at most {MAX_TOKENS}: take a shorter one.")
 
 
 def held_out_captions(
