@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import safetensors.numpy
 from jaxtyping import Float32
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, JsonValue, TypeAdapter, ValidationError
 
 from cones2.errors import Cones2Warning, ResidualError, ResidualMismatchError, SettingsError, first_problem
 from cones2.files import read_bounded, unique_keys, write_atomically
@@ -41,11 +41,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _ProbeNumber = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class _Part(_Strict):
+class _Part(BaseModel, strict=True, extra="forbid", frozen=True):
     role: Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,63}$")]
     name: _Text
     width: int = Field(ge=1, le=16384)
@@ -56,7 +52,7 @@ class _Part(_Strict):
     reading: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
 
 
-class _Document(_Strict):
+class _Document(BaseModel, strict=True, extra="forbid", frozen=True):
     """What the metadata key `cones2` holds."""
 
     version: Literal[3]

@@ -142,15 +142,10 @@ def compose(
             request = changed(request, scheduler=scheduler).placed(places, auto=auto_layout)
             _check_layout(request.layout, {"--save-layout": save_layout, "--attention": attention})
         else:
-            others: dict[str, Any] = {
-                "PROMPT": prompt,
-                "--from": source,
-                "--subject": subject,
-                "--plain": plain,
-                "--preset": preset,
-            }
-            others |= {"--strength": strength, "--during": during, "--subject-negative": subject_negative}
-            others |= {"--save-layout": save_layout, "a place": places.any or auto_layout, "--scheduler": scheduler}
+            others: dict[str, Any] = {"PROMPT": prompt, "--from": source, "--subject": subject, "--plain": plain}
+            others |= {"--preset": preset, "--strength": strength, "--during": during}
+            others |= {"--subject-negative": subject_negative, "--save-layout": save_layout, "--scheduler": scheduler}
+            others["a place"] = places != Places() or auto_layout
             _refuse_beside("--official", others)
             from cones2.cones_v2.config import ConesV2Config
 

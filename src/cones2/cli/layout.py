@@ -93,11 +93,6 @@ class Places:
     weights: Sequence[str] | None = None
     file: Path | None = None
 
-    @property
-    def any(self) -> bool:
-        """Whether anything is said."""
-        return self != Places()
-
     def read(
         self,
         *,
