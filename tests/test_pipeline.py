@@ -161,6 +161,7 @@ def test_timesteps_of_one_s_own(pipe: Cones2Pipeline) -> None:
     ("options", "value"),
     [
         ({"seed": -1}, "-1"),
+        ({"seed": True}, "True"),
         ({"seed": 2**63}, str(2**63)),
         ({"seed": [0, 2**70]}, str(2**70)),
         ({"seed": 2**63 - 1, "num_images_per_prompt": 2}, str(2**63)),
@@ -502,6 +503,16 @@ def test_a_place_of_another_shape_than_its_subject_is_told(box: Any, is_told: bo
     mini = Cones2Pipeline.from_pretrained("mini", device="cpu")
     mini("a {rex}", {"rex": box}, subjects={"rex": "dog"}, seed=0, num_inference_steps=1, output_type="latent")
     assert ["'rex', a dog" in str(each.message) for each in recwarn] == [True] * is_told
+
+
+@pytest.mark.parametrize("side", [{"height": 64}, {"width": 64}])
+def test_of_a_side_alone_the_other_is_the_models_own_also_for_places(side: dict[str, Any], recwarn: Any) -> None:
+    mini = Cones2Pipeline.from_pretrained("mini", device="cpu")
+    call: dict[str, Any] = {"subjects": {"rex": "dog"}, "seed": 0, "num_inference_steps": 1, "output_type": "latent"}
+    wide, high = (128, 64) if "height" in side else (64, 128)
+    given = mini("a {rex}", {"rex": "left"}, **call, **side)
+    assert given.layout == mini("a {rex}", {"rex": "left"}, **call, width=wide, height=high).layout
+    assert not recwarn.list  # no word of a place of another shape
 
 
 def test_a_subject_that_got_little_attention_is_told_once() -> None:

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,17 +44,15 @@ _MOST_ENLARGED = 1.5  # sides of a picture, in those that the model learned on
 _MOST_STRENGTH = 2
 _MOST_STRETCHED = 2.0  # a place, in proportion to its subject
 _LEAST_ATTENTION = 0.75  # of a region's share of the picture; what mini draws there has three times that share and more
-_REFUSED = MappingProxyType(
-    {
-        "prompt_embeds": "the prompt is embedded here, with its subjects: give the prompt as text",
-        "negative_prompt_embeds": "the negative prompt is embedded here: give negative_prompt as text",
-        "pooled_prompt_embeds": "the prompt is embedded here: give the prompt as text",
-        "negative_pooled_prompt_embeds": "the negative prompt is embedded here: give negative_prompt as text",
-        "return_dict": "the result is a Cones2Output: read its images",
-        "callback": "diffusers no longer calls it: give callback_on_step_end",
-        "callback_steps": "diffusers no longer reads it: give callback_on_step_end",
-    }
-)
+_REFUSED = {
+    "prompt_embeds": "the prompt is embedded here, with its subjects: give the prompt as text",
+    "negative_prompt_embeds": "the negative prompt is embedded here: give negative_prompt as text",
+    "pooled_prompt_embeds": "the prompt is embedded here: give the prompt as text",
+    "negative_pooled_prompt_embeds": "the negative prompt is embedded here: give negative_prompt as text",
+    "return_dict": "the result is a Cones2Output: read its images",
+    "callback": "diffusers no longer calls it: give callback_on_step_end",
+    "callback_steps": "diffusers no longer reads it: give callback_on_step_end",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +87,6 @@ class Cones2Output:
         write_picture(path, self.images[index], self.records[index])
 
     def __repr__(self) -> str:
-        """Return how many images there are, and of what."""
         return f"Cones2Output({counted(len(self.images), 'image')} of {self.records[0]['text']!r})"
 
 
@@ -127,11 +123,7 @@ class StepWatcher:
         return answer
 
     def check_finished(self) -> None:
-        """Check the numbers of all steps.
-
-        Raises:
-            SettingsError: some are infinite or NaN.
-        """
+        """Check the numbers of all steps; SettingsError where some are infinite or NaN."""
         if self._finite is not None and not bool(self._finite):
             raise SettingsError(
                 "the latents became infinite or NaN, so there is no picture: take another number of steps, another"
@@ -150,7 +142,7 @@ def seeds_of(
             raise SettingsError("seed and generator both say how noise is drawn: leave one of them out.")
         return None
     seed = secrets.randbelow(2**32) if seed is None else seed
-    if isinstance(seed, str) or not isinstance(seed, int | Iterable):
+    if isinstance(seed, str | bool) or not isinstance(seed, int | Iterable):
         check_seed(seed)  # says what is wrong
     seeds = tuple(range(seed, seed + count)) if isinstance(seed, int) else tuple(seed)
     if num_images_per_prompt is not None and len(seeds) != count:
@@ -188,12 +180,16 @@ def fresh_seeds(generators: Any) -> tuple[int, ...] | None:
     return seeds if all(torch.equal(state, generator.get_state()) for state, generator in pairs) else None
 
 
-def split_options(pipeline: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tell the arguments of `encode_prompt` from those of the call; refuse what neither takes.
+def with_both_sides(pipeline: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return a call's options with the model's own side where only one is given, since diffusers would ignore it."""
+    if bool(options.get("height")) == bool(options.get("width")):
+        return options
+    native = dict(zip(("height", "width"), native_size(pipeline), strict=True))
+    return options | {name: options.get(name) or side for name, side in native.items()}
 
-    Raises:
-        SettingsError: an argument is unknown, or can't act here.
-    """
+
+def split_options(pipeline: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tell the arguments of `encode_prompt` from those of the call; SettingsError for one that can't act in either."""
     encode = inspect.signature(pipeline.encode_prompt).parameters
     call = inspect.signature(type(pipeline).__call__).parameters
     for name in options:
@@ -207,19 +203,11 @@ def split_options(pipeline: Any, options: Mapping[str, Any]) -> tuple[dict[str, 
         if options.get(name) and "scale" in options[name] and "lora_scale" in encode:
             encoding["lora_scale"] = options[name]["scale"]
     only_encoded = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3")
-    calling = {name: value for name, value in options.items() if name not in only_encoded}
-    if bool(calling.get("height")) != bool(calling.get("width")):  # diffusers ignores a side without the other
-        native = zip(("height", "width"), native_size(pipeline), strict=True)
-        calling |= {name: calling.get(name) or size for name, size in native}
-    return encoding, calling
+    return encoding, {name: value for name, value in options.items() if name not in only_encoded}
 
 
 def read_layout(value: Any, class_words: Mapping[str, str], options: Mapping[str, Any]) -> Layout | None:
-    """Return the layout that a call means: a layout, a dict of shapes or words by name, a file, or `"auto"`.
-
-    Raises:
-        LayoutError: it makes no sense.
-    """
+    """Return the layout that a call means: a layout, a dict of shapes or words by name, a file, or `"auto"`."""
     height, width = options.get("height"), options.get("width")
     aspect = float(width) / float(height) if height and width else 1.0
     if value is None:
@@ -287,21 +275,26 @@ def warn_of_doubts(
     options: Mapping[str, Any],
 ) -> None:
     """Warn of what a call asks for and a model hardly gives: words, sizes, strengths and shapes of places."""
-    warn_of_unknown_words(facts, prompt, subjects)
-    height, width = options.get("height"), options.get("width")
-    own = min(native_size(pipeline))
+    doubts: list[str] = []
+    words = {name: subject.class_word for name, subject in subjects.items()}
+    unknown = [] if facts.lexicon is None else unknown_words(parse_prompt(prompt, words).text, facts.lexicon)
+    if unknown:
+        told = ", ".join(map(repr, unknown[:5])) + (" and more" if len(unknown) > 5 else "")
+        doubts.append(f"{facts.name} does not know {told}: expect nothing of that.")
+    height, width, own = options.get("height"), options.get("width"), min(native_size(pipeline))
     if height and width and height * width > (_MOST_ENLARGED * own) ** 2:
-        text = f"{facts.name} learned on {own}x{own} pixels: at {width}x{height} it may draw things several times."
-        warnings.warn(text, Cones2Warning, stacklevel=3)
+        size = f"{own}x{own} pixels: at {width}x{height}"
+        doubts.append(f"{facts.name} learned on {size} it may draw things several times.")
     strong = [f"{each.strength:g} of {name}" for name, each in subjects.items() if abs(each.strength) > _MOST_STRENGTH]
     if strong:
-        text = f"strength {', '.join(strong)} is far from 1, as learned: above {_MOST_STRENGTH}, pictures break."
-        warnings.warn(text, Cones2Warning, stacklevel=3)
-    known = {name: each.class_word for name, each in subjects.items() if each.class_word in facts.class_words}
+        told = ", ".join(strong)
+        doubts.append(f"strength {told} is far from 1, as learned: above {_MOST_STRENGTH}, pictures break.")
+    known = {name: word for name, word in words.items() if word in facts.class_words}
     odd = [name for name in (layout.names if layout else ()) if name in known and _is_odd(layout, name, known, options)]
     if odd:
         told = ", ".join(f"{name!r}, a {known[name]}" for name in odd)
-        text = f"the places of {told}, have another shape than it: it may be cut off, or drawn twice."
+        doubts.append(f"the places of {told}, have another shape than it: it may be cut off, or drawn twice.")
+    for text in doubts:
         warnings.warn(text, Cones2Warning, stacklevel=3)
 
 
@@ -325,17 +318,6 @@ def warn_of_little_attention(attention: "Sequence[Sequence[AttentionReading]]", 
     if little:
         text = f"little attention fell into the region of {', '.join(little)}: look whether it is there."
         warnings.warn(text, Cones2Warning, stacklevel=3)
-
-
-def warn_of_unknown_words(facts: ModelFacts, prompt: str, subjects: Mapping[str, Subject]) -> None:
-    """Say which words of a prompt a model of a small world can't draw."""
-    if facts.lexicon is None or not isinstance(prompt, str):
-        return
-    text = parse_prompt(prompt, {name: subject.class_word for name, subject in subjects.items()}).text
-    unknown = [repr(word) for word in unknown_words(text, facts.lexicon)]
-    if unknown:
-        told = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
-        warnings.warn(f"{facts.name} does not know {told}: expect nothing of that.", Cones2Warning, stacklevel=3)
 
 
 def returning(wrapper: Any, inner: Any, method: Callable[..., Any]) -> Callable[..., Any]:

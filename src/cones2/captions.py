@@ -55,6 +55,13 @@ def photo_caption(class_word: str) -> str:
     return filled(f"a {medium} of {{a}} {{subject}}", class_word)
 
 
+def photo_prompt(class_word: str, name: str) -> str:
+    """Return the caption of a photo with a placeholder where the class word stands: "a photo of a {rex}"."""
+    caption = photo_caption(class_word)
+    start, stop = find_class_word(caption, class_word)
+    return f"{caption[:start]}{{{name}}}{caption[stop:]}"
+
+
 def filled(frame: str, class_word: str) -> str:
     """Return a sentence frame such as "a rendering of {a} {subject}" with a class word in it, in agreement with it."""
     word = check_class_word(class_word)

@@ -15,7 +15,7 @@ LCM = "LatentConsistencyModelPipeline"
 KLEIN_LAYERS = (9, 18, 27)
 """The hidden states that FLUX.2 klein reads; diffusers' own default."""
 
-_NONE: Ranges = MappingProxyType({})
+NO_RANGES: Ranges = MappingProxyType({})
 
 
 class Components(NamedTuple):
@@ -31,7 +31,7 @@ class Components(NamedTuple):
     pipelines: tuple[str, ...]
     classes: Mapping[str, tuple[str, ...]]
     fits: Callable[[Any], Settings]
-    ranges: Ranges = _NONE
+    ranges: Ranges = NO_RANGES
 
 
 def _unet_fits(pipeline: Any) -> Settings:

@@ -4,7 +4,6 @@
 edits the attention of its denoiser (Eq. 7) until the block ends. The sampling loop is the pipeline's own.
 """
 
-import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -92,9 +91,9 @@ def conditioned(
     scale = family.usual_guidance(pipeline) if guidance_scale is None else guidance_scale
     given = as_subjects(subjects or {})
     class_words = {name: subject.class_word for name, subject in given.items()}
-    text = parse_prompt(_one_text("prompt", prompt), class_words)
+    text = parse_prompt(one_text("prompt", prompt), class_words)
     given = {mention.name: given[mention.name] for mention in text.mentions}
-    negative = _one_text("negative_prompt", negative_prompt or "")
+    negative = one_text("negative_prompt", negative_prompt or "")
     check_no_weights(negative)
     placed = None if layout is None else Layout.of(layout)
     _check_layout(placed, given, scale)
@@ -109,7 +108,8 @@ def conditioned(
             inputs = encoder.encode(text, plain_text(negative))
             tokens = encoder.tokenize(prompt, class_words)
             embedded = inputs["prompt_embeds"][0][None]  # also of a list
-            taught = add_residuals(embedded, family, tokens, given)
+            always = {name: subject for name, subject in given.items() if subject.is_always}
+            taught = add_residuals(embedded, family, tokens, always)  # the others come and go: `run.TextEdit`
             inputs["prompt_embeds"] = [taught[0]] if isinstance(inputs["prompt_embeds"], list) else taught
             edit = _text_edit(encoder, tokens, embedded, given)
         if scale is not None:
@@ -122,13 +122,9 @@ def conditioned(
             _check_scheduler(pipeline, family)
             run.check_levels(denoiser)
         if run.acts or compiled:
-            instead = functools.partial(_call_compiled, compiled, run) if compiled else None
+            instead = (lambda *call: compiled.call(*call, run.tensors())) if compiled else None
             stack.enter_context(edited_attention(denoiser, family, run, instead))
         yield Inputs(run)
-
-
-def _call_compiled(compiled: Any, run: Run, *call: Any) -> Any:
-    return compiled.call(*call, run.tensors())
 
 
 _TEXTS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
@@ -161,11 +157,18 @@ def add_residuals(
 ) -> Float[Tensor, "1 tokens dim"]:
     """Return E(prompt)[span] + strength · Δ, at every mention (arXiv:2305.19327, Eq. 6).
 
-    `tokens` has the prompt as each text part reads it. Residuals that act in a part of the steps are not in it:
-    `run.TextEdit` adds them as the steps come.
+    `tokens` has the prompt as each text part reads it.
     """
-    always = {name: subject for name, subject in subjects.items() if subject.is_always}
-    return embeddings + _additions(embeddings, family, tokens, always)
+    for name, subject in subjects.items():
+        if subject.residual is None:
+            continue
+        vectors = [subject.residual.part(part.encoder).vector.to(embeddings) for part in family.text_parts]
+        for vector, prompt in zip(vectors, tokens, strict=True):
+            for start, stop in prompt.spans[name]:
+                _check_tokens(subject, len(vector), stop - start)
+        scaled = [subject.strength * vector for vector in vectors]
+        embeddings = embeddings + laid_out(embeddings, family, tokens, name, scaled)
+    return embeddings
 
 
 def check_residuals(pipeline: Any, family: Family, subjects: Mapping[str, Subject], *, force: bool = False) -> None:
@@ -254,25 +257,6 @@ class PromptEncoder:
         return embedded[0, 1:count]
 
 
-def _additions(
-    embeddings: Float[Tensor, "1 tokens dim"],
-    family: Family,
-    tokens: Sequence[TokenizedPrompt],
-    subjects: Mapping[str, Subject],
-) -> Float[Tensor, "1 tokens dim"]:
-    """Lay all residuals out as the text that the denoiser reads."""
-    added = torch.zeros_like(embeddings)
-    for name, subject in subjects.items():
-        if subject.residual is None:
-            continue
-        vectors = [subject.residual.part(part.encoder).vector.to(embeddings) for part in family.text_parts]
-        for vector, prompt in zip(vectors, tokens, strict=True):
-            for start, stop in prompt.spans[name]:
-                _check_tokens(subject, len(vector), stop - start)
-        added += laid_out(embeddings, family, tokens, name, [subject.strength * vector for vector in vectors])
-    return added
-
-
 def _check_tokens(subject: Subject, learned: int, found: int) -> None:
     if learned != found:
         raise ResidualMismatchError(
@@ -286,8 +270,9 @@ def _text_edit(
 ) -> TextEdit | None:
     """Return what changes in the text while the denoiser runs; None where nothing does."""
     timed = {name: each for name, each in subjects.items() if each.residual is not None and not each.is_always}
+    nothing = torch.zeros_like(embeddings)
     additions = tuple(
-        TimedAddition(each.during, _additions(embeddings, encoder.family, tokens, {name: each})[0])
+        TimedAddition(each.during, add_residuals(nothing, encoder.family, tokens, {name: each})[0])
         for name, each in timed.items()
     )
     if encoder.family.attention != "cross" and any(each.negative for each in subjects.values()):
@@ -339,7 +324,8 @@ def _encode_options(pipeline: Any, family: Family, options: Mapping[str, Any], *
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _one_text(name: str, value: object) -> str:
+def one_text(name: str, value: object) -> str:
+    """Return an argument as it is; PromptError where it is no text."""
     if not isinstance(value, str):
         raise PromptError(
             f"{name} is a {type(value).__name__}: expected one text. For several pictures of it say"

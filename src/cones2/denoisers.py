@@ -63,9 +63,8 @@ def read_unet_call(unet: Any, train_steps: int, args: tuple[Any, ...], kwargs: M
     sample = args[0] if args else kwargs["sample"]
     timestep = args[1] if len(args) > 1 else kwargs["timestep"]
     text = args[2] if len(args) > 2 else kwargs["encoder_hidden_states"]
-    levels = len(unwrapped(unet).config["block_out_channels"])
-    grids = level_grids(sample.shape[2], sample.shape[3], levels)
-    return DenoiserCall(text, _rows_of(timestep, len(sample)) / train_steps, tuple(grids))
+    grids = level_grids(sample.shape[2], sample.shape[3], len(unwrapped(unet).config["block_out_channels"]))
+    return DenoiserCall(text, _rows_of(timestep, len(sample)) / train_steps, grids)
 
 
 def read_flux_call(
@@ -202,9 +201,7 @@ def z_image_velocity(transformer: Any, call: FlowCall) -> Float[Tensor, "rows ch
     return -torch.stack(predicted)[:, :, 0]
 
 
-def packed(
-    latents: Float[Tensor, "rows channels height width"],
-) -> Float[Tensor, "rows cells numbers"]:
+def packed(latents: Float[Tensor, "rows channels height width"]) -> Float[Tensor, "rows cells numbers"]:
     """Return latents as FLUX's tokens: 2 x 2 cells each, row by row."""
     rows, channels, height, width = latents.shape
     cells = latents.view(rows, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)

@@ -4,6 +4,7 @@ Each is also the built-in error that fits, so that code which knows nothing of t
 what is wrong, what was given, what was expected and what to do next.
 """
 
+import functools
 import reprlib
 import typing
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,9 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-
 _LONGEST = 1000  # characters of a message
-_MODELS: dict[type, Any] = {}
 
 
 class Cones2Error(Exception):
@@ -106,16 +105,13 @@ def first_problem(error: "ValidationError") -> Problem:
     return Problem(".".join(str(part) for part in first["loc"])[:100], first["msg"], reprlib.repr(first["input"]))
 
 
-def check_fields(settings: Any, of: str) -> None:
-    """Check the fields of a frozen dataclass against their types and ranges; 1 becomes 1.0 where a `float` is due.
-
-    Raises:
-        SettingsError: a value is of another type or outside its range.
-    """
+def check_fields(settings: object, of: str) -> None:
+    """Check a frozen dataclass's fields by their types and ranges, else SettingsError; 1 becomes 1.0 for a `float`."""
     from pydantic import ValidationError  # the command line's help does without it
 
     try:
-        checked = _model_of(type(settings)).model_validate(dict(vars(settings)))
+        model = _model_of(type(settings))  # type: ignore[arg-type]  # mypy does not know that classes are hashable
+        checked = model.model_validate(dict(vars(settings)))
     except ValidationError as error:
         place, message, got = first_problem(error)
         name = place.partition(".lax-or-strict[")[0]  # pydantic's word for a path, where a text would do as well
@@ -124,15 +120,13 @@ def check_fields(settings: Any, of: str) -> None:
         object.__setattr__(settings, name, value)
 
 
+@functools.cache
 def _model_of(kind: type) -> Any:
     from pydantic import ConfigDict, create_model
 
-    if kind not in _MODELS:
-        hints = typing.get_type_hints(kind, include_extras=True)
-        fields: Any = {name: (hint, ...) for name, hint in hints.items()}
-        config = ConfigDict(strict=True, arbitrary_types_allowed=True)  # a protocol: whatever has its methods
-        _MODELS[kind] = create_model(kind.__name__, __config__=config, **fields)
-    return _MODELS[kind]
+    fields: Any = {name: (hint, ...) for name, hint in typing.get_type_hints(kind, include_extras=True).items()}
+    config = ConfigDict(strict=True, arbitrary_types_allowed=True)  # a protocol: whatever has its methods
+    return create_model(kind.__name__, __config__=config, **fields)
 
 
 def is_unicode(text: str) -> bool:
@@ -145,8 +139,8 @@ def is_unicode(text: str) -> bool:
 
 
 def counted(count: int, thing: str) -> str:
-    """Return `1 photo`, `2 photos`."""
-    return f"{count} {thing}{'s' * (count != 1)}"
+    """Return `no photos`, `1 photo`, `2 photos`."""
+    return f"{count or 'no'} {thing}{'s' * (count != 1)}"
 
 
 def first_line(error: BaseException) -> str:

@@ -133,11 +133,7 @@ class Family:
 
 
 def family_of(pipeline: Any) -> Family:
-    """Return the family of a diffusers pipeline.
-
-    Raises:
-        ModelError: it is of none that is known.
-    """
+    """Return the family of a diffusers pipeline; ModelError where it is of none that is known."""
     for family in FAMILIES:
         classes = family.components.classes
         telling = {name: unwrapped(getattr(pipeline, name, None)) for name in (family.denoiser, *ENCODERS)}

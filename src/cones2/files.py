@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
+import reprlib
 import secrets
 import stat
 import tomllib
@@ -103,6 +105,28 @@ def read_toml(path: Path, *, example: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise SettingsError(f"can't read {path} as TOML: {reason}. Expected {example}.") from error
+
+
+def read_json_object(path: Path, *, limit: int, error: type[Cones2Error]) -> dict[str, Any]:
+    """Return the JSON object that a file of at most `limit` bytes holds; an `error` where it can't be read as one."""
+    content = read_bounded(path, limit=limit, error=error)
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as cause:
+        raise error(f"{path} can't be read as JSON: get it again.") from cause
+    if not isinstance(value, dict):
+        raise error(f"{path} holds no JSON object, as it should: get it again.")
+    return value
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of a JSON object's pairs, as `json.loads` hands them out; ValueError where a key is there twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{reprlib.repr(key)} is there twice")
+        found[key] = value
+    return found
 
 
 def write_atomically(path: Path, content: bytes) -> None:

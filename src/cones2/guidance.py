@@ -7,7 +7,7 @@ strength are chosen is a preset's (`cones2.presets`); no model is known here.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -60,11 +60,7 @@ class LayoutTensors(NamedTuple):
 
 
 def token_weights(regions: Mapping[str, RegionWeights], spans: Spans, tokens: int) -> TokenWeights:
-    """Lay M out: each subject's weights in the columns of its tokens, 0 in all others.
-
-    Raises:
-        PromptError: a subject's tokens lie beyond the last one.
-    """
+    """Lay M out: each subject's weights in the columns of its tokens, 0 elsewhere; PromptError for tokens cut off."""
     pixels = math.prod(next(iter(regions.values())).gain.shape) if regions else 0
     gain = torch.zeros(pixels, tokens, dtype=torch.float32, device="cpu")
     blocked = torch.zeros(pixels, tokens, dtype=torch.bool, device="cpu")
@@ -153,13 +149,13 @@ def floor_of(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min / 2
 
 
-def level_grids(height: int, width: int, levels: int) -> Sequence[tuple[int, int]]:
+def level_grids(height: int, width: int, levels: int) -> tuple[tuple[int, int], ...]:
     """Return the grid of each level of a UNet: each halves the sides of the one before, rounding up."""
     grids = [(height, width)]
     while len(grids) < levels:
         height, width = (height + 1) // 2, (width + 1) // 2
         grids.append((height, width))
-    return grids
+    return tuple(grids)
 
 
 def _widened(values: Tensor) -> Tensor:

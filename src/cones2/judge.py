@@ -124,11 +124,7 @@ class Judge(nn.Module):
 
 @own_settings()
 def open_judge(folder: Path = JUDGE_WEIGHTS) -> Judge:
-    """Open the judge of the embedded model, or one that its recipe trained into another folder.
-
-    Raises:
-        ModelError: it is not a judge's folder, or is damaged.
-    """
+    """Open the judge of the embedded model, or one that its recipe trained; ModelError where the folder has none."""
     try:
         config = _JudgeConfig.model_validate_json(
             read_bounded(folder / "config.json", limit=_LARGEST_JSON, error=ModelError)

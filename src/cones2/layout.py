@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
 from cones2.errors import LayoutError, first_problem
-from cones2.files import expanded, is_name, name_hint, read_bounded, write_atomically
+from cones2.files import expanded, is_name, name_hint, read_bounded, unique_keys, write_atomically
 from cones2.shapes import WHOLE, Box, Mask, MaskFiles, Polygon, Rest, Shape, number, point_of
 
 __all__ = ["WHOLE", "Box", "Layout", "Mask", "Polygon", "Region", "Rest"]
@@ -172,7 +172,7 @@ class Layout:
         if len(text) > MAX_CHARACTERS:
             raise LayoutError(f"the layout JSON is over {MAX_CHARACTERS} characters long. Expected less: {EXAMPLE}")
         try:
-            data = json.loads(text, object_pairs_hook=_without_repeats)
+            data = json.loads(text, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             raise LayoutError(f"the layout is not JSON that can be read: {error}. Expected {EXAMPLE}") from error
         try:
@@ -225,14 +225,10 @@ class _ShapeForm(BaseModel, extra="forbid", strict=True):
 
 def _regions(values: Mapping[str, object], folder: Path | None) -> dict[str, Region]:
     files = MaskFiles()
-
-    def load_mask(name: str) -> Mask:
-        return files.load(_mask_path(name, folder))
-
     found: dict[str, Region] = {}
     for name, value in values.items():
         try:
-            found[name] = _region(value, load_mask)
+            found[name] = _region(value, lambda text: files.load(_mask_path(text, folder)))
         except ValidationError as error:
             raise LayoutError(f"region {name!r} is wrong {_first_problem(error)}.") from error
         except LayoutError as error:
@@ -291,15 +287,6 @@ def _mask_path(name: str, folder: Path | None) -> Path:
     return folder / path
 
 
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for key, value in pairs:
-        if key in found:
-            raise LayoutError(f"{reprlib.repr(key)} is there twice. Put all shapes of a region in one list")
-        found[key] = value
-    return found
-
-
 def _first_problem(error: ValidationError) -> str:
     problem = first_problem(error)
     return f"at {problem.place!r}: {problem.message}, got {problem.got}"
@@ -317,5 +304,5 @@ def _shape_written(shape: Shape) -> object:
         case Polygon():
             return {"polygon": shape.points}
         case Mask():
-            return {"mask": {"png": shape.to_base64()}}
+            return {"mask": {"png": shape.as_base64}}
     return "rest"

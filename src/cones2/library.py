@@ -11,6 +11,7 @@ from typing import Any
 import platformdirs
 
 from cones2.errors import Cones2Error, LibraryError, ResidualError
+from cones2.examples import EXAMPLES
 from cones2.files import expanded, is_hub_id, is_name, is_regular, locked, make_folder, name_hint, read_bounded
 from cones2.residual import MAX_FILE_BYTES, Residual, describe_file
 
@@ -156,8 +157,6 @@ class Library:
         nearest = difflib.get_close_matches(name, names, n=1)
         known = f"it has {', '.join(names[:20])}." if names else "it is empty."
         hint = f"did you mean {nearest[0]!r}?" if nearest else known
-        from cones2.examples import EXAMPLES
-
         examples = f" The examples are {', '.join(EXAMPLES)}."
         return LibraryError(f"the library {self.folder} has no subject {name!r}; {hint}{examples}")
 
@@ -188,8 +187,6 @@ def find_residual(source: str | Path, library: Library | None = None) -> Residua
         return pull(name)
     if is_file or len(path.parts) > 1:
         return Residual.load(path)
-    from cones2.examples import EXAMPLES
-
     library = library or Library.open()
     if name in EXAMPLES and not library.path_of(name).exists():
         return EXAMPLES[name].residual
@@ -198,8 +195,6 @@ def find_residual(source: str | Path, library: Library | None = None) -> Residua
 
 def find_by_hash(sha256: str) -> Residual | None:
     """Return the residual of the library or of the examples whose file has this sha256; None where there is none."""
-    from cones2.examples import EXAMPLES
-
     entries = (entry.path for entry in Library.open().entries() if entry.facts and entry.facts["sha256"] == sha256)
     residuals = [*map(Residual.load, entries), *(example.residual for example in EXAMPLES.values())]
     return next((residual for residual in residuals if residual.sha256 == sha256), None)

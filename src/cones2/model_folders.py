@@ -1,21 +1,16 @@
 """What the files of a model's folder may be and say: a stranger's are checked before a library reads any of them."""
 
 import itertools
-import json
 import re
 import reprlib
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+from cones2.components import NO_RANGES, Ranges
 from cones2.errors import ModelError
-from cones2.files import read_bounded
-
-Ranges = Mapping[str, tuple[int | float, int | float]]
-
-_NONE: Ranges = MappingProxyType({})
+from cones2.files import read_bounded, read_json_object
 
 _LARGEST_CONFIG = 2**20
 _LARGEST_INDEX = 2**23  # of shards; it names every weight
@@ -67,7 +62,7 @@ _LARGEST_NUMBER = 1e7
 
 
 def check_folder(
-    folder: Path, index: Mapping[str, Any], parts: Iterable[str], *, weights: bool, ranges: Ranges = _NONE
+    folder: Path, index: Mapping[str, Any], parts: Iterable[str], *, weights: bool, ranges: Ranges = NO_RANGES
 ) -> None:
     """Check all files of a folder that opening it could read.
 
@@ -101,19 +96,8 @@ def _check_files(folder: Path, part: str, ranges: Ranges) -> None:
             read_bounded(path, limit=_LARGEST_OTHER, error=ModelError)
 
 
-def _read_object(path: Path, limit: int) -> dict[str, Any]:
-    content = read_bounded(path, limit=limit, error=ModelError)
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} can't be read as JSON: get the model again.") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds no JSON object, as it should: get the model again.")
-    return value
-
-
 def _check_shards(path: Path) -> None:
-    shards = _read_object(path, _LARGEST_INDEX).get("weight_map")
+    shards = read_json_object(path, limit=_LARGEST_INDEX, error=ModelError).get("weight_map")
     for name in shards.values() if isinstance(shards, dict) else [shards]:
         if not (isinstance(name, str) and _SHARD.fullmatch(name)):
             got = reprlib.repr(name)
@@ -121,7 +105,7 @@ def _check_shards(path: Path) -> None:
 
 
 def _check_settings(path: Path, part: str, ranges: Ranges) -> None:
-    for name, value in _settings(_read_object(path, _LARGEST_CONFIG)):
+    for name, value in _settings(read_json_object(path, limit=_LARGEST_CONFIG, error=ModelError)):
         got = f"{path}: {name} is {reprlib.repr(value)}"
         if name in _HARMLESS and value and value not in _HARMLESS[name]:
             raise ModelError(f"{got}, which could fetch or run code: remove it, or get another model.")

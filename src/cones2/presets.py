@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,17 +31,6 @@ class NoiseLevel(NamedTuple):
     steps: int
 
 
-@runtime_checkable
-class Preset(Protocol):
-    """One reading of Eq. 7."""
-
-    def weigh(self, layout: Layout, height: int, width: int) -> dict[str, RegionWeights]:
-        """Return M of every region on a grid."""
-
-    def strength(self, noise: NoiseLevel) -> Float[Tensor, "rows"]:
-        """Return η(t) / std(scores) of each row."""
-
-
 @dataclass(frozen=True)
 class PaperPreset:
     """Algorithm 1 and Eq. 7 as printed, with two readings of our own.
@@ -54,7 +43,7 @@ class PaperPreset:
     scale: float = 1.0
 
     def weigh(self, layout: Layout, height: int, width: int) -> dict[str, RegionWeights]:
-        """Return M: a subject is irrelevant in the other subjects' own regions, except its own.
+        """Return M of every region on a grid: a subject is irrelevant in the others' own regions, except its own.
 
         Only what can be seen of a region counts, so a subject is irrelevant where one on top of it has the cell. At
         soft edges it is strengthened by the part that it covers, and others are kept out from a half on.
@@ -71,7 +60,7 @@ class PaperPreset:
         return RegionWeights(torch.from_numpy(self.positive * softness * reached), torch.from_numpy(anyone & ~reached))
 
     def strength(self, noise: NoiseLevel) -> Float[Tensor, "rows"]:
-        """Return `scale·√(t/T)`."""
+        """Return η(t) / std(scores) of each row, `scale·√(t/T)`."""
         return self.scale * noise.time.sqrt()
 
 
@@ -107,7 +96,7 @@ class ConesV2Preset:
         return F.interpolate(weights[None, None], (height, width), mode="bilinear", align_corners=True)[0, 0]
 
     def strength(self, noise: NoiseLevel) -> Float[Tensor, "rows"]:
-        """Return `scale·log(1 + σ²)`, which is `scale·(-ln ᾱ)`.
+        """Return η(t) / std(scores) of each row, `scale·log(1 + σ²)`, which is `scale·(-ln ᾱ)`.
 
         The authors read σ of guided step i from entry i of a table of their own, whatever the sampler.
         """
@@ -125,18 +114,13 @@ def cones_v2_sigmas(steps: int) -> Float[Tensor, "{steps}"]:
     return torch.lerp(sigmas[before], sigmas[before + 1], timesteps - before).flip(0).float()
 
 
+Preset = PaperPreset | ConesV2Preset
 PRESETS: Mapping[str, Preset] = MappingProxyType({"paper": PaperPreset(), "cones_v2": ConesV2Preset()})
 """By name: the paper, and the authors' code."""
 
 
 def find_preset(name: str, *, weight_negative: float | None = None) -> Preset:
-    """Return a preset by its name.
-
-    `weight_negative` is another γ- for the preset `cones_v2`.
-
-    Raises:
-        SettingsError: there is none of this name, or it has no γ- to set.
-    """
+    """Return a preset by its name, `cones_v2` also with another γ-; SettingsError where there is none to set."""
     if name not in PRESETS:
         raise SettingsError(f"unknown layout preset {name!r}: expected one of {', '.join(PRESETS)}.")
     if weight_negative is None:

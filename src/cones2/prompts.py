@@ -15,16 +15,15 @@ from jaxtyping import Int
 
 from cones2.errors import CaptionError, Cones2Warning, PromptError, is_unicode
 
-LONGEST_CLASS_WORD = 60
-
 if TYPE_CHECKING:
     from torch import Tensor
 
+LONGEST_CLASS_WORD = 60
 LONGEST_PROMPT = 10_000
 """Characters of a prompt, which may be a stranger's; no model reads a tenth of them."""
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-_JOINS_WORDS = "-'\u2019\u2010\u2011"
+_JOINS_WORDS = "-'\u2019\u2010\u2011{}"  # also what belongs to another placeholder
 _WEIGHT = re.compile(
     r"""
     (?<!\\)(?:                                     # as in those tools, a backslash says that it is plain text
@@ -126,7 +125,10 @@ def parse_prompt(template: str, class_words: Mapping[str, str]) -> ParsedPrompt:
         text += class_word
         position = match.end()
     text += plain_text(template[position:])
-    _check_no_brace_is_left(template)
+    if brace := re.search("[{}]", _PLACEHOLDER.sub(lambda match: " " * len(match[0]), template)):
+        raise PromptError(
+            f"unmatched {brace[0]!r} at character {brace.start()}: braces are only for subjects, as in {{rex}}."
+        )
     return ParsedPrompt(text, tuple(mentions))
 
 
@@ -145,26 +147,12 @@ def _check_placeholder(match: re.Match[str], template: str, class_words: Mapping
             f"no subject is called {name!r}, as the prompt has it; the subjects are: {known}. Load it, give a word for"
             " an untaught one, or write the word itself in place of the braces."
         )
-    before, after = template[: match.start()][-1:], template[match.end() :][:1]
-    for neighbour in (before, after):
-        if neighbour and (_joins(neighbour) or neighbour in "{}"):
+    for neighbour in template[: match.start()][-1:] + template[match.end() :][:1]:
+        is_mark = unicodedata.category(neighbour).startswith("M")
+        if neighbour.isalnum() or is_mark or neighbour in _JOINS_WORDS:
             raise PromptError(
                 f"{neighbour!r} touches {{{name}}}: that would make another word of it. Put a space between them."
             )
-
-
-def _joins(character: str) -> bool:
-    is_mark = unicodedata.category(character).startswith("M")
-    return character.isalnum() or is_mark or character in _JOINS_WORDS
-
-
-def _check_no_brace_is_left(template: str) -> None:
-    rest = _PLACEHOLDER.sub(lambda match: " " * len(match[0]), template)
-    brace = re.search("[{}]", rest)
-    if brace:
-        raise PromptError(
-            f"unmatched {brace[0]!r} at character {brace.start()}: braces are only for subjects, as in {{rex}}."
-        )
 
 
 def in_chat(prompt: ParsedPrompt, tokenizer: Any, *, thinking: bool) -> ParsedPrompt:
@@ -274,11 +262,7 @@ def unknown_words(text: str, lexicon: Collection[str]) -> list[str]:
 
 
 def check_class_word(class_word: str) -> str:
-    """Return `class_word` with outer and doubled spaces removed, its case as given.
-
-    Raises:
-        CaptionError: it is empty, too long, starts with an article, or starts or ends with a mark.
-    """
+    """Return `class_word` without outer and doubled spaces, its case as given; CaptionError where it can't be one."""
     word = " ".join(class_word.split())
     if not any(char.isalnum() for char in word):
         raise CaptionError(f"class word {class_word!r} has no letters; expected a word such as 'dog' or 'teddy bear'.")

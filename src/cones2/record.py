@@ -89,13 +89,8 @@ def describe(pipeline: Any, facts: ModelFacts, call: DrawCall) -> tuple[dict[str
 
 
 def _describe_subject(subject: Subject) -> dict[str, Any]:
-    return {
-        "class_word": subject.class_word,
-        "residual": None if subject.residual is None else subject.residual.sha256,
-        "strength": subject.strength,
-        "during": list(subject.during),
-        "negative": subject.negative,
-    }
+    residual = None if subject.residual is None else subject.residual.sha256
+    return {**vars(subject), "residual": residual, "during": list(subject.during)}
 
 
 def _not_repeatable(pipeline: Any, call: DrawCall) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator, TypeAdapter
 
+from cones2.call import Cones2Output
 from cones2.errors import Cones2Warning, PictureError, ResidualError, first_problem
 from cones2.layout import Layout
 from cones2.library import find_by_hash
@@ -26,7 +27,7 @@ from cones2.record import (
     describe_surroundings,
     restored,
 )
-from cones2.residual import EncoderId, Residual
+from cones2.residual import EncoderId, Residual, Sha256
 from cones2.run import LayoutSettings
 from cones2.schedulers import SCHEDULERS
 from cones2.shared import possible_threads, threads
@@ -43,7 +44,6 @@ _WITHOUT_EFFECT = ("callback_on_step_end", "callback_on_step_end_tensor_inputs",
 
 _Short = Annotated[str, Field(max_length=1000)]
 _Text = Annotated[str, Field(max_length=LONGEST_PROMPT)]
-_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Seed = Annotated[int, Field(ge=0, lt=2**63)]
 _Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 # Bounded, since numbers among a scheduler's settings decide how much memory it takes.
@@ -56,7 +56,7 @@ class _Strict(BaseModel):
 
 class _Subject(_Strict):
     class_word: _Short
-    residual: _Sha256 | None
+    residual: Sha256 | None
     strength: _Number
     during: tuple[_Number, _Number]
     negative: _Text
@@ -79,7 +79,7 @@ class _Scheduler(_Strict):
 
 
 class _Adapter(_Strict):
-    sha256: _Sha256
+    sha256: Sha256
     scales: dict[_Short, tuple[float, ...]]
 
 
@@ -92,7 +92,7 @@ def _read_settings(value: Any) -> LayoutSettings:
 
 
 def _read_residuals(value: Any) -> dict[str, Residual]:
-    encoded = TypeAdapter(dict[_Sha256, str]).validate_python(value, strict=True)
+    encoded = TypeAdapter(dict[Sha256, str]).validate_python(value, strict=True)
     if len(encoded) > MOST_PICTURES:
         raise ValueError(f"there are {len(encoded)}, expected at most {MOST_PICTURES}")
     found = {}
@@ -132,7 +132,7 @@ class PictureRecord(_Strict):
     layout_settings: Annotated[LayoutSettings, PlainValidator(_read_settings)]
     force: bool
     options: Annotated[dict[_Short, JsonValue], Field(max_length=100)]
-    inputs: Annotated[dict[_Short, _Sha256], Field(max_length=100)]
+    inputs: Annotated[dict[_Short, Sha256], Field(max_length=100)]
     unrecorded: Annotated[tuple[_Short, ...], Field(max_length=100)]
     scheduler: _Scheduler
     pipeline: _Short
@@ -201,20 +201,8 @@ class PictureRecord(_Strict):
         }
 
 
-def redraw(source: PictureRecord | Mapping[str, Any] | Path | str, pipe: Any, **arguments: Any) -> Any:
-    """Draw the picture of a record again: its whole batch, of which its own picture is kept.
-
-    It is the same bit for bit on the same machine, device, dtype and versions; one warning says what differs.
-    PyTorch's thread count is the record's until this returns; only one picture at a time is redrawn.
-
-    The pipeline's class must be the record's, and its scheduler stays as it is. `arguments` are the record's `inputs`
-    and `unrecorded` ones; also `callback_on_step_end` and `measure_attention`.
-
-    Raises:
-        PictureError: the picture can't be drawn again, or not on this pipeline and with these arguments.
-        ResidualError: a residual is neither in the record, nor among the pipeline's, the library's or the examples.
-        Cones2Error: as a call.
-    """
+def redraw(source: PictureRecord | Mapping[str, Any] | Path | str, pipe: Any, **arguments: Any) -> Cones2Output:
+    """Draw the picture of a record again, as `Cones2Pipeline.redraw` says; the pipeline's scheduler stays as it is."""
     record = source if isinstance(source, PictureRecord) else PictureRecord.load(source)
     check_pipeline(record, pipe)
     _check_arguments(record, arguments)
@@ -222,7 +210,7 @@ def redraw(source: PictureRecord | Mapping[str, Any] | Path | str, pipe: Any, **
     warn_of_differences(record, pipe)
     with threads(record.threads):
         drawing = with_scheduler(pipe, make_scheduler(record.scheduler, pipe.scheduler))
-        output = drawing(**call)
+        output: Cones2Output = drawing(**call)
     kept = slice(record.index, record.index + 1)
     images, attention, records = output.images[kept], output.attention[kept], output.records[kept]
     return replace(output, images=images, attention=attention, records=records)

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import safetensors.numpy
 from jaxtyping import Float32
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, JsonValue, TypeAdapter, ValidationError
 
 from cones2.errors import Cones2Warning, ResidualError, ResidualMismatchError, SettingsError, first_problem
-from cones2.files import read_bounded, write_atomically
+from cones2.files import read_bounded, unique_keys, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,34 +36,30 @@ MAX_HEADER_BYTES = 64 * 1024
 _PROBE_TOLERANCE = 0.05  # half-precision copies of an encoder stay below 0.02, another encoder is near 1
 
 _Text = Annotated[str, Field(min_length=1, max_length=1000)]
-_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Bounded, so that no product of these numbers overflows and makes every encoder fit.
 _ProbeNumber = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class _Part(_Strict):
+class _Part(BaseModel, strict=True, extra="forbid", frozen=True):
     role: Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,63}$")]
     name: _Text
     width: int = Field(ge=1, le=16384)
-    weights: _Sha256
+    weights: Sha256
     probe: list[_ProbeNumber] = Field(min_length=1, max_length=64)
     tokens: list[_Text] = Field(min_length=1, max_length=MAX_TOKENS)
     span: Literal["class word"]
     reading: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
 
 
-class _Document(_Strict):
+class _Document(BaseModel, strict=True, extra="forbid", frozen=True):
     """What the metadata key `cones2` holds."""
 
     version: Literal[3]
     class_word: _Text
     parts: list[_Part] = Field(min_length=1, max_length=4)
     recipe: dict[str, JsonValue]
-    photos: list[_Sha256]
+    photos: list[Sha256]
     tool_version: _Text
 
 
@@ -354,12 +350,7 @@ def _read_header(content: bytes) -> _Document:
 
 
 def _from_json(text: Any) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError("a key stands there twice")
-        return dict(pairs)
-
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except (TypeError, ValueError, RecursionError) as error:
         raise ResidualError(f"its header is not the JSON that it should be: {str(error)[:100]}.") from error

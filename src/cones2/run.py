@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,9 +29,6 @@ from cones2.guidance import (
 from cones2.layout import Layout
 from cones2.presets import NoiseLevel, find_preset
 from cones2.rasterize import cover, own_cells
-
-if TYPE_CHECKING:
-    from cones2.monitor import AttentionMeter
 
 _ALIGNED = 8
 """Numbers: fused attention on a GPU copies a mask whose rows do not begin at multiples of it."""
@@ -82,9 +79,15 @@ class TextEdit(NamedTuple):
     negatives: Mapping[str, Float[Tensor, "_ dim"]]
 
     def apply(
-        self, text: Float[Tensor, "rows tokens dim"], time: Float[Tensor, "rows"], rows: slice | list[int]
-    ) -> Float[Tensor, "rows all_tokens dim"]:
+        self, text: Text, time: Float[Tensor, "rows"], rows: slice | list[int]
+    ) -> Float[Tensor, "rows all_tokens dim"] | list[Tensor]:
         """Return the text to read, with Eq. 6 in a part of the steps; the caller's stays as it is."""
+        if isinstance(text, list):
+            read = set(range(len(text))[rows] if isinstance(rows, slice) else rows)
+            return [
+                self.apply(each[None], time[row : row + 1], slice(0, 1))[0] if row in read else each
+                for row, each in enumerate(text)
+            ]
         text = text.clone()
         for (start, end), vector in self.additions:
             position = 1 - time[rows]
@@ -92,15 +95,6 @@ class TextEdit(NamedTuple):
             text[rows] += acts[:, None, None].to(text) * vector.to(text)
         extra = [tokens.to(text).expand(len(text), -1, -1) for tokens in self.negatives.values()]
         return torch.cat([text, *extra], dim=1)
-
-    def apply_to_each(self, text: list[Tensor], time: Float[Tensor, "rows"], rows: slice | list[int]) -> list[Tensor]:
-        """Do the same to rows of different lengths."""
-        read = set(range(len(text))[rows] if isinstance(rows, slice) else rows)
-        one = slice(0, 1)
-        return [
-            self.apply(each[None], time[row : row + 1], one)[0] if row in read else each
-            for row, each in enumerate(text)
-        ]
 
 
 class _Mask(NamedTuple):
@@ -149,7 +143,11 @@ class Run:
         self.regions, self.spans, self.settings, self.text = layout or Layout({}), spans, settings, text
         self.layout = self.regions if self.regions.names and settings.layout_scale > 0 else None
         self.preset = find_preset(settings.preset, weight_negative=settings.weight_negative)
-        self.meter = _new_meter(self.regions, spans) if is_measured else None
+        self.meter: AttentionMeter | None = None
+        if is_measured:
+            from cones2.monitor import AttentionMeter  # drawing does without
+
+            self.meter = AttentionMeter(self.regions, spans)
         self.step: int | None = None
         self.sequence: JointSequence | None = None
         self._seen: tuple[Text, slice | list[int] | None] | None = None
@@ -176,11 +174,7 @@ class Run:
         return self.meter is None and not (self.text and self.text.negatives)
 
     def check_levels(self, denoiser: Any) -> None:
-        """Check `settings.layout_levels` against the denoiser's.
-
-        Raises:
-            SettingsError: it has no such level.
-        """
+        """Check `settings.layout_levels` against the denoiser's; SettingsError where it has no such level."""
         count = len(unwrapped(denoiser).config.get("block_out_channels", (0,)))
         for level in self.settings.layout_levels or ():
             if level >= count:
@@ -204,8 +198,6 @@ class Run:
         self._call.is_measured = self.meter is not None and self.meter.begin_call()
         if self.text is None:
             return args, kwargs
-        if isinstance(call.text, list):
-            return self.family.with_text(self.text.apply_to_each(call.text, call.time, rows), args, kwargs)
         return self.family.with_text(self.text.apply(call.text, call.time, rows), args, kwargs)
 
     def bias(self, query: Query, key: Key) -> Bias | None:
@@ -377,9 +369,3 @@ def _is_same(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return all(a is b for a, b in zip(one, other, strict=True))
     return one is other
-
-
-def _new_meter(layout: Layout, spans: Spans) -> "AttentionMeter":
-    from cones2.monitor import AttentionMeter  # drawing does without
-
-    return AttentionMeter(layout, spans)

@@ -184,19 +184,16 @@ class Mask:
 
     @classmethod
     def from_base64(cls, text: str) -> "Mask":
-        """Read what `to_base64` wrote."""
+        """Read what `as_base64` is of a mask."""
         try:
             content = base64.b64decode(text, validate=True)
         except ValueError as error:
             raise LayoutError(f"an embedded mask is not base64: {error}. Embed it again from its file.") from error
         return _decode(content, "an embedded mask", _MOST_EMBEDDED)[0]
 
-    def to_base64(self) -> str:
-        """Return the mask as a PNG in base64."""
-        return self._base64
-
     @functools.cached_property
-    def _base64(self) -> str:
+    def as_base64(self) -> str:
+        """The mask as a PNG in base64."""
         content = io.BytesIO()
         Image.frombytes("L", (self.width, self.height), self.pixels).save(content, format="PNG", optimize=True)
         return base64.b64encode(content.getvalue()).decode()

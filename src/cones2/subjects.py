@@ -106,11 +106,7 @@ def as_subject(name: str, value: Any) -> Subject:
 
 
 def check_mentioned(names: Mapping[str, Any], mentioned: Mapping[str, Any]) -> None:
-    """Check that the prompt mentions every subject of a call.
-
-    Raises:
-        PromptError: it does not mention one.
-    """
+    """Check that the prompt mentions every subject of a call; PromptError where it does not mention one."""
     for name in names:
         if name not in mentioned:
             raise PromptError(f"the prompt does not mention {{{name}}}: write it where that subject belongs.")

@@ -146,11 +146,8 @@ class Driver:
 
     def _requeue(self, lease: Lease) -> None:
         if not self._is_over(lease) and all(each.lease.id != lease.id for each in self._running.values()):
-            self._put_first(lease)
-
-    def _put_first(self, lease: Lease) -> None:
-        self._pending.appendleft(lease)
-        self._look_at = -math.inf
+            self._pending.appendleft(lease)
+            self._look_at = -math.inf
 
     def _is_over(self, lease: Lease) -> bool:
         """Whether a lease is committed, or its only case set aside, which is no reason to commit nothing."""

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import platform
 import secrets
 import time
@@ -363,8 +362,3 @@ def spool_of(store: Store, out: str) -> Path:
     if isinstance(store, LocalStore):
         return store.folder / ".spool"
     return platformdirs.user_cache_path("cones2") / "batch" / hash_of(out)[:16]
-
-
-def share_of_threads(workers: int) -> int:
-    """Return how many threads each of some workers on this machine takes: idle ones of too many would spin."""
-    return max(1, (os.cpu_count() or 1) // workers)

@@ -5,7 +5,7 @@ import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cones2.batch.plan import Plan
 from cones2.batch.store import LocalStore
@@ -24,11 +24,7 @@ class Sample(NamedTuple):
 
 
 def measure(plan: Plan, *, device: str | None = None) -> Sample:
-    """Measure a job's first picture, without what is still to be learned, and its first subject.
-
-    Raises:
-        Cones2Error: it can't be drawn or learned.
-    """
+    """Measure a job's first picture, without what is still to be learned, and its first subject."""
     with tempfile.TemporaryDirectory() as folder:
         store = LocalStore(Path(folder))
         for name, residual in plan.residuals.items():
@@ -40,15 +36,11 @@ def measure(plan: Plan, *, device: str | None = None) -> Sample:
 
 def _measure_picture(plan: Plan, hands: ModelHands, folder: Path) -> tuple[float, int]:
     made = dict(plan.entries.case(0).made)
-    untaught: dict[str, Any] = {
-        name: {**each, "residual": None} if each["residual"] in plan.lessons else each
+    made["subjects"] = {
+        name: each if each["residual"] in plan.residuals else {**each, "residual": None, "strength": 1.0}
         for name, each in made["subjects"].items()
     }
-    made["subjects"] = {
-        name: each if each["residual"] else {**each, "strength": 1.0} for name, each in untaught.items()
-    }
-    arguments = made["arguments"]
-    hands.draw({**made, "arguments": {**arguments, "num_inference_steps": 1}}, folder / "first.png")
+    hands.draw({**made, "arguments": {**made["arguments"], "num_inference_steps": 1}}, folder / "first.png")
     began = time.monotonic()
     hands.draw(made, folder / "sample.png")
     return time.monotonic() - began, (folder / "sample.png").stat().st_size

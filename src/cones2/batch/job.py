@@ -208,12 +208,9 @@ def read_job(path: Path | str) -> Job:
     if not (subjects or pictures):
         raise SettingsError(f"{path} has nothing to learn and nothing to draw. Expected such as {_EXAMPLE}.")
     settings = {name: getattr(document, name) for name in ("config", "dtype", "lease", "save_memory")}
-    return Job(subjects, pictures, layouts, model=_model(document.model, path.parent), **settings)
-
-
-def _model(model: str, folder: Path) -> str:
-    here = folder / expanded(model)
-    return str(here) if model != "mini" and exists(here) else model
+    model, beside = document.model, path.parent / expanded(document.model)
+    model = str(beside) if model != "mini" and exists(beside) else model
+    return Job(subjects, pictures, layouts, model=model, **settings)
 
 
 def _near(place: _Place, folder: Path) -> _Place:

@@ -26,6 +26,7 @@ from cones2.batch.plan import Case, Lesson
 from cones2.batch.store import Store
 from cones2.errors import Cones2Error, OutputError
 from cones2.files import make_folder
+from cones2.residual import Sha256
 
 Event = dict[str, Any]
 """What a worker tells: `event` says which it is, JSON values beside it what of."""
@@ -36,7 +37,6 @@ _SHARE = 10
 _LOOKED = 10.0
 """Seconds of drawing that are done in vain at most, where somebody else has committed the lease."""
 
-_Sha256 = Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
 _Place = Annotated[int, pydantic.Field(ge=0, lt=2**50)]
 
 
@@ -48,7 +48,7 @@ class Commit(pydantic.BaseModel, strict=True, extra="forbid", frozen=True):
 
     format: Literal[1] = 1
     data: Annotated[str, pydantic.Field(pattern=r"^data/[0-9a-f]{16}-[0-9a-f]{16}\.tar$")] | None
-    cases: Annotated[dict[_Sha256, tuple[_Sha256, _Place, _Place]], pydantic.Field(max_length=LARGEST_LEASE)]
+    cases: Annotated[dict[Sha256, tuple[Sha256, _Place, _Place]], pydantic.Field(max_length=LARGEST_LEASE)]
 
 
 @runtime_checkable
@@ -75,11 +75,7 @@ class Bench:
 
 
 def read_commit(store: Store, lease: str) -> Commit | None:
-    """Return a lease's commit; None where it has none.
-
-    Raises:
-        OutputError: what is there is no commit.
-    """
+    """Return a lease's commit; None where it has none, and OutputError where what is there is no commit."""
     content = store.read(f"commit/{lease}.json")
     if content is None:
         return None
@@ -185,11 +181,7 @@ def _pack(path: Path, folder: Path, cases: Sequence[Case]) -> dict[str, tuple[st
 
 
 def learn_lease(bench: Bench, hands: Hands, lesson: Lesson) -> Iterator[Event]:
-    """Learn a subject from where its last checkpoint in the storage stands, and publish it; yield an event a step.
-
-    Raises:
-        OutputError: something can't be written.
-    """
+    """Learn a subject from where its last checkpoint in the storage stands, and publish it; yield an event a step."""
     name = f"subjects/{lesson.id}.safetensors"
     folder = bench.spool / f"{lesson.id[:32]}-{secrets.token_hex(4)}"  # of its own: another worker may be at it too
     yield {"event": "began", "case": lesson.id}

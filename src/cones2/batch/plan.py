@@ -10,7 +10,7 @@ import importlib.metadata
 import itertools
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,7 +138,8 @@ class Plan:
         leases = [Lease(lesson) for lesson in lessons]
         unlike = entries.unlike()
         while some := dict(itertools.islice(unlike, size)):
-            needs = frozenset(_residuals_of(some.values()) & lessons.keys())
+            taught = {each["residual"] for case in some.values() for each in case.made["subjects"].values()}
+            needs = frozenset(taught & lessons.keys())
             leases.append(Lease(hash_of([case.id for case in some.values()]), _compact(tuple(some)), needs))
         total = sum(len(lease.numbers) for lease in leases)
         return cls(job, model, lessons, residuals, total, entries, tuple(leases))
@@ -174,16 +175,8 @@ def _compact(numbers: tuple[int, ...]) -> Sequence[int]:
     return range(numbers[0], numbers[-1] + 1) if numbers[-1] - numbers[0] == len(numbers) - 1 else numbers
 
 
-def _residuals_of(cases: Iterable[Case]) -> set[str]:
-    return {each["residual"] for case in cases for each in case.made["subjects"].values() if each["residual"]}
-
-
 def weights_of(model: str) -> str:
-    """Return what identifies a model: the commit of a Hub's, else a hash of its files.
-
-    Raises:
-        ModelError: there is no such model.
-    """
+    """Return what identifies a model: the commit of a Hub's, else a hash of its files; ModelError where it is none."""
     place = expanded(model)
     if model != "mini" and exists(place):
         return _hash_files(place)

@@ -10,7 +10,7 @@ import sys
 import threading
 from typing import Any
 
-from cones2.batch.engine import Task, share_of_threads
+from cones2.batch.engine import Task
 from cones2.batch.lease import Event
 from cones2.batch.worker import Spec
 
@@ -25,7 +25,7 @@ class Processes:
 
     def __init__(self, count: int, spec: Spec) -> None:
         self.workers = tuple(f"worker {number}" for number in range(1, count + 1))
-        self._spec = {**spec, "threads": share_of_threads(count)}
+        self._spec = {**spec, "threads": max(1, (os.cpu_count() or 1) // count)}  # idle ones of too many would spin
         self._gpus = visible_gpus()
         self._processes: dict[str, Any] = {}
         self._listeners: dict[str, threading.Thread] = {}

@@ -16,12 +16,11 @@ from cones2.batch.lease import Commit, read_commit
 from cones2.batch.resume import Counts, Failure, cases_elsewhere, read_engines, read_failures, stems, still_failed
 from cones2.batch.store import LARGEST, Store, open_store
 from cones2.errors import OutputError, ResidualError, SettingsError
-from cones2.residual import Residual
+from cones2.residual import Residual, Sha256
 
 _LARGEST_ABOUT = 2**20
 _HEAD = 512  # bytes of a tar's head
 
-_Sha256 = Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
 _Text = Annotated[str, pydantic.Field(max_length=10_000)]
 
 
@@ -31,8 +30,8 @@ class _Described(pydantic.BaseModel, frozen=True):
     format: int = pydantic.Field(ge=1, le=1)
     model: _Text
     pictures: int = pydantic.Field(ge=0)
-    subjects: dict[_Sha256, _Text]
-    leases: list[tuple[_Sha256, int]]
+    subjects: dict[Sha256, _Text]
+    leases: list[tuple[Sha256, int]]
 
 
 @dataclass(frozen=True)

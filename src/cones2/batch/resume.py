@@ -16,8 +16,7 @@ from cones2.batch.plan import Lease, Plan
 from cones2.batch.store import LARGEST, Store
 from cones2.errors import OutputError
 from cones2.files import read_bounded
-
-_Sha256 = Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
+from cones2.residual import Sha256
 
 _LATE = 30.0  # seconds after which an engine that tells nothing has probably ended
 _AT_ONCE, _IN_MEMORY = 16, 256  # files that are read from a storage, and that wait until it is their turn
@@ -26,8 +25,8 @@ _AT_ONCE, _IN_MEMORY = 16, 256  # files that are read from a storage, and that w
 class Failure(pydantic.BaseModel, strict=True, extra="forbid", frozen=True):
     """What stands in `failed/CASE.json`: a case, or a subject, that was set aside, its lease, and why."""
 
-    case: _Sha256
-    lease: _Sha256
+    case: Sha256
+    lease: Sha256
     error: Annotated[str, pydantic.Field(max_length=10_000)]
     name: Annotated[str, pydantic.Field(max_length=10_000)] = ""
 
@@ -124,11 +123,7 @@ def still_failed(store: Store, commits: set[str], elsewhere: set[str]) -> list[F
 
 
 def find_standing(plan: Plan, store: Store, *, shard: tuple[int, int] = (0, 1)) -> Standing:
-    """Return what is left of a plan, or of one shard of it; what had failed is left to be done again.
-
-    Raises:
-        OutputError: the storage can't be read.
-    """
+    """Return what is left of a plan, or of one shard of it; what had failed is left to be done again."""
     commits, learned = stems(store, "commit"), stems(store, "subjects", ".safetensors")
     planned = {lease.id for lease in plan.leases}
     elsewhere = cases_elsewhere(store, commits, planned)
@@ -157,11 +152,7 @@ def find_standing(plan: Plan, store: Store, *, shard: tuple[int, int] = (0, 1)) 
 
 
 def carry_files(plan: Plan, store: Store, learned: Collection[str]) -> None:
-    """Put photos, masks and captions of what is to be learned into the storage, by their hashes, for other machines.
-
-    Raises:
-        OutputError: they can't be read or written.
-    """
+    """Put photos, masks and captions of what is to be learned into the storage, by their hashes, for other machines."""
     there = set(store.names("photos"))
     files = {
         digest: Path(path)

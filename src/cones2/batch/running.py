@@ -56,11 +56,7 @@ def check_shard(shard: tuple[int, int]) -> tuple[int, int]:
 def make_crew(
     batch: Batch, out: str, *, workers: int | None = None, ray: str | None = None, device: str | None = None
 ) -> Crew:
-    """Return the workers of a batch, which have not begun.
-
-    Raises:
-        SettingsError: both kinds are asked for, or a number makes no sense.
-    """
+    """Return the workers of a batch, which have not begun; SettingsError where their number makes no sense."""
     if workers is not None and not 1 <= workers <= 1000:
         raise SettingsError(f"workers is {workers}: expected 1 to 1000.")
     spec: dict[str, Any] = {

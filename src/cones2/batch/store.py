@@ -250,11 +250,7 @@ def open_store(out: Path | str) -> Store:
 
 
 def check_store(store: Store) -> None:
-    """Create a thing twice; warn where the second creation changes the first.
-
-    Raises:
-        OutputError: nothing can be written there.
-    """
+    """Create a thing twice; warn where the second creation changes the first. OutputError where none can be made."""
     name = f"probe-{secrets.token_hex(8)}"
     store.create(name, b"one")
     second, content = store.create(name, b"two"), store.read(name)

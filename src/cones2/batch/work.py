@@ -14,12 +14,11 @@ from cones2.batch.plan import Lesson, weights_of
 from cones2.batch.store import Store
 from cones2.captions import read_captions
 from cones2.errors import ModelError, PhotoError, ResidualError
-from cones2.families import native_size
 from cones2.files import make_folder, write_atomically
 from cones2.layout import Layout
-from cones2.learning.data import strange_photos
+from cones2.learning.data import judge_photos
 from cones2.learning.recipe import Recipe
-from cones2.photos import Photo, load_photos, photo_report
+from cones2.photos import Photo, load_photos
 from cones2.pipeline import Cones2Pipeline
 from cones2.png import write_picture
 from cones2.redraw import with_scheduler
@@ -98,15 +97,14 @@ class ModelHands:
     def report(self, lesson: Lesson, last: Any) -> dict[str, Any]:
         """Return what is to be known of a subject: losses, doubts about its photos, how far other words moved."""
         photos, moved = self._photos.pop(lesson.id), last.displacement()
-        findings = [each.text for each in photo_report(photos, size=min(native_size(self._pipe.pipeline))).findings]
-        findings += [each.text for each in strange_photos(self._pipe.facts, photos)]
+        judged = judge_photos(self._pipe.pipeline, self._pipe.facts, photos)
         return {
             "name": lesson.name,
             "class_word": lesson.photographed["class_word"],
             "loss": last.loss,
             "displacement": moved and moved.relative,
             "preservation": moved and moved.preservation,
-            "findings": findings,
+            "findings": [finding.text for finding in judged.findings],
         }
 
     def _residual(self, name: str) -> Residual:

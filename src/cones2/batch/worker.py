@@ -24,11 +24,7 @@ MODEL = "cones2.batch.worker:model_hands"
 
 
 def model_hands(spec: Mapping[str, Any], store: Store) -> Hands:
-    """Open the model of a spec.
-
-    Raises:
-        Cones2Error: it can't be opened.
-    """
+    """Open the model of a spec; Cones2Error where it can't be opened."""
     import torch
 
     from cones2.batch.work import ModelHands

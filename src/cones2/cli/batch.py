@@ -344,11 +344,5 @@ def arguments_of(args: list[str]) -> list[str]:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "run": run,
-    "plan": plan,
-    "status": status,
-    "gallery": gallery,
-    "sheet": sheet,
-    "subjects": subjects,
-    "verify": verify,
+    each.__name__: each for each in (run, plan, status, gallery, sheet, subjects, verify)
 }

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from cones2.cli.console import counted, print_json, print_table, say, waiting
+from cones2.cli.console import print_json, print_table, say, waiting
 from cones2.cli.options import Json, Model, ModelConfig, open_model, option
+from cones2.errors import counted
 
 Photos = Annotated[
     list[Path], typer.Argument(help="A folder of photos of one subject, or the photos.", metavar="PHOTO...")
@@ -29,22 +30,20 @@ def check(
     Example: cones2 check photos/rex
     """
     with waiting("starting"):
-        from cones2.families import native_size
-        from cones2.learning.data import strange_photos
-        from cones2.photos import load_photos, photo_report
+        from cones2.learning.data import judge_photos
+        from cones2.photos import load_photos
 
         loaded = load_photos(photos, masks=masks)
     pipe = open_model(model, device="cpu", config=model_config)
     with waiting("looking at the photos"):
-        report = photo_report(loaded, size=min(native_size(pipe.pipeline)))
-        findings = (*report.findings, *strange_photos(pipe.facts, loaded))
+        report = judge_photos(pipe.pipeline, pipe.facts, loaded)
     if as_json:
         facts = [asdict(each) | {"path": str(each.path)} for each in report.photos]
-        told = [asdict(finding) | {"photos": list(finding.photos)} for finding in findings]
+        told = [asdict(finding) | {"photos": list(finding.photos)} for finding in report.findings]
         print_json({"size": report.size, "photos": facts, "findings": told})
         return
     rows = {each.path.name: f"{each.width}x{each.height}, sharpness {each.sharpness:.0f}" for each in report.photos}
     print_table(", ".join(map(str, photos)), rows)
-    for finding in findings:
+    for finding in report.findings:
         say(finding.text)
-    say(f"{counted(len(report.photos), 'photo')}, {counted(len(findings), 'remark')}.")
+    say(f"{counted(len(report.photos), 'photo')}, {counted(len(report.findings), 'remark')}.")

@@ -124,29 +124,28 @@ def compose(
     places = Places(box, polygon, mask, place, z, feather, region_weight, layout)
     with waiting("starting"):
         from cones2.cli.outputs import Pictures
-        from cones2.cli.request import Request, SubjectOptions, read_picture
+        from cones2.cli.request import Request, SubjectOptions
         from cones2.files import make_folder
         from cones2.library import Library
 
         _check_file(latents, suffix=".safetensors", replace=replace, name="--latents")
         _check_file(save_layout, suffix=".json", replace=replace, name="--save-layout")
         if official is None:
-            made = None if source is None else read_picture(source)
+            made = None
+            if source is not None:
+                from cones2.redraw import PictureRecord
+
+                made = PictureRecord.load(source)
             options = SubjectOptions(subject, plain, strength, during, subject_negative)
             subjects = options.read(Library.open(library), made)
             request = Request.read(prompt, made, subjects, given, seed=seed, count=count)
             request = changed(request, scheduler=scheduler).placed(places, auto=auto_layout)
             _check_layout(request.layout, {"--save-layout": save_layout, "--attention": attention})
         else:
-            others: dict[str, Any] = {
-                "PROMPT": prompt,
-                "--from": source,
-                "--subject": subject,
-                "--plain": plain,
-                "--preset": preset,
-            }
-            others |= {"--strength": strength, "--during": during, "--subject-negative": subject_negative}
-            others |= {"--save-layout": save_layout, "a place": places.any or auto_layout, "--scheduler": scheduler}
+            others: dict[str, Any] = {"PROMPT": prompt, "--from": source, "--subject": subject, "--plain": plain}
+            others |= {"--preset": preset, "--strength": strength, "--during": during}
+            others |= {"--subject-negative": subject_negative, "--save-layout": save_layout, "--scheduler": scheduler}
+            others["a place"] = places != Places() or auto_layout
             _refuse_beside("--official", others)
             from cones2.cones_v2.config import ConesV2Config
 

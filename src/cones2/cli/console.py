@@ -36,11 +36,6 @@ class Volume:
 volume = Volume()
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a number of things: `no photos`, `1 photo`, `2 photos`."""
-    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
-
-
 def complain(kind: str, text: object) -> None:
     """Print one line to stderr, above a bar that is there: `error: ...` or `warning: ...`."""
     style = {"error": "bold red", "warning": "yellow"}[kind]

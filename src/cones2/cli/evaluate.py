@@ -213,11 +213,5 @@ def _check_scipy() -> None:
         raise SettingsError("scipy is not installed: pip install 'cones2[evaluation]'.") from error
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "run": run,
-    "report": report,
-    "sheets": sheets,
-    "power": power,
-    "form": form,
-}
+COMMANDS: dict[str, Callable[..., None]] = {each.__name__: each for each in (run, report, sheets, power, form)}
 """Of the group, by name."""

@@ -1,7 +1,7 @@
 """`cones2 layout`: a layout made, changed or drawn; and the options that place subjects, also in other commands."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,11 +93,6 @@ class Places:
     weights: Sequence[str] | None = None
     file: Path | None = None
 
-    @property
-    def any(self) -> bool:
-        """Whether anything is said."""
-        return self != Places()
-
     def read(
         self,
         *,
@@ -125,8 +120,8 @@ class Places:
         given = Layout({name: region for name, region in before.items() if name not in words})
         placed = place_layout(words, given, class_words=class_words, aspect=aspect)
         placed = auto_layout(tuple(others), class_words, given=placed, aspect=aspect)
-        regions = {name: self._adjusted(name, region) for name, region in placed.regions.items()}
-        self._check_names(regions)
+        regions = dict(placed.regions)
+        self._adjust(regions)
         return Layout(regions) if regions else None
 
     def _shapes(self) -> dict[str, list[Any]]:
@@ -146,24 +141,19 @@ class Places:
             shapes.setdefault(name, []).append(files.load(Path(text)))
         return shapes
 
-    def _adjustments(self) -> Iterator[tuple[str, str, dict[str, str]]]:
-        yield "--z", "z", unique("--z", self.heights, example="hat=1")
-        yield "--feather", "feather", unique("--feather", self.feathers, example="rex=0.05")
-        yield "--region-weight", "weight", unique("--region-weight", self.weights, example="rex=1.5")
-
-    def _adjusted(self, name: str, region: "Region") -> "Region":
-        """Set z, feather and weight of a region, wherever it comes from."""
-        for typed, field, texts in self._adjustments():
-            if name in texts:
-                value = number(f"{typed} {name}", texts[name], int if field == "z" else float)
-                region = replace(region, **{field: value})
-        return region
-
-    def _check_names(self, regions: Mapping[str, "Region"]) -> None:
-        for typed, _, texts in self._adjustments():
-            for name in texts.keys() - regions.keys():
-                known = ", ".join(regions) or "none"
-                raise SettingsError(f"{typed} names {name!r}, which has no region; those that have: {known}.")
+    def _adjust(self, regions: dict[str, "Region"]) -> None:
+        """Set z, feather and weight of regions, wherever they come from."""
+        for typed, field, texts, example in (
+            ("--z", "z", self.heights, "hat=1"),
+            ("--feather", "feather", self.feathers, "rex=0.05"),
+            ("--region-weight", "weight", self.weights, "rex=1.5"),
+        ):
+            for name, text in unique(typed, texts, example=example).items():
+                if name not in regions:
+                    known = ", ".join(regions) or "none"
+                    raise SettingsError(f"{typed} names {name!r}, which has no region; those that have: {known}.")
+                value = number(f"{typed} {name}", text, int if field == "z" else float)
+                regions[name] = replace(regions[name], **{field: value})
 
 
 def _numbers(option: str, text: str) -> list[float]:

@@ -85,7 +85,12 @@ def learn(
         previews.check(replace=replace or resume)
         loaded = load_photos(photos, masks=masks)
     pipe = open_model(model, device=device, dtype=dtype, config=model_config)
-    findings = _judge(loaded, pipe)
+    with waiting("looking at the photos"):
+        from cones2.learning.data import judge_photos
+
+        findings = [finding.text for finding in judge_photos(pipe.pipeline, pipe.facts, loaded).findings]
+    for finding in findings:
+        warnings.warn(finding, Cones2Warning, stacklevel=2)
     chosen = chosen or find_recipe(pipe.facts.recipe or pipe.family.recipe)
     chosen = chosen if steps is None else changed(chosen, steps=steps)
     make_folder(kept.file.parent)
@@ -108,7 +113,8 @@ def learn(
             with waiting("measuring how far other words moved"):
                 moved = getattr(last, "learned", last).displacement()
     report = {
-        **kept.describe(),
+        "residual": str(kept.file),
+        "name": name,
         "sha256": last.residual.sha256,
         "class_word": class_word,
         "tokens": {part.encoder.role: list(part.tokens) for part in last.residual.parts},
@@ -222,9 +228,6 @@ class _Kept:
         if self.name is not None:
             self.shelf.add(self.name, residual, replace=self.replace)
 
-    def describe(self) -> dict[str, Any]:
-        return {"residual": str(self.file), "name": self.name}
-
     def command(self, model: str, config: str | None) -> str:
         """Return the command line that draws it."""
         name = self.name or (self.file.stem if self.file.stem.isidentifier() else "it")
@@ -233,20 +236,6 @@ class _Kept:
         command += ["--model", model] if model != "mini" else []
         command += ["--model-config", config] if config is not None else []
         return shlex.join(command)
-
-
-def _judge(photos: Any, pipe: Any) -> list[str]:
-    """Warn of what is doubtful about photos."""
-    from cones2.families import native_size
-    from cones2.learning.data import strange_photos
-    from cones2.photos import photo_report
-
-    with waiting("looking at the photos"):
-        report = photo_report(photos, size=min(native_size(pipe.pipeline)))
-        findings = [finding.text for finding in (*report.findings, *strange_photos(pipe.facts, photos))]
-    for finding in findings:
-        warnings.warn(finding, Cones2Warning, stacklevel=2)
-    return findings
 
 
 @contextmanager

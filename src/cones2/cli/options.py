@@ -135,11 +135,11 @@ def open_model(
     compile: bool = False,  # noqa: A002  # the library's word
 ) -> "Cones2Pipeline":
     """Open a model under a spinner; raises as `Cones2Pipeline.from_pretrained` does."""
-    named = (
+    with (
+        waiting(f"opening {model}"),
         hint(ModelError, "The model is what --model names."),
         hint(SettingsError, "See --model-config, --device, --dtype."),
-    )
-    with waiting(f"opening {model}"), named[0], named[1]:
+    ):
         from cones2.pipeline import Cones2Pipeline
 
         pipe = Cones2Pipeline.from_pretrained(model, device=device, dtype=dtype, config=config, compile=compile)

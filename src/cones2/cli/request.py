@@ -6,20 +6,12 @@ What takes long to import is imported where it is needed, so that mistakes in op
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cones2.cli.console import drawing
 from cones2.cli.layout import Places
 from cones2.cli.options import hint, number, open_model, read_residual, unique
-from cones2.errors import (
-    LayoutError,
-    ModelError,
-    PictureError,
-    ResidualError,
-    ResidualMismatchError,
-    SettingsError,
-)
+from cones2.errors import LayoutError, ModelError, PictureError, ResidualError, ResidualMismatchError, SettingsError
 from cones2.layout import Layout
 from cones2.library import Library
 from cones2.prompts import parse_prompt
@@ -74,16 +66,14 @@ class SubjectOptions:
         if made is not None:
             from cones2.redraw import recall_subjects
 
-            known = made.subjects.items()
-            lacking = {name: each for name, each in known if name not in subjects}
+            lacking = {name: each for name, each in made.subjects.items() if name not in subjects}
             with hint(ResidualError, "On the command line: --subject NAME=FILE."):
                 recalled = recall_subjects(made.model_copy(update={"subjects": lacking}), subjects)
-            for name, each in ((name, each) for name, each in known if name in subjects):
+            for name in made.subjects.keys() & subjects.keys():
+                each = made.subjects[name]
                 kept: dict[str, Any] = {"strength": each.strength, "during": each.during, "negative": each.negative}
                 recalled[name] = replace(subjects[name], **kept)
-            subjects = {
-                name: recalled.get(name) or subjects[name] for name in dict.fromkeys([*made.subjects, *subjects])
-            }
+            subjects = {**{name: recalled[name] for name in made.subjects}, **subjects, **recalled}
         subjects |= {name: Subject(word) for name, word in words.items()}
         for name, text in self._details("--strength", self.strengths, subjects, example="rex=0.8"):
             subjects[name] = replace(subjects[name], strength=number(f"--strength {name}", text))
@@ -247,13 +237,6 @@ class Request:
         rows = zip(seeds, output.images, latents[0].cpu(), output.records, readings, strict=True)
         drawn = [Drawn(*row) for row in rows]
         return drawn if self.keep is None else [drawn[self.keep]]
-
-
-def read_picture(path: Path) -> "PictureRecord":
-    """Read how a picture was made."""
-    from cones2.redraw import PictureRecord
-
-    return PictureRecord.load(path)
 
 
 def _numbered(first: int, count: int | None) -> tuple[int, ...]:

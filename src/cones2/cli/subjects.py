@@ -33,16 +33,11 @@ def list_subjects(library: Library = None, as_json: Json = False) -> None:
         note("Learn one with 'cones2 learn PHOTOS --class dog --name rex', or add a file with 'cones2 subjects add'.")
         note(f"Prompts may also name the examples: {', '.join(EXAMPLES)}.")
         return
-    described = [entry.describe() for entry in entries]
-    rows = [
-        (
-            entry["name"] or "",
-            entry["class_word"] or "",
-            entry["learned_on"] or "",
-            f"broken: {entry['problem']}" if entry["problem"] else "",
-        )
-        for entry in described
-    ]
+    rows = []
+    for entry in entries:
+        told = entry.describe()
+        problem = f"broken: {entry.problem}" if entry.problem else ""
+        rows.append((entry.name, told["class_word"] or "", told["learned_on"] or "", problem))
     print_rows(str(shelf.folder), ("subject", "class word", "learned on", ""), rows)
 
 

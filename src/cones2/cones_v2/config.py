@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from cones2.cones_v2.tensor import SavedTensor, adopt, encoder_of, read_tensor
 from cones2.errors import Cones2Warning, LayoutError, PromptError, SettingsError, first_problem
@@ -38,9 +38,7 @@ Colour = tuple[int, int, int]
 Span = tuple[int, int]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-
+class _Entry(BaseModel, extra="allow", strict=True, frozen=True):
     prompt: Annotated[str, Field(min_length=1, max_length=5000)]
     residual_dict: Mapping[_Name, _Path]
     color_context: Annotated[

@@ -88,11 +88,7 @@ def adopt(encoder: EncoderId, tokenizer: Any, saved: SavedTensor, class_word: st
 
 
 def read_tensor(path: Path | str) -> SavedTensor:
-    """Read a file: float32 or float16, saved from any device.
-
-    Raises:
-        ResidualError: it can't be read, or is anything but what the authors' training script saves.
-    """
+    """Read a file, float32 or float16, from any device; ResidualError for all but what the authors' script saves."""
     content = read_bounded(expanded(path), limit=MAX_FILE_BYTES, error=ResidualError)
     try:
         vector = _tensor_in(content)

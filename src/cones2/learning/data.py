@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import hashlib
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,8 @@ from cones2.families import Family, native_size
 from cones2.images import flattened, upright
 from cones2.judge import LEAST_SURE, open_judge, sureness
 from cones2.learning.losses import CaptionChunk
-from cones2.learning.recipe import Recipe
 from cones2.models import ModelFacts
-from cones2.photos import Finding, Photo, View, load_photos, stack_pixels, views
+from cones2.photos import Finding, Photo, PhotoReport, View, load_photos, photo_report, stack_pixels, views
 from cones2.prompts import token_span
 from cones2.record import content_hash
 from cones2.residual import MAX_TOKENS
@@ -137,10 +136,7 @@ def _class_spans(tokenizer: Any, captions: Sequence[str], class_word: str) -> li
     window = int(tokenizer.model_max_length)
     spans = [token_span(tokenizer, caption, *find_class_word(caption, class_word)) for caption in captions]
     count = spans[0][1] - spans[0][0]
-    if count > MAX_TOKENS:
-        raise CaptionError(
-            f"{class_word!r} is {count} tokens long, expected at most {MAX_TOKENS}: take a shorter class word."
-        )
+    check_length(class_word, count)
     for caption, (start, stop) in zip(captions, spans, strict=True):
         if stop > window - 1:  # the last place is the end token's
             raise CaptionError(
@@ -150,6 +146,12 @@ def _class_spans(tokenizer: Any, captions: Sequence[str], class_word: str) -> li
         if stop - start != count:
             raise CaptionError(f"{caption!r} has the class word in other tokens than those before: leave it out.")
     return spans
+
+
+def check_length(class_word: str, count: int) -> None:
+    """Check how many tokens a class word has; CaptionError for more than a residual can have."""
+    if count > MAX_TOKENS:
+        raise CaptionError(f"{class_word!r} is {count} tokens long, expected at most {MAX_TOKENS}: take a shorter one.")
 
 
 def held_out_captions(
@@ -225,17 +227,13 @@ def encode_images(
     They are encoded one after the other: at 1024 pixels and in float32, each takes 2.7 GB. The autoencoder works in its
     own dtype, but for float16, in which those of Stable Diffusion overflow.
     """
-    vae, device = _autoencoder(pipeline), pipeline._execution_device
+    vae, device = pipeline.vae, pipeline._execution_device
+    vae = float32_copy(vae, device) if vae.dtype == torch.float16 else vae
     pixels = stack_pixels(images) / 127.5 - 1
     posteriors = [vae.encode(row.to(device, vae.dtype)).latent_dist for row in pixels[:, None]]
     mean, std = (torch.cat([getattr(each, name) for each in posteriors]).float() for name in ("mean", "std"))
     shift, scale = _latent_units(vae, mean)
     return (mean - shift) * scale, std * scale
-
-
-def _autoencoder(pipeline: Any) -> Any:
-    vae = pipeline.vae
-    return float32_copy(vae, pipeline._execution_device) if vae.dtype == torch.float16 else vae
 
 
 def _latent_units(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -277,12 +275,14 @@ def strange_photos(facts: ModelFacts, photos: Sequence[Photo]) -> tuple[Finding,
     return (Finding("model", (), text),)
 
 
-def check_suits(facts: ModelFacts, photos: Sequence[Photo], class_word: str, *, force: bool) -> None:
-    """Check that a model of a small world knows a class word, unless `force`; warn of photos that it can't draw.
+def judge_photos(pipeline: Any, facts: ModelFacts, photos: Sequence[Photo]) -> PhotoReport:
+    """Judge photos for the pictures that a pipeline draws: `photo_report`, and whether its model can draw them."""
+    report = photo_report(photos, size=min(native_size(pipeline)))
+    return dataclasses.replace(report, findings=(*report.findings, *strange_photos(facts, photos)))
 
-    Raises:
-        CaptionError: it does not know the class word.
-    """
+
+def check_suits(facts: ModelFacts, photos: Sequence[Photo], class_word: str, *, force: bool) -> None:
+    """Warn of photos that a model can't draw; CaptionError where it knows few words, not this one, and no `force`."""
     unknown = [word for word in class_word.lower().split() if word not in (facts.lexicon or (word,))]
     if unknown and not force:
         known = facts.class_words or sorted(facts.lexicon or ())
@@ -312,15 +312,3 @@ def random_numbers(seed: int, step: int) -> torch.Generator:
     """Return random numbers of one step alone, so that resuming needs no generator's state; step 0 chooses crops."""
     digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:4], "big"))
-
-
-def how_learned(
-    recipe: Recipe, seed: int, captions: str, photos: Sequence[Photo], adapters: Mapping[str, Any], *, taken: int
-) -> dict[str, Any]:
-    """Return what a residual's file says of its learning.
-
-    The recipe, how many of its steps were taken, the seed, hashes of captions, masks and LoRA.
-    """
-    settings = {name: value for name, value in dataclasses.asdict(recipe).items() if value is not None}
-    learned = {"taken": taken, "seed": seed, "captions": captions, "masks": masks_hash(photos)}
-    return settings | learned | ({"adapters": dict(adapters)} if adapters else {})

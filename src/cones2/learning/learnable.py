@@ -14,11 +14,7 @@ _FEW_STEPS = re.compile("turbo|schnell|lightning", re.IGNORECASE)
 
 
 def learnable_family(pipeline: Any) -> Family:
-    """Return the family of a pipeline on which residuals can be learned.
-
-    Raises:
-        ModelError: they can't be learned on it.
-    """
+    """Return the family of a pipeline on which residuals can be learned; ModelError where they can't."""
     family = family_of(pipeline)
     _check_weights(pipeline, family)
     if family.velocity is None:

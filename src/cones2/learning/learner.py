@@ -31,7 +31,7 @@ from cones2.learning.data import (
     encode_views,
     hash_of,
     held_out_captions,
-    how_learned,
+    masks_hash,
     random_numbers,
 )
 from cones2.learning.learnable import learnable_family
@@ -292,11 +292,7 @@ class _Learner:
 
     @own_settings()
     def take_step(self, number: int) -> tuple[float, float, float]:
-        """Take a step of AdamW; return L, L_sub and L_reg before it.
-
-        Raises:
-            LearningError: the loss or its gradient is not finite.
-        """
+        """Take a step of AdamW; return L, L_sub and L_reg before it. LearningError where one is not finite."""
         inputs = self._draw(random_numbers(self.seed, number))
         with torch.enable_grad(), unedited(), model_alone(self.pipeline):
             if self.captured is None:
@@ -332,11 +328,7 @@ class _Learner:
 
     @own_settings()
     def residual(self) -> Residual:
-        """Return Δ of what is learned so far: Eq. 5 over all captions, or what was learned directly.
-
-        Raises:
-            LearningError: it is not finite.
-        """
+        """Return Δ so far, by Eq. 5 over all captions or as learned directly; LearningError where it is not finite."""
         vectors = self.text.vectors()
         if not all(vector.isfinite().all() for vector in vectors):
             raise diverged("the residual is not finite", self.recipe)
@@ -362,8 +354,11 @@ class _Learner:
         return displacement(self.text.reader.compare(captions, untouched.embed(captions)))
 
     def _how_learned(self) -> dict[str, Any]:
-        texts = hash_of(self.captions)
-        return how_learned(self.recipe, self.seed, texts, self.photos, self.adapters, taken=self.taken or 0)
+        """Return what a residual's file says: the recipe, steps taken, the seed, hashes of captions, masks and LoRA."""
+        recipe = {name: value for name, value in dataclasses.asdict(self.recipe).items() if value is not None}
+        learned = {"taken": self.taken or 0, "seed": self.seed, "captions": hash_of(self.captions)}
+        learned["masks"] = masks_hash(self.photos)
+        return recipe | learned | ({"adapters": self.adapters} if self.adapters else {})
 
     def settings(self) -> dict[str, Any]:
         """Return all that a checkpoint's state depends on, as short JSON values: not how many steps are to follow."""

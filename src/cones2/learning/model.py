@@ -191,11 +191,7 @@ class CapturedStep:
 
 
 def check_captured(pipeline: Any, family: Family, *, save_memory: bool) -> None:
-    """Check that a pipeline's steps of learning can be captured.
-
-    Raises:
-        SettingsError: they can't.
-    """
+    """Check that a pipeline's steps of learning can be captured; SettingsError where they can't."""
     if family.velocity is not None:
         raise SettingsError(f"learning on {family.name} can't be compiled: leave compile out.")
     if pipeline._execution_device.type != "cuda" or save_memory or getattr(pipeline, "_all_hooks", None):

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import pydantic
 from PIL.Image import Image
 
-from cones2.captions import find_class_word, photo_caption
+from cones2.captions import photo_prompt
 from cones2.errors import LearningError, OutputError, SettingsError
 from cones2.files import expanded, make_folder, read_bounded, write_atomically
 from cones2.learning.learner import LearnStep
@@ -134,12 +134,13 @@ def with_previews(
                 images: tuple[Image, ...] = ()
                 likeness = None
                 if step.step % every == 0 or step.step == step.steps:
-                    text = prompt or _photo_prompt(step.residual.class_word)
+                    text = prompt or photo_prompt(step.residual.class_word, _NAME)
                     images = tuple(pipe(text, subjects={_NAME: step.residual}, **options).images)
                     likeness = identity(images) if identity else None
                 if likeness is not None:
                     previews.append(Preview(step=step.step, identity=likeness, loss=step.loss, residual=step.residual))
-                    _write(file, drawn, previews)  # before a checkpoint of this step can be written
+                    if file is not None:  # before a checkpoint of this step can be written
+                        write_atomically(file, _Document(drawn=drawn, previews=previews).model_dump_json().encode())
                 best = max(previews if patience else (), key=lambda preview: preview.identity, default=None)
                 waited = sum(preview.step > best.step for preview in previews) if best else 0
                 stopped = patience is not None and waited >= patience and step.step < step.steps
@@ -150,20 +151,9 @@ def with_previews(
     return follow()
 
 
-def _photo_prompt(class_word: str) -> str:
-    caption = photo_caption(class_word)
-    start, stop = find_class_word(caption, class_word)
-    return f"{caption[:start]}{{{_NAME}}}{caption[stop:]}"
-
-
 class _Document(pydantic.BaseModel):
     drawn: str
     previews: list[Preview]
-
-
-def _write(file: Path | None, drawn: str, previews: list[Preview]) -> None:
-    if file is not None:
-        write_atomically(file, _Document(drawn=drawn, previews=previews).model_dump_json().encode())
 
 
 def _read(file: Path | None, drawn: str, *, before: int) -> list[Preview]:

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -73,18 +73,17 @@ class Recipe:
         settings = read_toml(expanded(path), example="lines such as steps = 300")
         try:
             base = _find_preset(settings.pop("preset", "paper"))
-            _check_names(settings)
+            known = [field.name for field in dataclasses.fields(cls)]
+            if unknown := [name[:100] for name in settings if name not in known]:
+                nearest = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
+                raise SettingsError(f"{unknown[0]!r} is not a setting of a recipe. Did you mean {nearest!r}?")
             return dataclasses.replace(base, **settings)
         except SettingsError as error:
             raise SettingsError(f"{path}: {error}") from error
 
 
 def find_recipe(recipe: Recipe | Path | str) -> Recipe:
-    """Return a recipe as it is, the preset of a name, or what a TOML file says (a name that ends in `.toml`).
-
-    Raises:
-        SettingsError: there is no such preset, or the file is not a recipe.
-    """
+    """Return a recipe as it is, the preset of a name, or what a `.toml` file says; SettingsError for all else."""
     if isinstance(recipe, Recipe):
         return recipe
     return Recipe.from_toml(recipe) if str(recipe).endswith(".toml") else _find_preset(recipe)
@@ -97,14 +96,6 @@ def _find_preset(name: object) -> Recipe:
             " file."
         )
     return RECIPES[name]
-
-
-def _check_names(settings: Iterable[str]) -> None:
-    known = [field.name for field in dataclasses.fields(Recipe)]
-    for name in settings:
-        if name not in known:
-            nearest = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.0)[0]
-            raise SettingsError(f"{name[:100]!r} is not a setting of a recipe. Did you mean {nearest!r}?")
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(

@@ -11,16 +11,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cones2.captions import find_class_word, photo_caption
+from cones2.captions import photo_prompt
 from cones2.conditioning import PromptEncoder
-from cones2.errors import CaptionError
 from cones2.families import Family, laid_out, places
 from cones2.fingerprint import fingerprint, fingerprints
-from cones2.learning.data import Captions, TextReader
+from cones2.learning.data import Captions, TextReader, check_length
 from cones2.learning.losses import mean_shift, preservation_loss
 from cones2.learning.recipe import Recipe
 from cones2.prompts import TokenizedPrompt, parse_prompt
-from cones2.residual import MAX_TOKENS, EncoderId
+from cones2.residual import EncoderId
 from cones2.shared import texts_read_alone
 
 _NAME = "subject"
@@ -36,13 +35,14 @@ class TunedText:
         encoder_ids: the fingerprints of the untouched encoders.
         class_tokens: the class word's, for each encoder.
         caption_count: how many captions Eq. 3 draws from.
+        encoders: the copies.
         parameters: what is tuned.
         averages: nothing: the last step's encoders are what is kept.
     """
 
     def __init__(self, reader: TextReader, captions: Captions, prompt: Captions, tune: str, model: str) -> None:
         self.reader, self.captions, self._prompt = reader, captions, prompt
-        self.encoder_ids = encoder_ids_of(reader, model)
+        self.encoders, self.encoder_ids = reader.encoders, encoder_ids_of(reader, model)
         self.class_tokens = captions.class_tokens
         self.caption_count = len(captions.texts)
         self.averages: list[Tensor] = []
@@ -53,11 +53,6 @@ class TunedText:
             for name, parameter in encoder.named_parameters()
             if (tune == "all" or ".layers." in name) and ".lora_" not in name
         ]
-
-    @property
-    def encoders(self) -> tuple[Any, ...]:
-        """The copies."""
-        return self.reader.encoders
 
     def read(self, rows: Int[Tensor, "captions"]) -> tuple[Float[Tensor, "1 tokens dim"], Float[Tensor, ""]]:
         """Return the prompt's embedding and L_reg, by one pass of the text encoders over prompt and captions."""
@@ -142,9 +137,7 @@ class DirectText:
             CaptionError: the class word has more tokens than a residual can have.
             PromptError: its tokens are not those of the word alone.
         """
-        caption = photo_caption(class_word)
-        start, stop = find_class_word(caption, class_word)
-        template, words = f"{caption[:start]}{{{_NAME}}}{caption[stop:]}", {_NAME: class_word}
+        template, words = photo_prompt(class_word, _NAME), {_NAME: class_word}
         with texts_read_alone(pipeline) as reader, torch.no_grad():
             encoder = PromptEncoder(reader, family, {}, None)
             inputs = encoder.encode(parse_prompt(template, words), "")
@@ -155,11 +148,7 @@ class DirectText:
         for tokenizer, prompt in zip(tokenizers, tokens, strict=True):
             own = prompt.input_ids[0, slice(*prompt.spans[_NAME][0])]
             class_tokens.append(tuple(tokenizer.convert_ids_to_tokens(own.tolist())))
-            if len(own) > MAX_TOKENS:
-                raise CaptionError(
-                    f"{class_word!r} is {len(own)} tokens long, expected at most {MAX_TOKENS}: take a shorter class"
-                    " word."
-                )
+            check_length(class_word, len(own))
         original = inputs["prompt_embeds"][0][None].float()  # also of a list
         return cls(original, family, tokens, ids, class_tokens, recipe, inputs.get("pooled_prompt_embeds"))
 
@@ -175,17 +164,16 @@ class DirectText:
 
         By polynomial-decay averaging, arXiv:1212.1824.
         """
-        if self._recipe.norm_limit is not None:
-            self._shorten(self._recipe.norm_limit)
-        share = (1 + _DECAY) / (number + _DECAY) if self._recipe.averaged else 1.0
+        limit, share = self._recipe.norm_limit, 1.0
+        if limit is not None:
+            for parameter, unit, lengths in zip(self.parameters, self._units, self._lengths, strict=True):
+                layers = (parameter * unit).unflatten(1, (lengths.shape[1], -1))
+                over = (limit * lengths / layers.norm(dim=-1, keepdim=True)).clamp(max=1)  # infinite where Δ = 0
+                parameter.mul_(over.expand_as(layers).flatten(1))
+        if self._recipe.averaged:
+            share = (1 + _DECAY) / (number + _DECAY)
         for average, parameter in zip(self.averages, self.parameters, strict=True):
             average.lerp_(parameter, share)
-
-    def _shorten(self, limit: float) -> None:
-        for parameter, unit, lengths in zip(self.parameters, self._units, self._lengths, strict=True):
-            layers = (parameter * unit).unflatten(1, (lengths.shape[1], -1))
-            over = (limit * lengths / layers.norm(dim=-1, keepdim=True)).clamp(max=1)  # clamps the infinity of Δ = 0
-            parameter.mul_(over.expand_as(layers).flatten(1))
 
     def vectors(self) -> list[Float[Tensor, "_ _"]]:
         """Return Δ for each encoder."""
