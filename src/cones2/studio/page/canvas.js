@@ -242,7 +242,7 @@ export function showBackdrop(url, text = "") {
   image.alt = text;
   image.hidden = !url;
   $("#sheet").classList.toggle("pictured", Boolean(url));
-  $("#backdrop-clear").hidden = !url;
+  $("#backdrop-part").hidden = !url;
   $("#canvas-empty").hidden = draft.places.length > 0 || Boolean(url);
 }
 

@@ -45,6 +45,13 @@ export const h = (tag, attributes = {}, ...children) => fill(document.createElem
 export const s = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
 /**
+ * Put other children into an element; null and false are left out.
+ * @param {Element} element
+ * @param {...any} children
+ */
+export const put = (element, ...children) => element.replaceChildren(...children.flat().filter((child) => child || child === 0));
+
+/**
  * One of the symbols of index.html.
  * @param {string} name
  */

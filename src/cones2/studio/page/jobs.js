@@ -1,6 +1,6 @@
 /** Make and cancel; the card of the job that runs; the queue. All of it follows from the server's list of jobs. */
 
-import { $, announce, attempt, duration, h, iconButton, openDialog, toast } from "./dom.js";
+import { $, announce, attempt, duration, h, iconButton, openDialog, put as fill, toast } from "./dom.js";
 import { post } from "./api.js";
 import { showBackdrop } from "./canvas.js";
 import { fileUrl, pictureOf, thumbUrl } from "./pictures.js";
@@ -133,7 +133,7 @@ function renderCard() {
   if (key !== card) {
     card = key;
     box.hidden = !job;
-    if (job) box.replaceChildren(
+    if (job) fill(box,
       h("div", { class: "now-head" }, h("span", { class: `dot ${job.state}`, "aria-hidden": "true" }), h("span", { class: "now-line" }), isActive(job)
         ? h("button", { type: "button", class: "small-button", onclick: () => cancel(job) }, "Cancel") : null),
       isActive(job) ? h("progress", { max: 1, value: 0, "aria-label": "Progress of the picture" }) : null,

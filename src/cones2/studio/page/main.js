@@ -50,6 +50,7 @@ const HEARD = {
   subjects: () => void subjects.refresh(),
   worker: (data) => {
     server.worker = data.state;
+    if (data.state === "ready" && !server.info?.model) void catchUp();
     tell("connection");
   },
 };
@@ -64,7 +65,7 @@ function renderConnection() {
     $("#banner-text").textContent = text;
     if (text) announce(text);
   }
-  $("#model").textContent = server.info?.model.name ?? "";
+  $("#model").textContent = server.info?.model?.name ?? "";
 }
 
 function startTheme() {

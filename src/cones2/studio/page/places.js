@@ -1,9 +1,12 @@
 /** The list of places, the foremost first: rows with number fields, so that nothing needs a mouse. */
 
-import { $, announce, h, iconButton } from "./dom.js";
+import { $, announce, ask, h, iconButton, put, toast } from "./dom.js";
+import { isMissing, join, leave, renameInDraft } from "./cast.js";
 import { inBounds, removeShape, setShape } from "./gestures.js";
+import { nameFrom } from "./layouts.js";
 import { boundsOf, boxBetween, kindOf, percent, round } from "./shapes.js";
-import { change, colourOf, draft, on, setUi, ui, withPlace } from "./store.js";
+import { change, draft, memberNamed, on, placeNamed, setUi, subjectNamed, ui, withPlace } from "./store.js";
+import { face } from "./subjects.js";
 
 /** @typedef {import("./shapes.js").Place} Place */
 /** @typedef {import("./shapes.js").Shape} Shape */
@@ -95,13 +98,38 @@ function details(place) {
       number("depth", place.z, (value) => set({ z: Math.min(100, Math.max(-100, Math.round(value))) }), { min: -100, max: 100, step: 1, "aria-label": `${place.subject}: depth, greater is nearer` })),
     h("label", { class: "check" }, h("input", { type: "checkbox", checked: isRest, onchange: () =>
       set({ shapes: isRest ? [{ box: [0.3, 0.3, 0.7, 0.9] }] : [{ rest: true }], z: isRest ? place.z : Math.min(...draft.places.map((each) => each.z)) }) }),
-    "everything that the others leave (a scene)"));
+    "everything that the others leave (a scene)"),
+    h("button", { type: "button", class: "small-button", onclick: () => change({ places: withPlace(place.id, () => null) }) }, "Delete this place"));
+}
+
+/** @param {import("./store.js").Member} member */
+async function renameWord(member) {
+  const name = nameFrom((await ask(`Rename ${member.name}`, "Name", member.name)) ?? member.name);
+  if (name === member.name) return;
+  if (memberNamed(name)) toast(`${name} is taken.`, { bad: true });
+  else renameInDraft(member.name, name);
+}
+
+/** The head of a row: who it is, and out with it.
+ * @param {string} name
+ * @param {() => void} select
+ * @param {...any} buttons
+ */
+function head(name, select, ...buttons) {
+  const member = memberNamed(name);
+  const missing = member && isMissing(member);
+  const word = missing ? "its file is missing" : member?.source === "word" ? `plain word ${member.class_word}` : member?.class_word;
+  const thumb = member?.source === "word" ? undefined : subjectNamed(name)?.thumb;
+  return h("div", { class: `row-head${missing ? " missing" : ""}` },
+    h("button", { type: "button", class: "name", "aria-pressed": ui.active === name, onclick: select }, face(name, name, thumb),
+      h("span", { class: "chip-text" }, h("b", {}, name), h("span", { class: "hint" }, word))),
+    missing ? h("button", { type: "button", class: "link", onclick: () => $("#import-file").click() }, "import") : null,
+    member?.source === "word" ? iconButton("pencil", `Rename ${name}`, () => renameWord(member)) : null,
+    ...buttons, iconButton("close", `Take ${name} out of the picture`, () => leave(name)));
 }
 
 /** @param {Place} place @param {number} at */
 function row(place, at) {
-  const swatch = h("span", { class: "swatch" });
-  swatch.style.background = colourOf(place.subject);
   const select = (/** @type {number} */ shape) => setUi({ selected: { place: place.id, shape }, active: place.subject });
   const many = place.shapes.length > 1;
   const lines = place.shapes.map((shape, index) => h("div", { class: "shape-line", onfocusin: () => select(index) },
@@ -117,13 +145,17 @@ function row(place, at) {
       const id = event.dataTransfer?.getData("text/x-place");
       if (id) (event.preventDefault(), event.stopPropagation(), moveRow(id, at));
     } },
-    h("div", { class: "row-head" },
-      h("button", { type: "button", class: "name", "aria-pressed": ui.selected?.place === place.id, onclick: () => select(0) }, swatch, place.subject),
-      iconButton("up", `Bring ${place.subject} to the front by one`, () => moveRow(place.id, at - 1), { disabled: at === 0 }),
-      iconButton("down", `Send ${place.subject} back by one`, () => moveRow(place.id, at + 1), { disabled: at === draft.places.length - 1 }),
-      iconButton("trash", `Delete the place of ${place.subject}`, () => change({ places: withPlace(place.id, () => null) }))),
-    ...lines, details(place));
+  head(place.subject, () => select(0),
+    iconButton("up", `Bring ${place.subject} to the front by one`, () => moveRow(place.id, at - 1), { disabled: at === 0 }),
+    iconButton("down", `Send ${place.subject} back by one`, () => moveRow(place.id, at + 1), { disabled: at === draft.places.length - 1 })),
+  ...lines, details(place));
 }
+
+/** A subject of the picture that has no place.
+ * @param {import("./store.js").Member} member
+ */
+const bareRow = (member) => h("li", { class: "place-row bare", "data-id": member.name }, head(member.name, () => setUi({ active: member.name, selected: null }),
+  h("button", { type: "button", class: "link", onclick: () => join(member.name, { mention: false }) }, "place it")));
 
 /** Keep open what was open, and the focus in the same field of the same row. */
 function render() {
@@ -132,20 +164,20 @@ function render() {
   const focused = list.contains(document.activeElement) && /** @type {HTMLElement} */ (document.activeElement);
   const home = focused && focused.closest("li")?.dataset.id;
   const label = focused && (focused.getAttribute("aria-label") ?? focused.className);
-  list.replaceChildren(...draft.places.map(row));
+  put(list, draft.places.map(row), draft.members.filter((member) => !placeNamed(member.name)).map(bareRow));
   for (const item of list.children) {
     if (open.has(item.dataset.id)) $("details", item).open = true;
     if (item.dataset.id === home) [...item.querySelectorAll("input, button")].find((each) => (each.getAttribute("aria-label") ?? each.className) === label)?.focus();
   }
-  $("#places-empty").hidden = draft.places.length > 0;
+  $("#places-empty").hidden = list.children.length > 0;
   $("#overlap").hidden = draft.places.length < 2;
   $("#overlap-share").checked = draft.places.length > 1 && new Set(draft.places.map((place) => place.z)).size === 1;
 }
 
 export function start() {
   let shown = "";
-  on("draft ui", () => {
-    const now = JSON.stringify([draft.places, draft.members.map((member) => [member.name, member.colour]), ui.selected]);
+  on("draft ui subjects", () => {
+    const now = JSON.stringify([draft.places, draft.members.map(({ strength, negative, ...member }) => [member, isMissing({ ...member, strength, negative })]), ui.selected, ui.active]);
     if (now === shown) return;
     shown = now;
     render();

@@ -66,7 +66,7 @@ function allDoubts() {
 
 /** Why Make can't be pressed; empty where it can. */
 export function obstacle() {
-  if (!server.info) return "The server is not there yet.";
+  if (!server.info?.model) return "The model is not there yet.";
   if (!draft.prompt.trim()) return "Write what to draw, or choose a subject.";
   return allDoubts().find((doubt) => doubt.blocks)?.text ?? "";
 }

@@ -52,8 +52,7 @@ function contiguous(seeds) {
 /** What the model suits, wherever the draft has nothing yet. */
 export function adoptDefaults() {
   const { defaults } = server.info;
-  const fresh = draft.width === 0;
-  if (!fresh) return;
+  if (draft.width || !defaults.width) return; // a draft that has its numbers, or a model that is still being opened
   change({ width: defaults.width, height: defaults.height, steps: defaults.num_inference_steps,
     guidance_scale: defaults.guidance_scale, layout_scale: defaults.layout_scale, preset: defaults.preset,
     scheduler: defaults.scheduler ?? null }, { undoable: false });

@@ -102,10 +102,10 @@ function startFields() {
 
 function startAspects() {
   const buttons = ASPECTS.map(([name, across, down]) => h("button", { type: "button", class: "aspect", "aria-pressed": "false",
-    onclick: () => server.info && change(sizeOf(Number(across), Number(down))) }, String(name)));
+    onclick: () => server.info?.model && change(sizeOf(Number(across), Number(down))) }, String(name)));
   $("#aspects").append(...buttons);
   on("draft info", () => buttons.forEach((button, at) => {
-    const size = server.info && sizeOf(Number(ASPECTS[at][1]), Number(ASPECTS[at][2]));
+    const size = server.info?.model && sizeOf(Number(ASPECTS[at][1]), Number(ASPECTS[at][2]));
     button.setAttribute("aria-pressed", String(Boolean(size) && size.width === draft.width && size.height === draft.height));
   }));
 }

@@ -1,12 +1,12 @@
 /** Subjects as chips: a click or a drag lets one join; the library is kept in order here too. */
 
-import { $, announce, ask, attempt, h, iconButton, openDialog, toast } from "./dom.js";
+import { $, announce, ask, attempt, h, iconButton, openDialog, put, toast } from "./dom.js";
 import { call, form, get, patch, post, remove } from "./api.js";
-import { isMissing, join, joinWord, leave, refreshMembers, renameInDraft } from "./cast.js";
+import { join, joinWord, refreshMembers, renameInDraft } from "./cast.js";
 import { pointAt } from "./canvas.js";
 import { nameFrom } from "./layouts.js";
 import { boxBetween } from "./shapes.js";
-import { change, colourOf, draft, memberNamed, on, server, setUi, tell, ui } from "./store.js";
+import { change, colourOf, draft, memberNamed, on, server, tell } from "./store.js";
 
 /** @typedef {any} Subject */
 
@@ -25,7 +25,7 @@ export async function refresh() {
 }
 
 /** @param {string} name @param {string} shown @param {string} [url] */
-function face(name, shown, url) {
+export function face(name, shown, url) {
   const holder = h("span", { class: "face", "aria-hidden": "true" }, url ? h("img", { src: url, alt: "", loading: "lazy", draggable: "false" }) : shown.slice(0, 1).toUpperCase());
   if (memberNamed(name)) holder.style.outlineColor = colourOf(name);
   return holder;
@@ -46,50 +46,29 @@ function chip(subject) {
     iconButton("dots", `More about ${subject.name}`, () => openSubject(subject)));
 }
 
-/** @param {import("./store.js").Member} member */
-function castChip(member) {
-  const missing = isMissing(member);
-  const subject = server.subjects.find((each) => each.name === member.name);
-  const word = h("span", { class: "hint" }, missing ? "file missing" : member.source === "word" ? "plain word" : member.class_word);
-  const item = h("li", { class: `cast${ui.active === member.name ? " active" : ""}${missing ? " missing" : ""}` },
-    h("button", { type: "button", class: "chip-main", draggable: "true", "aria-pressed": ui.active === member.name,
-      onclick: () => {
-        const place = draft.places.find((each) => each.subject === member.name);
-        setUi({ active: member.name, selected: place ? { place: place.id, shape: 0 } : null });
-      }, ondragstart: (/** @type {DragEvent} */ event) => event.dataTransfer?.setData("text/x-subject", member.name) },
-    face(member.name, member.name, member.source === "word" ? undefined : subject?.thumb), h("span", { class: "chip-text" }, h("b", {}, member.name), word)),
-    missing ? h("button", { type: "button", class: "link", onclick: () => $("#import-file").click() }, "import") : null,
-    member.source === "word" ? iconButton("pencil", `Rename ${member.name}`, () => renameWord(member)) : null,
-    iconButton("close", `Take ${member.name} out of the picture`, () => leave(member.name)));
-  item.style.setProperty("--colour", colourOf(member.name));
-  return item;
-}
-
-/** @param {import("./store.js").Member} member */
-async function renameWord(member) {
-  const answer = await ask(`Rename ${member.name}`, "Name", member.name);
-  if (!answer || answer === member.name) return;
-  if (memberNamed(nameFrom(answer))) toast(`${nameFrom(answer)} is taken.`, { bad: true });
-  else renameInDraft(member.name, nameFrom(answer));
-}
-
 function render() {
-  const focused = document.activeElement?.closest("#subjects, #cast") && document.activeElement?.getAttribute("aria-label");
-  const text = wanted.toLowerCase();
+  const focused = document.activeElement?.closest("#subjects") && document.activeElement?.getAttribute("aria-label");
+  const text = wanted.trim().toLowerCase();
   const found = server.subjects.filter((subject) => `${subject.name} ${subject.class_word}`.toLowerCase().includes(text));
-  const groups = [["library", "Yours"], ["example", "Examples"]].map(([source, title]) => {
+  put($("#subjects"), [["library", "Yours"], ["example", "Examples"]].map(([source, title]) => {
     const all = found.filter((subject) => subject.source === source);
-    if (!all.length) return null;
-    return h("section", { "aria-label": title }, h("h3", {}, title), h("ul", { class: "chips" }, all.slice(0, most).map(chip)),
+    return all.length > 0 && h("section", { "aria-label": title }, h("h3", {}, title), h("ul", { class: "chips" }, all.slice(0, most).map(chip)),
       all.length > most ? h("button", { type: "button", class: "link", onclick: () => ((most += 200), render()) }, `${all.length - most} more`) : null);
-  });
-  $("#subjects").replaceChildren(...groups.filter((group) => group !== null));
-  const own = server.subjects.some((subject) => subject.source === "library");
-  $("#subjects-empty").hidden = own || Boolean(wanted);
-  $("#subjects-none").hidden = found.length > 0 || !wanted;
-  $("#cast").replaceChildren(...draft.members.map(castChip));
-  $("#cast-part").hidden = draft.members.length === 0;
-  if (focused) [...document.querySelectorAll("#subjects button, #cast button")].find((each) => each.getAttribute("aria-label") === focused)?.focus();
+  }));
+  $("#subjects-empty").hidden = Boolean(text) || server.subjects.some((subject) => subject.source === "library");
+  $("#use-word").hidden = !text;
+  $("#use-word").textContent = `Use "${wanted.trim()}" as a plain word`;
+  if (focused) [...document.querySelectorAll("#subjects button")].find((each) => each.getAttribute("aria-label") === focused)?.focus();
+}
+
+/** What was typed joins: a subject of that name, or a plain word. */
+function joinTyped() {
+  const text = $("#subject-search").value.trim();
+  if (!text) return;
+  if (server.subjects.some((subject) => subject.name === text)) join(text);
+  else joinWord(text);
+  $("#subject-search").value = wanted = "";
+  render();
 }
 
 /** What can be done with a subject: rename, export, push, delete.
@@ -187,11 +166,8 @@ function dropOnCanvas(event) {
 
 export function start() {
   $("#subject-search").addEventListener("input", () => ((wanted = $("#subject-search").value), render()));
-  $("#word-form").addEventListener("submit", (/** @type {Event} */ event) => {
-    event.preventDefault();
-    joinWord($("#word").value);
-    $("#word").value = "";
-  });
+  $("#subject-form").addEventListener("submit", (/** @type {Event} */ event) => (event.preventDefault(), joinTyped()));
+  $("#use-word").addEventListener("click", joinTyped);
   $("#import-open").addEventListener("click", () => $("#import-file").click());
   $("#import-file").addEventListener("change", () => {
     const [file] = $("#import-file").files;
@@ -202,8 +178,8 @@ export function start() {
   stage.addEventListener("dragover", (/** @type {DragEvent} */ event) => event.dataTransfer?.types.includes("text/x-subject") && event.preventDefault());
   stage.addEventListener("drop", dropOnCanvas);
   let shown = "";
-  on("subjects draft ui", () => {
-    const now = JSON.stringify([draft.members, ui.active, server.subjects]);
+  on("subjects draft", () => {
+    const now = JSON.stringify([draft.members, server.subjects]);
     if (now === shown) return;
     shown = now;
     render();

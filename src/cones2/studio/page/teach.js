@@ -1,6 +1,6 @@
 /** Teaching: photos in, doubts told, three fields; then the curve, the previews, and what there is so far. */
 
-import { $, attempt, duration, h, openDialog, s, toast } from "./dom.js";
+import { $, attempt, duration, h, openDialog, put as fill, s, toast } from "./dom.js";
 import { call, form, post } from "./api.js";
 import { cancel, isActive, put, stateLine } from "./jobs.js";
 import { addPhotos, card, clearPhotos, doubts, lookAt, onPhotos, photos } from "./photos.js";
@@ -126,7 +126,7 @@ function render() {
   }
   if (!$("#teach").open) return;
   const focused = $("#teach-progress").contains(document.activeElement) && document.activeElement?.textContent;
-  $("#teach-progress").replaceChildren(...learning(job).filter((part) => part !== null));
+  fill($("#teach-progress"), learning(job));
   if (focused) [...$("#teach-progress").querySelectorAll("button")].find((each) => each.textContent === focused)?.focus();
 }
 
@@ -172,7 +172,7 @@ export function start() {
   for (const id of ["#teach-name", "#teach-class"]) $(id).addEventListener("input", renderReady);
   $("#teach-class").addEventListener("change", look);
   on("info", () => {
-    if (!server.info) return;
+    if (!server.info?.model) return;
     $("#class-words").replaceChildren(...(server.info.model.knows_class_words ?? []).map((/** @type {string} */ word) => h("option", { value: word })));
     $("#teach-recipe").replaceChildren(h("option", { value: "" }, `the model's own (${server.info.model.recipe})`), ...server.info.recipes.map((/** @type {string} */ name) => h("option", { value: name }, name)));
     $("#teach-drawings").hidden = !server.info.model.drawings_only;

@@ -27,15 +27,16 @@ export async function openPicture(id, mode = "one", other = "") {
 
 /** The places of a picture as SVG, in the colours of its subjects.
  * @param {any} picture
+ * @param {boolean} large
  */
-async function overlay(picture) {
-  const { width, height } = picture;
+async function overlay(picture, large) {
+  const [width, height] = [1000, (1000 * picture.height) / picture.width];
   const places = await fromLayout(picture.layout);
   const drawn = await Promise.all(backToFront(places).flatMap((place) => {
     const colour = COLOURS[Math.max(0, picture.subjects.indexOf(place.subject)) % COLOURS.length];
     return place.shapes.filter((shape) => !("rest" in shape)).map(async (shape) => {
       const [x0, y0, x1, y1] = boundsOf(shape);
-      const size = Math.max(9, Math.max(width, height) / 30);
+      const size = large ? 19 : 38;
       const wide = (place.subject.length * 0.62 + 0.8) * size;
       const outline = "polygon" in shape ? s("polygon", { points: shape.polygon.map(([x, y]) => `${x * width},${y * height}`).join(" ") })
         : "mask" in shape ? s("image", { href: tinted(await maskCanvas(shape.mask), colour), width, height, opacity: 0.45, preserveAspectRatio: "none" })
@@ -51,10 +52,10 @@ async function overlay(picture) {
 
 /** @param {any} picture @param {boolean} large */
 function figure(picture, large) {
-  const url = large && state.heat ? `/v1/pictures/${picture.id}/attention/${encodeURIComponent(state.heat)}` : fileUrl(picture.id);
-  const text = state.heat && large ? `Where attention went for ${state.heat}` : `${picture.prompt}, seed ${picture.seed}`;
-  const frame = h("div", { class: "frame" }, h("img", { src: url, alt: text, width: picture.width, height: picture.height }));
-  if (state.places && picture.layout) void overlay(picture).then((drawn) => frame.append(drawn));
+  const heat = large && state.heat && h("img", { class: "heat", src: `/v1/pictures/${picture.id}/attention/${encodeURIComponent(state.heat)}`, alt: `Where attention went for ${state.heat}` });
+  const image = h("img", { src: fileUrl(picture.id), alt: `${picture.prompt}, seed ${picture.seed}`, width: picture.width, height: picture.height });
+  const frame = h("div", { class: `frame${heat ? " heated" : ""}` }, image, heat);
+  if (state.places && picture.layout) void overlay(picture, large).then((drawn) => frame.append(drawn));
   return h("figure", { class: large ? "large" : "" }, frame, large ? null : h("figcaption", {}, `seed ${picture.seed}`,
     h("button", { type: "button", class: "link", onclick: () => openPicture(picture.id) }, "open")));
 }
