@@ -191,7 +191,8 @@ function renderMake() {
     button.disabled = Boolean(why);
     button.title = why || "Ctrl+Enter";
   }
-  $("#make-label").textContent = draft.count > 1 ? `Make ${draft.count}` : "Make";
+  const label = draft.count > 1 ? `Make ${draft.count}` : "Make";
+  $("#make-label").textContent = $("#make-small").textContent = label;
   $("#make-why").textContent = server.info && draft.prompt.trim() ? why : "";
 }
 

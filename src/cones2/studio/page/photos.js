@@ -110,7 +110,7 @@ function openCrop(photo) {
     });
     inputs.forEach((label, at) => ($("input", label).value = String(Math.round(box[at] * 100))));
   };
-  svg.addEventListener("pointerdown", (event) => {
+  svg.addEventListener("pointerdown", (/** @type {PointerEvent} */ event) => {
     const { handle } = /** @type {SVGElement} */ (event.target).dataset;
     if (handle === undefined) return;
     event.preventDefault();

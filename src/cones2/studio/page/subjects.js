@@ -58,7 +58,7 @@ function render() {
   $("#subjects-empty").hidden = Boolean(text) || server.subjects.some((subject) => subject.source === "library");
   $("#use-word").hidden = !text;
   $("#use-word").textContent = `Use "${wanted.trim()}" as a plain word`;
-  if (focused) [...document.querySelectorAll("#subjects button")].find((each) => each.getAttribute("aria-label") === focused)?.focus();
+  if (focused) [...$("#subjects").querySelectorAll("button")].find((each) => each.getAttribute("aria-label") === focused)?.focus();
 }
 
 /** What was typed joins: a subject of that name, or a plain word. */
