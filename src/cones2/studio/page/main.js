@@ -46,7 +46,11 @@ const HEARD = {
   state: (data) => jobs.put(data.job?.id ? data.job : data),
   progress: jobs.progress,
   preview: jobs.preview,
-  result: (data) => putPicture(data.picture),
+  result: (data) => {
+    putPicture(data.picture);
+    const job = server.jobs.get(data.job);
+    if (job && !job.results.includes(data.picture.id)) server.jobs.set(data.job, { ...job, results: [...job.results, data.picture.id] });
+  },
   subjects: () => void subjects.refresh(),
   worker: (data) => {
     server.worker = data.state;
