@@ -2,7 +2,7 @@
 
 import { announce, toast } from "./dom.js";
 import { nameFrom, newId } from "./layouts.js";
-import { defaultBox } from "./shapes.js";
+import { boxInGap, rowOfBoxes } from "./shapes.js";
 import { change, draft, memberNamed, placeNamed, server, setUi, subjectNamed, ui } from "./store.js";
 
 /** @typedef {import("./store.js").Member} Member */
@@ -52,6 +52,21 @@ function promptWith(name) {
   return before + mention + (after && !/^[\s.,;!?]/.test(after) ? " " : "") + after;
 }
 
+/** Places with one more: a row that nobody has touched makes room, any other keeps its places.
+ * @param {string} name
+ * @param {Shape} [shape]
+ */
+function placesWith(name, shape) {
+  const { places } = draft;
+  const made = { id: newId(), subject: name, z: frontmost(), weight: 1, feather: 0 };
+  const row = rowOfBoxes(places.length + 1);
+  const old = rowOfBoxes(places.length || 1);
+  const joined = [...places].reverse(); // the newest is in front
+  const untouched = joined.every((place, at) => JSON.stringify(place.shapes) === JSON.stringify([{ box: old[at] }]));
+  if (shape || !untouched || places.length > 5) return [{ ...made, shapes: [shape ?? { box: boxInGap(places) }] }, ...places];
+  return [...joined, made].map((place, at) => ({ ...place, shapes: [{ box: row[at] }] })).reverse();
+}
+
 /**
  * Let a subject join: a mention, and a place that can be moved.
  * @param {string} name
@@ -65,9 +80,9 @@ export function join(name, { shape, word, mention = true } = {}) {
   }
   const members = memberNamed(name) ? draft.members : [...draft.members, memberFor(name, word)];
   const known = placeNamed(name);
-  const place = known ?? { id: newId(), subject: name, shapes: [shape ?? { box: defaultBox(draft.places) }], z: frontmost(), weight: 1, feather: 0 };
-  change({ members, places: known ? draft.places : [place, ...draft.places], prompt: mention ? promptWith(name) : draft.prompt });
-  setUi({ active: name, selected: { place: place.id, shape: 0 } });
+  const places = known ? draft.places : placesWith(name, shape);
+  change({ members, places, prompt: mention ? promptWith(name) : draft.prompt });
+  setUi({ active: name, selected: { place: (known ?? places[0]).id, shape: 0 } });
   announce(`${name} has a place`);
 }
 

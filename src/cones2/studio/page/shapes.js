@@ -121,11 +121,26 @@ export function fitted(shape, to) {
 }
 
 /**
+ * Boxes side by side on one ground line, from the left.
+ * @param {number} count
+ * @returns {Box[]}
+ */
+export function rowOfBoxes(count) {
+  const gap = 0.05;
+  const width = Math.min(0.42, (1 - gap * (count + 1)) / count);
+  const start = (1 - count * width - (count - 1) * gap) / 2;
+  return Array.from({ length: count }, (_, at) => {
+    const left = start + at * (width + gap);
+    return boxBetween(left, 0.9 - width * 1.1, left + width, 0.9);
+  });
+}
+
+/**
  * Where a new subject goes by itself: in the widest gap between the others, on their ground line.
  * @param {Place[]} places
  * @returns {Box}
  */
-export function defaultBox(places) {
+export function boxInGap(places) {
   const taken = places.flatMap((place) => place.shapes.map(boundsOf)).sort((a, b) => a[0] - b[0]);
   let [from, to, at] = [0, 0, 0];
   for (const [x0, , x1] of [...taken, [1, 0, 1, 0]]) {
