@@ -37,7 +37,9 @@ def studio(
     """
     if public and not token:
         raise SettingsError("--public lets anyone on the network ask: give --token, a long secret text, as well.")
-    if token is not None and (len(token) < 8 or not token.isascii() or not token.isprintable() or set(token) & set(' ;,"\\')):
+    if token is not None and (
+        len(token) < 8 or not token.isascii() or not token.isprintable() or set(token) & set(' ;,"\\')
+    ):
         raise SettingsError("--token can't be used: expected at least 8 letters, digits and signs, no spaces.")
     uvicorn = _uvicorn()
     import platformdirs
@@ -49,7 +51,7 @@ def studio(
     from cones2.studio.studio import Studio
 
     folder = expanded(data) if data else platformdirs.user_data_path("cones2") / "studio"
-    listening = _listen("0.0.0.0" if public else "127.0.0.1", port)  # noqa: S104
+    listening = _listen("0.0.0.0" if public else "127.0.0.1", port)
     port = listening.getsockname()[1]
     opened = {"name": model, "options": {"device": device, "dtype": dtype, "config": model_config}}
     try:
@@ -76,7 +78,9 @@ def _uvicorn() -> Any:
         import python_multipart  # noqa: F401
         import uvicorn
     except ImportError as error:
-        raise SettingsError(f"the studio needs {error.name}, which is missing: pip install 'cones2[studio]'.") from error
+        raise SettingsError(
+            f"the studio needs {error.name}, which is missing: pip install 'cones2[studio]'."
+        ) from error
     return uvicorn
 
 

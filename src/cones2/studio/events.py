@@ -114,4 +114,8 @@ class Broker:
     def close(self) -> None:
         """End all streams, from any thread."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(lambda: [stream.close() for stream in self._streams])
+            self._loop.call_soon_threadsafe(self._close)
+
+    def _close(self) -> None:
+        for stream in self._streams:
+            stream.close()

@@ -15,8 +15,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cones2.errors import Cones2Error
+from cones2.studio.problems import KeyReusedError, QueueFullError
 
+QUEUED, QUEUED_PER_CLIENT = 64, 16
+"""How many jobs may wait, of all and of one client."""
 MOST_ATTEMPTS = 3
 KEY_HOURS = 24
 _KEPT_EVENTS = 20_000
@@ -41,14 +43,6 @@ CREATE TABLE events (number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NUL
 """
 
 Row = dict[str, Any]
-
-
-class QueueFullError(Cones2Error):
-    """No job more can wait, of this client or of all."""
-
-
-class KeyReusedError(Cones2Error):
-    """An Idempotency-Key came again with another body."""
 
 
 class Event(NamedTuple):
@@ -106,7 +100,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self.heard: Callable[[Event], None] = lambda event: None
+        self.heard: Callable[[Event], None] = lambda _: None
         self._path, self._lock, self._readers = path, threading.RLock(), threading.local()
         self._writer = self._connect()
         with self._lock:
@@ -150,7 +144,7 @@ class Journal:
 
     # Jobs
 
-    def add(self, job: NewJob, *, most: int, most_per_client: int) -> tuple[Row, bool]:
+    def add(self, job: NewJob) -> tuple[Row, bool]:
         """Queue a job, and return its row and whether it is new: with a key that is known, it is the job of that key.
 
         Raises:
@@ -163,15 +157,17 @@ class Journal:
             known = database.execute("SELECT * FROM jobs WHERE client = ? AND key = ?", (job.client, job.key))
             if (row := known.fetchone()) is not None:
                 if row["body_hash"] != job.body_hash:
-                    raise KeyReusedError("this Idempotency-Key was used for another body: send a new key with a new body.")
+                    raise KeyReusedError(
+                        "this Idempotency-Key was used for another body: send a new key with a new body."
+                    )
                 return _row(row), False
-            _check_room(database, job.client, most, most_per_client)
+            _check_room(database, job.client)
             request = json.dumps(job.request)
             columns = "id, client, kind, state, key, body_hash, request, steps, created, subject"
             values = (job.id, job.client, job.kind, "queued", job.key, job.body_hash, request, job.steps)
             database.execute(f"INSERT INTO jobs ({columns}) VALUES ({_marks(10)})", (*values, now(), job.subject))
             events.append(_event(database, "state", job.id))
-            return _row(database.execute("SELECT * FROM jobs WHERE id = ?", (job.id,)).fetchone()), True
+            return _get(database, job.id), True
 
     def claim(self) -> Row | None:
         """Take the job whose turn it is, and return its row; None where none waits."""
@@ -231,18 +227,18 @@ class Journal:
                 events.append(_event(database, "state", job))
             elif row["state"] == "running" and row["wish"] != "cancel":
                 database.execute("UPDATE jobs SET wish = ? WHERE id = ?", (wish, job))
-            return _row(database.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone())
+            return _get(database, job)
 
-    def retry(self, job: str, *, most: int, most_per_client: int) -> Row | None:
+    def retry(self, job: str) -> Row | None:
         """Queue a job again that failed or was cancelled, and return its row; one in another state stays as it is."""
         with self._change() as (database, events):
             row = database.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
             if row is not None and row["state"] in ("failed", "cancelled"):
-                _check_room(database, row["client"], most, most_per_client)
+                _check_room(database, row["client"])
                 clean = "state = 'queued', attempt = 1, error = NULL, finished = NULL, started = NULL, wish = ''"
                 database.execute(f"UPDATE jobs SET {clean} WHERE id = ?", (job,))
                 events.append(_event(database, "state", job))
-            return self.job(job) if row is None else _row(_get(database, job))
+            return None if row is None else _get(database, job)
 
     def requeue(self, job: str | None = None) -> list[str]:
         """Put a running job, or all of them, back into the queue: the worker or the server died over it.
@@ -256,7 +252,9 @@ class Journal:
                 if row["wish"] == "cancel":
                     change, values = "state = 'cancelled', finished = ?, wish = ''", [now()]
                 elif row["attempt"] >= MOST_ATTEMPTS:
-                    detail = f"It was begun {MOST_ATTEMPTS} times, and the worker or the server ended each time. Try again."
+                    detail = (
+                        f"It was begun {MOST_ATTEMPTS} times, and the worker or the server ended each time. Try again."
+                    )
                     error = {"type": "/problems/given_up", "title": "given up", "detail": detail}
                     change, values = "state = 'failed', finished = ?, error = ?", [now(), json.dumps(error)]
                 else:
@@ -276,7 +274,9 @@ class Journal:
         query = f"SELECT * FROM jobs WHERE {where} AND kind = COALESCE(?, kind)"
         active = f"{query} AND state IN ('queued', 'running')"
         values = (*states, kind)
-        rows = self._read(f"SELECT * FROM ({query} ORDER BY number DESC LIMIT ?) UNION {active}", (*values, limit, *values))
+        rows = self._read(
+            f"SELECT * FROM ({query} ORDER BY number DESC LIMIT ?) UNION {active}", (*values, limit, *values)
+        )
         return sorted(rows, key=lambda row: -row["number"])
 
     def with_key(self, client: str, key: str | None) -> Row | None:
@@ -383,17 +383,16 @@ class Journal:
             database.execute("DELETE FROM events WHERE number <= (SELECT MAX(number) FROM events) - ?", (_KEPT_EVENTS,))
 
 
-def _check_room(database: sqlite3.Connection, client: str, most: int, most_per_client: int) -> None:
+def _check_room(database: sqlite3.Connection, client: str) -> None:
     count = "SELECT COUNT(*) AS all_jobs, COALESCE(SUM(client = ?), 0) AS own FROM jobs WHERE state = 'queued'"
     waiting = database.execute(count, (client,)).fetchone()
-    if waiting["all_jobs"] >= most or waiting["own"] >= most_per_client:
-        own = f"{waiting['own']} of yours wait, at most {most_per_client} may"
-        raise QueueFullError(f"the queue is full: {waiting['all_jobs']} of {most} jobs wait, {own}. Try again later.")
+    if waiting["all_jobs"] >= QUEUED or waiting["own"] >= QUEUED_PER_CLIENT:
+        own = f"{waiting['own']} of yours wait, at most {QUEUED_PER_CLIENT} may"
+        raise QueueFullError(f"the queue is full: {waiting['all_jobs']} of {QUEUED} jobs wait, {own}. Try again later.")
 
 
-def _get(database: sqlite3.Connection, job: str) -> sqlite3.Row:
-    row: sqlite3.Row = database.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
-    return row
+def _get(database: sqlite3.Connection, job: str) -> Row:
+    return _row(database.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone())
 
 
 def _event(database: sqlite3.Connection, kind: str, job: str, picture: str | None = None) -> Event:

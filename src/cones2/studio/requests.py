@@ -25,22 +25,15 @@ from cones2.prompts import check_class_word, parse_prompt, placeholders, unknown
 from cones2.residual import describe_file
 from cones2.schedulers import scheduler_name
 from cones2.studio import schema
+from cones2.studio.problems import InvalidError, NotReadyError
 from cones2.studio.shelf import Shelf
-from cones2.studio.supervisor import NotReadyError, Supervisor
+from cones2.studio.supervisor import Supervisor
 
 MASK_BYTES = 65_536
 DEFAULT_STEPS = 50
 _LARGEST_TEXT = 100_000
 _SETTING = re.compile(r'\s*([\w ()/-]{1,40}):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 _BOX_NAMES = ("bbox", "box", "box_2d", "tgt_bbox")
-
-
-class InvalidError(Cones2Error, ValueError):
-    """A request can't be used; `path` says where."""
-
-    def __init__(self, path: str, text: str) -> None:
-        super().__init__(text)
-        self.path = path
 
 
 @contextlib.contextmanager
@@ -158,8 +151,10 @@ def check_prompt(asked: schema.PromptCheck, supervisor: Supervisor) -> dict[str,
         elif placed is not None and name not in placed:
             problems.append(_problem("no_place", f"{name} has no place: it may be anywhere.", name))
     lexicon = (supervisor.info or {}).get("lexicon")
-    for word in unknown_words(text, lexicon) if lexicon else ():
-        problems.append(_problem("unknown_word", f"the model does not know {word!r}: expect nothing of that."))
+    strange = unknown_words(text, lexicon) if lexicon else ()
+    problems += [
+        _problem("unknown_word", f"the model does not know {each!r}: expect nothing of that.") for each in strange
+    ]
     tokens = limit = None
     with contextlib.suppress(NotReadyError):
         tokens, limit = supervisor.ask("tokens", text=text, seconds=2.0) or (None, None)
@@ -201,7 +196,9 @@ def read_request(content: bytes, shelf: Shelf, folder: Path) -> dict[str, Any]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PictureError("the file is no PNG picture and no text: expected a picture of cones2, or a layout.") from error
+        raise PictureError(
+            "the file is no PNG picture and no text: expected a picture of cones2, or a layout."
+        ) from error
     data = _parsed(text)
     rows = data.get("boxes", data.get("regions")) if isinstance(data, dict) else data
     if isinstance(rows, list):
@@ -376,5 +373,3 @@ def _of_table(rows: list[Any]) -> dict[str, Any]:
         regions.setdefault(name, []).append([left, top, right, bottom])
     layout = Layout.from_json(json.dumps({"version": 1, "regions": regions}))
     return {"request": {"layout": json.loads(layout.to_json()), "subjects": subjects}, "missing": [], "notes": []}
-
-

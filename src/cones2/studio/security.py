@@ -2,7 +2,7 @@
 
 Host and Origin must be names of this server (against DNS rebinding and foreign pages), the token must be there (a
 cookie for the page, a bearer for programs), and no body is larger than it may be. Every answer carries headers that
-keep the page to itself. Errors are `application/problem+json`, RFC 9457.
+keep the page to itself.
 """
 
 import hashlib
@@ -10,15 +10,17 @@ import ipaddress
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cones2.studio.problems import problem
 
 LARGEST_JSON = 2_000_000
 LARGEST_UPLOAD = 210_000_000
@@ -34,21 +36,6 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
-def problem(
-    status: int,
-    kind: str,
-    detail: str,
-    *,
-    errors: Sequence[Mapping[str, str]] = (),
-    headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
-    """Return an error as RFC 9457 has it; `errors` are `{path, got, expected, hint}`."""
-    title = kind.replace("_", " ")
-    safe = detail.encode(errors="backslashreplace").decode()
-    body = {"type": f"/problems/{kind}", "title": title, "status": status, "detail": safe, "errors": list(errors)}
-    return JSONResponse(body, status, headers=dict(headers or {}), media_type="application/problem+json")
 
 
 @dataclass(frozen=True)
@@ -72,19 +59,17 @@ class Access:
             name, port = (parts.hostname or "").lower(), parts.port
         except ValueError:
             return False
-        if parts.netloc != host or "@" in host or parts.path:
+        if parts.netloc != host or "@" in host:
             return False
         if name in self.names:
-            return True  # behind a proxy, the port is its own
-        if port != self.port:
-            return False
-        if name == "localhost":
-            return True
+            return True  # whatever the port: a proxy before it has its own
+        return port == self.port and (name == "localhost" or self._knows_address(name))
+
+    def _knows_address(self, name: str) -> bool:
         try:
-            address = ipaddress.ip_address(name)
+            return ipaddress.ip_address(name).is_loopback or self.is_public
         except ValueError:
             return False
-        return self.is_public or address.is_loopback
 
     def knows_token(self, given: str) -> bool:
         """Return whether a token is right; it takes the same time where it is wrong."""
@@ -192,10 +177,6 @@ class Guard:
         return f"{name}={value}; Max-Age={_YEAR}; Path=/; HttpOnly; SameSite=Strict{secure}"
 
 
-class BodyTooLargeError(Exception):
-    """A body without a length went on for too long."""
-
-
 def _bounded(receive: Receive, limit: int) -> Receive:
     taken = 0
 
@@ -204,7 +185,7 @@ def _bounded(receive: Receive, limit: int) -> Receive:
         message = await receive()
         taken += len(message.get("body", b""))
         if taken > limit:
-            raise BodyTooLargeError
+            raise HTTPException(413, f"the body is larger than {limit:,} bytes: send less.")
         return message
 
     return receive_bounded

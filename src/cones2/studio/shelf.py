@@ -17,7 +17,8 @@ from cones2.files import create_atomically, make_folder, read_bounded, write_ato
 from cones2.library import Library, check_name
 from cones2.residual import MAX_FILE_BYTES, describe_file
 from cones2.studio.journal import Journal
-from cones2.studio.supervisor import NotReadyError, Supervisor
+from cones2.studio.problems import NotReadyError
+from cones2.studio.supervisor import Supervisor
 
 THUMB_SIDE = 256
 _LARGEST_PHOTO = 2**24

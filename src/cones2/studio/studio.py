@@ -1,8 +1,8 @@
 """The studio's folder, and what the routes share: the journal, the worker's supervisor, the streams and the subjects.
 
-In the folder: `journal.sqlite3`, `token`, `pictures` (each a PNG with its record, a thumbnail and heat maps), `learning`
-(photos and checkpoints of what is being taught), `residuals` (the file of every subject that was drawn, by hash),
-`thumbs` and `bin`.
+In the folder: `journal.sqlite3`, `token`, `pictures` (each a PNG with its record, a thumbnail and heat maps),
+`learning` (photos and checkpoints of what is being taught), `residuals` (the file of every subject that was drawn, by
+hash), `thumbs` and `bin`.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from cones2.errors import OutputError
 from cones2.files import locked, make_folder, read_bounded, write_atomically
 from cones2.studio.events import Broker
 from cones2.studio.journal import Journal, Row
+from cones2.studio.problems import DiskFullError
 from cones2.studio.shelf import Shelf
 from cones2.studio.supervisor import Supervisor
 
@@ -29,10 +30,6 @@ LEAST_FREE = 64 * 2**20
 _FOLDERS = ("pictures", "learning", "residuals", "thumbs", "bin")
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")
 _KEPT_PHOTOS = 24 * 3600  # seconds that photos of a learning that failed or was cancelled are kept for another try
-
-
-class DiskFullError(OutputError):
-    """There is too little room for another job."""
 
 
 class Studio:
@@ -107,10 +104,15 @@ class Studio:
 
     def _sweep(self) -> None:
         """Delete files that no row knows, and never will: what was written when a server or worker was killed."""
-        known, active = self.journal.picture_ids(), {row["id"] for row in self.journal.jobs(states=("queued", "running"))}
+        known, active = (
+            self.journal.picture_ids(),
+            {row["id"] for row in self.journal.jobs(states=("queued", "running"))},
+        )
         for path in self._files():
             name = path.name
-            picture = re.fullmatch(r"([0-9a-f]+)-\d+", name.partition(".")[0].rpartition("-")[0] if ".heat" in name else path.stem)
+            picture = re.fullmatch(
+                r"([0-9a-f]+)-\d+", name.partition(".")[0].rpartition("-")[0] if ".heat" in name else path.stem
+            )
             is_lost = picture is not None and picture[0] not in known and picture[1] not in active
             if _PART.fullmatch(name) or (path.parent.name == "pictures" and is_lost):
                 path.unlink(missing_ok=True)

@@ -6,204 +6,171 @@ import math
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import anyio.to_thread
 import pydantic
-from fastapi import FastAPI, Header, Request
+from fastapi import APIRouter, Header, Request
 from fastapi.responses import FileResponse, Response
 from starlette.datastructures import FormData
 
-from cones2.errors import CaptionError, Cones2Error, LibraryError
+from cones2.errors import CaptionError, LibraryError
 from cones2.files import is_name
 from cones2.learning.recipe import find_recipe
 from cones2.library import check_name
 from cones2.prompts import check_class_word
 from cones2.studio import schema
 from cones2.studio.journal import NewJob, Row
-from cones2.studio.requests import InvalidError
+from cones2.studio.problems import InvalidError, NameTakenError, NotAPictureError, NotFoundError
 from cones2.studio.security import as_json, body_hash
 from cones2.studio.shelf import names_in_use
 from cones2.studio.studio import Client, InStudio, Studio
-from cones2.studio.uploads import MOST_PHOTOS, decode, file_of, photos_of, read_form
+from cones2.studio.uploads import MOST_PHOTOS, decode, file_of, form_of, form_schema, photos_of
 
 _SIDE = 512  # pixels that photos are judged for, until the model is open
 _FORM = {"name": "text", "class_word": "text", "recipe": "text", "steps": "number", "seed": "number"}
 
 
-class UnknownError(Cones2Error):
-    """There is no such subject."""
-
-
-class NameTakenError(Cones2Error):
-    """A subject has the name already."""
-
-
-class NotAPictureError(Cones2Error):
-    """A file is no picture that can be used."""
-
-
-def form_schema(fields: Mapping[str, str], required: Sequence[str]) -> dict[str, Any]:
-    """Return what OpenAPI is told of a multipart form: fields of `text`, `number`, `file` or `files`."""
-    file = {"type": "string", "contentMediaType": "application/octet-stream"}
-    kinds = {
-        "text": {"type": "string"},
-        "number": {"type": "integer"},
-        "file": file,
-        "files": {"type": "array", "items": file, "maxItems": MOST_PHOTOS},
-    }
-    properties = {name: kinds[kind] for name, kind in fields.items()}
-    form = {"type": "object", "properties": properties, "required": list(required)}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
-
-
-@contextlib.asynccontextmanager
-async def _form(request: Request, *, files: int) -> AsyncIterator[FormData]:
-    form = await read_form(request, files=files)
-    try:
-        yield form
-    finally:
-        await form.close()
+_PHOTO_FORM = {**_FORM, "force_class": "text", "crops": "text", "photos": "files"}
+router = APIRouter()
 
 
 @contextlib.contextmanager
-def _known() -> Any:
+def _known() -> Iterator[None]:
     """Tell a name that is not there from one that is taken."""
     try:
         yield
     except LibraryError as error:
         text = str(error)
         if "has no" in text or "no such" in text:
-            raise UnknownError(text) from error
+            raise NotFoundError(text) from error
         if "already" in text or "differs" in text:
             raise NameTakenError(text) from error
         raise
 
 
-def add_routes(app: FastAPI) -> None:
-    """Add the routes."""
-    _add_reading(app)
-    _add_teaching(app)
-    _add_changing(app)
+@router.get("/v1/subjects")
+def list_subjects(studio: InStudio) -> schema.Subjects:
+    """The library's subjects, then the examples."""
+    return schema.Subjects(subjects=[schema.Subject(**each) for each in studio.shelf.all()])
 
 
-def _add_reading(app: FastAPI) -> None:
-    @app.get("/v1/subjects")
-    def list_subjects(studio: InStudio) -> schema.Subjects:
-        return schema.Subjects(subjects=[schema.Subject(**each) for each in studio.shelf.all()])
-
-    @app.get("/v1/subjects/bin")
-    def list_bin(studio: InStudio) -> schema.Bin:
-        return schema.Bin(subjects=[schema.Binned(**row) for row in studio.journal.in_bin()])
-
-    @app.get("/v1/subjects/{name}")
-    def get_subject(name: str, studio: InStudio) -> schema.Subject:
-        with _known():
-            return schema.Subject(**studio.shelf.find(check_name(name)))
-
-    @app.get("/v1/subjects/{name}/thumb", response_class=Response)
-    def subject_thumb(name: str, studio: InStudio) -> Response:
-        with _known():
-            content = studio.shelf.thumb(check_name(name))
-        if content is None:
-            raise UnknownError(f"{name} has no picture.")
-        return Response(content, media_type="image/webp", headers={"Cache-Control": "private, max-age=60"})
-
-    @app.get("/v1/subjects/{name}/file", response_class=FileResponse)
-    def subject_file(name: str, studio: InStudio) -> FileResponse:
-        with _known():
-            path = studio.shelf.find(check_name(name))["path"]
-        return FileResponse(path, media_type="application/octet-stream", filename=f"{name}.safetensors")
+@router.get("/v1/subjects/bin")
+def list_bin(studio: InStudio) -> schema.Bin:
+    """Subjects that were deleted."""
+    return schema.Bin(subjects=[schema.Binned(**row) for row in studio.journal.in_bin()])
 
 
-def _add_teaching(app: FastAPI) -> None:
-    photos = {**_FORM, "force_class": "text", "crops": "text", "photos": "files"}
-
-    @app.post("/v1/photos/check", openapi_extra=form_schema({"photos": "files", "class_word": "text"}, ["photos"]))
-    async def check_photos(request: Request, studio: InStudio) -> schema.PhotosChecked:
-        async with _form(request, files=MOST_PHOTOS) as form:
-            given, word = await photos_of(form), str(form.get("class_word") or "")
-        checked = await anyio.to_thread.run_sync(_checked, studio, given)
-        checked["doubts"] += _doubts_of_word(studio, word)
-        return schema.PhotosChecked(**checked)
-
-    @app.post(
-        "/v1/subjects", status_code=202, openapi_extra=form_schema(photos, ["name", "class_word", "photos"])
-    )
-    async def teach(
-        request: Request,
-        studio: InStudio,
-        client: Client,
-        response: Response,
-        idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
-    ) -> schema.Job:
-        async with _form(request, files=MOST_PHOTOS) as form:
-            given = await photos_of(form)
-            asked, crops = _read_fields(form, len(given))
-        row = await anyio.to_thread.run_sync(_queue_learning, studio, client, asked, given, crops, idempotency_key)
-        response.headers["Location"] = f"/v1/jobs/{row['id']}"
-        view = (await anyio.to_thread.run_sync(studio.supervisor.views, [row]))[0]
-        return schema.Job(**{**view, "mine": True})
-
-    @app.post(
-        "/v1/subjects/import", status_code=201, openapi_extra=form_schema({"file": "file", "name": "text"}, ["file", "name"])
-    )
-    async def import_subject(request: Request, studio: InStudio) -> schema.Subject:
-        async with _form(request, files=1) as form:
-            content, name = await file_of(form, "file"), str(form.get("name") or "")
-        studio.check_room()
-        with _known():
-            found = await anyio.to_thread.run_sync(studio.shelf.add, name, content)
-        _tell(studio)
-        return schema.Subject(**found)
-
-    @app.post("/v1/subjects/{name}/push", status_code=202)
-    def push_subject(
-        name: str, asked: schema.PushRequest, studio: InStudio, client: Client, response: Response
-    ) -> schema.Job:
-        with _known():
-            sha256 = studio.shelf.store(check_name(name))
-        request = asked.model_dump() | {"name": name, "sha256": sha256}
-        job = NewJob(id=secrets.token_hex(8), client=client, kind="push", request=request, steps=1, subject=name)
-        row, _ = studio.journal.add(job, **_limits())
-        studio.supervisor.wake()
-        response.headers["Location"] = f"/v1/jobs/{row['id']}"
-        return schema.Job(**{**studio.supervisor.views([row])[0], "mine": True})
+@router.get("/v1/subjects/{name}")
+def get_subject(name: str, studio: InStudio) -> schema.Subject:
+    """A subject."""
+    with _known():
+        return schema.Subject(**studio.shelf.find(check_name(name)))
 
 
-def _add_changing(app: FastAPI) -> None:
-    @app.patch("/v1/subjects/{name}")
-    def rename_subject(name: str, new: schema.NewName, studio: InStudio) -> schema.Subject:
-        with _known():
-            found = studio.shelf.rename(check_name(name), new.name)
-        _tell(studio)
-        return schema.Subject(**found)
-
-    @app.delete("/v1/subjects/{name}", status_code=204)
-    def delete_subject(name: str, studio: InStudio) -> None:
-        with _known():
-            studio.shelf.delete(check_name(name))
-        _tell(studio)
-
-    @app.post("/v1/subjects/bin/{binned}/restore")
-    def restore_subject(binned: str, studio: InStudio) -> schema.Subject:
-        with _known():
-            found = studio.shelf.restore(binned)
-        _tell(studio)
-        return schema.Subject(**found)
+@router.get("/v1/subjects/{name}/thumb", response_class=Response)
+def subject_thumb(name: str, studio: InStudio) -> Response:
+    """A WebP of one of its photos."""
+    with _known():
+        content = studio.shelf.thumb(check_name(name))
+    if content is None:
+        raise NotFoundError(f"{name} has no picture.")
+    return Response(content, media_type="image/webp", headers={"Cache-Control": "private, max-age=60"})
 
 
-def _limits() -> dict[str, int]:
-    from cones2.studio.app import QUEUED, QUEUED_PER_CLIENT  # which imports this file
+@router.get("/v1/subjects/{name}/file", response_class=FileResponse)
+def subject_file(name: str, studio: InStudio) -> FileResponse:
+    """Its residual, to be kept or given away."""
+    with _known():
+        path = studio.shelf.find(check_name(name))["path"]
+    return FileResponse(path, media_type="application/octet-stream", filename=f"{name}.safetensors")
 
-    return {"most": QUEUED, "most_per_client": QUEUED_PER_CLIENT}
+
+@router.post("/v1/photos/check", openapi_extra=form_schema({"photos": "files", "class_word": "text"}, ["photos"]))
+async def check_photos(request: Request, studio: InStudio) -> schema.PhotosChecked:
+    """Say what is doubtful about photos before they are learned from."""
+    async with form_of(request, files=MOST_PHOTOS) as form:
+        given, word = await photos_of(form), str(form.get("class_word") or "")
+    checked = await anyio.to_thread.run_sync(_checked, studio, given)
+    checked["doubts"] += _doubts_of_word(studio, word)
+    return schema.PhotosChecked(**checked)
 
 
-def _tell(studio: Studio) -> None:
-    """Tell the streams that the list of subjects changed."""
+@router.post("/v1/subjects", status_code=202, openapi_extra=form_schema(_PHOTO_FORM, ["name", "class_word", "photos"]))
+async def teach(
+    request: Request,
+    studio: InStudio,
+    client: Client,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+) -> schema.Job:
+    """Queue the learning of a subject from its photos."""
+    async with form_of(request, files=MOST_PHOTOS) as form:
+        given = await photos_of(form)
+        asked, crops = _read_fields(form, len(given))
+    row = await anyio.to_thread.run_sync(_queue_learning, studio, client, asked, given, crops, idempotency_key)
+    response.headers["Location"] = f"/v1/jobs/{row['id']}"
+    view = (await anyio.to_thread.run_sync(studio.supervisor.views, [row]))[0]
+    return schema.Job(**{**view, "mine": True})
+
+
+@router.post(
+    "/v1/subjects/import",
+    status_code=201,
+    openapi_extra=form_schema({"file": "file", "name": "text"}, ["file", "name"]),
+)
+async def import_subject(request: Request, studio: InStudio) -> schema.Subject:
+    """Put somebody's residual into the library."""
+    async with form_of(request, files=1) as form:
+        content, name = await file_of(form, "file"), str(form.get("name") or "")
+    studio.check_room()
+    with _known():
+        found = await anyio.to_thread.run_sync(studio.shelf.add, name, content)
     studio.supervisor.tell_subjects()
+    return schema.Subject(**found)
+
+
+@router.post("/v1/subjects/{name}/push", status_code=202)
+def push_subject(
+    name: str, asked: schema.PushRequest, studio: InStudio, client: Client, response: Response
+) -> schema.Job:
+    """Queue the way of a subject to the Hub."""
+    with _known():
+        sha256 = studio.shelf.store(check_name(name))
+    request = asked.model_dump() | {"name": name, "sha256": sha256}
+    job = NewJob(id=secrets.token_hex(8), client=client, kind="push", request=request, steps=1, subject=name)
+    row, _ = studio.journal.add(job)
+    studio.supervisor.wake()
+    response.headers["Location"] = f"/v1/jobs/{row['id']}"
+    return schema.Job(**{**studio.supervisor.views([row])[0], "mine": True})
+
+
+@router.patch("/v1/subjects/{name}")
+def rename_subject(name: str, new: schema.NewName, studio: InStudio) -> schema.Subject:
+    """Give a subject another name."""
+    with _known():
+        found = studio.shelf.rename(check_name(name), new.name)
+    studio.supervisor.tell_subjects()
+    return schema.Subject(**found)
+
+
+@router.delete("/v1/subjects/{name}", status_code=204)
+def delete_subject(name: str, studio: InStudio) -> None:
+    """Put a subject into the bin."""
+    with _known():
+        studio.shelf.delete(check_name(name))
+    studio.supervisor.tell_subjects()
+
+
+@router.post("/v1/subjects/bin/{binned}/restore")
+def restore_subject(binned: str, studio: InStudio) -> schema.Subject:
+    """Take a subject out of the bin."""
+    with _known():
+        found = studio.shelf.restore(binned)
+    studio.supervisor.tell_subjects()
+    return schema.Subject(**found)
 
 
 def _read_fields(form: FormData, count: int) -> tuple[schema.LearnRequest, list[list[float] | None]]:
@@ -301,7 +268,7 @@ def _queue_learning(
             bad = [doubt for each in told["photos"] if not each["ok"] for doubt in each["doubts"]]
             if bad:
                 raise NotAPictureError(" ".join(bad))
-        row, is_new = studio.journal.add(new, **_limits())
+        row, is_new = studio.journal.add(new)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

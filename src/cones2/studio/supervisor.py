@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from cones2.errors import Cones2Error
 from cones2.studio.events import Broker, change
 from cones2.studio.journal import Event, Journal, Row
+from cones2.studio.problems import NotReadyError
 from cones2.studio.schema import FINAL, WorkerState
 
 PATIENCE = 10.0
@@ -33,10 +34,6 @@ _MOST_LOSSES = 200
 _KEPT_PREVIEWS = 64
 _KEEP_PROGRESS = 5.0  # seconds between two entries of a job's progress
 _log = logging.getLogger(__name__)
-
-
-class NotReadyError(Cones2Error):
-    """The worker is still opening the model."""
 
 
 class Preview(NamedTuple):
@@ -119,7 +116,8 @@ class Supervisor:
         """End the worker; a job that runs goes on with the next server."""
         self._stopping = True
         self.wake()
-        self._thread.join(timeout=5)
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
         self._end_worker()
 
     def wake(self) -> None:
@@ -177,7 +175,11 @@ class Supervisor:
             **{name: row[name] for name in ("request", "subject", "error")},
             "position": place[0] if place else None,
             "eta_s": None if eta is None else round(eta, 1),
-            "step": row["steps"] if row["state"] == "succeeded" and row["kind"] != "learn" else live.step if live else row["step"],
+            "step": row["steps"]
+            if row["state"] == "succeeded" and row["kind"] != "learn"
+            else live.step
+            if live
+            else row["step"],
             "steps": live.steps if live else row["steps"],
             "mine": False,
             "results": results,

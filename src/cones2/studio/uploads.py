@@ -5,11 +5,12 @@ What is learned from, and what the page shows, is made of their pixels alone. Th
 """
 
 import base64
+import contextlib
 import io
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
 from cones2.errors import Cones2Error, PhotoError, printable
+from cones2.studio.problems import NotAPictureError, TooLargeError
 
 PHOTO_BYTES = 25_000_000
 MOST_PHOTOS = 8
@@ -29,15 +31,30 @@ _PREVIEW = 256
 _MOST_FIELDS = 20
 
 
-class TooLargeError(Cones2Error, ValueError):
-    """A file, or the number of files, is beyond what is taken."""
+def form_schema(fields: Mapping[str, str], required: Sequence[str]) -> dict[str, Any]:
+    """Return what OpenAPI is told of a multipart form: fields of `text`, `number`, `file` or `files`."""
+    file = {"type": "string", "contentMediaType": "application/octet-stream"}
+    kinds = {
+        "text": {"type": "string"},
+        "number": {"type": "integer"},
+        "file": file,
+        "files": {"type": "array", "items": file, "maxItems": MOST_PHOTOS},
+    }
+    properties = {name: kinds[kind] for name, kind in fields.items()}
+    form = {"type": "object", "properties": properties, "required": list(required)}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
 
 
-async def read_form(request: Request, *, files: int) -> FormData:
-    """Return a multipart form of at most so many files."""
+@contextlib.asynccontextmanager
+async def form_of(request: Request, *, files: int) -> AsyncIterator[FormData]:
+    """Read a multipart form of at most so many files for a `with` block."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise PhotoError("expected a multipart/form-data body.")
-    return await request.form(max_files=files, max_fields=_MOST_FIELDS, max_part_size=2**20)
+        raise NotAPictureError("expected a multipart/form-data body.")
+    form = await request.form(max_files=files, max_fields=_MOST_FIELDS, max_part_size=2**20)
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 async def file_of(form: FormData, name: str) -> bytes:
@@ -63,7 +80,9 @@ async def photos_of(form: FormData) -> list[tuple[str, bytes]]:
 
 async def _content(file: UploadFile, limit: int) -> bytes:
     if (file.size or 0) > limit:
-        raise TooLargeError(f"{printable(file.filename or 'a file')[:80]} has over {limit:,} bytes: send a smaller one.")
+        raise TooLargeError(
+            f"{printable(file.filename or 'a file')[:80]} has over {limit:,} bytes: send a smaller one."
+        )
     return await file.read()
 
 
@@ -90,7 +109,9 @@ def decode(
         )
         answer: dict[str, Any] = json.loads(done.stdout)
     except (subprocess.SubprocessError, ValueError) as error:
-        raise PhotoError("the photos took too much memory or time to read: save them smaller, as JPEG or PNG.") from error
+        raise PhotoError(
+            "the photos took too much memory or time to read: save them smaller, as JPEG or PNG."
+        ) from error
     return answer
 
 

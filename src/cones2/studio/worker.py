@@ -146,7 +146,9 @@ class Worker:
             traceback.print_exc()
             is_memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
             advice = "Draw a smaller picture." if is_memory else "The server's terminal shows where."
-            self._failed(job, "out_of_memory" if is_memory else "unexpected", f"{type(error).__name__}: {error} {advice}")
+            self._failed(
+                job, "out_of_memory" if is_memory else "unexpected", f"{type(error).__name__}: {error} {advice}"
+            )
         else:
             self._channel.say("ended", job=job, state="succeeded")
 
@@ -211,7 +213,7 @@ class Worker:
     # Learning
 
     def _learn(self, message: Message) -> None:
-        """Learn a subject from the photos in the job's folder, from its last checkpoint; then put it into the library."""
+        """Learn from the photos in the job's folder, from its last checkpoint on; then put that into the library."""
         from cones2.files import write_atomically
 
         folder = self._data / "learning" / message["job"]
@@ -284,7 +286,9 @@ class Worker:
         answer = None
         try:
             if self._pipe is not None:
-                answer = self._tokens(message["text"]) if message["what"] == "tokens" else self._fitting(message["files"])
+                answer = (
+                    self._tokens(message["text"]) if message["what"] == "tokens" else self._fitting(message["files"])
+                )
         except Exception:  # the page does without an answer
             traceback.print_exc()
         self._channel.say("answer", ask=message["ask"], answer=answer)
