@@ -1,7 +1,7 @@
-"""Measure the studio's page in Chromium: its weight, its first paint, and the frames while one of 60 places is dragged.
+"""Measure the studio's page in Chromium: its weight, its first paint, the frames while one of 60 places is dragged.
 
-`python benchmarks/studio_page.py` starts a studio on `mini` in a folder of its own, opens the page five times, and prints
-a table. Nothing is drawn meanwhile; the load of the machine is printed, because a busy one paints late.
+`python benchmarks/studio_page.py` starts a studio on `mini` in a folder of its own, opens the page five times, and
+prints a table. Nothing is drawn meanwhile; the load of the machine is printed, because a busy one paints late.
 """
 
 import argparse
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the tests' bench, which starts servers and browsers
-from studio.page_bench import Screen, Server, browser
+from studio.page_bench import Screen, browser
+from studio_server import Served
 
 PAGE = Path(__file__).parents[1] / "src" / "cones2" / "studio" / "page"
 MOST_BYTES, LATEST_PAINT, LONGEST_FRAME = 150_000, 500, 50
@@ -21,14 +22,27 @@ PLACES = 60
 FILL = """async (count) => {
   const store = await import('/page/store.js');
   const side = Math.ceil(Math.sqrt(count));
-  const places = Array.from({ length: count }, (_, at) => ({ id: `p${at}`, subject: `thing_${at}`, z: count - at, weight: 1, feather: 0,
-    shapes: [{ box: [(at % side) / side, Math.floor(at / side) / side, (at % side + 0.9) / side, (Math.floor(at / side) + 0.9) / side] }] }));
-  const members = places.map(({ subject }, at) => ({ name: subject, source: 'word', class_word: 'ball', sha256: null, strength: 1, negative: '', colour: at }));
-  store.change({ places, members, prompt: members.map(({ name }) => `{${name}}`).join(' ') });
+  const names = Array.from({ length: count }, (_, at) => `thing_${at}`);
+  const places = names.map((subject, at) => {
+    const [x, y] = [(at % side) / side, Math.floor(at / side) / side];
+    const shapes = [{ box: [x, y, x + 0.9 / side, y + 0.9 / side] }];
+    return { id: subject, subject, shapes, z: count - at, weight: 1, feather: 0 };
+  });
+  const member = { source: 'word', class_word: 'ball', sha256: null, strength: 1, negative: '' };
+  const members = names.map((name, colour) => ({ ...member, name, colour }));
+  store.change({ places, members, prompt: names.map((name) => `{${name}}`).join(' ') });
 }"""
-FRAMES = """() => { window.frames_seen = []; let last = performance.now(); window.watching = true;
-  const next = (now) => { window.frames_seen.push(now - last); last = now; if (window.watching) requestAnimationFrame(next); };
-  requestAnimationFrame(next); }"""
+FRAMES = """() => {
+  window.frames_seen = [];
+  window.watching = true;
+  let last = performance.now();
+  const next = (now) => {
+    window.frames_seen.push(now - last);
+    last = now;
+    if (window.watching) requestAnimationFrame(next);
+  };
+  requestAnimationFrame(next);
+}"""
 
 
 def weight(screen: Screen) -> int:
@@ -68,7 +82,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=5, help="openings of the page (5)")
     times = parser.parse_args().times
     with tempfile.TemporaryDirectory() as folder, browser() as opened:
-        server = Server(Path(folder)).start().wait_for_model()
+        server = Served(Path(folder)).start().wait_until_ready()
         try:
             paints, weights = [], []
             for _ in range(times):

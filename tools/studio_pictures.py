@@ -13,7 +13,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # the tests' bench, which starts servers and browsers
-from studio.page_bench import Screen, Server, browser
+from studio.page_bench import Screen, browser  # noqa: E402
+from studio_server import Served  # noqa: E402
 
 PROMPT = "a {rex} and a {momo} on the beach"
 PHOTOS = [str(ROOT / "src" / "cones2" / "examples" / "luna" / "photos" / f"{at}.png") for at in range(4)]
@@ -38,11 +39,11 @@ def compose(screen: Screen) -> None:
     screen.page.wait_for_timeout(1500)
 
 
-def open_tab(opened: Any, server: Server, theme: str, width: int, height: int) -> Screen:
+def open_tab(opened: Any, server: Served, theme: str, width: int, height: int) -> Screen:
     """Open the page when the model is there."""
     context = opened.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
     screen = Screen(context, server)
-    screen.page.wait_for_function("import('/page/store.js').then((store) => store.draft.width > 0)")
+    screen.until("store.draft.width > 0")
     return screen
 
 
@@ -50,7 +51,7 @@ def main() -> None:
     """Take all pictures."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images"
     with tempfile.TemporaryDirectory() as room, browser() as opened:
-        server = Server(Path(room)).start().wait_for_model()
+        server = Served(Path(room)).start().wait_until_ready()
         try:
             screen = open_tab(opened, server, "light", 1280, 800)
             compose(screen)
@@ -61,7 +62,9 @@ def main() -> None:
             screen.page.keyboard.press("Escape")
             screen.page.click("#teach-open")
             screen.page.set_input_files("#teach-files", PHOTOS)
-            screen.page.wait_for_function("document.querySelectorAll('.photo').length === 4 && !document.body.textContent.includes('looking...')")
+            screen.page.wait_for_function(
+                "document.querySelectorAll('.photo').length === 4 && !document.body.textContent.includes('looking...')"
+            )
             screen.page.fill("#teach-name", "luna")
             screen.page.fill("#teach-class", "cat")
             save(screen, folder, "teach")

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from studio.page_bench import CHROMIUM, Screen, Server, browser
+from studio.page_bench import CHROMIUM, Screen, browser
+from studio_server import Served
 
 Opener = Callable[..., Screen]
 
@@ -20,15 +21,15 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     pytest.importorskip("fastapi", reason="the studio needs its extra: pip install cones2[studio]")
-    running = Server(tmp_path_factory.mktemp("studio")).start()
+    running = Served(tmp_path_factory.mktemp("studio")).start()
     yield running
     running.stop()
 
 
 @pytest.fixture
-def open_screen(chromium: Any, server: Server) -> Iterator[Opener]:
+def open_screen(chromium: Any, server: Served) -> Iterator[Opener]:
     """Opens tabs, each with a draft of its own; afterwards none may have left the origin or complained."""
     screens: list[Screen] = []
     contexts: list[Any] = []
@@ -53,10 +54,10 @@ def screen(open_screen: Opener) -> Screen:
 
 
 @pytest.fixture
-def ready(open_screen: Opener, server: Server) -> Screen:
+def ready(open_screen: Opener, server: Served) -> Screen:
     """A large screen with an empty draft of four steps; the model is open."""
-    server.wait_for_model()
+    server.wait_until_ready()
     screen = open_screen()
-    screen.page.wait_for_function("import('/page/store.js').then((store) => store.server.info?.model && store.draft.width > 0)")
+    screen.until("store.server.info?.model && store.draft.width > 0")
     screen.steps(4)
     return screen

@@ -1,19 +1,16 @@
-"""The studio as its users have it: a server on `mini` in a process of its own, and Chromium with the page in it."""
+"""The studio's page as its users have it: in Chromium, with a server on `mini` behind it."""
 
 import contextlib
-import json
-import os
+import io
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from PIL import Image
+
+from studio_server import TOKEN, Served
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = [
@@ -24,82 +21,19 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-PATIENCE = 180  # seconds until the model is open, on a busy machine
+PATIENCE = 240  # seconds for what takes a few, on a busy machine
 
 
-@dataclass
-class Server:
-    """A running `cones2 studio`.
+def ask(server: Served, path: str) -> Any:
+    """Return the JSON that the API answers."""
+    with server.client() as client:
+        return client.get(path).raise_for_status().json()
 
-    Attributes:
-        folder: of its pictures and jobs; its library is below.
-        url: with the token.
-    """
 
-    folder: Path
-    port: int = 0
-    url: str = ""
-    process: "subprocess.Popen[str] | None" = field(default=None, repr=False)
-
-    def start(self) -> "Server":
-        """Start it; returns when it listens, before the model is open."""
-        command = [sys.executable, "-m", "cones2", "studio", "--no-browser", "--port", str(self.port)]
-        command += ["--data", str(self.folder), "--library", str(self.folder / "library")]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "400"}
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-        )
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if found := re.search(r"http://127\.0\.0\.1:(\d+)/\?token=\S+", line):
-                self.url, self.port = found[0], int(found[1])
-                return self
-        raise RuntimeError(f"the studio ended with {self.process.wait()} before it listened")
-
-    @property
-    def token(self) -> str:
-        """Who may come in."""
-        return self.url.partition("token=")[2]
-
-    def ask(self, path: str) -> Any:
-        """Return what the API answers."""
-        request = urllib.request.Request(  # noqa: S310
-            f"http://127.0.0.1:{self.port}{path}", headers={"Authorization": f"Bearer {self.token}"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
-            content = answer.read()
-            return json.loads(content) if "json" in answer.headers["Content-Type"] else content
-
-    def wait_for_model(self) -> "Server":
-        """Return when it can draw."""
-        end = time.monotonic() + PATIENCE
-        while not self.ask("/v1/info")["model"]:
-            assert time.monotonic() < end, "the model did not open"
-            time.sleep(0.3)
-        return self
-
-    def worker(self) -> int:
-        """The process that holds the model (Linux)."""
-        assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[-1])
-
-    def kill(self) -> None:
-        """End it as a power cut would, and its worker."""
-        assert self.process is not None
-        with contextlib.suppress(OSError, IndexError):
-            os.kill(self.worker(), signal.SIGKILL)
-        self.process.kill()
-        self.process.communicate()
-
-    def stop(self) -> None:
-        """End it as Ctrl+C does."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
-            self.kill()
+def picture_of(server: Served, name: str) -> Image.Image:
+    """Return a finished picture, with its record."""
+    with server.client() as client:
+        return Image.open(io.BytesIO(client.get(f"/v1/pictures/{name}/file").raise_for_status().content))
 
 
 @contextlib.contextmanager
@@ -113,10 +47,16 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+def _with_modules(expression: str) -> str:
+    """Return JavaScript that evaluates an expression with the page's own modules."""
+    modules = "Promise.all([import('/page/store.js'), import('/page/cast.js')])"
+    return f"(given) => {modules}.then(([store, cast]) => {expression})"
+
+
 class Screen:
     """One tab with the page: what a test does to it, and what it complained of."""
 
-    def __init__(self, context: Any, server: Server, *, expected: str = "") -> None:
+    def __init__(self, context: Any, server: Served, *, expected: str = "") -> None:
         """Open a tab; `expected` is a pattern of complaints that the test provokes."""
         self.server, self.complaints, self.foreign = server, [], []
         self.expected = re.compile(expected) if expected else None
@@ -125,7 +65,7 @@ class Screen:
         self.page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
         self.page.on("console", self._hear)
         self.page.on("request", self._see)
-        self.page.goto(server.url)
+        self.page.goto(f"{server.url}/?token={TOKEN}")
         self.page.wait_for_selector("#subjects .chip")
 
     complaints: list[str]
@@ -136,7 +76,7 @@ class Screen:
             self.complaints.append(f"{message.type}: {message.text} {message.location.get('url', '')}")
 
     def _see(self, request: Any) -> None:
-        if not request.url.startswith((f"http://127.0.0.1:{self.server.port}/", "data:", "blob:")):
+        if not request.url.startswith((f"{self.server.url}/", "data:", "blob:")):
             self.foreign.append(request.url)
 
     def check(self) -> None:
@@ -144,9 +84,25 @@ class Screen:
         assert self.foreign == []
         assert [text for text in self.complaints if not (self.expected and self.expected.search(text))] == []
 
+    def store(self, expression: str, given: object = None) -> Any:
+        """Evaluate JavaScript with the page's `store`, its `cast`, and what is `given`."""
+        return self.page.evaluate(_with_modules(expression), given)
+
+    def until(self, expression: str, given: object = None, seconds: float = 60) -> None:
+        """Wait until such an expression holds."""
+        self.page.wait_for_function(_with_modules(expression), arg=given, timeout=seconds * 1000)
+
     def draft(self) -> Any:
         """What the person has made so far."""
-        return self.page.evaluate("import('/page/store.js').then((store) => store.draft)")
+        return self.store("store.draft")
+
+    def cast(self, name: str) -> None:
+        """Let a subject into the draft, without a place."""
+        self.store(
+            "store.change({ members: [...store.draft.members, cast.memberFor(given)],"
+            " prompt: `${store.draft.prompt} {${given}}` })",
+            name,
+        )
 
     def layout(self) -> Any:
         """The regions as they are sent, by name; empty where nothing is placed."""
@@ -193,15 +149,16 @@ class Screen:
 
     def make(self) -> str:
         """Press Make; return the job's id."""
-        with self.page.expect_response(lambda answer: answer.url.endswith("/v1/pictures") and answer.request.method == "POST") as heard:
+        with self.page.expect_response(
+            lambda answer: answer.url.endswith("/v1/pictures") and answer.request.method == "POST"
+        ) as heard:
             self.page.click("#make:not(:disabled)")
         return str(heard.value.json()["id"])
 
     def wait_for(self, job: str, state: str = "succeeded", seconds: float = PATIENCE) -> Any:
         """Wait until a job has a state; return it as the page has it."""
-        text = "([id, state]) => import('/page/store.js').then((store) => store.server.jobs.get(id)?.state === state)"
         end = time.monotonic() + seconds
-        while not self.page.evaluate(text, [job, state]):
-            assert time.monotonic() < end, self.server.ask(f"/v1/jobs/{job}")
+        while not self.store("store.server.jobs.get(given[0])?.state === given[1]", [job, state]):
+            assert time.monotonic() < end, ask(self.server, f"/v1/jobs/{job}")
             self.page.wait_for_timeout(100)
-        return self.page.evaluate("(id) => import('/page/store.js').then((store) => store.server.jobs.get(id))", job)
+        return self.store("store.server.jobs.get(given)", job)

@@ -21,15 +21,9 @@ def near(box: Any, expected: Any, screen: Screen, pixels: float = 1.0) -> bool:
 
 def draw(screen: Screen, name: str, *corners: tuple[float, float]) -> None:
     """Put a subject without a place into the draft, and draw its box."""
-    screen.page.evaluate(
-        """(name) => Promise.all([import('/page/store.js'), import('/page/cast.js')]).then(([store, cast]) =>
-        store.change({ members: [...store.draft.members, cast.memberFor(name)], prompt: `${store.draft.prompt} {${name}}` }))""",
-        name,
-    )
+    screen.cast(name)
     screen.drag(*corners)
-    screen.page.wait_for_function(
-        "(name) => import('/page/store.js').then((store) => Boolean(store.placeNamed(name)))", arg=name
-    )
+    screen.until("Boolean(store.placeNamed(given))", name)
 
 
 def test_a_click_gives_a_subject_its_mention_and_a_box_is_drawn_as_it_is_kept(screen: Screen) -> None:
@@ -65,7 +59,7 @@ def test_moves_and_all_eight_handles_stay_in_the_picture(screen: Screen) -> None
         assert y1 - y0 >= 0.0199
         held = {0: "w", 1: "n", 2: "e", 3: "s"}
         assert all(before[at] == (x0, y0, x1, y1)[at] for at, side in held.items() if side not in handle)
-        screen.page.evaluate("import('/page/store.js').then((store) => store.undo())")
+        screen.store("store.undo()")
         assert screen.box("rex") == before
 
 
@@ -138,7 +132,7 @@ MASK = """async ([name]) => {
 def test_a_painted_mask_covers_what_was_painted(screen: Screen) -> None:
     screen.join("rex")
     screen.page.keyboard.press("b")
-    screen.page.evaluate("import('/page/store.js').then((store) => store.setUi({ brush: 0.2 }))")
+    screen.store("store.setUi({ brush: 0.2 })")
     screen.drag((0.3, 0.5), (0.7, 0.5), steps=8)
     mask = screen.page.evaluate(MASK, ["rex"])
     side = mask["width"]
@@ -162,9 +156,9 @@ def test_a_painted_mask_covers_what_was_painted(screen: Screen) -> None:
     assert len(json.dumps(screen.layout())) < 64_000
     screen.page.keyboard.press("v")
     screen.page.locator(".place").focus()
-    before = screen.page.evaluate("import('/page/store.js').then((store) => store.draft.places[0].shapes[0].bounds)")
+    before = screen.store("store.draft.places[0].shapes[0].bounds")
     screen.page.keyboard.press("Shift+ArrowDown")
-    after = screen.page.evaluate("import('/page/store.js').then((store) => store.draft.places[0].shapes[0].bounds)")
+    after = screen.store("store.draft.places[0].shapes[0].bounds")
     assert after[1] == pytest.approx(before[1] + 0.05, abs=0.006)
     screen.page.keyboard.press("Delete")
     assert screen.layout() == {}
@@ -172,7 +166,7 @@ def test_a_painted_mask_covers_what_was_painted(screen: Screen) -> None:
 
 @pytest.mark.slow
 def test_a_polygon_is_closed_changed_and_loses_a_point(screen: Screen) -> None:
-    screen.page.evaluate("Promise.all([import('/page/store.js'), import('/page/cast.js')]).then(([store, cast]) => store.change({ members: [cast.memberFor('rex')] }))")
+    screen.cast("rex")
     screen.page.keyboard.press("p")
     corners = [(0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8)]
     for corner in [*corners, corners[0]]:
@@ -195,18 +189,18 @@ def test_a_polygon_is_closed_changed_and_loses_a_point(screen: Screen) -> None:
 @pytest.mark.slow
 def test_two_of_one_class_keep_their_colours_and_a_new_name_goes_everywhere(screen: Screen) -> None:
     screen.join("rex", "fido")
-    colours = screen.page.evaluate("import('/page/store.js').then((store) => ['rex', 'fido'].map(store.colourOf))")
+    colours = screen.store("['rex', 'fido'].map(store.colourOf)")
     assert colours[0] != colours[1]
     screen.page.fill("#subject-search", "ball")
     screen.page.keyboard.press("Enter")
     screen.page.click("[aria-label='Rename ball']")
     screen.page.fill("#asked", "red_ball")
     screen.page.keyboard.press("Enter")
-    screen.page.wait_for_function("import('/page/store.js').then((store) => Boolean(store.placeNamed('red_ball')))")
+    screen.until("Boolean(store.placeNamed('red_ball'))")
     assert "{red_ball}" in screen.draft()["prompt"]
     assert "{ball}" not in screen.draft()["prompt"]
     screen.page.click("[aria-label='Take rex out of the picture']")
-    assert screen.page.evaluate("import('/page/store.js').then((store) => store.colourOf('fido'))") == colours[1]
+    assert screen.store("store.colourOf('fido')") == colours[1]
     assert screen.draft()["prompt"] == "a {fido} and a {red_ball}" or "{fido}" in screen.draft()["prompt"]
 
 
@@ -228,8 +222,12 @@ def test_the_order_of_the_rows_is_what_is_drawn_and_sent(screen: Screen) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("options", "zoom"), [({"device_scale_factor": 2}, 0), ({"viewport": {"width": 800, "height": 900}}, 2), ({}, -2)])
-def test_drawing_is_exact_at_every_zoom_and_density(open_screen: Callable[..., Screen], options: dict[str, Any], zoom: int) -> None:
+@pytest.mark.parametrize(
+    ("options", "zoom"), [({"device_scale_factor": 2}, 0), ({"viewport": {"width": 800, "height": 900}}, 2), ({}, -2)]
+)
+def test_drawing_is_exact_at_every_zoom_and_density(
+    open_screen: Callable[..., Screen], options: dict[str, Any], zoom: int
+) -> None:
     screen = open_screen(**options)
     for _ in range(abs(zoom)):
         screen.page.click("#zoom-in" if zoom > 0 else "#zoom-out")
@@ -240,17 +238,20 @@ def test_drawing_is_exact_at_every_zoom_and_density(open_screen: Callable[..., S
 @pytest.mark.slow
 def test_a_finger_draws_and_moves(open_screen: Callable[..., Screen]) -> None:
     screen = open_screen(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
-    screen.page.evaluate("Promise.all([import('/page/store.js'), import('/page/cast.js')]).then(([store, cast]) => store.change({ members: [cast.memberFor('rex')] }))")
+    screen.cast("rex")
     touch = screen.page.context.new_cdp_session(screen.page)
 
     def swipe(*spots: tuple[float, float]) -> None:
         for turn, spot in enumerate(spots):
             x, y = screen.at(*spot)
-            touch.send("Input.dispatchTouchEvent", {"type": "touchMove" if turn else "touchStart", "touchPoints": [{"x": x, "y": y}]})
+            touch.send(
+                "Input.dispatchTouchEvent",
+                {"type": "touchMove" if turn else "touchStart", "touchPoints": [{"x": x, "y": y}]},
+            )
         touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
     swipe((0.2, 0.2), (0.4, 0.3), (0.6, 0.7))
-    screen.page.wait_for_function("import('/page/store.js').then((store) => Boolean(store.placeNamed('rex')))")
+    screen.until("Boolean(store.placeNamed('rex'))")
     assert near(screen.box("rex"), (0.2, 0.2, 0.6, 0.7), screen)
     swipe((0.4, 0.5), (0.45, 0.55), (0.5, 0.6))
     screen.page.wait_for_timeout(100)
@@ -291,7 +292,9 @@ def test_a_table_of_boxes_goes_out_and_comes_back(screen: Screen) -> None:
     assert {"id": "rex", "bbox": [round(side * 1000) for side in (y0, x0, y1, x1)], "desc": "dog"} in rows
     before = {name: region["shapes"] for name, region in screen.layout().items()}
     screen.page.keyboard.press("Control+z")
-    screen.page.set_input_files("#any-file", {"name": "boxes.json", "mimeType": "application/json", "buffer": json.dumps(rows).encode()})
-    screen.page.wait_for_function("import('/page/store.js').then((store) => store.draft.places.length === 2)")
+    screen.page.set_input_files(
+        "#any-file", {"name": "boxes.json", "mimeType": "application/json", "buffer": json.dumps(rows).encode()}
+    )
+    screen.until("store.draft.places.length === 2")
     after = {name: region["shapes"] for name, region in screen.layout().items()}
     assert {name: [pytest.approx(box, abs=0.0006) for box in shapes] for name, shapes in before.items()} == after

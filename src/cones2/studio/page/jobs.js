@@ -62,15 +62,26 @@ const retry = (job) => attempt(async () => put(await post(`/v1/jobs/${job.id}/re
 
 const SAID = { queued: "waits in the queue", running: "has begun", succeeded: "is done", failed: "has failed", cancelled: "is cancelled" };
 
+/** How far a job is; what is not named here is over. */
+const RANKS = /** @type {Record<string, number>} */ ({ queued: 1, running: 2 });
+/** @param {Job} job */
+const rank = (job) => RANKS[job.state] ?? 3;
+
 /**
- * Take in a job as the server has it.
+ * Take in what the server answered; an event may have overtaken it.
  * @param {Job} job
  */
 export function put(job) {
-  if (!job?.id) return;
+  const known = server.jobs.get(job.id);
+  if (!known || rank(job) >= rank(known) || job.attempt > known.attempt) heardOf(job);
+}
+
+/**
+ * Take in a job as an event has it.
+ * @param {Job} job
+ */
+export function heardOf(job) {
   const before = server.jobs.get(job.id);
-  const terminal = before && !isActive(before);
-  if (terminal && isActive(job) && job.attempt === before.attempt) return; // an answer that was overtaken by its event
   server.jobs.set(job.id, { ...before, ...job, preview: job.preview ?? before?.preview ?? null });
   if (job.mine && before?.state !== job.state) announce(`${job.kind === "draw" ? "The picture" : job.kind === "learn" ? `Learning ${job.request?.name ?? ""}` : "The upload"} ${SAID[/** @type {keyof typeof SAID} */ (job.state)]}`);
   tell("jobs");

@@ -43,7 +43,7 @@ const HEARD = {
     server.worker = data.info?.worker ?? "ready";
     tell("jobs", "connection");
   },
-  state: (data) => jobs.put(data.job?.id ? data.job : data),
+  state: jobs.heardOf,
   progress: jobs.progress,
   preview: jobs.preview,
   result: (data) => {

@@ -40,9 +40,9 @@ function chip(subject) {
   const doubt = subject.fits ? "" : subject.problem ?? "learned on another model";
   return h("li", { class: `chip${inDraft ? " in" : ""}${subject.fits ? "" : " unfit"}` },
     h("button", { type: "button", class: "chip-main", draggable: subject.fits ? "true" : "false", "aria-disabled": subject.fits ? null : "true",
-      title: doubt || `${subject.class_word}, ${size(subject.bytes)}`, "aria-label": `${subject.name}, ${subject.class_word}${doubt ? `: ${doubt}` : inDraft ? ", in the picture" : ""}`,
+      title: doubt || `${subject.class_word}, ${size(subject.bytes)}`, "aria-label": `${subject.name} ${subject.class_word}${doubt ? `: ${doubt}` : inDraft ? ", in the picture" : ""}`,
       onclick: () => join(subject.name), ondragstart: (/** @type {DragEvent} */ event) => event.dataTransfer?.setData("text/x-subject", subject.name) },
-    face(subject.name, subject.name, subject.thumb), h("span", { class: "chip-text" }, h("b", {}, subject.name), h("span", { class: "hint" }, doubt || subject.class_word))),
+    face(subject.name, subject.name, subject.thumb), h("span", { class: "chip-text" }, h("b", {}, subject.name), h("span", { class: "hint" }, subject.fits ? subject.class_word : "of another model"))),
     iconButton("dots", `More about ${subject.name}`, () => openSubject(subject)));
 }
 
