@@ -1,4 +1,4 @@
-"""Measure the studio's page in Chromium: its weight, its first paint, the frames while one of 60 places is dragged.
+"""Measure the studio's page in Chromium: its weight, its first paint, the frames of a drag and of a scroll.
 
 `python benchmarks/studio_page.py` starts a studio on `mini` in a folder of its own, opens the page five times, and
 prints a table. Nothing is drawn meanwhile; the load of the machine is printed, because a busy one paints late.
@@ -9,6 +9,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from studio_server import Served
 
 PAGE = Path(__file__).parents[1] / "src" / "cones2" / "studio" / "page"
 MOST_BYTES, LATEST_PAINT, LONGEST_FRAME = 150_000, 500, 50
-PLACES = 60
+PLACES, PICTURES, MOVES = 60, 5000, 120
 FILL = """async (count) => {
   const store = await import('/page/store.js');
   const side = Math.ceil(Math.sqrt(count));
@@ -31,6 +32,16 @@ FILL = """async (count) => {
   const member = { source: 'word', class_word: 'ball', sha256: null, strength: 1, negative: '' };
   const members = names.map((name, colour) => ({ ...member, name, colour }));
   store.change({ places, members, prompt: names.map((name) => `{${name}}`).join(' ') });
+}"""
+GALLERY = """async (count) => {
+  const { pictures } = await import('/page/pictures.js');
+  const store = await import('/page/store.js');
+  const same = { job: '', width: 128, height: 128, prompt: 'a dog', subjects: [], attention: [], layout: null };
+  for (let seed = 0; seed < count; seed += 1) {
+    const id = `none-${seed}`;
+    pictures.set(id, { ...same, id, seed, created: String(seed), starred: false, note: '', deleted: false });
+  }
+  store.tell('pictures');
 }"""
 FRAMES = """() => {
   window.frames_seen = [];
@@ -60,20 +71,51 @@ def first_paint(screen: Screen) -> float:
     return float(screen.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
 
 
-def frames(screen: Screen) -> list[float]:
-    """Return the milliseconds between frames while one of 60 places is dragged across the canvas."""
+def drag(screen: Screen) -> tuple[list[float], float]:
+    """Drag one of 60 places across the canvas."""
     page: Any = screen.page
     page.evaluate(FILL, PLACES)
-    page.wait_for_function(f"document.querySelectorAll('.place').length === {PLACES}")
+    page.wait_for_function(f"() => document.querySelectorAll('.place').length === {PLACES}")
     page.wait_for_timeout(800)
-    page.mouse.move(*screen.at(0.05, 0.05))
+    sheet = screen.sheet()
+
+    def move(step: int) -> None:
+        page.mouse.move(sheet["x"] + (0.05 + step / 150) * sheet["width"], sheet["y"] + 0.05 * sheet["height"])
+
+    move(0)
     page.mouse.down()
-    page.evaluate(FRAMES)
-    for step in range(90):
-        page.mouse.move(*screen.at(0.05 + step / 100, 0.05 + step / 120))
-    seen = page.evaluate("(window.watching = false, window.frames_seen)")
+    seen = frames(page, move)
     page.mouse.up()
-    return [float(each) for each in seen[1:]]
+    return seen
+
+
+def scroll(screen: Screen) -> tuple[list[float], float]:
+    """Scroll through a gallery of 5,000."""
+    page: Any = screen.page
+    page.evaluate(GALLERY, PICTURES)
+    page.wait_for_function(f"() => document.querySelectorAll('.picture').length >= {PICTURES}")
+    page.click("#gallery-size")
+    page.mouse.move(600, 500)
+    page.wait_for_timeout(800)
+    return frames(page, lambda _: page.mouse.wheel(0, 300))
+
+
+def frames(page: Any, move: Callable[[int], None]) -> tuple[list[float], float]:
+    """Return the milliseconds between frames during many moves, and those that the page's thread worked for a frame."""
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    page.evaluate(FRAMES)
+    before = worked(session)
+    for step in range(MOVES):
+        move(step)
+    seen = page.evaluate("(window.watching = false, window.frames_seen)")[1:]
+    return [float(each) for each in seen], 1000 * (worked(session) - before) / len(seen)
+
+
+def worked(session: Any) -> float:
+    """Return the seconds of a core that the page's thread has taken so far, whatever else the machine does."""
+    metrics = {each["name"]: each["value"] for each in session.send("Performance.getMetrics")["metrics"]}
+    return float(metrics["TaskDuration"])
 
 
 def main() -> None:
@@ -92,7 +134,10 @@ def main() -> None:
                 weights.append(weight(screen))
                 if len(paints) < times:
                     context.close()
-            seen = frames(screen)
+            measured = {
+                f"{PLACES} places, one dragged": drag(screen),
+                f"{PICTURES:,} pictures scrolled": scroll(screen),
+            }
         finally:
             server.stop()
     files = sum(path.stat().st_size for path in PAGE.iterdir())
@@ -100,7 +145,9 @@ def main() -> None:
     print("| figure | measured | at most |\n| --- | ---: | ---: |")
     print(f"| bytes that travel | {max(weights):,} (files: {files:,}) | {MOST_BYTES:,} |")
     print(f"| first paint, median of {times} | {statistics.median(paints):.0f} ms | {LATEST_PAINT} ms |")
-    print(f"| longest of {len(seen)} frames, {PLACES} places, one dragged | {max(seen):.0f} ms | {LONGEST_FRAME} ms |")
+    for what, (seen, work) in measured.items():
+        print(f"| {what}: longest of {len(seen)} frames | {max(seen):.0f} ms | {LONGEST_FRAME} ms |")
+        print(f"| {what}: work of the page's thread for a frame | {work:.1f} ms | |")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def compose(screen: Screen) -> None:
     """Place two subjects and make four pictures of them."""
     screen.join("rex", "momo")
     screen.page.fill("#prompt", PROMPT)
-    for name, box in (("rex", (6, 35, 44, 55)), ("momo", (60, 52, 32, 38))):
+    for name, box in (("rex", (5, 38, 44, 52)), ("momo", (60, 50, 33, 40))):
         for side, value in zip(("left", "top", "width", "height"), box, strict=True):
             screen.set(f"[aria-label='{name}: {side} in percent']", value)
     screen.set("#count", 4)
@@ -63,7 +63,7 @@ def main() -> None:
             screen.page.click("#teach-open")
             screen.page.set_input_files("#teach-files", PHOTOS)
             screen.page.wait_for_function(
-                "document.querySelectorAll('.photo').length === 4 && !document.body.textContent.includes('looking...')"
+                "() => document.querySelectorAll('.photo').length === 4 && !document.body.innerText.includes('looking...')"
             )
             screen.page.fill("#teach-name", "luna")
             screen.page.fill("#teach-class", "cat")

@@ -16,6 +16,11 @@ const groups = new Map();
 const measure = /** @type {CanvasRenderingContext2D} */ (document.createElement("canvas").getContext("2d"));
 measure.font = "600 12px system-ui, sans-serif";
 
+/** How wide a name is at 12 pixels, bold.
+ * @param {string} text
+ */
+export const textWidth = (text) => measure.measureText(text).width;
+
 /**
  * @param {string} place
  * @param {number} shape
@@ -35,7 +40,7 @@ export function pointAt(event) {
 export function fit() {
   const stage = $("#stage");
   const aspect = (draft.width || 1) / (draft.height || 1);
-  const room = [Math.max(120, stage.clientWidth - 32), Math.max(120, stage.clientHeight - 32)];
+  const room = [Math.max(120, stage.clientWidth - 24), Math.max(120, stage.clientHeight - 24)];
   const narrow = matchMedia("(max-width: 700px)").matches;
   const width = narrow ? Math.min(room[0], innerHeight * 0.62 * aspect) : Math.min(room[0], room[1] * aspect);
   view.width = Math.round(width * view.zoom);
@@ -135,7 +140,7 @@ function paintTag(tag, place, frame, colour) {
   const text = /** @type {SVGTextElement} */ (tag.lastElementChild);
   if (text.textContent !== place.subject) {
     text.textContent = place.subject;
-    tag.dataset.width = String(Math.min(measure.measureText(place.subject).width + 14, 200));
+    tag.dataset.width = String(Math.min(textWidth(place.subject) + 14, 200));
   }
   const wide = Number(tag.dataset.width);
   tag.firstElementChild?.setAttribute("width", String(wide));

@@ -20,7 +20,7 @@ function itemFor(picture) {
   const label = `${picture.prompt}, seed ${picture.seed}${picture.starred ? ", starred" : ""}`;
   const element = h("li", { role: "option", class: `picture${chosen.has(picture.id) ? " chosen" : ""}`, "data-id": picture.id, tabindex: "-1",
     "aria-selected": chosen.has(picture.id), "aria-label": label, title: picture.prompt },
-    h("img", { src: thumbUrl(picture.id), alt: "", loading: "lazy", decoding: "async", width: 104, height: 104 }), picture.starred ? icon("star") : null);
+    h("img", { src: thumbUrl(picture.id), alt: "", loading: "lazy", decoding: "async", width: 128, height: 128 }), picture.starred ? icon("star") : null);
   if (known) {
     known.element.replaceWith(element);
     if (focusAt === picture.id && document.activeElement === document.body) element.focus();
@@ -74,7 +74,7 @@ function focusOn(id) {
 function onKey(event) {
   const order = listed().map((picture) => picture.id);
   const at = order.indexOf(focusAt);
-  const across = Math.max(1, Math.floor($("#pictures").clientWidth / 112));
+  const across = Math.max(1, Math.floor($("#pictures").clientWidth / 136));
   /** @type {Record<string, number>} */
   const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across, Home: -order.length, End: order.length };
   if (event.ctrlKey || event.altKey || at < 0) return;

@@ -121,7 +121,7 @@ function head(name, select, ...buttons) {
   const word = missing ? "its file is missing" : member?.source === "word" ? `plain word ${member.class_word}` : member?.class_word;
   const thumb = member?.source === "word" ? undefined : subjectNamed(name)?.thumb;
   return h("div", { class: `row-head${missing ? " missing" : ""}` },
-    h("button", { type: "button", class: "name", "aria-pressed": ui.active === name, onclick: select }, face(name, name, thumb),
+    h("button", { type: "button", class: "name", onclick: select }, face(name, name, thumb),
       h("span", { class: "chip-text" }, h("b", {}, name), h("span", { class: "hint" }, word))),
     missing ? h("button", { type: "button", class: "link", onclick: () => $("#import-file").click() }, "import") : null,
     member?.source === "word" ? iconButton("pencil", `Rename ${name}`, () => renameWord(member)) : null,
@@ -135,7 +135,7 @@ function row(place, at) {
   const lines = place.shapes.map((shape, index) => h("div", { class: "shape-line", onfocusin: () => select(index) },
     "rest" in shape ? h("span", { class: "hint" }, "everything the others leave") : fields(place, shape, index), points(place, shape, index),
     many ? iconButton("close", `Delete ${kindOf(shape)} ${index + 1} of ${place.subject}`, () => removeShape(place.id, index)) : null));
-  return h("li", { class: `place-row${ui.selected?.place === place.id ? " selected" : ""}`, draggable: "true", "data-id": place.id,
+  return h("li", { class: "place-row", draggable: "true", "data-id": place.id, "data-subject": place.subject,
     ondragstart: (/** @type {DragEvent} */ event) => {
       if (/** @type {Element} */ (event.target).closest("input")) event.preventDefault();
       event.dataTransfer?.setData("text/x-place", place.id);
@@ -154,8 +154,16 @@ function row(place, at) {
 /** A subject of the picture that has no place.
  * @param {import("./store.js").Member} member
  */
-const bareRow = (member) => h("li", { class: "place-row bare", "data-id": member.name }, head(member.name, () => setUi({ active: member.name, selected: null }),
+const bareRow = (member) => h("li", { class: "place-row bare", "data-id": member.name, "data-subject": member.name }, head(member.name, () => setUi({ active: member.name, selected: null }),
   h("button", { type: "button", class: "link", onclick: () => join(member.name, { mention: false }) }, "place it")));
+
+/** Show what is chosen; the fields stay, since one of them may be in use. */
+function mark() {
+  for (const item of $("#places").children) {
+    item.classList.toggle("selected", item.dataset.id === ui.selected?.place);
+    $(".name", item).setAttribute("aria-pressed", String(item.dataset.subject === ui.active));
+  }
+}
 
 /** Keep open what was open, and the focus in the same field of the same row. */
 function render() {
@@ -169,6 +177,7 @@ function render() {
     if (open.has(item.dataset.id)) $("details", item).open = true;
     if (item.dataset.id === home) [...item.querySelectorAll("input, button")].find((each) => (each.getAttribute("aria-label") ?? each.className) === label)?.focus();
   }
+  mark();
   $("#places-empty").hidden = list.children.length > 0;
   $("#overlap").hidden = draft.places.length < 2;
   $("#overlap-share").checked = draft.places.length > 1 && new Set(draft.places.map((place) => place.z)).size === 1;
@@ -177,8 +186,11 @@ function render() {
 export function start() {
   let shown = "";
   on("draft ui subjects", () => {
-    const now = JSON.stringify([draft.places, draft.members.map(({ strength, negative, ...member }) => [member, isMissing({ ...member, strength, negative })]), ui.selected, ui.active]);
-    if (now === shown) return;
+    const now = JSON.stringify([draft.places, draft.members.map(({ strength, negative, ...member }) => [member, isMissing({ ...member, strength, negative })])]);
+    if (now === shown) {
+      mark();
+      return;
+    }
     shown = now;
     render();
   });

@@ -6,7 +6,7 @@ import { discard, edit, fileUrl, listed, pictureOf, pictures, putPicture } from 
 import { fromLayout } from "./layouts.js";
 import { backToFront, boundsOf, COLOURS, inkOn } from "./shapes.js";
 import { load } from "./request.js";
-import { showBackdrop } from "./canvas.js";
+import { showBackdrop, textWidth } from "./canvas.js";
 import { change } from "./store.js";
 import { maskCanvas, tinted } from "./brush.js";
 
@@ -37,7 +37,7 @@ async function overlay(picture, large) {
     return place.shapes.filter((shape) => !("rest" in shape)).map(async (shape) => {
       const [x0, y0, x1, y1] = boundsOf(shape);
       const size = large ? 19 : 38;
-      const wide = (place.subject.length * 0.68 + 0.8) * size;
+      const wide = (textWidth(place.subject) / 12 + 0.8) * size;
       const outline = "polygon" in shape ? s("polygon", { points: shape.polygon.map(([x, y]) => `${x * width},${y * height}`).join(" ") })
         : "mask" in shape ? s("image", { href: tinted(await maskCanvas(shape.mask), colour), width, height, opacity: 0.45, preserveAspectRatio: "none" })
           : s("rect", { x: x0 * width, y: y0 * height, width: (x1 - x0) * width, height: (y1 - y0) * height });
