@@ -62,9 +62,8 @@ def main() -> None:
             screen.page.keyboard.press("Escape")
             screen.page.click("#teach-open")
             screen.page.set_input_files("#teach-files", PHOTOS)
-            screen.page.wait_for_function(
-                "() => document.querySelectorAll('.photo').length === 4 && !document.body.innerText.includes('looking...')"
-            )
+            screen.page.wait_for_selector(".photo >> nth=3")
+            screen.page.wait_for_selector(".photo:has-text('looking...')", state="detached")
             screen.page.fill("#teach-name", "luna")
             screen.page.fill("#teach-class", "cat")
             save(screen, folder, "teach")
