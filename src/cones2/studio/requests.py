@@ -208,16 +208,14 @@ def read_request(content: bytes, shelf: Shelf, folder: Path) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    if text.lstrip()[:1] in ("{", "["):
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise LayoutError(f"the file is not JSON that can be read: {str(error)[:100]}.") from error
+    """Return what a text in JSON or TOML says."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layout.toml"
         path.write_bytes(text.encode())
         try:
-            data = read_toml(path, example="[regions] with boxes, as in rex = [[0.05, 0.25, 0.5, 0.95]]")
+            data = read_toml(path, example="a layout's JSON, or [regions] with rex = [[0.05, 0.25, 0.5, 0.95]]")
         except SettingsError as error:
             raise LayoutError(str(error).replace(str(path), "the file")) from error
     return {"version": 1, **data}
