@@ -85,7 +85,8 @@ def settle(server: Served, ids: list[str], *, minutes: float) -> dict[str, Any]:
 
 def faults(server: Served, ids: list[str], jobs: dict[str, Any]) -> list[str]:
     """Return what is wrong in the end."""
-    found, hashes = [], {}
+    found: list[str] = []
+    hashes: dict[int, str] = {}
     data = server.folder / "data"
     with server.client() as client:
         for number, job in enumerate(ids):

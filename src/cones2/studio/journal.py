@@ -117,8 +117,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; readers close with their threads."""
-        with self._lock:
-            self._writer.close()
+        self._writer.close()
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[tuple[sqlite3.Connection, list[Event]]]:
@@ -358,8 +357,8 @@ class Journal:
 
     def events_after(self, number: int, *, limit: int = 1000) -> list[Event]:
         """Return the events after the one of a number, in their order."""
-        rows = self._read("SELECT * FROM events WHERE number > ? ORDER BY number LIMIT ?", (number, limit))
-        return [Event(**row) for row in rows]
+        query = "SELECT * FROM events WHERE number > ? ORDER BY number LIMIT ?"
+        return [Event(**row) for row in self._read(query, (number, limit))]
 
     def last_event(self) -> int:
         """Return the number of the last event."""

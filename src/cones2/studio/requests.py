@@ -21,7 +21,7 @@ from cones2.images import PNG, png_chunks
 from cones2.layout import Layout
 from cones2.places import auto_layout
 from cones2.png import record_in
-from cones2.prompts import check_class_word, parse_prompt, placeholders, unknown_words
+from cones2.prompts import LONGEST_PROMPT, check_class_word, parse_prompt, placeholders, unknown_words
 from cones2.residual import describe_file
 from cones2.schedulers import scheduler_name
 from cones2.studio import schema
@@ -335,8 +335,10 @@ def _of_infotext(text: str) -> dict[str, Any]:
     settings = {key.strip(): value.strip() for key, value in _SETTING.findall(lines[-1])} if has_settings else {}
     body = "\n".join(lines[:-1] if has_settings else lines)
     prompt, _, negative = body.partition("Negative prompt:")
-    longest = schema.LONGEST_PROMPT
-    request: dict[str, Any] = {"prompt": prompt.strip()[:longest], "negative_prompt": negative.strip()[:longest]}
+    request: dict[str, Any] = {
+        "prompt": prompt.strip()[:LONGEST_PROMPT],
+        "negative_prompt": negative.strip()[:LONGEST_PROMPT],
+    }
     numbers = {"Steps": ("num_inference_steps", int), "CFG scale": ("guidance_scale", float), "Seed": ("seeds", int)}
     for key, (name, kind) in numbers.items():
         with contextlib.suppress(KeyError, ValueError):

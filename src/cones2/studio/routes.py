@@ -179,7 +179,7 @@ async def make_pictures(
         response.headers["Preference-Applied"] = f"wait={min(int(wait[1]), _MOST_WAIT)}"
         seconds = min(int(wait[1]), _MOST_WAIT)
         await studio.broker.wait_for_end(row["id"], seconds, lambda: _has_ended(studio, row["id"]))
-    row = await anyio.to_thread.run_sync(studio.journal.job, row["id"]) or row
+    row = await anyio.to_thread.run_sync(_job, studio, row["id"])
     response.status_code = 200 if row["state"] in schema.FINAL else 202
     return schema.Job(**(await anyio.to_thread.run_sync(seen, studio, [row], client))[0])
 

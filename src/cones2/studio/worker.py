@@ -323,7 +323,7 @@ class _Watcher:
         began = time.monotonic()
         latents = tensors["latents"]
         if began >= self._next and latents.ndim == 4 and step + 1 < pipeline.num_timesteps:
-            self._channel.say("preview", job=self._job, webp=asas_webp(look_of(pipeline, latents)))
+            self._channel.say("preview", job=self._job, webp=as_webp(look_of(pipeline, latents)))
             taken = time.monotonic() - began
             self._next = began + max(_PREVIEW_EVERY, _PREVIEW_SHARE * taken)
         return {}
