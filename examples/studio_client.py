@@ -1,4 +1,4 @@
-"""Asks a studio for a picture, watches it form, and saves it: `python studio_client.py URL TOKEN beach.png`."""
+"""Asks a studio for a picture, watches it form, and saves it: URL, TOKEN and beach.png are its arguments."""
 
 import json
 import sys
@@ -31,12 +31,9 @@ class Studio:
 
     def draw(self, prompt: str, subjects: dict[str, str], layout: dict[str, Any], seeds: list[int]) -> Any:
         """Queue pictures, and return their job; a subject is `library`, `example`, or an untaught word."""
-        uses = [
-            {"name": name, "source": kind}
-            if kind in ("library", "example")
-            else {"name": name, "source": "word", "class_word": kind}
-            for name, kind in subjects.items()
-        ]
+        uses = [{"name": name, "source": kind} for name, kind in subjects.items() if kind in ("library", "example")]
+        words = {name: kind for name, kind in subjects.items() if kind not in ("library", "example")}
+        uses += [{"name": name, "source": "word", "class_word": word} for name, word in words.items()]
         body = {"prompt": prompt, "subjects": uses, "layout": {"version": 1, "regions": layout}, "seeds": seeds}
         return self.call("POST", "/v1/pictures", json=body, headers={"Idempotency-Key": uuid.uuid4().hex})
 
@@ -58,5 +55,7 @@ if __name__ == "__main__":
     for event, data in studio.watch(job["id"]):
         if event == "progress":
             print(f"step {data['step']} of {data['steps']}, {data['eta_s']} s left")
+        elif event == "state" and data["error"]:
+            sys.exit(data["error"]["detail"])
         elif event == "result":
             Path(sys.argv[3]).write_bytes(studio.http.get(data["picture"]["file"]).content)
