@@ -19,9 +19,8 @@ class Studio:
 
     def call(self, method: str, path: str, **options: Any) -> Any:
         """Return an answer's JSON; what the studio refuses is an error that says why."""
-        answer = self.http.request(method, path, **options)
-        if answer.status_code >= 400:
-            raise SystemExit(f"{answer.status_code}: {answer.json()['detail']}")
+        if (answer := self.http.request(method, path, **options)).is_error:
+            sys.exit(f"{answer.status_code}: {answer.json()['detail']}")
         return answer.json()
 
     def teach(self, name: str, class_word: str, photos: list[Path]) -> Any:
@@ -42,15 +41,15 @@ class Studio:
         event = ""
         with self.http.stream("GET", f"/v1/jobs/{job}/events", timeout=None) as stream:
             for line in stream.iter_lines():
-                if line.startswith("event: "):
-                    event = line.removeprefix("event: ")
-                elif line.startswith("data: "):
-                    yield event, json.loads(line.removeprefix("data: "))
+                name, _, value = line.partition(": ")
+                event = value if name == "event" else event
+                if name == "data":
+                    yield event, json.loads(value)
 
 
 if __name__ == "__main__":
     studio = Studio(*sys.argv[1:3])
-    places = {"rex": [[0.04, 0.45, 0.5, 0.91]], "ball": [[0.55, 0.5, 0.9, 0.9]]}
+    places = {"rex": [0.04, 0.45, 0.5, 0.91], "ball": [0.55, 0.5, 0.9, 0.9]}
     job = studio.draw("a {rex} and a {ball} on the beach", {"rex": "example", "ball": "ball"}, places, [0])
     for event, data in studio.watch(job["id"]):
         if event == "progress":

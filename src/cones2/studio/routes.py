@@ -262,6 +262,9 @@ def restore_picture(picture: str, studio: InStudio) -> schema.Picture:
 
 
 def _queue_pictures(studio: Studio, client: str, asked: schema.Request, key: str | None) -> Row:
+    hashed, known = body_hash(b"draw", as_json(asked.model_dump())), studio.journal.with_key(client, key)
+    if known is not None and known["body_hash"] == hashed:
+        return known  # even where it could not be drawn any more
     studio.check_room()
     request = requests.completed(asked, studio.shelf, studio.supervisor.info)
     job = NewJob(
@@ -271,7 +274,7 @@ def _queue_pictures(studio: Studio, client: str, asked: schema.Request, key: str
         request=request,
         steps=len(request["seeds"]) * request["num_inference_steps"],
         key=key,
-        body_hash=body_hash(b"draw", as_json(asked.model_dump())),
+        body_hash=hashed,
     )
     row, _ = studio.journal.add(job)
     studio.supervisor.wake()
