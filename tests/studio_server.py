@@ -113,7 +113,7 @@ class Served:
         _wait_for(ask, seconds)
 
 
-def wait_for_job(client: httpx.Client, job: str, seconds: float = 240) -> dict[str, Any]:
+def wait_for_job(client: httpx.Client, job: str, seconds: float = 900) -> dict[str, Any]:
     """Wait until a job has ended, and return it."""
     found: dict[str, Any] = {}
 

@@ -63,7 +63,7 @@ def test_a_request_is_kept_with_its_subjects_by_hash(room: Room) -> None:
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"scheduler": "http://example.com"}, "scheduler"),
         ({"unknown": 1}, "unknown"),
-        ({"subjects": [{"name": "rex", "source": "library"}]}, "subjects.0"),
+        ({"subjects": [{"name": "nobody", "source": "library"}]}, "subjects.0"),
         ({"subjects": [{"name": "../rex", "source": "word", "class_word": "dog"}]}, "subjects.0.name"),
         ({"subjects": [{"name": "rex", "source": "library", "sha256": "0" * 64}]}, "subjects.0"),
     ],
@@ -189,7 +189,8 @@ def png(**texts: Any) -> bytes:
 
 def test_the_text_of_another_tool_is_read(room: Room) -> None:
     client, _ = room
-    text = "a dog, (red:1.2)\nNegative prompt: blur\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 9, Size: 64x96"
+    text = "a dog, (red:1.2)\nNegative prompt: blur\n"
+    text += "Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 9, Size: 64x96"
     found = read(client, png(parameters=text)).json()
     assert found["request"] == {
         "prompt": "a dog, (red:1.2)",
@@ -288,7 +289,8 @@ def test_crops_and_photos_become_what_is_learned_from(room: Room) -> None:
     answer = client.post("/v1/subjects", data=data, files=photos(2))
     assert answer.status_code == 202
     folder = studio.folder / "learning" / answer.json()["id"] / "photos"
-    assert [Image.open(folder / f"{number}.png").size for number in range(2)] == [(128, 128), (64, 32)]
+    sizes = [Image.open(io.BytesIO((folder / f"{number}.png").read_bytes())).size for number in range(2)]
+    assert sizes == [(128, 128), (64, 32)]
     taken = client.post("/v1/subjects", data=data, files=photos(2))
     assert taken.status_code == 409
 

@@ -1,14 +1,15 @@
 """`cones2 studio`: the page in the browser, and its API."""
 
-import socket
-import webbrowser
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cones2.cli import options as opt
 from cones2.cli.console import note, say
 from cones2.cli.options import option
 from cones2.errors import ModelError, OutputError, SettingsError
+
+if TYPE_CHECKING:
+    import socket
 
 PORT = 8321
 _NETWORK = "Network"
@@ -42,6 +43,8 @@ def studio(
     ):
         raise SettingsError("--token can't be used: expected at least 8 letters, digits and signs, no spaces.")
     uvicorn = _uvicorn()
+    import webbrowser  # help does without
+
     import platformdirs
 
     from cones2.files import expanded
@@ -84,8 +87,10 @@ def _uvicorn() -> Any:
     return uvicorn
 
 
-def _listen(address: str, port: int) -> socket.socket:
+def _listen(address: str, port: int) -> "socket.socket":
     """Return a socket that listens; OutputError where the port is taken."""
+    import socket
+
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -102,7 +107,8 @@ class _Server:
     def __init__(self, uvicorn: Any, app: Any, room: Any) -> None:
         class Server(uvicorn.Server):  # type: ignore[misc]
             async def on_tick(self, counter: int) -> bool:
-                self.should_exit = self.should_exit or room.supervisor.unusable is not None
+                if room.supervisor.unusable is not None:
+                    self.should_exit = True
                 if self.should_exit:
                     room.broker.close()
                 return bool(await super().on_tick(counter))
@@ -110,5 +116,5 @@ class _Server:
         options = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 3, "lifespan": "on"}
         self._server = Server(uvicorn.Config(app, server_header=False, **options))
 
-    def run(self, listening: socket.socket) -> None:
+    def run(self, listening: "socket.socket") -> None:
         self._server.run(sockets=[listening])

@@ -116,9 +116,8 @@ class Journal:
         return connection
 
     def close(self) -> None:
-        """Close the file; other threads' readers close with their threads."""
-        with self._lock:
-            self._writer.close()
+        """Close the file; readers close with their threads."""
+        self._writer.close()
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[tuple[sqlite3.Connection, list[Event]]]:
@@ -141,8 +140,6 @@ class Journal:
         if reader is None:
             reader = self._readers.connection = self._connect()
         return [_row(row) for row in reader.execute(query, values)]
-
-    # Jobs
 
     def add(self, job: NewJob) -> tuple[Row, bool]:
         """Queue a job, and return its row and whether it is new: with a key that is known, it is the job of that key.
@@ -288,8 +285,6 @@ class Journal:
         query = "SELECT * FROM jobs WHERE kind = 'learn' AND subject = ? AND state IN ('queued', 'running')"
         return next(iter(self._read(query, (name,))), None)
 
-    # Pictures
-
     def add_picture(self, picture: Mapping[str, Any], request: Mapping[str, Any]) -> bool:
         """Enter a picture whose file is on the disk; False where it was entered before, or its job no longer runs."""
         data = {name: picture[name] for name in ("width", "height", "attention", "prompt", "subjects", "layout")}
@@ -317,15 +312,11 @@ class Journal:
         deleted: bool = False,
     ) -> list[Row]:
         """Return pictures, the newest first, of numbers below `before`."""
-        where, values = "deleted = ?", [deleted]
-        if before is not None:
-            where, values = f"{where} AND number < ?", [*values, before]
-        if starred is not None:
-            where, values = f"{where} AND starred = ?", [*values, starred]
-        if subject is not None:
-            where = f"{where} AND number IN (SELECT picture FROM picture_subjects WHERE name = ?)"
-            values = [*values, subject]  # type: ignore[list-item]
-        return self._read(f"SELECT * FROM pictures WHERE {where} ORDER BY number DESC LIMIT ?", (*values, limit))
+        named = "number IN (SELECT picture FROM picture_subjects WHERE name = ?)"
+        given = {"deleted = ?": deleted, "number < ?": before, "starred = ?": starred, named: subject}
+        asked = {condition: value for condition, value in given.items() if value is not None}
+        where = f"{' AND '.join(asked)} ORDER BY number DESC LIMIT ?"
+        return self._read(f"SELECT * FROM pictures WHERE {where}", (*asked.values(), limit))
 
     def picture(self, picture: str) -> Row | None:
         """Return a picture's row; None where there is none."""
@@ -349,8 +340,6 @@ class Journal:
                 database.execute(f"UPDATE pictures SET {name} = ? WHERE id = ?", (value, picture))
         return self.picture(picture)
 
-    # The bin
-
     def put_into_bin(self, binned: str, name: str, class_word: str | None) -> None:
         """Enter a subject whose file is in the bin."""
         with self._change() as (database, _):
@@ -366,12 +355,10 @@ class Journal:
         with self._change() as (database, _):
             database.execute("DELETE FROM bin WHERE id = ?", (binned,))
 
-    # Events
-
     def events_after(self, number: int, *, limit: int = 1000) -> list[Event]:
         """Return the events after the one of a number, in their order."""
-        rows = self._read("SELECT * FROM events WHERE number > ? ORDER BY number LIMIT ?", (number, limit))
-        return [Event(row["number"], row["kind"], row["job"], row["picture"]) for row in rows]
+        query = "SELECT * FROM events WHERE number > ? ORDER BY number LIMIT ?"
+        return [Event(**row) for row in self._read(query, (number, limit))]
 
     def last_event(self) -> int:
         """Return the number of the last event."""

@@ -21,7 +21,7 @@ from cones2.images import PNG, png_chunks
 from cones2.layout import Layout
 from cones2.places import auto_layout
 from cones2.png import record_in
-from cones2.prompts import check_class_word, parse_prompt, placeholders, unknown_words
+from cones2.prompts import LONGEST_PROMPT, check_class_word, parse_prompt, placeholders, unknown_words
 from cones2.residual import describe_file
 from cones2.schedulers import scheduler_name
 from cones2.studio import schema
@@ -208,16 +208,14 @@ def read_request(content: bytes, shelf: Shelf, folder: Path) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    if text.lstrip()[:1] in ("{", "["):
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise LayoutError(f"the file is not JSON that can be read: {str(error)[:100]}.") from error
+    """Return what a text in JSON or TOML says."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layout.toml"
         path.write_bytes(text.encode())
         try:
-            data = read_toml(path, example="[regions] with boxes, as in rex = [[0.05, 0.25, 0.5, 0.95]]")
+            data = read_toml(path, example="a layout's JSON, or [regions] with rex = [[0.05, 0.25, 0.5, 0.95]]")
         except SettingsError as error:
             raise LayoutError(str(error).replace(str(path), "the file")) from error
     return {"version": 1, **data}
@@ -337,8 +335,10 @@ def _of_infotext(text: str) -> dict[str, Any]:
     settings = {key.strip(): value.strip() for key, value in _SETTING.findall(lines[-1])} if has_settings else {}
     body = "\n".join(lines[:-1] if has_settings else lines)
     prompt, _, negative = body.partition("Negative prompt:")
-    longest = schema.LONGEST_PROMPT
-    request: dict[str, Any] = {"prompt": prompt.strip()[:longest], "negative_prompt": negative.strip()[:longest]}
+    request: dict[str, Any] = {
+        "prompt": prompt.strip()[:LONGEST_PROMPT],
+        "negative_prompt": negative.strip()[:LONGEST_PROMPT],
+    }
     numbers = {"Steps": ("num_inference_steps", int), "CFG scale": ("guidance_scale", float), "Seed": ("seeds", int)}
     for key, (name, kind) in numbers.items():
         with contextlib.suppress(KeyError, ValueError):

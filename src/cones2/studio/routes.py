@@ -179,7 +179,7 @@ async def make_pictures(
         response.headers["Preference-Applied"] = f"wait={min(int(wait[1]), _MOST_WAIT)}"
         seconds = min(int(wait[1]), _MOST_WAIT)
         await studio.broker.wait_for_end(row["id"], seconds, lambda: _has_ended(studio, row["id"]))
-    row = await anyio.to_thread.run_sync(studio.journal.job, row["id"]) or row
+    row = await anyio.to_thread.run_sync(_job, studio, row["id"])
     response.status_code = 200 if row["state"] in schema.FINAL else 202
     return schema.Job(**(await anyio.to_thread.run_sync(seen, studio, [row], client))[0])
 
@@ -262,6 +262,9 @@ def restore_picture(picture: str, studio: InStudio) -> schema.Picture:
 
 
 def _queue_pictures(studio: Studio, client: str, asked: schema.Request, key: str | None) -> Row:
+    hashed, known = body_hash(b"draw", as_json(asked.model_dump())), studio.journal.with_key(client, key)
+    if known is not None and known["body_hash"] == hashed:
+        return known  # even where it could not be drawn any more
     studio.check_room()
     request = requests.completed(asked, studio.shelf, studio.supervisor.info)
     job = NewJob(
@@ -271,7 +274,7 @@ def _queue_pictures(studio: Studio, client: str, asked: schema.Request, key: str
         request=request,
         steps=len(request["seeds"]) * request["num_inference_steps"],
         key=key,
-        body_hash=body_hash(b"draw", as_json(asked.model_dump())),
+        body_hash=hashed,
     )
     row, _ = studio.journal.add(job)
     studio.supervisor.wake()

@@ -112,7 +112,7 @@ class Guard:
                 if "cache-control" not in found:
                     found["Cache-Control"] = "no-store"
                 if scope.get("new_client"):
-                    found.append("Set-Cookie", self._cookie(self._access.client_cookie, scope["client_id"], headers))
+                    found.append("Set-Cookie", self._cookie(self._access.client_cookie, scope["client_id"]))
             await send(message)
 
         refused = self._refuse(scope, headers)
@@ -147,10 +147,10 @@ class Guard:
         if not self._access.knows_token(given):
             return problem(401, "no_token", "this token is not the server's: use the address that it printed.")
         answer = RedirectResponse("/", 303)
-        answer.headers.append("Set-Cookie", self._cookie(self._access.token_cookie, given, headers))
+        answer.headers.append("Set-Cookie", self._cookie(self._access.token_cookie, given))
         if not _CLIENT.fullmatch(_cookies(headers).get(self._access.client_cookie, "")):
             client = secrets.token_urlsafe(18)
-            answer.headers.append("Set-Cookie", self._cookie(self._access.client_cookie, client, headers))
+            answer.headers.append("Set-Cookie", self._cookie(self._access.client_cookie, client))
         return answer
 
     def _identify(self, scope: Scope, headers: Headers) -> Response | None:
@@ -172,9 +172,8 @@ class Guard:
         return problem(401, "no_token", f"this request has no token, or a wrong one: {advice}", headers=hint)
 
     @staticmethod
-    def _cookie(name: str, value: str, headers: Headers) -> str:
-        secure = "; Secure" if headers.get("origin", "").startswith("https:") else ""
-        return f"{name}={value}; Max-Age={_YEAR}; Path=/; HttpOnly; SameSite=Strict{secure}"
+    def _cookie(name: str, value: str) -> str:
+        return f"{name}={value}; Max-Age={_YEAR}; Path=/; HttpOnly; SameSite=Strict"
 
 
 def _bounded(receive: Receive, limit: int) -> Receive:

@@ -155,6 +155,7 @@ def _decoded(folder: Path, names: Sequence[str], size: int, crops: Sequence[Sequ
         photos.append(photo)
         facts = {"name": name, "ok": True, "width": photo.image.width, "height": photo.image.height, "doubts": []}
         told.append(facts | {"preview": f"data:image/webp;base64,{base64.b64encode(preview).decode()}"})
+    (folder / "raw").rmdir()
     report = photo_report(photos, size=size) if photos else None
     return {"photos": told, "doubts": _shared_out(told, report.findings if report else ())}
 

@@ -4,9 +4,7 @@ What it draws is on the disk before it says so. It answers short questions (toke
 between the steps of a job, from the thread that reads. When the server is gone, its input ends, and it ends at once.
 """
 
-import base64
 import dataclasses
-import io
 import json
 import os
 import shutil
@@ -21,9 +19,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from cones2.studio.looks import as_webp, keep_picture, look_of
+
 BEAT = 2.0
 NICE = 5
-PREVIEW_SIDE = 256
 _PREVIEW_EVERY = 0.5  # seconds at least between two previews of a job
 _PREVIEW_SHARE = 4  # previews take at most this part of the time: one in four
 
@@ -58,6 +57,8 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print does not get between the messages
     if hasattr(os, "nice"):  # not on Windows
         os.nice(NICE)
+    warnings.simplefilter("ignore")  # but for our own about a job, which are told
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     channel = Channel(out)
     threading.Thread(target=_beat, args=(channel,), daemon=True).start()
     worker = Worker(channel, Path(settings["data"]), Path(settings["library"]))
@@ -102,16 +103,13 @@ class Worker:
 
     def open(self, options: Mapping[str, Any]) -> None:
         """Open the model and tell the server what it is."""
-        from cones2.cli import with_quiet_libraries
+        from cones2.fingerprint import fingerprints
+        from cones2.pipeline import Cones2Pipeline
 
-        with with_quiet_libraries():
-            from cones2.fingerprint import fingerprints
-            from cones2.pipeline import Cones2Pipeline
-
-            pipe = Cones2Pipeline.from_pretrained(options["name"], **options["options"])
-            pipe.set_progress_bar_config(disable=True)
-            self._encoders = fingerprints(pipe.pipeline, pipe.family, pipe.facts.name, hash_weights=False)
-            self._pipe = pipe
+        pipe = Cones2Pipeline.from_pretrained(options["name"], **options["options"])
+        pipe.set_progress_bar_config(disable=True)
+        self._encoders = fingerprints(pipe.pipeline, pipe.family, pipe.facts.name, hash_weights=False)
+        self._pipe = pipe
         self._channel.say("ready", info=_describe(pipe))
 
     def begin(self, message: Message) -> None:
@@ -191,7 +189,7 @@ class Worker:
             watcher = _Watcher(self._channel, self._check, job, index, len(seeds), request["num_inference_steps"])
             output = pipe(**_arguments(request), subjects=subjects, seed=seed, callback_on_step_end=watcher)
             self._check()
-            picture = _keep_picture(self._data / "pictures", f"{job}-{index}", output)
+            picture = keep_picture(self._data / "pictures", f"{job}-{index}", output)
             self._channel.say("picture", job=job, seed=seed, index=index, **picture)
 
     def _with_scheduler(self, name: str | None) -> Any:
@@ -249,7 +247,7 @@ class Worker:
             self._check()
             self._channel.say("step", job=job, step=step.step, steps=step.steps, loss=step.learned.loss)
             if step.images:
-                self._channel.say("preview", job=job, webp=_webp(step.images[0]))
+                self._channel.say("preview", job=job, webp=as_webp(step.images[0]))
             last = step
             if self._wish == "finish":
                 break
@@ -325,30 +323,10 @@ class _Watcher:
         began = time.monotonic()
         latents = tensors["latents"]
         if began >= self._next and latents.ndim == 4 and step + 1 < pipeline.num_timesteps:
-            self._channel.say("preview", job=self._job, webp=_webp(_look(pipeline, latents)))
+            self._channel.say("preview", job=self._job, webp=as_webp(look_of(pipeline, latents)))
             taken = time.monotonic() - began
             self._next = began + max(_PREVIEW_EVERY, _PREVIEW_SHARE * taken)
         return {}
-
-
-def _look(pipeline: Any, latents: Any) -> Any:
-    """Return what latents of one picture look like: decoded at half their size where they are large."""
-    from torch.nn.functional import avg_pool2d
-
-    vae = pipeline.vae
-    while max(latents.shape[2:]) > 64:
-        latents = avg_pool2d(latents, 2) * 2  # noise averages out to half; what is left is a rough look
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    decoded = vae.decode(latents[:1].to(vae.dtype) / vae.config.scaling_factor + shift, return_dict=False)[0]
-    return pipeline.image_processor.postprocess(decoded.detach(), output_type="pil")[0]
-
-
-def _webp(image: Any) -> str:
-    small = image.convert("RGB")
-    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    content = io.BytesIO()
-    small.save(content, format="WEBP", quality=80)
-    return base64.b64encode(content.getvalue()).decode()
 
 
 def _arguments(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -363,35 +341,6 @@ def _arguments(request: Mapping[str, Any]) -> dict[str, Any]:
         "layout": layout,
         "measure_attention": request["measure_attention"] and layout is not None,
     }
-
-
-def _keep_picture(folder: Path, name: str, output: Any) -> Message:
-    """Write a picture, its thumbnail and its heat maps, and return what is to be known of them."""
-    from cones2.files import write_atomically
-    from cones2.rasterize import own_cells
-
-    image, attention = output.images[0], []
-    for number, reading in enumerate(output.attention[0] if output.attention else ()):
-        write_atomically(folder / f"{name}-{number}.heat.png", _heat_map(reading.heat, image.size))
-        cells = own_cells(output.layout, *reading.heat.shape).get(reading.subject)
-        share = None if cells is None else float(cells.mean())
-        attention.append({"name": reading.subject, "share": share, "inside": reading.own})
-    write_atomically(folder / f"{name}.webp", base64.b64decode(_webp(image)))
-    output.save(folder / f"{name}.png")
-    return {"id": name, "width": image.width, "height": image.height, "attention": attention}
-
-
-def _heat_map(heat: Any, size: tuple[int, int]) -> bytes:
-    """Return a PNG to lay over a picture: the more attention, the more opaque its orange."""
-    from PIL import Image
-
-    values = (heat / heat.max().clamp(min=1e-12) * 255).byte().numpy()
-    alpha = Image.fromarray(values).resize(size, Image.Resampling.BICUBIC)
-    picture = Image.new("RGBA", size, (255, 96, 0, 0))
-    picture.putalpha(alpha)
-    content = io.BytesIO()
-    picture.save(content, format="PNG")
-    return content.getvalue()
 
 
 def _kind_of(error: Exception) -> str:
