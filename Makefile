@@ -9,13 +9,17 @@ WHEEL := .venv-wheel
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 PIP := -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test test-all test-oldest lint bench fuzz attack docs wheel clean
+.PHONY: demo studio test test-all test-studio test-oldest lint bench fuzz attack docs wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/cones2 demo
 
+# The page in the browser.
+studio: $(INSTALLED)
+	$(BIN)/cones2 studio
+
 # One thread each: the tests' models are small, and threads of several processes get in each other's way.
-test test-all test-oldest: export OMP_NUM_THREADS = 1
+test test-all test-studio test-oldest: export OMP_NUM_THREADS = 1
 
 # The core: what a change is tested with, in a few minutes.
 test: $(INSTALLED)
@@ -24,6 +28,12 @@ test: $(INSTALLED)
 # What `test` leaves out: pages, examples, recipes, strangers' files.
 test-all: $(INSTALLED)
 	$(BIN)/python $(PYTEST) -m "slow or docs"
+
+# The studio, its page and its server: all of its tests, kills and whatever its API allows included.
+test-studio: $(INSTALLED)
+	$(BIN)/python -m pytest tests/studio
+	$(BIN)/python attack/studio.py
+	$(BIN)/python attack/studio_api.py
 
 # The core on the lower ends of the versions that pyproject.toml supports.
 test-oldest: $(OLDEST)/.installed
@@ -49,6 +59,8 @@ attack: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python attack/kills.py
 	OMP_NUM_THREADS=1 $(BIN)/python attack/crowd.py
 	OMP_NUM_THREADS=1 $(BIN)/python attack/arguments.py --terminals
+	OMP_NUM_THREADS=1 $(BIN)/python attack/studio.py --kills 50 --jobs 20
+	OMP_NUM_THREADS=1 $(BIN)/python attack/studio_api.py --requests 5000
 
 docs: $(DOCS)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build

@@ -36,7 +36,7 @@ COMMANDS: tuple[str, ...] = (
     "push",
     "pull",
 )
-COMMANDS += ("doctor", *(f"subjects {command}" for command in ("list", "show", "add", "rename", "remove")))
+COMMANDS += ("studio", "doctor", *(f"subjects {command}" for command in ("list", "show", "add", "rename", "remove")))
 COMMANDS += tuple(f"batch {command}" for command in ("run", "plan", "status", "gallery", "sheet", "subjects", "verify"))
 COMMANDS += tuple(f"evaluate {command}" for command in ("run", "report", "sheets", "power", "form"))
 

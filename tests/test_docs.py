@@ -35,7 +35,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = Path("src/cones2")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+ELSEWHERE = ("space.py", "studio_client.py")
+"""Scripts that need Gradio, or a server: tests/studio runs the latter."""
+SCRIPTS = sorted(path for path in (ROOT / "examples").glob("*.py") if path.name not in ELSEWHERE)
 GUIDES = [ROOT / "benchmarks/README.md", ROOT / "recipes/mini/README.md"]
 
 _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")

@@ -11,17 +11,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from PIL import Image, ImageCms
-from torch import Tensor
 
 from cones2.errors import Cones2Warning, PhotoError
 from cones2.files import expanded, is_folder, is_regular, read_bounded
 from cones2.images import FORMATS, LARGEST_PROFILE, flattened, greys_of_mask, opened_image, upright, without_noise
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 MOST_PHOTOS = 200
 LARGEST_FILE = 100_000_000
@@ -186,8 +188,10 @@ class View(NamedTuple):
         """Return this part of a photo, `size` x `size` pixels, RGB."""
         return self.cut(photo.image, size, Image.Resampling.LANCZOS)
 
-    def share(self, photo: Photo, cells: int) -> Float[Tensor, "1 {cells} {cells}"]:
+    def share(self, photo: Photo, cells: int) -> "Float[Tensor, '1 {cells} {cells}']":
         """Return the subject's share, 0 to 1, of each of `cells` x `cells` cells: 1 where the photo has no mask."""
+        import torch  # photos are read and judged without
+
         if photo.mask is None:
             return torch.ones(1, cells, cells, dtype=torch.float32, device="cpu")
         cut = self.cut(photo.mask, cells, Image.Resampling.BOX)
@@ -199,11 +203,13 @@ class View(NamedTuple):
         return image.resize((size, size), resample, box=(self.left, self.top, right, bottom))
 
 
-def views(photo: Photo, *, count: int, generator: torch.Generator) -> list[View]:
+def views(photo: Photo, *, count: int, generator: "torch.Generator") -> list[View]:
     """Choose `count` square views of a photo: first the whole one, then random ones up to 20 % closer.
 
     None is mirrored, and with a mask, none cuts off what it can keep of the subject.
     """
+    import torch
+
     whole = _whole_view(photo.image, photo.mask)
     closer = torch.rand(count - 1, 3, generator=generator, dtype=torch.float32, device="cpu").tolist()
     zooms = [(1 - (1 - _CLOSEST_VIEW) * zoom, (x, y)) for zoom, x, y in closer]
@@ -226,8 +232,10 @@ def crop_square(
     return _closer(_whole_view(image, None), scale, center, None).cut(image, size, Image.Resampling.LANCZOS)
 
 
-def stack_pixels(squares: Sequence[Image.Image]) -> Float[Tensor, "batch 3 height width"]:
+def stack_pixels(squares: Sequence[Image.Image]) -> "Float[Tensor, 'batch 3 height width']":
     """Return the values, 0 to 255, of RGB pictures of one size."""
+    import torch
+
     pixels = np.stack([np.asarray(square, dtype=np.float32) for square in squares])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from cones2.cli import batch, check, compose, demo, doctor, evaluate, inspect, layout, learn, subjects
+from cones2.cli import batch, check, compose, demo, doctor, evaluate, inspect, layout, learn, studio, subjects
 from cones2.cli.console import complain, messages, volume
 from cones2.cli.options import option
 from cones2.errors import Cones2Error, Cones2Warning, is_unicode
@@ -112,6 +112,7 @@ app = typer.Typer(
 )
 for _name, _function in {
     "demo": demo.demo,
+    "studio": studio.studio,
     "check": check.check,
     "learn": learn.learn,
     "compose": compose.compose,

@@ -1,0 +1,196 @@
+"""The journal against a small model, what a killed server leaves, fairness, and clocks that jump."""
+
+import itertools
+import sqlite3
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+
+from cones2.studio import journal as journal_module
+from cones2.studio.journal import MOST_ATTEMPTS, QUEUED_PER_CLIENT, Journal, NewJob, fair_order
+from cones2.studio.problems import KeyReusedError, QueueFullError
+
+
+def new_job(number: int, client: str = "a", **more: Any) -> NewJob:
+    return NewJob(id=f"job{number}", client=client, kind="draw", request={"n": number}, steps=3, **more)
+
+
+def picture(job: str, index: int) -> dict[str, Any]:
+    sizes = {"width": 8, "height": 8, "attention": [], "prompt": "a dog", "subjects": ["rex"], "layout": None}
+    return {"id": f"{job}-{index}", "job": job, "seed": index, **sizes}
+
+
+class Model(RuleBasedStateMachine):
+    """The journal does what a dict of states does, also when it is closed and opened again at any point."""
+
+    jobs: Bundle[str] = Bundle("jobs")
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = TemporaryDirectory()
+        self.path = Path(self.folder.name) / "journal.sqlite3"
+        self.journal = Journal(self.path)
+        self.states: dict[str, str] = {}
+        self.attempts: Counter[str] = Counter()
+        self.clients: dict[str, str] = {}
+        self.wishes: set[str] = set()
+        self.pictures: list[str] = []
+        self.numbers = itertools.count()
+        self.heard: list[int] = []
+        self.journal.heard = lambda event: self.heard.append(event.number)
+
+    @rule(target=jobs, client=st.sampled_from("abc"))
+    def add(self, client: str) -> Any:
+        job = new_job(next(self.numbers), client)
+        waiting = sum(self.states[each] == "queued" and self.clients[each] == client for each in self.states)
+        try:
+            self.journal.add(job)
+        except QueueFullError:
+            assert waiting >= QUEUED_PER_CLIENT
+            return multiple()
+        self.states[job.id], self.clients[job.id], self.attempts[job.id] = "queued", client, 1
+        return job.id
+
+    @rule()
+    def claim(self) -> None:
+        row = self.journal.claim()
+        if row is None:
+            assert "queued" not in self.states.values()
+        else:
+            assert self.states[row["id"]] == "queued"
+            self.states[row["id"]] = "running"
+
+    @rule(job=jobs, state=st.sampled_from(["succeeded", "failed", "cancelled"]))
+    def finish(self, job: str, state: str) -> None:
+        assert self.journal.finish(job, state) == (self.states[job] == "running")
+        if self.states[job] == "running":
+            self.states[job] = state
+            self.wishes.discard(job)
+
+    @rule(job=jobs)
+    def cancel(self, job: str) -> None:
+        self.journal.wish(job, "cancel")
+        if self.states[job] == "queued":
+            self.states[job] = "cancelled"
+        elif self.states[job] == "running":
+            self.wishes.add(job)
+
+    @rule(job=jobs)
+    def retry(self, job: str) -> None:
+        try:
+            self.journal.retry(job)
+        except QueueFullError:
+            return
+        if self.states[job] in ("failed", "cancelled"):
+            self.states[job], self.attempts[job] = "queued", 1
+
+    @rule(job=jobs, index=st.integers(0, 2))
+    def draw(self, job: str, index: int) -> None:
+        drawn = picture(job, index)
+        added = self.journal.add_picture(drawn, {"seeds": [index]})
+        assert added == (self.states[job] == "running" and drawn["id"] not in self.pictures)
+        if added:
+            self.pictures.append(drawn["id"])
+
+    @rule()
+    def restart(self) -> None:
+        self.journal.close()
+        self.journal = Journal(self.path)
+        self.journal.heard = lambda event: self.heard.append(event.number)
+        self.journal.requeue()
+        for job, state in self.states.items():
+            if state == "running" and job in self.wishes:
+                self.states[job] = "cancelled"
+            elif state == "running" and self.attempts[job] >= MOST_ATTEMPTS:
+                self.states[job] = "failed"
+            elif state == "running":
+                self.states[job], self.attempts[job] = "queued", self.attempts[job] + 1
+        self.wishes.clear()
+
+    @invariant()
+    def says_the_same(self) -> None:
+        if not hasattr(self, "journal"):
+            return
+        assert {row["id"]: row["state"] for row in self.journal.jobs(limit=10_000)} == self.states
+        assert [row["id"] for row in reversed(self.journal.pictures(limit=10_000))] == self.pictures
+        assert self.heard == sorted(set(self.heard))
+        assert [event.number for event in self.journal.events_after(0, limit=10_000)] == self.heard
+
+    def teardown(self) -> None:
+        if hasattr(self, "journal"):
+            self.journal.close()
+            self.folder.cleanup()
+
+
+Model.TestCase.settings = settings(
+    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestModel = Model.TestCase
+
+
+def test_clients_take_turns_whoever_came_first_with_many() -> None:
+    waiting = [{"client": client, "number": number} for number, client in enumerate("aaaabbc")]
+    assert "".join(row["client"] for row in fair_order(waiting, {})) == "abcabaa"
+    assert "".join(row["client"] for row in fair_order(waiting, {"a": 2, "b": 1})) == "cbabaaa"
+
+
+def test_a_key_gives_the_same_job_and_refuses_another_body(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    first, is_new = journal.add(new_job(1, key="k", body_hash="x"))
+    again, is_new_again = journal.add(new_job(2, key="k", body_hash="x"))
+    other, _ = journal.add(new_job(3, "b", key="k", body_hash="y"))
+    assert (is_new, is_new_again, again["id"], other["id"]) == (True, False, first["id"], "job3")
+    with pytest.raises(KeyReusedError):
+        journal.add(new_job(4, key="k", body_hash="y"))
+
+
+def test_a_job_begun_three_times_fails(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.add(new_job(1))
+    for _ in range(MOST_ATTEMPTS):
+        assert journal.claim()
+        journal.requeue()
+    row = journal.job("job1")
+    assert row is not None
+    assert row["state"] == "failed"
+    assert row["error"]["type"] == "/problems/given_up"
+
+
+def test_a_clock_that_jumps_changes_no_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "journal")
+    times = iter(["2030-01-01", "1999-01-01", "2040-01-01", "1970-01-01", "2000-01-01"] * 4)
+    monkeypatch.setattr(journal_module, "now", lambda: next(times))
+    for number in range(4):
+        journal.add(new_job(number))
+    claimed = [journal.claim() for _ in range(4)]
+    assert [row["id"] for row in claimed if row] == ["job0", "job1", "job2", "job3"]
+
+
+def test_a_locked_journal_is_an_error_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_WAIT", 0.1)
+    journal = Journal(tmp_path / "journal")
+    journal.add(new_job(1))
+    other = sqlite3.connect(tmp_path / "journal", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        journal.claim()
+    assert [row["state"] for row in journal.jobs()] == ["queued"]
+    other.execute("ROLLBACK")
+    other.close()
+    assert journal.claim()
+
+
+def test_what_is_told_is_in_the_journal_already(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    states = []
+    journal.heard = lambda event: states.append((journal.job(event.job) or {})["state"])
+    journal.add(new_job(1))
+    journal.claim()
+    journal.finish("job1", "succeeded")
+    assert states == ["queued", "running", "succeeded"]
