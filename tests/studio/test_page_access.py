@@ -96,7 +96,7 @@ def test_a_server_that_is_gone_is_told_and_the_page_stays_for_everyone(screen: S
 @pytest.mark.slow
 def test_tab_reaches_everything_in_the_order_of_the_page(screen: Screen) -> None:
     screen.join("rex")
-    seen = []
+    seen: list[str] = []
     screen.page.focus(".skip")
     for _ in range(150):
         screen.page.keyboard.press("Tab")
