@@ -80,7 +80,7 @@ OPTIONS: dict[str, object] = {
     "region-weight": "cup=1.5",
     "layout-scale": 0.75,
     "layout-effect": "weaken",
-    "layout-levels": "1",
+    "layout-levels": "0-1",
     "guided-steps": 2,
     "preset": "cones_v2",
     "dtype": "bfloat16",
@@ -100,7 +100,7 @@ def check_all_options(made: dict[str, Any], picture: Path) -> None:
     acting = {
         "layout_scale": 0.75,
         "layout_effect": "weaken",
-        "layout_levels": [1],
+        "layout_levels": [0, 1],
         "guided_steps": 2,
         "preset": "cones_v2",
     }
@@ -423,6 +423,8 @@ def test_options_that_make_no_sense(rex: Path, option: str, told: str) -> None:
         ("--place rex=left", "'rex'"),
         ("--layout-effect strong", "'strong'"),
         ("--layout-levels 0,x", "'x'"),
+        ("--layout-levels 4-2", "'4-2'"),
+        ("--layout-blocks 0-99999999", "1000"),
         ("--save-layout layout.txt", "layout.txt"),
     ],
 )

@@ -336,6 +336,45 @@ def test_skip_layer_guidance_is_one_more_call_of_the_same_step(opened: dict[str,
 
 
 @every_family
+def test_only_the_blocks_asked_for_are_edited(opened: dict[str, Any], name: str) -> None:
+    pipeline, last = with_own_scheduler(opened[name]), LAYERS[name] - 1
+    settings = LayoutSettings(layout_blocks=(last,))
+    with conditioned(pipeline, PROMPT, subjects=PLAIN, layout=LAYOUT, layout_settings=settings) as inputs:
+        asked = asked_layers(inputs.run)
+        pictures(pipeline, **inputs, num_inference_steps=1)
+    assert asked[: last + 1] == [False] * last + [True]
+    every = LayoutSettings(layout_blocks=tuple(range(last + 1)))
+    options: dict[str, Any] = {"subjects": PLAIN, "layout": LAYOUT}
+    assert np.array_equal(drawn(pipeline, layout_settings=every, **options), drawn(pipeline, **options))
+    with pytest.raises(SettingsError, match=rf"block {last + 1} .* 0 to {last}"):
+        drawn(pipeline, layout_settings=LayoutSettings(layout_blocks=(last + 1,)), **options)
+
+
+def test_skipped_blocks_keep_the_numbers_of_the_others(opened: dict[str, Any]) -> None:
+    pipeline = with_own_scheduler(opened["sd3"])
+    settings = LayoutSettings(layout_blocks=(2,))
+    with conditioned(pipeline, PROMPT, subjects=PLAIN, layout=LAYOUT, layout_settings=settings) as inputs:
+        asked = asked_layers(inputs.run)
+        skipping = {"skip_guidance_layers": [1], "skip_layer_guidance_stop": 1.0}  # from the second step on
+        pictures(pipeline, **inputs, num_inference_steps=2, **skipping)
+    assert asked == [False, False, True] * 2 + [False, True]
+
+
+def asked_layers(run: Run) -> list[bool]:
+    """Return a list that comes to tell of each layer whether something was added."""
+    asked: list[bool] = []
+    own = run.bias
+
+    def bias(query: Any, key: Any) -> Any:
+        found = own(query, key)
+        asked.append(found is not None)
+        return found
+
+    run.bias = bias  # type: ignore[method-assign]
+    return asked
+
+
+@every_family
 def test_what_is_added_is_eq_7_over_image_rows_and_text_columns(opened: dict[str, Any], name: str) -> None:
     """In the first step t is T, so η is the spread of these scores alone, of each row; all else stays 0."""
     pipeline = with_own_scheduler(opened[name])

@@ -212,6 +212,8 @@ def test_only_layers_of_the_levels_asked_for_are_edited(pipeline: Any) -> None:
 def test_a_level_that_the_unet_lacks(pipeline: Any) -> None:
     with pytest.raises(SettingsError, match="7"):
         run_of(pipeline, layout_levels=(0, 7)).check_levels(pipeline.unet)
+    with pytest.raises(SettingsError, match="a UNet has none"):
+        run_of(pipeline, layout_blocks=(0,)).check_levels(pipeline.unet)
 
 
 def test_settings_outside_their_range() -> None:
@@ -222,6 +224,7 @@ def test_settings_outside_their_range() -> None:
         ({"layout_effect": "strong"}, "'strong'"),
         ({"layout_levels": ()}, r"\(\)"),
         ({"layout_levels": (0, -1)}, "layout_levels.1 of .* -1"),
+        ({"layout_blocks": (-3,)}, "layout_blocks.0 of .* -3"),
         ({"guided_steps": -1}, "-1"),
         ({"weight_negative": 1.0}, "1.0"),
     ]

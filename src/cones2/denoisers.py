@@ -26,13 +26,18 @@ class JointSequence(NamedTuple):
         image: the position of the image's first token; the others follow row by row.
         text: of the text's first token.
         length: of the whole, with padding and reference images.
-        layers: how many layers of this call read it.
+        blocks: the numbers of the blocks that read it in this call, in their order.
     """
 
     image: int
     text: int
     length: int
-    layers: int
+    blocks: tuple[int, ...]
+
+    @property
+    def layers(self) -> int:
+        """How many layers of attention read it."""
+        return len(self.blocks)
 
 
 class DenoiserCall(NamedTuple):
@@ -56,6 +61,12 @@ class DenoiserCall(NamedTuple):
 def unwrapped(module: Any) -> Any:
     """Return the module that `torch.compile` wrapped, or the module itself."""
     return getattr(module, "_orig_mod", module)
+
+
+def joint_blocks(transformer: Any) -> int:
+    """Return how many blocks of a joint transformer read image and text as one sequence; 0 of a UNet."""
+    model = unwrapped(transformer)
+    return sum(len(getattr(model, name, ())) for name in ("transformer_blocks", "single_transformer_blocks", "layers"))
 
 
 def read_unet_call(unet: Any, train_steps: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> DenoiserCall:
@@ -91,9 +102,8 @@ def read_flux_call(
         raise ModelError(f"the image has {len(own)} tokens for a grid of {height}x{width}: expected one picture.")
     if len(text) < len(hidden):  # diffusers gives one text for several pictures
         text = text.expand(len(hidden), -1, -1)
-    model = unwrapped(transformer)
-    layers = len(model.transformer_blocks) + len(model.single_transformer_blocks)
-    sequence = JointSequence(text.shape[1], 0, text.shape[1] + hidden.shape[1], layers)
+    blocks = tuple(range(joint_blocks(transformer)))
+    sequence = JointSequence(text.shape[1], 0, text.shape[1] + hidden.shape[1], blocks)
     return DenoiserCall(text, _rows_of(kwargs["timestep"], len(hidden)), ((height, width),), sequence)
 
 
@@ -106,8 +116,8 @@ def read_sd3_call(transformer: Any, train_steps: int, args: tuple[Any, ...], kwa
     hidden, text, model = kwargs["hidden_states"], kwargs["encoder_hidden_states"], unwrapped(transformer)
     height, width = (side // model.config["patch_size"] for side in hidden.shape[2:])
     skipped = set(kwargs.get("skip_layers") or ())
-    pixels, layers = height * width, len(model.transformer_blocks) - len(skipped)
-    sequence = JointSequence(0, pixels, pixels + text.shape[1], layers)
+    pixels, blocks = height * width, tuple(n for n in range(joint_blocks(model)) if n not in skipped)
+    sequence = JointSequence(0, pixels, pixels + text.shape[1], blocks)
     time = _rows_of(kwargs["timestep"], len(hidden)) / train_steps
     return DenoiserCall(text, time, ((height, width),), sequence, bool(skipped))
 
@@ -131,7 +141,7 @@ def read_z_image_call(
     height, width = (side // patch for side in images[0].shape[2:])
     start = _filled_up(height * width)
     length = start + max(_filled_up(len(row)) for row in text)
-    sequence = JointSequence(0, start, length, len(unwrapped(transformer).layers))
+    sequence = JointSequence(0, start, length, tuple(range(joint_blocks(transformer))))
     return DenoiserCall(text, 1 - _rows_of(given["t"], len(images)), ((height, width),), sequence)
 
 

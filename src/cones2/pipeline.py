@@ -107,9 +107,8 @@ class Cones2Pipeline:
     def compile(self) -> None:
         """Draw faster from now on, after a first picture of each shape that takes longer.
 
-        On a CUDA GPU a call of the UNet, blocks compiled and weights laid out channels last, is sent as one CUDA graph.
-        Elsewhere the UNet is compiled, in minutes. Pictures differ by rounding; those with their attention measured, or
-        with negative texts of subjects, are drawn as without it.
+        On a CUDA GPU a call of the UNet is sent as one CUDA graph; elsewhere the UNet is compiled, in minutes. Pictures
+        differ by rounding; those with attention measured, or with subjects' negative texts, are drawn as without it.
 
         Raises:
             ModelError: it is no UNet, or compiled already, or offloaded, or has a LoRA that is not fused.
@@ -223,6 +222,7 @@ class Cones2Pipeline:
         preset: str = "paper",
         layout_effect: str = "both",
         layout_levels: tuple[int, ...] | None = None,
+        layout_blocks: tuple[int, ...] | None = None,
         guided_steps: int | None = None,
         weight_negative: float | None = None,
         sampler: str | None = None,
@@ -240,8 +240,7 @@ class Cones2Pipeline:
             prompt: with each subject's name as a placeholder: `"a {rex} and a {ball} on the beach"`.
             layout: a `Layout`, a dict of names to a box `(xmin, ymin, xmax, ymax)` in 0..1, to boxes or to words such
                 as `"left"`, the path of a layout's file, or `"auto"`; None leaves places to the model.
-            subjects: those of this call beside the loaded ones: a `Subject`, a `Residual`, or the class word of an
-                untaught one, by name.
+            subjects: of this call beside the loaded ones, by name: a `Subject`, a `Residual`, or an untaught class word.
             num_inference_steps: steps of the scheduler.
             guidance_scale: classifier-free guidance; None is what suits the model.
             negative_prompt: what the picture should not show.
@@ -250,12 +249,12 @@ class Cones2Pipeline:
             num_images_per_prompt: how many pictures; None is 1, or as many as there are seeds.
             layout_scale: multiplies the layout's strength; 0 turns it off.
             preset: how the layout acts: `paper` or `cones_v2`.
-            layout_effect: as `LayoutSettings` has it, like the next three.
+            layout_effect: as `LayoutSettings` has it, like the next four.
             layout_levels: only these of a UNet's grids.
+            layout_blocks: only these blocks of a joint transformer.
             guided_steps: only in as many steps, from the first.
             weight_negative: γ- of the preset `cones_v2`.
-            sampler: `cones_v2` for the loop of the authors' code, which runs guided steps twice (Euler's method,
-                text-to-image alone); None is the pipeline's own, with its scheduler.
+            sampler: `cones_v2` for the authors' loop (Euler's method, text-to-image alone); None is the pipeline's own.
             measure_attention: whether to tell where the attention to each subject went; needs a layout.
             force: use residuals of another text encoder of the same width, with a warning.
             callback_on_step_end: as in diffusers; an exception from it raises `Cancelled`.
@@ -279,6 +278,7 @@ class Cones2Pipeline:
             preset=preset,
             layout_effect=layout_effect,
             layout_levels=layout_levels,
+            layout_blocks=layout_blocks,
             guided_steps=guided_steps,
             weight_negative=weight_negative,
         )

@@ -61,7 +61,7 @@ class DrawCall:
 def describe(pipeline: Any, facts: ModelFacts, call: DrawCall) -> tuple[dict[str, Any], ...]:
     """Return for each picture that `pipeline` drew how it was made: all that is needed to draw it again."""
     residuals = {each.residual.sha256: each.residual for each in call.subjects.values() if each.residual is not None}
-    levels, reason = call.layout_settings.layout_levels, _not_repeatable(pipeline, call)
+    reason, acting = _not_repeatable(pipeline, call), asdict(call.layout_settings)
     seeds = None if reason else call.seeds
     record = {
         "prompt": call.prompt,
@@ -74,7 +74,7 @@ def describe(pipeline: Any, facts: ModelFacts, call: DrawCall) -> tuple[dict[str
         "num_inference_steps": call.num_inference_steps,
         "guidance_scale": call.guidance_scale,
         "negative_prompt": call.negative_prompt,
-        "layout_settings": {**asdict(call.layout_settings), "layout_levels": None if levels is None else list(levels)},
+        "layout_settings": {name: list(value) if isinstance(value, tuple) else value for name, value in acting.items()},
         "force": call.force,
         **describe_options(call.options),
         "scheduler": describe_scheduler(pipeline.scheduler),

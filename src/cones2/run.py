@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cones2.denoisers import JointSequence, Text, unwrapped
+from cones2.denoisers import JointSequence, Text, joint_blocks, unwrapped
 from cones2.errors import LayoutError, ModelError, SettingsError, check_fields
 from cones2.families import Arguments, Family
 from cones2.guidance import (
@@ -44,6 +44,7 @@ class LayoutSettings:
         layout_effect: `both`, or one alone for ablations: `strengthen` subjects in their own regions (γ+), or `weaken`
             them where they are irrelevant (γ-).
         layout_levels: which of a UNet's grids are edited, 0 the finest; None is all.
+        layout_blocks: which blocks of a joint transformer are edited, by their order in a call, from 0; None is all.
         guided_steps: how many steps, from the first, the layout takes part in; None is all.
         weight_negative: γ- of the preset `cones_v2`, everywhere outside a subject's region.
 
@@ -55,6 +56,7 @@ class LayoutSettings:
     preset: str = "paper"
     layout_effect: Annotated[str, Field(pattern="^(both|strengthen|weaken)$")] = "both"
     layout_levels: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    layout_blocks: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     guided_steps: Annotated[int, Field(ge=0, le=1000)] | None = None
     weight_negative: Annotated[float, Field(ge=-1e30, le=0)] | None = None
 
@@ -117,6 +119,7 @@ class _Call:
     strength: Float[Tensor, "conditional"] | None = None
     is_measured: bool = False
     text: Float[Tensor, "tokens dim"] | None = None  # of one row
+    layer: int = -1  # of a joint transformer: the one that asked last
 
 
 class Run:
@@ -174,11 +177,15 @@ class Run:
         return self.meter is None and not (self.text and self.text.negatives)
 
     def check_levels(self, denoiser: Any) -> None:
-        """Check `settings.layout_levels` against the denoiser's; SettingsError where it has no such level."""
-        count = len(unwrapped(denoiser).config.get("block_out_channels", (0,)))
+        """Check `layout_levels` and `layout_blocks` against the denoiser's; SettingsError where it has no such one."""
+        count, blocks = len(unwrapped(denoiser).config.get("block_out_channels", (0,))), joint_blocks(denoiser)
         for level in self.settings.layout_levels or ():
             if level >= count:
                 raise SettingsError(f"layout level {level} is none of this model's: expected 0 to {count - 1}.")
+        for block in self.settings.layout_blocks or ():
+            if block >= blocks:
+                expected = f"expected 0 to {blocks - 1}" if blocks else "a UNet has none; take layout_levels"
+                raise SettingsError(f"layout block {block} is none of this model's: {expected}.")
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Read the arguments of a call of the denoiser, and return those to make it with."""
@@ -206,6 +213,7 @@ class Run:
         if call.rows is None or len(query) != call.count:
             return None
         if self.sequence:
+            call.layer += 1
             return self._joint_bias(query, key, call, self.sequence)
         if call.is_measured and self.meter:
             self.meter.look(query[call.rows], key[call.rows, :, : call.tokens], self._grid(query.shape[2]))
@@ -251,7 +259,8 @@ class Run:
         queries, keys = query[call.rows, :, image], key[call.rows, :, text]
         if call.is_measured and self.meter:
             self.meter.look(queries, keys, call.grids[0])
-        if call.strength is None:
+        blocks = self.settings.layout_blocks
+        if call.strength is None or (blocks is not None and sequence.blocks[call.layer] not in blocks):
             return None
         mask = self._mask(query, key.shape[2])
         whole = mask.whole.clone() if torch.is_grad_enabled() else mask.whole

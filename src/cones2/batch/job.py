@@ -39,6 +39,8 @@ class _Strict(pydantic.BaseModel):
 _Seed = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 _Count = Annotated[int, pydantic.Field(ge=1, le=10_000)]
 _Levels = Annotated[list[pydantic.NonNegativeInt], pydantic.Field(min_length=1)]
+LISTS = ("layout_levels", "layout_blocks")
+"""Settings of which one value is a list."""
 _Place = dict[str, Any] | str
 
 
@@ -68,6 +70,7 @@ class Pictures(_Strict):
     layout_scale: float | list[float] | None = None
     layout_effect: str | list[str] | None = None
     layout_levels: _Levels | list[_Levels] | None = None
+    layout_blocks: _Levels | list[_Levels] | None = None
     preset: str | list[str] | None = None
     guided_steps: int | list[int] | None = None
     weight_negative: float | list[float] | None = None
@@ -85,9 +88,9 @@ class Pictures(_Strict):
         for name in SETTINGS:
             if (value := getattr(self, name)) is not None:
                 found[name] = _several(value)
-        if self.layout_levels is not None:
-            levels: Any = self.layout_levels
-            found["layout_levels"] = tuple(map(tuple, levels if isinstance(levels[0], list) else [levels]))
+        for name in LISTS:
+            if (values := getattr(self, name)) is not None:
+                found[name] = tuple(map(tuple, values if isinstance(values[0], list) else [values]))
         found["seed"] = _seeds(self.seed)
         for name, values in found.items():
             if not values:

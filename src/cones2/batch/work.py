@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cones2.batch.job import LISTS
 from cones2.batch.plan import Lesson, weights_of
 from cones2.batch.store import Store
 from cones2.captions import read_captions
@@ -69,8 +70,7 @@ class ModelHands:
         if made["scheduler"] is not None:
             pipe = with_scheduler(pipe, make_scheduler(made["scheduler"], pipe.scheduler))
         arguments = dict(made["arguments"])
-        if arguments.get("layout_levels") is not None:
-            arguments["layout_levels"] = tuple(arguments["layout_levels"])
+        arguments |= {name: tuple(arguments[name]) for name in LISTS if arguments.get(name) is not None}
         output = pipe(made["prompt"], layout, subjects=subjects, seed=made["seed"], **arguments)
         write_picture(path, output.images[0], output.records[0])
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cones2.cli import options as opt
 from cones2.cli.console import note, print_json, say, waiting
 from cones2.cli.layout import Places, read_size
-from cones2.cli.options import ACTING, MODEL, OUTPUT, SUBJECTS, number, open_model, option, read_job, read_seed
+from cones2.cli.options import ACTING, MODEL, OUTPUT, SUBJECTS, numbers, open_model, option, read_job, read_seed
 from cones2.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ def compose(
     layout_levels: Annotated[
         str | None, option("--layout-levels", "Act on these of the UNet's grids, 0 the finest.", "N,N,...", ACTING)
     ] = None,
+    layout_blocks: Annotated[
+        str | None, option("--layout-blocks", "Act in these blocks of a joint transformer.", "N,N-N,...", ACTING)
+    ] = None,
     guided_steps: Annotated[int | None, option("--guided-steps", "Act in the first N steps only.", "N", ACTING)] = None,
     scheduler: Annotated[
         str | None, option("--scheduler", "ddim, euler_a, 'DPM++ 2M Karras'...; default: the model's.", "NAME", MODEL)
@@ -115,7 +118,8 @@ def compose(
         "layout_scale": layout_scale,
         "preset": preset,
         "layout_effect": layout_effect,
-        "layout_levels": layout_levels and tuple(number("--layout-levels", n, int) for n in layout_levels.split(",")),
+        "layout_levels": layout_levels and numbers("--layout-levels", layout_levels),
+        "layout_blocks": layout_blocks and numbers("--layout-blocks", layout_blocks),
         "guided_steps": guided_steps,
         "force": force,
         **(dict(zip(("width", "height"), read_size(size, multiple=8), strict=True)) if size else {}),

@@ -176,6 +176,22 @@ def unique(option: str, texts: Iterable[str] | None, *, example: str) -> dict[st
     return found
 
 
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """Read whole numbers and ranges of them, each with its last, such as `0,4-7`.
+
+    Raises:
+        SettingsError: there is something else, or there are more than a thousand.
+    """
+    found: list[int] = []
+    for each in text.split(","):
+        first, _, last = each.partition("-")
+        start, stop = number(option, first, int), number(option, last or first, int)
+        if not 0 <= start <= stop or stop - start + len(found) >= 1000:
+            raise SettingsError(f"{option}: {each!r} is no range of at most 1000 numbers. Write it like 0,4-7.")
+        found += range(start, stop + 1)
+    return tuple(found)
+
+
 def number(option: str, text: str, kind: Any = float) -> Any:
     """Read a number, or with `int` a whole number."""
     try:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cones2.redraw import PictureRecord
 
 _DEVICES = ("cuda", "mps", "cpu")
-_WITH_PLACES = ("layout_scale", "layout_effect", "layout_levels", "guided_steps")
+_WITH_PLACES = ("layout_scale", "layout_effect", "layout_levels", "layout_blocks", "guided_steps")
 _ACTING = (*_WITH_PLACES, "preset", "weight_negative")
 
 
