@@ -240,7 +240,7 @@ class Cones2Pipeline:
             prompt: with each subject's name as a placeholder: `"a {rex} and a {ball} on the beach"`.
             layout: a `Layout`, a dict of names to a box `(xmin, ymin, xmax, ymax)` in 0..1, to boxes or to words such
                 as `"left"`, the path of a layout's file, or `"auto"`; None leaves places to the model.
-            subjects: of this call beside the loaded ones, by name: a `Subject`, a `Residual`, or an untaught class word.
+            subjects: of this call beside the loaded ones, by name: a `Subject`, a `Residual`, or a class word.
             num_inference_steps: steps of the scheduler.
             guidance_scale: classifier-free guidance; None is what suits the model.
             negative_prompt: what the picture should not show.
