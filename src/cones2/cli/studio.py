@@ -1,5 +1,6 @@
 """`cones2 studio`: the page in the browser, and its API."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,4 +118,5 @@ class _Server:
         self._server = Server(uvicorn.Config(app, server_header=False, **options))
 
     def run(self, listening: "socket.socket") -> None:
-        self._server.run(sockets=[listening])
+        with contextlib.suppress(KeyboardInterrupt):  # which is how it is ended
+            self._server.run(sockets=[listening])

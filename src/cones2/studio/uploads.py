@@ -89,7 +89,7 @@ async def _content(file: UploadFile, limit: int) -> bytes:
 def decode(
     photos: Sequence[tuple[str, bytes]], folder: Path, *, size: int, crops: Sequence[Sequence[float] | None] = ()
 ) -> dict[str, Any]:
-    """Decode photos in a child: PNGs `photos/0.png`... in `folder`, a thumbnail, and what is doubtful.
+    """Decode photos in a child into `folder`: `photos/0.png` and so on, a thumbnail, and what is doubtful.
 
     Returns:
         `{"photos": [{name, ok, width, height, doubts, preview}], "doubts": [...]}`.
