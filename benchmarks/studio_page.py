@@ -93,7 +93,7 @@ def scroll(screen: Screen) -> tuple[list[float], float]:
     """Scroll through a gallery of 5,000."""
     page: Any = screen.page
     page.evaluate(GALLERY, PICTURES)
-    page.wait_for_function(f"() => document.querySelectorAll('.picture').length >= {PICTURES}")
+    page.wait_for_selector(f".picture[aria-setsize='{PICTURES}']")
     page.click("#gallery-size")
     page.mouse.move(600, 500)
     page.wait_for_timeout(800)

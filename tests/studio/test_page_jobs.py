@@ -242,3 +242,31 @@ def test_the_prompt_is_checked_as_it_is_written(ready: Screen) -> None:
     page.fill("#prompt", "a {rex} and a {fido}")
     page.click("#suggest:not(:disabled)")
     screen.until("Boolean(store.placeNamed('fido'))")
+
+
+def test_the_gallery_is_walked_chosen_compared_and_emptied_by_keys(ready: Screen) -> None:
+    screen, page = ready, ready.page
+    screen.join("rex")
+    screen.steps(1)
+    screen.set("#count", 3)
+    made = screen.wait_for(screen.make())["results"]
+    page.wait_for_selector(f".picture[data-id='{made[0]}']")
+    page.locator(".picture").first.focus()
+    first = page.evaluate("document.activeElement.dataset.id")
+    page.keyboard.press("Space")
+    page.keyboard.press("Shift+ArrowRight")
+    assert page.locator(".picture[aria-selected=true]").count() == 2
+    page.click("#compare")
+    assert page.locator("#viewer .frame").count() == 2
+    page.keyboard.press("Escape")
+    page.locator(".picture").nth(1).focus()
+    page.keyboard.press("Delete")
+    page.wait_for_selector(f".picture[data-id='{first}']", state="detached")
+    assert {picture["id"] for picture in pictures(screen.server)} & set(made) == {made[0]}
+    page.click(".toast button:text-is('Undo')")
+    page.wait_for_selector(f".picture[data-id='{first}']")
+    page.locator(".picture").first.focus()
+    page.keyboard.press("End")
+    assert page.evaluate(
+        "document.activeElement.getAttribute('aria-posinset') === document.activeElement.getAttribute('aria-setsize')"
+    )

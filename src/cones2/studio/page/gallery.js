@@ -29,29 +29,77 @@ function itemFor(picture) {
   return element;
 }
 
-function render() {
+/** The pictures that pass the filter; only those in view have elements, so that thousands scroll as well as ten.
+ * @type {any[]}
+ */
+let shown = [];
+
+/** What is in view: how many stand in a row, which rows, and the length of a row. */
+function view() {
+  const open = $("#gallery").classList.contains("open");
+  const scroller = $("#gallery-scroll");
+  const cell = open ? 136 : 96;
+  const across = open ? Math.max(1, Math.floor((scroller.clientWidth - 6) / cell)) : 1;
+  const [from, length] = open ? [scroller.scrollTop, scroller.clientHeight] : [scroller.scrollLeft, scroller.clientWidth];
+  const rows = Math.ceil(shown.length / across);
+  const first = Math.min(Math.max(0, Math.floor(from / cell) - 3), rows);
+  const last = Math.min(rows, Math.max(first, Math.ceil((from + length) / cell) + 3));
+  return { open, scroller, cell, across, rows, first, last, length, from };
+}
+
+let drawn = "";
+/** Give elements to what is in view, and room to the rest. */
+function renderView() {
   const list = $("#pictures");
-  const shown = listed();
+  const { open, cell, across, rows, first, last } = view();
+  const part = shown.slice(first * across, last * across);
   const hadFocus = list.contains(document.activeElement);
-  const elements = shown.map(itemFor);
-  elements.forEach((element, at) => list.children[at] !== element && list.insertBefore(element, list.children[at] ?? null));
+  const elements = part.map(itemFor);
+  const [before, after] = [`${3 + first * cell}px`, `${3 + (rows - last) * cell}px`];
+  list.style.padding = open ? `${before} 3px ${after}` : `3px ${after} 3px ${before}`;
+  elements.forEach((element, at) => {
+    element.setAttribute("aria-posinset", String(first * across + at + 1));
+    element.setAttribute("aria-setsize", String(shown.length));
+    if (list.children[at] !== element) list.insertBefore(element, list.children[at] ?? null);
+  });
   while (list.children.length > elements.length) list.lastChild.remove();
-  for (const id of chosen) if (!shown.some((picture) => picture.id === id)) chosen.delete(id);
-  if (!shown.some((picture) => picture.id === focusAt)) focusAt = shown[0]?.id ?? "";
-  for (const element of elements) element.tabIndex = element.dataset.id === focusAt ? 0 : -1;
-  if (hadFocus && !list.contains(document.activeElement)) items.get(focusAt)?.element.focus();
+  for (const id of items.keys()) if (!part.some((picture) => picture.id === id)) items.delete(id);
+  const stop = part.some((picture) => picture.id === focusAt) ? focusAt : part[0]?.id;
+  for (const element of elements) element.tabIndex = element.dataset.id === stop ? 0 : -1;
+  if (hadFocus && !list.contains(document.activeElement)) (items.get(focusAt)?.element ?? list).focus({ preventScroll: true });
+  drawn = `${first} ${last} ${across}`;
+  if (last >= rows - 2) void more();
+}
+
+function render() {
+  shown = listed();
+  const ids = new Set(shown.map((picture) => picture.id));
+  for (const id of chosen) if (!ids.has(id)) chosen.delete(id);
+  if (!ids.has(focusAt)) focusAt = shown[0]?.id ?? "";
   const filtered = filter.starred || filter.subject;
   $("#pictures-empty").hidden = shown.length > 0;
   $("#pictures-empty").textContent = filtered ? "No picture passes the filter." : "No pictures yet. What you make stays here.";
-  list.hidden = shown.length === 0;
+  $("#pictures").hidden = shown.length === 0;
   $("#compare").hidden = chosen.size !== 2;
   $("#delete-chosen").hidden = chosen.size === 0;
   $("#delete-chosen").textContent = `Delete ${chosen.size}`;
+  renderView();
+}
+
+let waiting = false;
+function onScroll() {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => {
+    waiting = false;
+    const { first, last, across } = view();
+    if (drawn !== `${first} ${last} ${across}`) renderView();
+  });
 }
 
 /** @param {string} id @param {boolean} [range] @param {boolean} [toggle] */
 function choose(id, range = false, toggle = false) {
-  const order = listed().map((picture) => picture.id);
+  const order = shown.map((picture) => picture.id);
   if (range && anchor) {
     chosen.clear();
     const [from, to] = [order.indexOf(anchor), order.indexOf(id)].sort((a, b) => a - b);
@@ -67,14 +115,19 @@ function choose(id, range = false, toggle = false) {
 /** @param {string} id */
 function focusOn(id) {
   focusAt = id;
-  items.get(id)?.element.focus();
+  const { open, scroller, cell, across, from, length } = view();
+  const row = Math.floor(shown.findIndex((picture) => picture.id === id) / across) * cell;
+  const to = Math.min(row, Math.max(from, row + cell - length));
+  if (to !== from) scroller.scrollTo(open ? { top: to } : { left: to });
+  renderView();
+  items.get(id)?.element.focus({ preventScroll: true });
 }
 
 /** @param {KeyboardEvent} event */
 function onKey(event) {
-  const order = listed().map((picture) => picture.id);
+  const order = shown.map((picture) => picture.id);
   const at = order.indexOf(focusAt);
-  const across = Math.max(1, Math.floor($("#pictures").clientWidth / 136));
+  const { across } = view();
   /** @type {Record<string, number>} */
   const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across, Home: -order.length, End: order.length };
   if (event.ctrlKey || event.altKey || at < 0) return;
@@ -82,7 +135,6 @@ function onKey(event) {
     const to = order[Math.min(order.length - 1, Math.max(0, at + steps[event.key]))];
     if (event.shiftKey) choose(to, true);
     else focusOn(to);
-    render();
   } else if (event.key === "Enter") openPicture(focusAt);
   else if (event.key === " ") choose(focusAt, false, true);
   else if (event.key === "Delete") void discard(chosen.size ? [...chosen] : [focusAt]);
@@ -119,7 +171,7 @@ function startFilters() {
     render();
   });
   on("subjects pictures", () => {
-    const names = [...new Set([...server.subjects.map((subject) => subject.name), ...listed().flatMap((picture) => picture.subjects)])];
+    const names = [...new Set([...server.subjects.map((subject) => subject.name), ...shown.flatMap((picture) => picture.subjects)])];
     const field = $("#filter-subject");
     if (field.dataset.names === names.join()) return;
     field.dataset.names = names.join();
@@ -137,13 +189,16 @@ export function start() {
   $("#gallery-size").addEventListener("click", () => {
     const wide = $("#gallery").classList.toggle("open");
     $("#gallery-size").setAttribute("aria-expanded", String(wide));
+    $("#gallery-scroll").scrollTo(0, 0);
+    renderView();
   });
   $("#compare").addEventListener("click", () => {
     const [a, b] = [...chosen];
     openPicture(a, "compare", b);
   });
   $("#delete-chosen").addEventListener("click", () => discard([...chosen]));
-  new IntersectionObserver((seen) => seen.some((entry) => entry.isIntersecting) && void more(), { root: $("#gallery-scroll"), rootMargin: "400px" }).observe($("#pictures-end"));
+  $("#gallery-scroll").addEventListener("scroll", onScroll, { passive: true });
+  new ResizeObserver(onScroll).observe($("#gallery-scroll"));
   on("pictures", render);
   render();
 }
