@@ -79,8 +79,10 @@ class Studio:
     def _token(self) -> str:
         """Return the folder's token: a server that is started again takes the cookies of the one before."""
         path = self.folder / "token"
-        with contextlib.suppress(OutputError):
-            return read_bounded(path, limit=200, error=OutputError).decode().strip()
+        with contextlib.suppress(OutputError, UnicodeDecodeError):
+            kept = read_bounded(path, limit=200, error=OutputError).decode("ascii").strip()
+            if re.fullmatch(r"[\w-]{16,}", kept):  # an empty one would let in everyone
+                return kept
         token = secrets.token_urlsafe(24)
         previous = os.umask(0o077)
         try:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import secrets
 import shutil
 import tempfile
@@ -209,10 +208,10 @@ def _read_crops(text: str, count: int) -> list[list[float] | None]:
         raise InvalidError("crops", "expected a list, a box [x0, y0, x1, y1] in 0..1 or null for each photo.")
     for crop in crops:
         sides = crop if isinstance(crop, list) else []
-        numbers = len(sides) == 4 and all(type(side) in (int, float) and math.isfinite(side) for side in sides)
+        numbers = len(sides) == 4 and all(type(side) in (int, float) for side in sides)  # NaN is between none
         if crop is not None and not (numbers and 0 <= sides[0] < sides[2] <= 1 and 0 <= sides[1] < sides[3] <= 1):
             raise InvalidError("crops", f"{str(crop)[:80]} is no crop: expected [x0, y0, x1, y1] in 0..1, or null.")
-    return crops
+    return [None if crop is None else [float(side) for side in crop] for crop in crops]
 
 
 def _checked(studio: Studio, photos: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
