@@ -117,7 +117,7 @@ def test_a_subject_is_taught_shown_and_drawn(client: httpx.Client, served: Serve
     assert ended["state"] == "succeeded", ended
     assert [step for step, _ in ended["losses"]] == list(range(1, 13))
     assert client.get("/v1/subjects/bello").json()["thumb"] == "/v1/subjects/bello/thumb"
-    assert not (served.folder / "data" / "learning" / job).exists()
+    assert not (served.folder / "data" / "learning" / job / "photos").exists()
     asked = request(prompt="a {bello}", subjects=[{"name": "bello", "source": "library"}], layout=None)
     assert client.post("/v1/pictures", json=asked, headers={"Prefer": "wait=60"}).json()["state"] == "succeeded"
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from cones2.studio import journal as journal_module
-from cones2.studio.journal import MOST_ATTEMPTS, QUEUED_PER_CLIENT, Journal, NewJob, fair_order
-from cones2.studio.problems import KeyReusedError, QueueFullError
+from cones2.studio.journal import MOST_ATTEMPTS, QUEUED_PER_CLIENT, Journal, NewJob
+from cones2.studio.problems import KeyReusedError, NameTakenError, QueueFullError
+from cones2.studio.turns import fair_order
 
 
 def new_job(number: int, client: str = "a", **more: Any) -> NewJob:
@@ -194,3 +195,41 @@ def test_what_is_told_is_in_the_journal_already(tmp_path: Path) -> None:
     journal.claim()
     journal.finish("job1", "succeeded")
     assert states == ["queued", "running", "succeeded"]
+
+
+def test_a_server_that_is_ended_takes_no_attempt(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite3")
+    journal.add(new_job(1))
+    for _ in range(2 * MOST_ATTEMPTS):
+        assert journal.claim() is not None
+        journal.requeue(is_counted=False)
+    row = journal.job("job1")
+    assert row is not None
+    assert (row["state"], row["attempt"]) == ("queued", 1)
+
+
+def test_two_who_teach_one_name_at_once_do_not_learn_twice(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite3")
+    first, second = (
+        NewJob(id=name, client=name, kind="learn", request={}, steps=3, subject="rex") for name in ("first", "second")
+    )
+    journal.add(first)
+    with pytest.raises(NameTakenError, match="'rex' is being taught already"):
+        journal.add(second)
+    journal.wish("first", "cancel")
+    journal.add(second)
+    with pytest.raises(NameTakenError):
+        journal.retry("first")
+
+
+def test_who_fails_to_hear_an_event_harms_no_change(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite3")
+
+    def fail(_: Any) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    journal.heard = fail
+    journal.add(new_job(1))
+    row = journal.claim()
+    assert row is not None
+    assert row["state"] == "running"
