@@ -232,7 +232,7 @@ def test_a_subject_that_comes_in_a_picture_can_be_drawn(room: Room) -> None:
 
 def test_settings_of_another_tool_are_read_in_linear_time(room: Room) -> None:
     client, _ = room
-    for tail in (" " * 90_000 + "!", ', x: "' + "\\a" * 40_000, ",x: \"" * 20_000):
+    for tail in (" " * 90_000 + "!", ', x: "' + "\\a" * 40_000, ',x: "' * 20_000):
         began = time.monotonic()
         assert read(client, png(parameters=f"a dog\nSteps: 20,{tail}")).json()["request"]["num_inference_steps"] == 20
         assert time.monotonic() - began < 5  # the square of its length took an hour
@@ -334,7 +334,10 @@ def test_crops_and_photos_become_what_is_learned_from(room: Room) -> None:
     assert taken.status_code == 409
 
 
-@pytest.mark.parametrize("crops", [f"[[0,0,1{'0' * 400},1]]", "[[0,0,2,1]]", "[[0.5,0,0.5,1]]", '["x"]', "[[0,0,1,NaN]]", "x", "[1]", "[" * 5000])
+@pytest.mark.parametrize(
+    "crops",
+    [f"[[0,0,1{'0' * 400},1]]", "[[0,0,2,1]]", "[[0.5,0,0.5,1]]", '["x"]', "[[0,0,1,NaN]]", "x", "[1]", "[" * 5000],
+)
 def test_crops_that_make_no_sense_are_refused(room: Room, crops: str) -> None:
     client, _ = room
     data = {"name": "max", "class_word": "dog", "crops": crops}

@@ -96,7 +96,7 @@ def test_the_cookies_of_other_servers_on_the_machine_spoil_nothing(client: TestC
 
 def test_any_token_that_the_command_takes_comes_in_by_address_and_cookie() -> None:
     token = "".join(chr(code) for code in range(33, 127) if chr(code) not in ';,"\\')
-    app = Guard(lambda *_: None, Access(token, PORT))  # type: ignore[arg-type, return-value]
+    app = Guard(lambda *_: None, Access(token, PORT))  # type: ignore[arg-type]
     browser = client_of(app, headers={})
     entered = browser.get(f"/?token={quote(token, safe='')}", follow_redirects=False)
     assert entered.status_code == 303

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from cones2.studio import journal as journal_module
-from cones2.studio.journal import MOST_ATTEMPTS, QUEUED_PER_CLIENT, Journal, NewJob
+from cones2.studio.journal import MOST_ATTEMPTS, QUEUED_PER_CLIENT, Event, Journal, NewJob
 from cones2.studio.problems import KeyReusedError, NameTakenError, QueueFullError
 from cones2.studio.turns import fair_order
 
@@ -43,8 +43,8 @@ class Model(RuleBasedStateMachine):
         self.wishes: set[str] = set()
         self.pictures: list[str] = []
         self.numbers = itertools.count()
-        self.heard: list[int] = []
-        self.journal.heard = lambda event: self.heard.append(event.number)
+        self.heard: list[Event] = []
+        self.journal.heard = self.heard.append
 
     @rule(target=jobs, client=st.sampled_from("abc"))
     def add(self, client: str) -> Any:
@@ -103,7 +103,7 @@ class Model(RuleBasedStateMachine):
     def restart(self) -> None:
         self.journal.close()
         self.journal = Journal(self.path)
-        self.journal.heard = lambda event: self.heard.append(event.number)
+        self.journal.heard = self.heard.append
         self.journal.requeue()
         for job, state in self.states.items():
             if state == "running" and job in self.wishes:
@@ -120,8 +120,10 @@ class Model(RuleBasedStateMachine):
             return
         assert {row["id"]: row["state"] for row in self.journal.jobs(limit=10_000)} == self.states
         assert [row["id"] for row in reversed(self.journal.pictures(limit=10_000))] == self.pictures
-        assert self.heard == sorted(set(self.heard))
-        assert [event.number for event in self.journal.events_after(0, limit=10_000)] == self.heard
+        numbers = [event.number for event in self.heard]
+        assert numbers == sorted(set(numbers))
+        newest = {event[1:]: event for event in self.heard}
+        assert self.journal.events_after(0, limit=10_000) == sorted(newest.values())
 
     def teardown(self) -> None:
         if hasattr(self, "journal"):
@@ -233,3 +235,16 @@ def test_who_fails_to_hear_an_event_harms_no_change(tmp_path: Path) -> None:
     row = journal.claim()
     assert row is not None
     assert row["state"] == "running"
+
+
+def test_the_newest_of_each_job_and_picture_is_told_again_however_many_there_were(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite3")
+    journal.add(new_job(1))
+    journal.claim()
+    journal.add_picture(picture("job1", 0), {})
+    for _ in range(3):
+        journal.requeue(is_counted=False)
+        journal.claim()
+    assert [(event.number, event.kind) for event in journal.events_after(0)] == [(3, "result"), (9, "state")]
+    assert [event.number for event in journal.events_after(0, limit=1)] == [9]
+    assert journal.events_after(9) == []

@@ -246,7 +246,7 @@ class Journal:
                     error = {"type": "/problems/given_up", "title": "given up", "detail": detail}
                     change, values = "state = 'failed', finished = ?, error = ?", [now(), json.dumps(error)]
                 else:
-                    change, values = "state = 'queued', attempt = attempt + ?", [int(is_counted)]
+                    change, values = f"state = 'queued', attempt = attempt + {int(is_counted)}", []
                 database.execute(f"UPDATE jobs SET {change} WHERE id = ?", (*values, row["id"]))
                 events.append(_event(database, "state", row["id"]))
             return [row["id"] for row in found]
@@ -347,9 +347,10 @@ class Journal:
             database.execute("DELETE FROM bin WHERE id = ?", (binned,))
 
     def events_after(self, number: int, *, limit: int = 1000) -> list[Event]:
-        """Return the events after the one of a number, in their order."""
-        query = "SELECT * FROM events WHERE number > ? ORDER BY number LIMIT ?"
-        return [Event(**row) for row in self._read(query, (number, limit))]
+        """Return the events after the one of a number, in their order: the newest of each job and picture."""
+        newest = "SELECT MAX(number) AS number, kind, job, picture FROM events WHERE number > ? GROUP BY 2, 3, 4"
+        rows = self._read(f"{newest} ORDER BY 1 DESC LIMIT ?", (number, limit))
+        return [Event(**row) for row in reversed(rows)]
 
     def last_event(self) -> int:
         """Return the number of the last event."""

@@ -102,7 +102,10 @@ def _found(use: schema.SubjectUse, number: int, shelf: Shelf, info: Mapping[str,
         if found is not None:
             if not found["fits"]:
                 raise SettingsError(found["problem"])
-            return use.model_dump() | {"class_word": found["class_word"], "sha256": shelf.store(found["name"])}
+            sha256 = shelf.store(found["name"])
+            if use.sha256 not in (None, sha256):
+                raise SettingsError(f"{use.name} was changed at this moment: ask again.")
+            return use.model_dump() | {"class_word": found["class_word"], "sha256": sha256}
         content = shelf.stored(str(use.sha256)).read_bytes()
         facts = describe_file(content, origin=use.name)
         if info is not None and facts["parts"][0]["fits"] != info["name"]:
@@ -211,7 +214,9 @@ def read_request(content: bytes, shelf: Shelf, folder: Path) -> dict[str, Any]:
             "the file is no PNG picture and no text: expected a picture of cones2, or a layout."
         ) from error
     if len(content) > LARGEST_JSON:
-        raise LayoutError(f"the layout has over {LARGEST_JSON:,} bytes, more than a request may: make its masks smaller.")
+        raise LayoutError(
+            f"the layout has over {LARGEST_JSON:,} bytes, more than a request may: make its masks smaller."
+        )
     data = _parsed(text)
     rows = data.get("boxes", data.get("regions")) if isinstance(data, dict) else data
     if isinstance(rows, list):
@@ -344,7 +349,11 @@ def _of_infotext(text: str) -> dict[str, Any]:
     """Read prompt, negative prompt and settings as AUTOMATIC1111's web UI writes them."""
     lines = text.strip().splitlines()
     has_settings = bool(lines) and lines[-1].startswith("Steps:")
-    settings = {key.strip(): value.strip() for key, value in _SETTING.findall(lines[-1][:_LONGEST_SETTINGS])} if has_settings else {}
+    settings = (
+        {key.strip(): value.strip() for key, value in _SETTING.findall(lines[-1][:_LONGEST_SETTINGS])}
+        if has_settings
+        else {}
+    )
     body = "\n".join(lines[:-1] if has_settings else lines)
     prompt, _, negative = body.partition("Negative prompt:")
     request: dict[str, Any] = {

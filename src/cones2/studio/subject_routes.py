@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio
 import anyio.to_thread
 import pydantic
 from fastapi import APIRouter, Header, Request
@@ -34,6 +35,8 @@ _FORM = {"name": "text", "class_word": "text", "recipe": "text", "steps": "numbe
 
 _PHOTO_FORM = {**_FORM, "force_class": "text", "crops": "text", "photos": "files"}
 router = APIRouter()
+_decoders = anyio.CapacityLimiter(2)
+"""How many requests decode photos at once, each in a child that may take 3 GiB; the others wait, and hold no thread."""
 
 
 @contextlib.contextmanager
@@ -92,7 +95,7 @@ async def check_photos(request: Request, studio: InStudio) -> schema.PhotosCheck
     """Say what is doubtful about photos before they are learned from."""
     async with form_of(request, files=MOST_PHOTOS) as form:
         given, word = await photos_of(form), str(form.get("class_word") or "")
-    checked = await anyio.to_thread.run_sync(_checked, studio, given)
+    checked = await anyio.to_thread.run_sync(_checked, studio, given, limiter=_decoders)
     checked["doubts"] += _doubts_of_word(studio, word)
     return schema.PhotosChecked(**checked)
 
@@ -109,7 +112,9 @@ async def teach(
     async with form_of(request, files=MOST_PHOTOS) as form:
         given = await photos_of(form)
         asked, crops = _read_fields(form, len(given))
-    row = await anyio.to_thread.run_sync(_queue_learning, studio, client, asked, given, crops, idempotency_key)
+    row = await anyio.to_thread.run_sync(
+        _queue_learning, studio, client, asked, given, crops, idempotency_key, limiter=_decoders
+    )
     response.headers["Location"] = f"/v1/jobs/{row['id']}"
     view = (await anyio.to_thread.run_sync(studio.supervisor.views, [row]))[0]
     return schema.Job(**{**view, "mine": True})

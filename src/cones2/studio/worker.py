@@ -223,7 +223,9 @@ class Worker:
             write_atomically(self._data / "thumbs" / f"{sha256}.webp", thumb.read_bytes())
         self._channel.say("learned", job=message["job"], sha256=sha256)
         for used in ("photos", "checkpoints"):  # photos are personal: none is kept longer than it takes
-            shutil.rmtree(folder / used, ignore_errors=True)  # the result stays until the job's row says that it is done
+            shutil.rmtree(
+                folder / used, ignore_errors=True
+            )  # the result stays until the job's row says that it is done
 
     def _learned(self, message: Message, folder: Path) -> Any:
         from cones2.learning.previews import with_previews
