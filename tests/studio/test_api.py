@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,6 +230,44 @@ def test_a_subject_that_comes_in_a_picture_can_be_drawn(room: Room) -> None:
     assert studio.shelf.stored(mixed.sha256).read_bytes() == mixed.to_bytes()
 
 
+def test_settings_of_another_tool_are_read_in_linear_time(room: Room) -> None:
+    client, _ = room
+    for tail in (" " * 90_000 + "!", ', x: "' + "\\a" * 40_000, ',x: "' * 20_000):
+        began = time.monotonic()
+        assert read(client, png(parameters=f"a dog\nSteps: 20,{tail}")).json()["request"]["num_inference_steps"] == 20
+        assert time.monotonic() - began < 5  # the square of its length took an hour
+
+
+@pytest.mark.parametrize("side", ["1" + "0" * 400, "1e999", "true"])
+def test_numbers_of_any_size_in_a_table_are_cut_to_the_picture(room: Room, side: str) -> None:
+    client, _ = room
+    table = f'[{{"id": "dog", "bbox": [0, 0, 500, {side}], "desc": "\\ud800\\u001b[31m"}}]'
+    answer = read(client, table.encode())
+    assert answer.status_code == 200
+    assert "\x1b" not in answer.json()["request"]["subjects"][0]["class_word"]
+
+
+def test_a_record_with_a_number_that_is_too_large_is_refused(room: Room) -> None:
+    client, _ = room
+    subject = {"class_word": "dog", "residual": "0" * 64, "strength": 10**400}
+    record = {"prompt": "a {rex}", "subjects": {"rex": subject}}
+    assert read(client, png(cones2=PngImagePlugin.iTXt(json.dumps(record)))).status_code == 422
+
+
+@pytest.mark.parametrize("regions", [5, "rex", [[1]], None])
+def test_a_prompt_is_checked_whatever_its_layout_is(room: Room, regions: Any) -> None:
+    client, _ = room
+    asked = {"prompt": "a {rex}", "subjects": {"rex": "dog"}, "layout": {"regions": regions}}
+    (found,) = client.post("/v1/prompts/check", json=asked).json()["problems"]
+    assert found["kind"] == "no_place"
+
+
+def test_a_layout_larger_than_any_request_is_not_parsed(room: Room) -> None:
+    client, _ = room
+    answer = read(client, b"[" + b"1," * 1_000_000 + b"1]")
+    assert (answer.status_code, "2,000,000 bytes" in answer.text) == (422, True)
+
+
 def bomb() -> bytes:
     """Return a PNG that says it has 900 million pixels."""
     head = (30_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
@@ -295,7 +334,10 @@ def test_crops_and_photos_become_what_is_learned_from(room: Room) -> None:
     assert taken.status_code == 409
 
 
-@pytest.mark.parametrize("crops", ["[[0,0,2,1]]", "[[0.5,0,0.5,1]]", '["x"]', "[[0,0,1,NaN]]", "x", "[1]", "[" * 5000])
+@pytest.mark.parametrize(
+    "crops",
+    [f"[[0,0,1{'0' * 400},1]]", "[[0,0,2,1]]", "[[0.5,0,0.5,1]]", '["x"]', "[[0,0,1,NaN]]", "x", "[1]", "[" * 5000],
+)
 def test_crops_that_make_no_sense_are_refused(room: Room, crops: str) -> None:
     client, _ = room
     data = {"name": "max", "class_word": "dog", "crops": crops}

@@ -1,12 +1,16 @@
 """Who may ask: every route and method, with foreign names, origins and tokens."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from cones2.studio.security import Access
-from studio_server import PORT, TOKEN, app_alone, client_of
+from cones2.studio.security import Access, Guard
+from cones2.studio.studio import Studio
+from studio_server import MODEL, PORT, TOKEN, app_alone, client_of
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 
@@ -81,6 +85,39 @@ def test_the_address_with_the_token_sets_cookies_and_leaves_the_bar(client: Test
 def test_a_browser_without_a_client_gets_one(client: TestClient) -> None:
     browser = client_of(client.app, headers={"Cookie": f"cones2_token_{PORT}={TOKEN}"})
     assert f"cones2_client_{PORT}=" in browser.get("/v1/jobs").headers["set-cookie"]
+
+
+@pytest.mark.parametrize("other", ['x={"a": "b c"}', "x y", "a[b]=1", "Path=/; expires", "=", "x=\xe4"])
+def test_the_cookies_of_other_servers_on_the_machine_spoil_nothing(client: TestClient, other: str) -> None:
+    cookies = f"{other}; cones2_token_{PORT}={TOKEN}; cones2_client_{PORT}=c".encode("latin-1")
+    stranger = client_of(client.app, headers={})
+    assert stranger.get("/v1/jobs", headers=[(b"cookie", cookies)]).status_code == 200
+
+
+def test_any_token_that_the_command_takes_comes_in_by_address_and_cookie() -> None:
+    token = "".join(chr(code) for code in range(33, 127) if chr(code) not in ';,"\\')
+    app = Guard(lambda *_: None, Access(token, PORT))  # type: ignore[arg-type]
+    browser = client_of(app, headers={})
+    entered = browser.get(f"/?token={quote(token, safe='')}", follow_redirects=False)
+    assert entered.status_code == 303
+    (cookie,) = (each for each in entered.headers.get_list("set-cookie") if "_token_" in each)
+    scope = {"headers": [(b"cookie", cookie.partition("; Max-Age")[0].encode())]}
+    assert Request({"type": "http", **scope}).cookies == {f"cones2_token_{PORT}": token}
+
+
+@pytest.mark.parametrize("kept", ["", "\n", "short", "\xff" * 40])
+def test_a_token_file_that_is_cut_off_lets_in_nobody(tmp_path: Path, kept: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "token").write_text(kept, encoding="latin-1")
+    studio = Studio(tmp_path / "data", tmp_path / "library", MODEL)
+    studio.stop()
+    assert len(studio.token) > 20
+    assert (tmp_path / "data" / "token").read_text() == studio.token
+
+
+def test_the_usual_port_stands_in_no_host() -> None:
+    assert Access(TOKEN, 80).knows_host("localhost")
+    assert not Access(TOKEN, PORT).knows_host("localhost")
 
 
 @pytest.mark.parametrize(

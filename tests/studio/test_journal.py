@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from cones2.studio import journal as journal_module
-from cones2.studio.journal import MOST_ATTEMPTS, QUEUED_PER_CLIENT, Journal, NewJob, fair_order
-from cones2.studio.problems import KeyReusedError, QueueFullError
+from cones2.studio.journal import MOST_ATTEMPTS, QUEUED_PER_CLIENT, Event, Journal, NewJob
+from cones2.studio.problems import KeyReusedError, NameTakenError, QueueFullError
+from cones2.studio.turns import fair_order
 
 
 def new_job(number: int, client: str = "a", **more: Any) -> NewJob:
@@ -42,8 +43,8 @@ class Model(RuleBasedStateMachine):
         self.wishes: set[str] = set()
         self.pictures: list[str] = []
         self.numbers = itertools.count()
-        self.heard: list[int] = []
-        self.journal.heard = lambda event: self.heard.append(event.number)
+        self.heard: list[Event] = []
+        self.journal.heard = self.heard.append
 
     @rule(target=jobs, client=st.sampled_from("abc"))
     def add(self, client: str) -> Any:
@@ -102,7 +103,7 @@ class Model(RuleBasedStateMachine):
     def restart(self) -> None:
         self.journal.close()
         self.journal = Journal(self.path)
-        self.journal.heard = lambda event: self.heard.append(event.number)
+        self.journal.heard = self.heard.append
         self.journal.requeue()
         for job, state in self.states.items():
             if state == "running" and job in self.wishes:
@@ -119,8 +120,10 @@ class Model(RuleBasedStateMachine):
             return
         assert {row["id"]: row["state"] for row in self.journal.jobs(limit=10_000)} == self.states
         assert [row["id"] for row in reversed(self.journal.pictures(limit=10_000))] == self.pictures
-        assert self.heard == sorted(set(self.heard))
-        assert [event.number for event in self.journal.events_after(0, limit=10_000)] == self.heard
+        numbers = [event.number for event in self.heard]
+        assert numbers == sorted(set(numbers))
+        newest = {event[1:]: event for event in self.heard}
+        assert self.journal.events_after(0, limit=10_000) == sorted(newest.values())
 
     def teardown(self) -> None:
         if hasattr(self, "journal"):
@@ -194,3 +197,54 @@ def test_what_is_told_is_in_the_journal_already(tmp_path: Path) -> None:
     journal.claim()
     journal.finish("job1", "succeeded")
     assert states == ["queued", "running", "succeeded"]
+
+
+def test_a_server_that_is_ended_takes_no_attempt(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite3")
+    journal.add(new_job(1))
+    for _ in range(2 * MOST_ATTEMPTS):
+        assert journal.claim() is not None
+        journal.requeue(is_counted=False)
+    row = journal.job("job1")
+    assert row is not None
+    assert (row["state"], row["attempt"]) == ("queued", 1)
+
+
+def test_two_who_teach_one_name_at_once_do_not_learn_twice(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite3")
+    first, second = (
+        NewJob(id=name, client=name, kind="learn", request={}, steps=3, subject="rex") for name in ("first", "second")
+    )
+    journal.add(first)
+    with pytest.raises(NameTakenError, match="'rex' is being taught already"):
+        journal.add(second)
+    journal.wish("first", "cancel")
+    journal.add(second)
+    with pytest.raises(NameTakenError):
+        journal.retry("first")
+
+
+def test_who_fails_to_hear_an_event_harms_no_change(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite3")
+
+    def fail(_: Any) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    journal.heard = fail
+    journal.add(new_job(1))
+    row = journal.claim()
+    assert row is not None
+    assert row["state"] == "running"
+
+
+def test_the_newest_of_each_job_and_picture_is_told_again_however_many_there_were(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite3")
+    journal.add(new_job(1))
+    journal.claim()
+    journal.add_picture(picture("job1", 0), {})
+    for _ in range(3):
+        journal.requeue(is_counted=False)
+        journal.claim()
+    assert [(event.number, event.kind) for event in journal.events_after(0)] == [(3, "result"), (9, "state")]
+    assert [event.number for event in journal.events_after(0, limit=1)] == [9]
+    assert journal.events_after(9) == []

@@ -45,6 +45,7 @@ def studio(
         raise SettingsError("--token can't be used: expected at least 8 letters, digits and signs, no spaces.")
     uvicorn = _uvicorn()
     import webbrowser  # help does without
+    from urllib.parse import quote
 
     import platformdirs
 
@@ -65,7 +66,7 @@ def studio(
     names = frozenset(name.lower() for name in host or ())
     app = create_app(room, Access(room.token, port, names, is_public=public))
     server = _Server(uvicorn, app, room)
-    address = f"http://127.0.0.1:{port}/?token={room.token}"
+    address = f"http://127.0.0.1:{port}/?token={quote(room.token, safe='')}"
     say(f"The studio is at {address}")
     note(f"Pictures and jobs are in {folder}. Press Ctrl+C to end it; jobs go on next time.")
     if not no_browser:

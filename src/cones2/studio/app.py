@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import importlib.metadata
 import re
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,11 @@ def create_app(studio: Studio, access: Access) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         studio.broker.attach(asyncio.get_running_loop())
         studio.start()
+        forgetting = asyncio.create_task(_forget_hourly(studio))
         try:
             yield
         finally:
+            forgetting.cancel()
             await anyio.to_thread.run_sync(studio.stop)
 
     app = FastAPI(
@@ -68,6 +71,13 @@ def create_app(studio: Studio, access: Access) -> FastAPI:
     add_problems(app)
     app.add_middleware(Guard, access=access)
     return app
+
+
+async def _forget_hourly(studio: Studio) -> None:
+    while True:
+        await asyncio.sleep(3600)
+        with contextlib.suppress(sqlite3.Error, OSError):  # it is tried again
+            await anyio.to_thread.run_sync(studio.forget)
 
 
 @router.get("/", include_in_schema=False)

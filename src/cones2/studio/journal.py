@@ -7,6 +7,7 @@ number, and clients take turns.
 
 import contextlib
 import json
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cones2.studio.problems import KeyReusedError, QueueFullError
+from cones2.studio.problems import KeyReusedError, NameTakenError, QueueFullError
+from cones2.studio.turns import fair_order
 
 QUEUED, QUEUED_PER_CLIENT = 64, 16
 """How many jobs may wait, of all and of one client."""
@@ -24,6 +26,7 @@ KEY_HOURS = 24
 _KEPT_EVENTS = 20_000
 _WAIT = 5.0  # seconds for a database that another program has locked
 _VERSION = 1
+_log = logging.getLogger(__name__)
 _TABLES = """
 CREATE TABLE jobs (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, client TEXT NOT NULL,
   kind TEXT NOT NULL, state TEXT NOT NULL, key TEXT, body_hash TEXT, request TEXT NOT NULL, steps INTEGER NOT NULL,
@@ -32,6 +35,7 @@ CREATE TABLE jobs (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT 
   losses TEXT NOT NULL DEFAULT '[]', warnings TEXT NOT NULL DEFAULT '[]', error TEXT);
 CREATE UNIQUE INDEX jobs_key ON jobs (client, key) WHERE key IS NOT NULL;
 CREATE INDEX jobs_state ON jobs (state);
+CREATE INDEX jobs_turn ON jobs (client, turn);
 CREATE TABLE pictures (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, job TEXT NOT NULL,
   created TEXT NOT NULL, seed INTEGER NOT NULL, data TEXT NOT NULL, request TEXT NOT NULL,
   starred INTEGER NOT NULL DEFAULT 0, note TEXT NOT NULL DEFAULT '', deleted INTEGER NOT NULL DEFAULT 0);
@@ -71,25 +75,6 @@ class NewJob:
 def now() -> str:
     """Return the time in ISO 8601, UTC; only ever shown, never compared but for the age of keys."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def fair_order(waiting: Sequence[Row], turns: Mapping[str, int]) -> list[Row]:
-    """Return waiting jobs in the order in which they are taken: clients by turns, whoever had none longest first.
-
-    `waiting` is by number, the oldest first; `turns` has each client's latest turn.
-    """
-    queues: dict[str, list[Row]] = {}
-    for job in waiting:
-        queues.setdefault(job["client"], []).append(job)
-    last, order = dict(turns), []
-    turn = max(turns.values(), default=0)
-    while queues:
-        client = min(queues, key=lambda each: (last.get(each, 0), queues[each][0]["number"]))
-        order.append(queues[client].pop(0))
-        last[client] = turn = turn + 1
-        if not queues[client]:
-            del queues[client]
-    return order
 
 
 class Journal:
@@ -133,7 +118,10 @@ class Journal:
                     self._writer.execute("ROLLBACK")
                 raise
         for event in events:
-            self.heard(event)
+            try:
+                self.heard(event)
+            except Exception:  # it is in the journal, so whoever asks is told
+                _log.exception("an event could not be told")
 
     def _read(self, query: str, values: Sequence[Any] = ()) -> list[Row]:
         reader: sqlite3.Connection | None = getattr(self._readers, "connection", None)
@@ -147,6 +135,7 @@ class Journal:
         Raises:
             QueueFullError: so many wait already.
             KeyReusedError: the key was used for another body.
+            NameTakenError: a subject of this name is being taught.
         """
         with self._change() as (database, events):
             oldest = (datetime.now(UTC) - timedelta(hours=KEY_HOURS)).isoformat()
@@ -159,6 +148,7 @@ class Journal:
                     )
                 return _row(row), False
             _check_room(database, job.client)
+            _check_untaught(database, job.kind, job.subject)
             request = json.dumps(job.request)
             columns = "id, client, kind, state, key, body_hash, request, steps, created, subject"
             values = (job.id, job.client, job.kind, "queued", job.key, job.body_hash, request, job.steps)
@@ -232,15 +222,16 @@ class Journal:
             row = database.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
             if row is not None and row["state"] in ("failed", "cancelled"):
                 _check_room(database, row["client"])
+                _check_untaught(database, row["kind"], row["subject"])
                 clean = "state = 'queued', attempt = 1, error = NULL, finished = NULL, started = NULL, wish = ''"
                 database.execute(f"UPDATE jobs SET {clean} WHERE id = ?", (job,))
                 events.append(_event(database, "state", job))
             return None if row is None else _get(database, job)
 
-    def requeue(self, job: str | None = None) -> list[str]:
-        """Put a running job, or all of them, back into the queue: the worker or the server died over it.
+    def requeue(self, job: str | None = None, *, is_counted: bool = True) -> list[str]:
+        """Put a running job, or all of them, back into the queue: the worker or the server died over it, or was ended.
 
-        After its third attempt a job fails. One that was to be cancelled is. Returns the ids.
+        After its third attempt that counts a job fails. One that was to be cancelled is. Returns the ids.
         """
         with self._change() as (database, events):
             running = database.execute("SELECT * FROM jobs WHERE state = 'running' AND id = COALESCE(?, id)", (job,))
@@ -248,14 +239,14 @@ class Journal:
             for row in found:
                 if row["wish"] == "cancel":
                     change, values = "state = 'cancelled', finished = ?, wish = ''", [now()]
-                elif row["attempt"] >= MOST_ATTEMPTS:
+                elif is_counted and row["attempt"] >= MOST_ATTEMPTS:
                     detail = (
                         f"It was begun {MOST_ATTEMPTS} times, and the worker or the server ended each time. Try again."
                     )
                     error = {"type": "/problems/given_up", "title": "given up", "detail": detail}
                     change, values = "state = 'failed', finished = ?, error = ?", [now(), json.dumps(error)]
                 else:
-                    change, values = "state = 'queued', attempt = attempt + 1", []
+                    change, values = f"state = 'queued', attempt = attempt + {int(is_counted)}", []
                 database.execute(f"UPDATE jobs SET {change} WHERE id = ?", (*values, row["id"]))
                 events.append(_event(database, "state", row["id"]))
             return [row["id"] for row in found]
@@ -356,9 +347,10 @@ class Journal:
             database.execute("DELETE FROM bin WHERE id = ?", (binned,))
 
     def events_after(self, number: int, *, limit: int = 1000) -> list[Event]:
-        """Return the events after the one of a number, in their order."""
-        query = "SELECT * FROM events WHERE number > ? ORDER BY number LIMIT ?"
-        return [Event(**row) for row in self._read(query, (number, limit))]
+        """Return the events after the one of a number, in their order: the newest of each job and picture."""
+        newest = "SELECT MAX(number) AS number, kind, job, picture FROM events WHERE number > ? GROUP BY 2, 3, 4"
+        rows = self._read(f"{newest} ORDER BY 1 DESC LIMIT ?", (number, limit))
+        return [Event(**row) for row in reversed(rows)]
 
     def last_event(self) -> int:
         """Return the number of the last event."""
@@ -376,6 +368,13 @@ def _check_room(database: sqlite3.Connection, client: str) -> None:
     if waiting["all_jobs"] >= QUEUED or waiting["own"] >= QUEUED_PER_CLIENT:
         own = f"{waiting['own']} of yours wait, at most {QUEUED_PER_CLIENT} may"
         raise QueueFullError(f"the queue is full: {waiting['all_jobs']} of {QUEUED} jobs wait, {own}. Try again later.")
+
+
+def _check_untaught(database: sqlite3.Connection, kind: str, name: str | None) -> None:
+    """Check that no other job teaches a subject of this name: the later one would have learned for nothing."""
+    query = "SELECT 1 FROM jobs WHERE kind = 'learn' AND subject = ? AND state IN ('queued', 'running')"
+    if kind == "learn" and database.execute(query, (name,)).fetchone() is not None:
+        raise NameTakenError(f"{name!r} is being taught already: wait for it, or choose another name.")
 
 
 def _get(database: sqlite3.Connection, job: str) -> Row:

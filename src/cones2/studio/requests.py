@@ -15,7 +15,15 @@ from typing import Any
 
 import pydantic
 
-from cones2.errors import Cones2Error, LayoutError, PictureError, PromptError, ResidualError, SettingsError
+from cones2.errors import (
+    Cones2Error,
+    LayoutError,
+    PictureError,
+    PromptError,
+    ResidualError,
+    SettingsError,
+    printable,
+)
 from cones2.files import create_atomically, is_name, read_toml
 from cones2.images import PNG, png_chunks
 from cones2.layout import Layout
@@ -26,13 +34,15 @@ from cones2.residual import describe_file
 from cones2.schedulers import scheduler_name
 from cones2.studio import schema
 from cones2.studio.problems import InvalidError, NotReadyError
+from cones2.studio.security import LARGEST_JSON
 from cones2.studio.shelf import Shelf
 from cones2.studio.supervisor import Supervisor
 
 MASK_BYTES = 65_536
 DEFAULT_STEPS = 50
 _LARGEST_TEXT = 100_000
-_SETTING = re.compile(r'\s*([\w ()/-]{1,40}):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
+_LONGEST_SETTINGS = 10_000
+_SETTING = re.compile(r'(?<![^,])\s*+([\w ()/-]{1,40}+):\s*+("(?:[^"\\]|\\.)*+"|[^,]*+)(?:,|$)')  # in linear time
 _BOX_NAMES = ("bbox", "box", "box_2d", "tgt_bbox")
 
 
@@ -92,7 +102,10 @@ def _found(use: schema.SubjectUse, number: int, shelf: Shelf, info: Mapping[str,
         if found is not None:
             if not found["fits"]:
                 raise SettingsError(found["problem"])
-            return use.model_dump() | {"class_word": found["class_word"], "sha256": shelf.store(found["name"])}
+            sha256 = shelf.store(found["name"])
+            if use.sha256 not in (None, sha256):
+                raise SettingsError(f"{use.name} was changed at this moment: ask again.")
+            return use.model_dump() | {"class_word": found["class_word"], "sha256": sha256}
         content = shelf.stored(str(use.sha256)).read_bytes()
         facts = describe_file(content, origin=use.name)
         if info is not None and facts["parts"][0]["fits"] != info["name"]:
@@ -144,7 +157,8 @@ def check_prompt(asked: schema.PromptCheck, supervisor: Supervisor) -> dict[str,
         text, spans = parsed.text, [vars(each) for each in parsed.mentions]
     except PromptError as error:
         problems.append(_problem("other", str(error)))
-    placed = set((asked.layout or {}).get("regions") or ()) if asked.layout is not None else None  # type: ignore[arg-type]
+    regions = None if asked.layout is None else asked.layout.get("regions")
+    placed = None if asked.layout is None else set(regions) if isinstance(regions, dict) else set()
     for name in known:
         if name not in mentioned:
             problems.append(_problem("no_mention", f"the prompt does not mention {{{name}}}.", name))
@@ -199,6 +213,10 @@ def read_request(content: bytes, shelf: Shelf, folder: Path) -> dict[str, Any]:
         raise PictureError(
             "the file is no PNG picture and no text: expected a picture of cones2, or a layout."
         ) from error
+    if len(content) > LARGEST_JSON:
+        raise LayoutError(
+            f"the layout has over {LARGEST_JSON:,} bytes, more than a request may: make its masks smaller."
+        )
     data = _parsed(text)
     rows = data.get("boxes", data.get("regions")) if isinstance(data, dict) else data
     if isinstance(rows, list):
@@ -285,13 +303,12 @@ def _sized(found: _Recorded) -> dict[str, Any]:
 
 
 def _subject_of_record(name: str, each: Mapping[str, Any]) -> schema.SubjectUse:
-    strength = each.get("strength", 1.0)
     return schema.SubjectUse(
         name=name,
         source="library" if each.get("residual") else "word",
         class_word=each.get("class_word"),
         sha256=each.get("residual"),
-        strength=float(strength) if isinstance(strength, int | float) else strength,
+        strength=each.get("strength", 1.0),
         negative=each.get("negative", ""),
     )
 
@@ -332,7 +349,11 @@ def _of_infotext(text: str) -> dict[str, Any]:
     """Read prompt, negative prompt and settings as AUTOMATIC1111's web UI writes them."""
     lines = text.strip().splitlines()
     has_settings = bool(lines) and lines[-1].startswith("Steps:")
-    settings = {key.strip(): value.strip() for key, value in _SETTING.findall(lines[-1])} if has_settings else {}
+    settings = (
+        {key.strip(): value.strip() for key, value in _SETTING.findall(lines[-1][:_LONGEST_SETTINGS])}
+        if has_settings
+        else {}
+    )
     body = "\n".join(lines[:-1] if has_settings else lines)
     prompt, _, negative = body.partition("Negative prompt:")
     request: dict[str, Any] = {
@@ -349,7 +370,7 @@ def _of_infotext(text: str) -> dict[str, Any]:
     notes = ["It is another tool's picture: its prompt has no subjects; put braces around their names."]
     with contextlib.suppress(Cones2Error):
         request["scheduler"] = scheduler_name(settings.get("Sampler", ""))
-    if re.search(r"[({\[].*?[)}\]]", request["prompt"]):
+    if re.match(r"[^({\[]*+[({\[][^)}\]]*+[)}\]]", request["prompt"]):
         notes.append("Its prompt holds brackets, which weigh words there: take them out.")
     return {"request": request, "missing": [], "notes": notes}
 
@@ -366,8 +387,9 @@ def _of_table(rows: list[Any]) -> dict[str, Any]:
         label = str(row.get("id") or row.get("name") or row.get("label") or row.get("desc") or f"thing_{number}")
         name = re.sub(r"\W+", "_", label, flags=re.ASCII).strip("_")[:60] or f"thing_{number}"
         name = name if is_name(name) else f"thing_{number}"
-        top, left, bottom, right = (min(max(side / 1000, 0.0), 1.0) for side in box)
-        word = str(row.get("desc") or row.get("label") or re.sub(r"[_\d]+$", "", name).replace("_", " "))[:60]
+        top, left, bottom, right = (min(max(side, 0), 1000) / 1000 for side in box)
+        said = str(row.get("desc") or row.get("label") or re.sub(r"[_\d]+$", "", name).replace("_", " "))
+        word = printable(said[:60])[:60]
         if name not in regions:
             subjects.append({"name": name, "source": "word", "class_word": word, "strength": 1.0, "negative": ""})
         regions.setdefault(name, []).append([left, top, right, bottom])

@@ -11,12 +11,12 @@ import json
 import re
 import secrets
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -63,7 +63,7 @@ class Access:
             return False
         if name in self.names:
             return True  # whatever the port: a proxy before it has its own
-        return port == self.port and (name == "localhost" or self._knows_address(name))
+        return (port or 80) == self.port and (name == "localhost" or self._knows_address(name))
 
     def _knows_address(self, name: str) -> bool:
         try:
@@ -191,13 +191,8 @@ def _bounded(receive: Receive, limit: int) -> Receive:
 
 
 def _cookies(headers: Headers) -> dict[str, str]:
-    cookie: SimpleCookie = SimpleCookie()
-    for line in headers.getlist("cookie"):
-        try:
-            cookie.load(line)
-        except CookieError:
-            continue
-    return {name: morsel.value for name, morsel in cookie.items()}
+    """Return a browser's cookies; what other servers on this machine set among them, however odd, spoils none."""
+    return {name: value for line in headers.getlist("cookie") for name, value in cookie_parser(line).items()}
 
 
 def body_hash(*parts: bytes) -> str:

@@ -36,7 +36,7 @@ class Shelf:
         self._read: dict[Path, tuple[object, dict[str, Any]]] = {}
         self._fits: dict[str, bool] = {}
         self._thumbs: dict[str, bytes] = {}
-        self._lock = threading.Lock()
+        self._lock, self._binning = threading.Lock(), threading.Lock()
 
     def all(self) -> list[dict[str, Any]]:
         """Return the library's subjects, then the examples, as clients see them."""
@@ -81,8 +81,9 @@ class Shelf:
         if found["sha256"] is None:
             raise ResidualError(found["problem"])
         content = read_bounded(found["path"], limit=MAX_FILE_BYTES, error=ResidualError)
-        create_atomically(self._stored(found["sha256"]), content)
-        return str(found["sha256"])
+        sha256 = str(describe_file(content, origin=name)["sha256"])  # of these bytes: the file may be another by now
+        create_atomically(self._stored(sha256), content)
+        return sha256
 
     def stored(self, sha256: str) -> Path:
         """Return the file that was kept under a hash; LibraryError where there is none."""
@@ -112,28 +113,40 @@ class Shelf:
 
     def rename(self, name: str, new: str) -> dict[str, Any]:
         """Give a subject of the library another name; LibraryError where that can't be."""
-        self.library.rename(name, new)
+        with self._binning:
+            self.library.rename(name, new)
         return self.find(new)
 
     def delete(self, name: str) -> None:
         """Move a subject of the library into the bin: first a copy, then its row, then the file goes."""
-        path = self.library.file_of(name)
-        binned = secrets.token_hex(8)
-        content = read_bounded(path, limit=MAX_FILE_BYTES, error=ResidualError)
-        write_atomically(self._folder / "bin" / f"{binned}.safetensors", content)
-        self._journal.put_into_bin(binned, name, self._facts(path)["class_word"])
-        self.library.remove(name)
+        with self._binning:  # else two who delete it at once put it there twice
+            path = self.library.file_of(name)
+            binned = secrets.token_hex(8)
+            content = read_bounded(path, limit=MAX_FILE_BYTES, error=ResidualError)
+            write_atomically(self._folder / "bin" / f"{binned}.safetensors", content)
+            self._journal.put_into_bin(binned, name, self._facts(path)["class_word"])
+            self.library.remove(name)
 
     def restore(self, binned: str) -> dict[str, Any]:
         """Take a subject out of the bin; LibraryError where its name is taken, or it is not there."""
-        rows = self._journal.in_bin(binned)
-        if not rows:
-            raise LibraryError("the bin has no such subject.")
-        path = self._folder / "bin" / f"{binned}.safetensors"
-        found = self.add(rows[0]["name"], read_bounded(path, limit=MAX_FILE_BYTES, error=ResidualError))
-        self._journal.out_of_bin(binned)
-        path.unlink(missing_ok=True)
-        return found
+        with self._binning:
+            rows = self._journal.in_bin(binned)
+            if not rows:
+                raise LibraryError("the bin has no such subject.")
+            path = self._folder / "bin" / f"{binned}.safetensors"
+            found = self.add(rows[0]["name"], read_bounded(path, limit=MAX_FILE_BYTES, error=ResidualError))
+            self._journal.out_of_bin(binned)
+            path.unlink(missing_ok=True)
+            return found
+
+    def tidy_bin(self) -> None:
+        """End what a killed server had begun: the bin has nothing that the library has, and no file without a row."""
+        for path in (self._folder / "bin").glob("*.safetensors"):
+            rows = self._journal.in_bin(path.stem)
+            kept = self.library.folder / f"{rows[0]['name']}.safetensors" if rows else path
+            if kept.is_file() and kept.read_bytes() == path.read_bytes():
+                self._journal.out_of_bin(path.stem)
+                path.unlink(missing_ok=True)
 
     def _stored(self, sha256: str) -> Path:
         return self._folder / "residuals" / f"{sha256}.safetensors"

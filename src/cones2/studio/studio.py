@@ -12,6 +12,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from cones2.files import locked, make_folder, read_bounded, write_atomically
 from cones2.studio.events import Broker
 from cones2.studio.journal import Journal, Row
 from cones2.studio.problems import DiskFullError
+from cones2.studio.schema import FINAL
 from cones2.studio.shelf import Shelf
 from cones2.studio.supervisor import Supervisor
 
@@ -62,7 +64,17 @@ class Studio:
     def start(self) -> None:
         """Clear what a killed server left, and begin."""
         self._sweep()
+        self.shelf.tidy_bin()
         self.supervisor.start()
+
+    def forget(self) -> None:
+        """Delete what is kept for a time alone: old events, and photos of learnings that ended a day ago."""
+        self.journal.forget_old_events()
+        limit = datetime.now(UTC) - timedelta(seconds=_KEPT_PHOTOS)
+        for path in (self.folder / "learning").iterdir():
+            row = self.journal.job(path.name)
+            if row is not None and row["state"] in FINAL and datetime.fromisoformat(row["finished"]) < limit:
+                shutil.rmtree(path, ignore_errors=True)
 
     def stop(self) -> None:
         """End the worker and let the folder go; jobs go on with the next server."""
@@ -79,8 +91,10 @@ class Studio:
     def _token(self) -> str:
         """Return the folder's token: a server that is started again takes the cookies of the one before."""
         path = self.folder / "token"
-        with contextlib.suppress(OutputError):
-            return read_bounded(path, limit=200, error=OutputError).decode().strip()
+        with contextlib.suppress(OutputError, UnicodeDecodeError):
+            kept = read_bounded(path, limit=200, error=OutputError).decode("ascii").strip()
+            if re.fullmatch(r"[\w-]{16,}", kept):  # an empty one would let in everyone
+                return kept
         token = secrets.token_urlsafe(24)
         previous = os.umask(0o077)
         try:

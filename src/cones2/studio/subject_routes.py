@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import secrets
 import shutil
 import tempfile
@@ -10,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio
 import anyio.to_thread
 import pydantic
 from fastapi import APIRouter, Header, Request
@@ -35,6 +35,8 @@ _FORM = {"name": "text", "class_word": "text", "recipe": "text", "steps": "numbe
 
 _PHOTO_FORM = {**_FORM, "force_class": "text", "crops": "text", "photos": "files"}
 router = APIRouter()
+_decoders = anyio.CapacityLimiter(2)
+"""How many requests decode photos at once, each in a child that may take 3 GiB; the others wait, and hold no thread."""
 
 
 @contextlib.contextmanager
@@ -93,7 +95,7 @@ async def check_photos(request: Request, studio: InStudio) -> schema.PhotosCheck
     """Say what is doubtful about photos before they are learned from."""
     async with form_of(request, files=MOST_PHOTOS) as form:
         given, word = await photos_of(form), str(form.get("class_word") or "")
-    checked = await anyio.to_thread.run_sync(_checked, studio, given)
+    checked = await anyio.to_thread.run_sync(_checked, studio, given, limiter=_decoders)
     checked["doubts"] += _doubts_of_word(studio, word)
     return schema.PhotosChecked(**checked)
 
@@ -110,7 +112,9 @@ async def teach(
     async with form_of(request, files=MOST_PHOTOS) as form:
         given = await photos_of(form)
         asked, crops = _read_fields(form, len(given))
-    row = await anyio.to_thread.run_sync(_queue_learning, studio, client, asked, given, crops, idempotency_key)
+    row = await anyio.to_thread.run_sync(
+        _queue_learning, studio, client, asked, given, crops, idempotency_key, limiter=_decoders
+    )
     response.headers["Location"] = f"/v1/jobs/{row['id']}"
     view = (await anyio.to_thread.run_sync(studio.supervisor.views, [row]))[0]
     return schema.Job(**{**view, "mine": True})
@@ -209,10 +213,10 @@ def _read_crops(text: str, count: int) -> list[list[float] | None]:
         raise InvalidError("crops", "expected a list, a box [x0, y0, x1, y1] in 0..1 or null for each photo.")
     for crop in crops:
         sides = crop if isinstance(crop, list) else []
-        numbers = len(sides) == 4 and all(type(side) in (int, float) and math.isfinite(side) for side in sides)
+        numbers = len(sides) == 4 and all(type(side) in (int, float) for side in sides)  # NaN is between none
         if crop is not None and not (numbers and 0 <= sides[0] < sides[2] <= 1 and 0 <= sides[1] < sides[3] <= 1):
             raise InvalidError("crops", f"{str(crop)[:80]} is no crop: expected [x0, y0, x1, y1] in 0..1, or null.")
-    return crops
+    return [None if crop is None else [float(side) for side in crop] for crop in crops]
 
 
 def _checked(studio: Studio, photos: Sequence[tuple[str, bytes]]) -> dict[str, Any]:

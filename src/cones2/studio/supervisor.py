@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import queue
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -87,7 +88,7 @@ class Supervisor:
         brief: Callable[[Row], dict[str, Any]],
         show: Callable[[Row], dict[str, Any]],
     ) -> None:
-        self._journal, self._broker, self._brief, self._show = journal, broker, brief, show
+        self._journal, self._broker, self._brief, self._show, self._folder = journal, broker, brief, show, folder
         self._settings = json.dumps({"data": str(folder), "library": str(library), "model": model})
         self.state: WorkerState = "starting"
         self.info: dict[str, Any] | None = None
@@ -119,6 +120,8 @@ class Supervisor:
         if self._thread.is_alive():
             self._thread.join(timeout=5)
         self._end_worker()
+        with contextlib.suppress(sqlite3.Error):  # then the next server does it
+            self._journal.requeue(is_counted=False)
 
     def wake(self) -> None:
         """Look at the queue now."""
@@ -133,7 +136,7 @@ class Supervisor:
         try:
             self._send({"do": "ask", "ask": number, "what": what, **values})
             return answer.result(timeout=seconds)
-        except (TimeoutError, OSError, AttributeError) as error:
+        except (TimeoutError, OSError) as error:
             raise NotReadyError("the worker is busy or starting again: ask again in some seconds.") from error
         finally:
             self._questions.pop(number, None)
@@ -141,13 +144,17 @@ class Supervisor:
     def wish(self, job: str, wish: str) -> Row | None:
         """Cancel a job, or let it finish early, and return its row; None where there is no such job."""
         row = self._journal.wish(job, wish)
-        running = self.running
-        if row is not None and row["state"] == "running" and running is not None and running.id == job:
-            with contextlib.suppress(OSError, AttributeError):  # a worker that is gone stops it as well
-                self._send({"do": wish, "job": job})
-            if wish == "cancel":
-                running.stop_at = running.stop_at or time.monotonic() + PATIENCE
+        self._pass_on(row)
         return row
+
+    def _pass_on(self, row: Row | None) -> None:
+        """Tell the worker what is wished of its job."""
+        running = self.running
+        if row is not None and row["wish"] and running is not None and running.id == row["id"]:
+            with contextlib.suppress(OSError):  # a worker that is gone stops it as well
+                self._send({"do": row["wish"], "job": row["id"]})
+            if row["wish"] == "cancel":
+                running.stop_at = running.stop_at or time.monotonic() + PATIENCE
 
     def seconds_left(self) -> float:
         """Return how long the running job will take, by the speed measured so far."""
@@ -267,6 +274,7 @@ class Supervisor:
             return
         with contextlib.suppress(OSError):  # its end is noticed by its reader
             self._send({**message, "do": row["kind"], "job": row["id"], "request": row["request"]})
+        self._pass_on(self._journal.job(row["id"]))  # wished of an earlier attempt, or before the worker had it
 
     def _take(self, message: dict[str, Any]) -> None:
         """Take a message of the worker."""
@@ -275,6 +283,8 @@ class Supervisor:
         if kind == "ready":
             self.info = message["info"]
             self._tell_worker("ready")
+        elif kind == "unusable" and self.info is not None:  # it could be opened before: it is tried again
+            _log.error("the model can't be opened again: %s", message["text"])
         elif kind == "unusable":
             self.unusable = message["text"]
             self.ended.set()
@@ -307,6 +317,8 @@ class Supervisor:
             self._keep_progress(running)
             self._journal.finish(running.id, message["state"], error=message.get("error"))
             self.running = None
+            if running.kind == "learn" and message["state"] == "succeeded":
+                shutil.rmtree(self._folder / "learning" / running.id, ignore_errors=True)
 
     def _take_step(self, message: dict[str, Any], running: Running) -> None:
         taken = running.take_step(message["step"], message["steps"], message.get("loss"))
@@ -334,7 +346,7 @@ class Supervisor:
     def _start_worker(self) -> None:
         self._generation += 1
         self._heard_at = time.monotonic()
-        command = [sys.executable, "-m", "cones2.studio.worker", self._settings]
+        command = [sys.executable, "-P", "-m", "cones2.studio.worker", self._settings]
         self._worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         reader = threading.Thread(target=self._read, args=(self._worker, self._generation), daemon=True)
         reader.start()
@@ -380,6 +392,9 @@ class Supervisor:
         worker = self._worker
         if worker is None or worker.stdin is None:
             raise OSError("there is no worker")
-        with self._writing:
-            worker.stdin.write(json.dumps(message).encode() + b"\n")
-            worker.stdin.flush()
+        try:
+            with self._writing:
+                worker.stdin.write(json.dumps(message).encode() + b"\n")
+                worker.stdin.flush()
+        except ValueError as error:  # its pipe was closed in between
+            raise OSError("the worker has just ended") from error

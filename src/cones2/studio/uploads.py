@@ -102,7 +102,7 @@ def decode(
     for number, (_, content) in enumerate(photos):
         (folder / "raw" / str(number)).write_bytes(content)
     asked = {"folder": str(folder), "names": [name for name, _ in photos], "size": size, "crops": list(crops)}
-    command = [sys.executable, "-m", "cones2.studio.uploads"]
+    command = [sys.executable, "-P", "-m", "cones2.studio.uploads"]
     try:
         done = subprocess.run(
             command, input=json.dumps(asked).encode(), capture_output=True, timeout=2 * _SECONDS, check=True

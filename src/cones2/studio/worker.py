@@ -222,7 +222,10 @@ class Worker:
         if thumb.exists():
             write_atomically(self._data / "thumbs" / f"{sha256}.webp", thumb.read_bytes())
         self._channel.say("learned", job=message["job"], sha256=sha256)
-        shutil.rmtree(folder, ignore_errors=True)  # photos are personal: none is kept longer than it takes
+        for used in ("photos", "checkpoints"):  # photos are personal: none is kept longer than it takes
+            shutil.rmtree(
+                folder / used, ignore_errors=True
+            )  # the result stays until the job's row says that it is done
 
     def _learned(self, message: Message, folder: Path) -> Any:
         from cones2.learning.previews import with_previews
