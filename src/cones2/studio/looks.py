@@ -14,14 +14,24 @@ SIDE = 256
 
 
 def look_of(pipeline: Any, latents: Any) -> Any:
-    """Return what latents of one picture look like: decoded at half their size where they are large."""
+    """Return what latents of one picture look like, decoded at half their size where they are large.
+
+    None where that can't be told cheaply: of packed latents, where the autoencoder overflows, with too little memory.
+    """
+    import torch
     from torch.nn.functional import avg_pool2d
 
     vae = pipeline.vae
+    overflows = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
+    if latents.ndim != 4 or overflows:
+        return None
     while max(latents.shape[2:]) > 64:
         latents = avg_pool2d(latents, 2)
     shift = getattr(vae.config, "shift_factor", None) or 0.0
-    decoded = vae.decode(latents[:1].to(vae.dtype) / vae.config.scaling_factor + shift, return_dict=False)[0]
+    try:
+        decoded = vae.decode(latents[:1].to(vae.dtype) / vae.config.scaling_factor + shift, return_dict=False)[0]
+    except torch.OutOfMemoryError:
+        return None
     return pipeline.image_processor.postprocess(decoded.detach(), output_type="pil")[0]
 
 

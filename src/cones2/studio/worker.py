@@ -324,9 +324,9 @@ class _Watcher:
         done = -(-(step + 1) * self._steps // pipeline.num_timesteps)  # some schedulers take two calls a step
         self._channel.say("step", job=self._job, step=self._before + done, steps=self._all_steps)
         began = time.monotonic()
-        latents = tensors["latents"]
-        if began >= self._next and latents.ndim == 4 and step + 1 < pipeline.num_timesteps:
-            self._channel.say("preview", job=self._job, webp=as_webp(look_of(pipeline, latents)))
+        if began >= self._next and step + 1 < pipeline.num_timesteps:
+            if (look := look_of(pipeline, tensors["latents"])) is not None:
+                self._channel.say("preview", job=self._job, webp=as_webp(look))
             taken = time.monotonic() - began
             self._next = began + max(_PREVIEW_EVERY, _PREVIEW_SHARE * taken)
         return {}
