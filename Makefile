@@ -32,7 +32,7 @@ test-all: $(INSTALLED)
 # The studio, its page and its server: all of its tests, kills and whatever its API allows included.
 test-studio: $(INSTALLED)
 	$(BIN)/python -m pytest tests/studio
-	$(BIN)/python attack/studio.py
+	$(BIN)/python attack/studio_kills.py
 	$(BIN)/python attack/studio_api.py
 
 # The core on the lower ends of the versions that pyproject.toml supports.
@@ -59,7 +59,7 @@ attack: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python attack/kills.py
 	OMP_NUM_THREADS=1 $(BIN)/python attack/crowd.py
 	OMP_NUM_THREADS=1 $(BIN)/python attack/arguments.py --terminals
-	OMP_NUM_THREADS=1 $(BIN)/python attack/studio.py --kills 50 --jobs 20
+	OMP_NUM_THREADS=1 $(BIN)/python attack/studio_kills.py --kills 50 --jobs 20
 	OMP_NUM_THREADS=1 $(BIN)/python attack/studio_api.py --requests 5000
 
 docs: $(DOCS)/.installed

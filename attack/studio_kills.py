@@ -1,4 +1,4 @@
-"""Kills a studio's server and worker at random moments: `python attack/studio.py --kills 200 --jobs 50`.
+"""Kills a studio's server and worker at random moments: `python attack/studio_kills.py --kills 200 --jobs 50`.
 
 Jobs of several clients are queued on `mini`: most draw two pictures, some teach a subject. At random times the worker
 or the server is killed (SIGKILL), and the server started again. In the end no job may be lost or unfinished, each
