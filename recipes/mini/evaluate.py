@@ -18,6 +18,7 @@ from cones2.evaluation.boxes import fits, holds
 from cones2.evaluation.second_judge import colour_histograms
 from cones2.judge import Judge
 from drawing import TAUGHT_SETTINGS, open_for_drawing
+from drawing_bench import DrawingBench, Seen, failed
 from evaluate_judge import evaluate_judge
 from evaluation_cases import (
     SEED,
@@ -43,7 +44,6 @@ from preservation import evaluate_preservation
 from sharpness import evaluate_sharpness
 from shipped import measured_hash
 from sprites import SpriteAtlas
-from studio import Seen, Studio, failed
 from taught import flat, taught_subjects
 from vocabulary import COLOURS, SCENES
 from ways import evaluate_ways
@@ -54,45 +54,45 @@ PAGE = Path(__file__).parents[2] / "docs/mini.md"
 COUNTS = (1, 2, 3, 4)
 
 
-def evaluate_plain(studio: Studio) -> dict[str, Rate]:
+def evaluate_plain(bench: DrawingBench) -> dict[str, Rate]:
     """Plain prompts of one to four objects: are all there, once each?"""
     rates: dict[str, Rate] = {}
     failures: list[Seen] = []
     for count in COUNTS:
         rng = np.random.default_rng([SEED, 1, count])
-        seen = list(studio.draw([scene_case(rng, any_known(rng, count), seeds) for seeds in studio.seeds()]))
+        seen = list(bench.draw([scene_case(rng, any_known(rng, count), seeds) for seeds in bench.seeds()]))
         outcomes = [all_present(one.sightings, one.case.wanted) for one in seen]
         rates[f"{count}"] = rate(outcomes)
         failures += failed(seen, outcomes)
-    studio.save_failures("plain", failures)
+    bench.save_failures("plain", failures)
     return rates
 
 
-def evaluate_layout(studio: Studio) -> dict[str, Rate]:
+def evaluate_layout(bench: DrawingBench) -> dict[str, Rate]:
     """Untaught words with random boxes: is each in its own?"""
     rates: dict[str, Rate] = {}
     failures: list[Seen] = []
     for count in COUNTS:
-        seen = draw_with_layout(studio, count)
+        seen = draw_with_layout(bench, count)
         boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
         present = [all_present(one.sightings, one.case.wanted) for one in seen]
         rates[f"{count}"] = rate(flat(boxes), _chance_of_box([one.case for one in seen]))
         rates[f"{count}, all of a picture"] = rate([all(hits) for hits in boxes])
         rates[f"{count}, all present"] = rate(present)
         failures += failed(seen, [all(hits) for hits in boxes])
-    studio.save_failures("layout", failures)
+    bench.save_failures("layout", failures)
     return rates
 
 
-def evaluate_identity(studio: Studio) -> dict[str, Rate]:
+def evaluate_identity(bench: DrawingBench) -> dict[str, Rate]:
     """The example subjects with their shipped residuals, alone and together, with a layout: is each itself?"""
     rates: dict[str, Rate] = {}
     failures: list[Seen] = []
-    taught = taught_subjects(studio, example_subjects(example_world()))
+    taught = taught_subjects(bench, example_subjects(example_world()))
     for count in COUNTS:
-        who, cases = taught.draw_cases(studio, count)
-        seen = list(studio.draw(cases, TAUGHT_SETTINGS))
-        hits = taught.identify(seen, who, taught.line_ups, studio.judge.embed)
+        who, cases = taught.draw_cases(bench, count)
+        seen = list(bench.draw(cases, TAUGHT_SETTINGS))
+        hits = taught.identify(seen, who, taught.line_ups, bench.judge.embed)
         simple = taught.identify(seen, who, taught.baselines, colour_histograms)
         boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
         rates[f"{count}"] = rate(flat(hits), CHANCE)
@@ -102,21 +102,21 @@ def evaluate_identity(studio: Studio) -> dict[str, Rate]:
         rates[f"{count}, in its right box"] = rate(flat(boxes))
         failures += failed(seen, [all(row) for row in hits])
         if count == 1:
-            bare = list(studio.draw([without_residuals(case) for case in cases], TAUGHT_SETTINGS))
-            hits = taught.identify(bare, who, taught.line_ups, studio.judge.embed)
+            bare = list(bench.draw([without_residuals(case) for case in cases], TAUGHT_SETTINGS))
+            hits = taught.identify(bare, who, taught.line_ups, bench.judge.embed)
             rates["1, without residual"] = rate(flat(hits), CHANCE)
-            rates["1, renders of the subjects themselves"] = rate(taught.known_in_renders(studio), CHANCE)
-    studio.save_failures("identity", failures)
+            rates["1, renders of the subjects themselves"] = rate(taught.known_in_renders(bench), CHANCE)
+    bench.save_failures("identity", failures)
     return rates
 
 
-def evaluate_follow(studio: Studio) -> dict[str, Rate]:
+def evaluate_follow(bench: DrawingBench) -> dict[str, Rate]:
     """Scene, colour and relation of the prompt, with residual and without."""
-    known = taught_subjects(studio, example_subjects(example_world())).known
+    known = taught_subjects(bench, example_subjects(example_world())).known
     rng = np.random.default_rng([SEED, 4])
-    scenes = [scene_case(rng, [_any(rng, known)], seeds) for seeds in studio.seeds()]
-    colours = [colour_case(rng, _any(rng, known), seeds) for seeds in studio.seeds()]
-    relations = [relation_case(rng, _any(rng, known), seeds) for seeds in studio.seeds()]
+    scenes = [scene_case(rng, [_any(rng, known)], seeds) for seeds in bench.seeds()]
+    colours = [colour_case(rng, _any(rng, known), seeds) for seeds in bench.seeds()]
+    relations = [relation_case(rng, _any(rng, known), seeds) for seeds in bench.seeds()]
     rates: dict[str, Rate] = {}
     for what, cases, follows, chance in (
         ("scene", [case for case in scenes if case.scene], _in_scene, 1 / (len(SCENES) + 1)),
@@ -125,7 +125,7 @@ def evaluate_follow(studio: Studio) -> dict[str, Rate]:
     ):
         for label in ("with", "without"):
             these = cases if label == "with" else [without_residuals(case) for case in cases]
-            outcomes = [follows(studio.judge, one) for one in studio.draw(these, TAUGHT_SETTINGS)]
+            outcomes = [follows(bench.judge, one) for one in bench.draw(these, TAUGHT_SETTINGS)]
             rates[f"{what}, {label} residual"] = rate(outcomes, chance)
     return rates
 
@@ -167,8 +167,8 @@ def save_rates(stage: str, rates: Mapping[str, Rate | Ratio], about: Mapping[str
         print(f"{stage}: {name}: {value} of {value.trials}", flush=True)
 
 
-STAGES: Mapping[str, Callable[[Studio], Mapping[str, Rate | Ratio]]] = {
-    "judge": lambda studio: evaluate_judge(studio.judge, studio.world, studio.pipe.vae, studio.pictures),
+STAGES: Mapping[str, Callable[[DrawingBench], Mapping[str, Rate | Ratio]]] = {
+    "judge": lambda bench: evaluate_judge(bench.judge, bench.world, bench.pipe.vae, bench.pictures),
     "plain": evaluate_plain,
     "layout": evaluate_layout,
     "places": evaluate_places,
@@ -199,10 +199,10 @@ def main() -> None:
     judge = load_judge()
     atlas = SpriteAtlas.load(arguments.work / "sprites.safetensors")
     pipe, world = open_for_drawing(arguments.model), judge_world(atlas)
-    studio = Studio(pipe, judge, world, atlas, arguments.pictures, arguments.results)
+    bench = DrawingBench(pipe, judge, world, atlas, arguments.pictures, arguments.results)
     for stage in STAGES if arguments.stage == "all" else [arguments.stage]:
         start = time.monotonic()
-        rates = STAGES[stage](studio)
+        rates = STAGES[stage](bench)
         about = {"model": measured_hash(arguments.model), "pictures": arguments.pictures}
         save_rates(stage, rates, {**about, "seconds": round(time.monotonic() - start)}, arguments.results)
     if arguments.stage == "all":

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from drawing import SETTINGS, Settings
+from drawing_bench import DrawingBench, Seen
 from evaluation_cases import SEED, any_known, class_shapes, scene_case
 from metrics import Rate, all_present, in_right_boxes, rate
-from studio import Seen, Studio
 from taught import flat
 
 COUNTS = (2, 3)
@@ -28,29 +28,29 @@ ABLATIONS: Mapping[str, Settings] = {
 }
 
 
-def draw_with_layout(studio: Studio, count: int, settings: Settings = SETTINGS) -> list[Seen]:
+def draw_with_layout(bench: DrawingBench, count: int, settings: Settings = SETTINGS) -> list[Seen]:
     """Scenes of untaught words, each with a random box."""
-    rng, shapes = np.random.default_rng([SEED, 2, count]), class_shapes(studio.atlas)
-    cases = [scene_case(rng, any_known(rng, count, shapes), seeds, in_boxes=True) for seeds in studio.seeds()]
-    return list(studio.draw(cases, settings))
+    rng, shapes = np.random.default_rng([SEED, 2, count]), class_shapes(bench.atlas)
+    cases = [scene_case(rng, any_known(rng, count, shapes), seeds, in_boxes=True) for seeds in bench.seeds()]
+    return list(bench.draw(cases, settings))
 
 
-def evaluate_sweep(studio: Studio) -> dict[str, Rate]:
+def evaluate_sweep(bench: DrawingBench) -> dict[str, Rate]:
     """The layout's strength (preset `paper`), on a quarter of the pictures."""
-    return _compare(studio, STRENGTHS)
+    return _compare(bench, STRENGTHS)
 
 
-def evaluate_ablations(studio: Studio) -> dict[str, Rate]:
+def evaluate_ablations(bench: DrawingBench) -> dict[str, Rate]:
     """Parts of what a layout does, each by itself (arXiv:2305.19327, Fig. 6), on a quarter of the pictures."""
-    return _compare(studio, ABLATIONS)
+    return _compare(bench, ABLATIONS)
 
 
-def _compare(studio: Studio, variants: Mapping[str, Settings]) -> dict[str, Rate]:
+def _compare(bench: DrawingBench, variants: Mapping[str, Settings]) -> dict[str, Rate]:
     """The share in its right box, and of pictures that show all, for each variant."""
-    studio, rates = replace(studio, pictures=max(studio.pictures // 4, 1)), {}
+    bench, rates = replace(bench, pictures=max(bench.pictures // 4, 1)), {}
     for name, settings in variants.items():
         for count in COUNTS:
-            seen = draw_with_layout(studio, count, settings)
+            seen = draw_with_layout(bench, count, settings)
             boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
             present = [all_present(one.sightings, one.case.wanted) for one in seen]
             rates[f"{name}, {count} objects"] = rate(flat(boxes))

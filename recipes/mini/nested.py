@@ -9,11 +9,11 @@ from cones2.judge import Corners
 from cones2.layout import Box, Layout, Region
 from cones2.subjects import Subject
 from drawing import TAUGHT_SETTINGS
+from drawing_bench import DrawingBench, Seen, failed
 from evaluation_cases import NAMES, SEED, Case, class_shapes, mention, without_residuals
 from examples import example_subjects, example_world
 from lookalikes import CHANCE
 from metrics import Rate, Wanted, all_present, rate
-from studio import Seen, Studio, failed
 from taught import Taught, flat, taught_subjects
 from vocabulary import CLASSES, SCENES
 from world import ANIMALS, WORN, Placed, Scene
@@ -36,37 +36,37 @@ class WornCase:
     places: tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
-def evaluate_nested(studio: Studio) -> dict[str, Rate]:
+def evaluate_nested(bench: DrawingBench) -> dict[str, Rate]:
     """Taught animals; without residuals; with what they wear in front, not sharing their place; and rendered."""
-    taught = taught_subjects(studio, example_subjects(example_world()))
-    worn = worn_cases(studio, taught)
+    taught = taught_subjects(bench, example_subjects(example_world()))
+    worn = worn_cases(bench, taught)
     cases = [each.case for each in worn]
     sources = {
-        "learned": list(studio.draw(cases, TAUGHT_SETTINGS)),
-        "without residual": list(studio.draw([without_residuals(case) for case in cases], TAUGHT_SETTINGS)),
-        "learned, worn in front (z = 1)": list(studio.draw([in_front(case) for case in cases], TAUGHT_SETTINGS)),
-        "renders of the same scenes": rendered(studio, taught, worn),
+        "learned": list(bench.draw(cases, TAUGHT_SETTINGS)),
+        "without residual": list(bench.draw([without_residuals(case) for case in cases], TAUGHT_SETTINGS)),
+        "learned, worn in front (z = 1)": list(bench.draw([in_front(case) for case in cases], TAUGHT_SETTINGS)),
+        "renders of the same scenes": rendered(bench, taught, worn),
     }
     who = [[each.animal] for each in worn for _ in each.case.seeds]
     rates: dict[str, Rate] = {}
     for label, seen in sources.items():
         found = [all_present(one.sightings, one.case.wanted) for one in seen]
-        known = flat(taught.identify([_animal_alone(one) for one in seen], who, taught.line_ups, studio.judge.embed))
+        known = flat(taught.identify([_animal_alone(one) for one in seen], who, taught.line_ups, bench.judge.embed))
         both = [here and itself for here, itself in zip(found, known, strict=True)]
         rates[f"{label}: both found, the animal known"] = rate(both)
         rates[f"{label}: both found"] = rate(found)
         rates[f"{label}: the animal known"] = rate(known, CHANCE)
         if label == "learned":
-            studio.save_failures("nested", failed(seen, both, most=16))
+            bench.save_failures("nested", failed(seen, both, most=16))
     return rates
 
 
-def worn_cases(studio: Studio, taught: Taught) -> list[WornCase]:
+def worn_cases(bench: DrawingBench, taught: Taught) -> list[WornCase]:
     """For each pair of seeds one of the taught animals, with sunglasses or a hat where the world puts them."""
-    rng, shapes = np.random.default_rng([SEED, 5]), class_shapes(studio.atlas)
+    rng, shapes = np.random.default_rng([SEED, 5]), class_shapes(bench.atlas)
     animals = [number for number, known in enumerate(taught.known) if known.wanted.class_index in ANIMALS]
     found = []
-    for seeds in studio.seeds():
+    for seeds in bench.seeds():
         animal, kind, scene = int(rng.choice(animals)), int(rng.choice(WORN)), str(rng.choice([*SCENES, ""]))
         on_eyes, size = CLASSES[kind].worn == "eyes", float(rng.uniform(*ANIMAL_SIDES))
         x = float(rng.uniform(size / 2 + 0.02, 0.98 - size / 2))
@@ -92,17 +92,17 @@ def in_front(case: Case) -> Case:
     return replace(case, layout=layout)
 
 
-def rendered(studio: Studio, taught: Taught, worn: Sequence[WornCase]) -> list[Seen]:
+def rendered(bench: DrawingBench, taught: Taught, worn: Sequence[WornCase]) -> list[Seen]:
     """The same scenes as the world draws them, one for each seed: what no drawing of them can surpass."""
     rng, seen = np.random.default_rng([SEED, 6]), []
     for each in worn:
         for _ in each.case.seeds:
             animal = taught.examples[each.animal].instance
-            thing = studio.world.instance(rng, each.case.wanted[1].class_index)
+            thing = bench.world.instance(rng, each.case.wanted[1].class_index)
             objects = tuple(Placed(one, *place) for one, place in zip((animal, thing), each.places, strict=True))
-            background = int(rng.integers(studio.world.backgrounds.shape[1]))
-            images = studio.world.render([Scene(each.case.scene, background, objects)], 128).images
-            seen.append(Seen(each.case, images[0], studio.judge.look(images)[0]))
+            background = int(rng.integers(bench.world.backgrounds.shape[1]))
+            images = bench.world.render([Scene(each.case.scene, background, objects)], 128).images
+            seen.append(Seen(each.case, images[0], bench.judge.look(images)[0]))
     return seen
 
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from cones2.layout import Layout
 from cones2.places import auto_layout, place_layout
+from drawing_bench import DrawingBench, Seen, failed
 from evaluation_cases import NAMES, SEED, any_known, scene_case
 from metrics import Rate, all_present, rate
-from studio import Seen, Studio, failed
 
 WORDS: Mapping[int, Sequence[str]] = {
     2: ("left", "right"),
@@ -19,27 +19,27 @@ WORDS: Mapping[int, Sequence[str]] = {
 }
 
 
-def evaluate_places(studio: Studio) -> dict[str, Rate]:
+def evaluate_places(bench: DrawingBench) -> dict[str, Rate]:
     """The share of pictures that show all, by how many there are, placed by words and automatically."""
     rates: dict[str, Rate] = {}
     failures: list[Seen] = []
     for label in ("by words", "automatic"):
         for count, words in WORDS.items():
-            seen = list(_draw(studio, words, by_words=label == "by words"))
+            seen = list(_draw(bench, words, by_words=label == "by words"))
             outcomes = [all_present(one.sightings, one.case.wanted) for one in seen]
             rates[f"{count}, {label}"] = rate(outcomes)
             failures += failed(seen, outcomes, most=2)
-    studio.save_failures("places", failures)
+    bench.save_failures("places", failures)
     return rates
 
 
-def _draw(studio: Studio, words: Sequence[str], *, by_words: bool) -> Sequence[Seen]:
+def _draw(bench: DrawingBench, words: Sequence[str], *, by_words: bool) -> Sequence[Seen]:
     rng, cases = np.random.default_rng([SEED, 7, len(words)]), []
-    for seeds in studio.seeds():
+    for seeds in bench.seeds():
         case = scene_case(rng, any_known(rng, len(words)), seeds)
         class_words = {name: subject.class_word for name, subject in case.subjects.items()}
         cases.append(replace(case, layout=_layout(words, class_words, by_words=by_words)))
-    return list(studio.draw(cases))
+    return list(bench.draw(cases))
 
 
 def _layout(words: Sequence[str], class_words: Mapping[str, str], *, by_words: bool) -> Layout:

@@ -12,10 +12,10 @@ from cones2.pipeline import Cones2Pipeline
 from cones2.residual import Residual
 from cones2.subjects import Subject
 from drawing import TAUGHT_SETTINGS
+from drawing_bench import DrawingBench
 from examples import FOLDER, ExampleSubject, example_subjects, example_world, last_step
 from lookalikes import CHANCE
 from metrics import Rate, rate
-from studio import Studio
 from taught import Taught, flat, taught_subjects
 
 NAMES = ("rex", "mimi", "bobo", "momo")
@@ -23,19 +23,19 @@ RECIPE = RECIPES["mini"]
 WEIGHTS = (0.0, RECIPE.preservation_weight, 10 * RECIPE.preservation_weight)
 
 
-def evaluate_preservation(studio: Studio) -> dict[str, Rate]:
+def evaluate_preservation(bench: DrawingBench) -> dict[str, Rate]:
     """Identity of four subjects by their residual alone and by the tuned encoder itself, at three λ."""
     examples = example_subjects(example_world())
     rates: dict[str, Rate] = {}
-    each = replace(studio, pictures=max(studio.pictures // len(NAMES), 1))
+    each = replace(bench, pictures=max(bench.pictures // len(NAMES), 1))
     ones = {name: taught_subjects(each, examples, names={name}) for name in NAMES}
     for weight in WEIGHTS:
         alone, tuned, moved = [], [], []
         for one in ones.values():
             (example,) = one.examples
-            last = _learn(studio, example, weight)
+            last = _learn(bench, example, weight)
             alone += _hits(each, one, last.residual)
-            tuned += _hits(replace(each, pipe=with_encoder(studio.pipe, last.tuned_encoders[0])), one, None)
+            tuned += _hits(replace(each, pipe=with_encoder(bench.pipe, last.tuned_encoders[0])), one, None)
             displacement = last.displacement()
             moved.append(displacement.relative if displacement else 0.0)
         label = f"λ {weight:g}, other words moved by {100 * sum(moved) / len(moved):.1f} %"
@@ -44,9 +44,9 @@ def evaluate_preservation(studio: Studio) -> dict[str, Rate]:
     return rates
 
 
-def _learn(studio: Studio, example: ExampleSubject, weight: float) -> LearnStep:
+def _learn(bench: DrawingBench, example: ExampleSubject, weight: float) -> LearnStep:
     recipe = replace(RECIPE, preservation_weight=weight)
-    return last_step(studio.pipe.learn_steps(FOLDER / example.name / "photos", example.class_word, recipe))
+    return last_step(bench.pipe.learn_steps(FOLDER / example.name / "photos", example.class_word, recipe))
 
 
 def with_encoder(pipe: Cones2Pipeline, text_encoder: Any) -> Cones2Pipeline:
@@ -57,10 +57,10 @@ def with_encoder(pipe: Cones2Pipeline, text_encoder: Any) -> Cones2Pipeline:
     return other
 
 
-def _hits(studio: Studio, one: Taught, residual: Residual | None) -> list[bool]:
-    who, cases = one.draw_cases(studio, 1)
+def _hits(bench: DrawingBench, one: Taught, residual: Residual | None) -> list[bool]:
+    who, cases = one.draw_cases(bench, 1)
     cases = [
         replace(case, subjects={name: Subject(each.class_word, residual) for name, each in case.subjects.items()})
         for case in cases
     ]
-    return flat(one.identify(list(studio.draw(cases, TAUGHT_SETTINGS)), who, one.line_ups, studio.judge.embed))
+    return flat(one.identify(list(bench.draw(cases, TAUGHT_SETTINGS)), who, one.line_ups, bench.judge.embed))

@@ -11,12 +11,12 @@ import torch
 from cones2.evaluation.second_judge import colour_histograms
 from cones2.residual import Residual
 from cones2.subjects import Subject
+from drawing_bench import DrawingBench, Seen
 from evaluation_cases import Case, Known, scene_case
 from examples import FOLDER, ExampleSubject
 from judge_data import visible_box
 from lookalikes import Describe, LineUp, describe_alone, draw_lookalikes, draw_pool, line_up
 from metrics import Wanted, at_place, is_nearest
-from studio import Seen, Studio
 from world import Instance, Placed, Scene, World
 
 SEED = 9100
@@ -32,10 +32,10 @@ class Taught:
     line_ups: Sequence[LineUp]
     baselines: Sequence[LineUp]
 
-    def draw_cases(self, studio: Studio, count: int) -> tuple[list[list[int]], list[Case]]:
+    def draw_cases(self, bench: DrawingBench, count: int) -> tuple[list[list[int]], list[Case]]:
         """For each picture who is in it, and the cases, each with a layout of boxes with the subjects' proportions."""
         rng, who, cases = np.random.default_rng([SEED, 1, count]), [], []
-        for seeds in studio.seeds():
+        for seeds in bench.seeds():
             chosen = rng.choice(len(self.known), count, replace=False).tolist()
             cases.append(scene_case(rng, [self.known[index] for index in chosen], seeds, in_boxes=True))
             who += [chosen] * len(seeds)
@@ -54,11 +54,11 @@ class Taught:
             for one, row in zip(seen, who, strict=True)
         ]
 
-    def known_in_renders(self, studio: Studio, views: int = 12) -> list[bool]:
+    def known_in_renders(self, bench: DrawingBench, views: int = 12) -> list[bool]:
         """Whether renders of each subject itself are known among its look-alikes: what no drawing of it can surpass."""
         rng, hits = np.random.default_rng([SEED, 3]), []
         for example, line in zip(self.examples, self.line_ups, strict=True):
-            vectors = describe_alone(studio.world, example.instance, rng, studio.judge.embed, views)
+            vectors = describe_alone(bench.world, example.instance, rng, bench.judge.embed, views)
             hits += [is_nearest(vector, line.own, line.others) for vector in vectors]
         return hits
 
@@ -69,7 +69,7 @@ class Taught:
 
 
 def taught_subjects(
-    studio: Studio,
+    bench: DrawingBench,
     examples: Sequence[ExampleSubject],
     *,
     folder: Path = FOLDER,
@@ -83,12 +83,12 @@ def taught_subjects(
         chosen.append(example)
         rng = np.random.default_rng([SEED, 2, number])
         residual = Residual.load(folder / example.name / f"{example.name}.safetensors")
-        pool = draw_pool(studio.world, rng, example.class_index)
-        others = draw_lookalikes(studio.world, studio.judge, example.instance, rng, pool)
-        embedded.append(line_up(studio.world, example.instance, others, rng, studio.judge.embed))
-        baselines.append(line_up(studio.world, example.instance, others, rng, colour_histograms))
+        pool = draw_pool(bench.world, rng, example.class_index)
+        others = draw_lookalikes(bench.world, bench.judge, example.instance, rng, pool)
+        embedded.append(line_up(bench.world, example.instance, others, rng, bench.judge.embed))
+        baselines.append(line_up(bench.world, example.instance, others, rng, colour_histograms))
         wanted = Wanted(example.class_index, None, embedded[-1].own)
-        known.append(Known(Subject(example.class_word, residual), wanted, drawn_shape(studio.world, example.instance)))
+        known.append(Known(Subject(example.class_word, residual), wanted, drawn_shape(bench.world, example.instance)))
     return Taught(chosen, known, embedded, baselines)
 
 

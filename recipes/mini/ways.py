@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from cones2.learning.recipe import RECIPES, Recipe
 from drawing import TAUGHT_SETTINGS, Settings
+from drawing_bench import DrawingBench
 from examples import WORK, example_subjects, example_world, learn_residuals
 from lookalikes import CHANCE
 from metrics import Rate, in_right_boxes, rate
-from studio import Studio
 from taught import Taught, flat, taught_subjects
 
 NAMES = ("rex", "mimi", "bobo", "kiki", "momo", "pako", "lulu", "turbo")
@@ -23,23 +23,23 @@ WAYS: Mapping[str, Recipe] = {
 STRENGTHS = (0.5, 0.75)
 
 
-def evaluate_ways(studio: Studio) -> dict[str, Rate]:
+def evaluate_ways(bench: DrawingBench) -> dict[str, Rate]:
     """Half of the example subjects learned in each way; then the default way at lower strengths."""
     examples = example_subjects(example_world())
     rates: dict[str, Rate] = {}
     for label, recipe in WAYS.items():
         folder = WORK / "ways" / label.replace(", ", "-").replace(" ", "-")
-        learn_residuals(studio.pipe, recipe, folder, names=NAMES)
-        taught = taught_subjects(studio, examples, folder=folder, names=NAMES)
-        rates |= measure(studio, taught, label)
-        if label == studio.pipe.facts.recipe:
+        learn_residuals(bench.pipe, recipe, folder, names=NAMES)
+        taught = taught_subjects(bench, examples, folder=folder, names=NAMES)
+        rates |= measure(bench, taught, label)
+        if label == bench.pipe.facts.recipe:
             for strength in STRENGTHS:
-                rates |= measure(studio, taught, f"{label} at strength {strength:g}", strength)
+                rates |= measure(bench, taught, f"{label} at strength {strength:g}", strength)
     return rates
 
 
 def measure(
-    studio: Studio,
+    bench: DrawingBench,
     taught: Taught,
     label: str,
     strength: float = 1.0,
@@ -50,7 +50,7 @@ def measure(
     """Identity among look-alikes and the share in the right box, by how many subjects there are."""
     rates: dict[str, Rate] = {}
     for count in counts:
-        who, cases = taught.draw_cases(studio, count)
+        who, cases = taught.draw_cases(bench, count)
         weaker = [
             dataclasses.replace(
                 case,
@@ -60,8 +60,8 @@ def measure(
             )
             for case in cases
         ]
-        seen = list(studio.draw(weaker, settings))
-        hits = taught.identify(seen, who, taught.line_ups, studio.judge.embed)
+        seen = list(bench.draw(weaker, settings))
+        hits = taught.identify(seen, who, taught.line_ups, bench.judge.embed)
         boxes = [in_right_boxes(one.sightings, one.case.wanted) for one in seen]
         rates[f"{label}: identity of {count}"] = rate(flat(hits), CHANCE)
         rates[f"{label}: {count} in the right box"] = rate(flat(boxes))

@@ -27,7 +27,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Studio:
+class DrawingBench:
     """What every stage needs."""
 
     pipe: Cones2Pipeline
