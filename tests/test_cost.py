@@ -34,7 +34,7 @@ except Cones2Error as error:
     print("refused")
 print(taken()[0] - seconds, taken()[1] - megabytes)
 """
-MOST_SECONDS, MOST_MEGABYTES = 15.0, 500.0  # five on a quiet machine; slower processors take up to eleven
+MOST_SECONDS, MOST_MEGABYTES = 10.0, 500.0  # five on a quiet machine
 
 
 def through(path: Path, imports: str, door: str, *, files: int = 1) -> str:
