@@ -81,8 +81,9 @@ class Screen:
 
     def check(self) -> None:
         """Fail where anything left the origin or the console has a complaint that was not expected."""
-        assert self.foreign == []
-        assert [text for text in self.complaints if not (self.expected and self.expected.search(text))] == []
+        assert not self.foreign, self.foreign
+        complaints = [text for text in self.complaints if not (self.expected and self.expected.search(text))]
+        assert not complaints, complaints
 
     def store(self, expression: str, given: object = None) -> Any:
         """Evaluate JavaScript with the page's `store`, its `cast`, and what is `given`."""

@@ -3,7 +3,7 @@
 import { $, s } from "./dom.js";
 import { knownMask, maskCanvas, tinted } from "./brush.js";
 import { backToFront, boundsOf, described, GRID, HANDLES, inkOn } from "./shapes.js";
-import { colourOf, draft, on, selection, setUi, ui } from "./store.js";
+import { aspect, colourOf, draft, on, selection, setUi, ui } from "./store.js";
 
 /** @typedef {import("./shapes.js").Place} Place */
 /** @typedef {import("./shapes.js").Shape} Shape */
@@ -39,12 +39,11 @@ export function pointAt(event) {
 /** Make the sheet as large as the stage allows, times the zoom. */
 export function fit() {
   const stage = $("#stage");
-  const aspect = (draft.width || 1) / (draft.height || 1);
   const room = [Math.max(120, stage.clientWidth - 24), Math.max(120, stage.clientHeight - 24)];
   const narrow = matchMedia("(max-width: 700px)").matches;
-  const width = narrow ? Math.min(room[0], innerHeight * 0.62 * aspect) : Math.min(room[0], room[1] * aspect);
+  const width = narrow ? Math.min(room[0], innerHeight * 0.62 * aspect()) : Math.min(room[0], room[1] * aspect());
   view.width = Math.round(width * view.zoom);
-  view.height = Math.round((width / aspect) * view.zoom);
+  view.height = Math.round((width / aspect()) * view.zoom);
   const sheet = $("#sheet");
   sheet.style.width = `${view.width}px`;
   sheet.style.height = `${view.height}px`;

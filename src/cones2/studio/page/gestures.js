@@ -5,7 +5,7 @@ import { blankMask, copyOf, fittedMask, knownMask, maskShape, stroke } from "./b
 import { focusShape, pointAt, render, showShape, view } from "./canvas.js";
 import { addShape, join, joinWord, nextToPlace } from "./cast.js";
 import { boundsOf, boxBetween, clamp, fitted, movedBounds, resizedBounds, round, snapped } from "./shapes.js";
-import { change, colourOf, draft, placeNamed, placeOf, selection, setUi, subjectNamed, ui, withPlace } from "./store.js";
+import { aspect, change, colourOf, draft, placeNamed, placeOf, selection, setUi, subjectNamed, ui, withPlace } from "./store.js";
 
 /** @typedef {import("./shapes.js").Shape} Shape */
 /** @typedef {{move: (event: PointerEvent) => void, end: (event: PointerEvent) => void, drop: () => void}} Gesture */
@@ -205,7 +205,7 @@ function brush(event, erase) {
   const before = /** @type {any} */ (whom.place?.shapes[index]);
   if (erase && !before) return null;
   const known = before && knownMask(before.mask);
-  const mask = known ? copyOf(known) : blankMask(draft.width / draft.height);
+  const mask = known ? copyOf(known) : blankMask(aspect());
   const paint = $("#paint");
   const show = () => {
     [paint.width, paint.height] = [mask.width, mask.height];

@@ -128,7 +128,8 @@ function check() {
 async function suggest() {
   const subjects = mentioned(draft.prompt).map(memberNamed).filter((member) => member !== undefined)
     .map((member) => ({ name: member.name, class_word: member.class_word }));
-  const found = await attempt(() => post("/v1/layouts/suggest", { subjects, width: draft.width, height: draft.height }));
+  const size = draft.width ? { width: draft.width, height: draft.height } : { width: 512, height: 512 }; // no model yet
+  const found = await attempt(() => post("/v1/layouts/suggest", { subjects, ...size }));
   if (!found) return;
   const fresh = await fromLayout(found.layout);
   change({ places: [...draft.places.filter((place) => !fresh.some((each) => each.subject === place.subject)), ...fresh] });

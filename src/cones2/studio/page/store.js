@@ -44,6 +44,9 @@ let past = [];
 /** @type {Record<string, [any, any]>[]} */
 let future = [];
 
+/** The picture's width by its height; a square, before the model has said what size it likes. */
+export const aspect = () => (draft.width || 1) / (draft.height || 1);
+
 /** @returns {Draft} */
 function load() {
   try {
