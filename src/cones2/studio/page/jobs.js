@@ -56,7 +56,10 @@ export async function cancelMine() {
 }
 
 /** @param {Job} job */
-export const cancel = (job) => attempt(async () => put(await post(`/v1/jobs/${job.id}/cancel`)));
+export function cancel(job) {
+  press.at = 0; // a press after this one is no second half of a double click
+  return attempt(async () => put(await post(`/v1/jobs/${job.id}/cancel`)));
+}
 /** @param {Job} job */
 const retry = (job) => attempt(async () => put(await post(`/v1/jobs/${job.id}/retry`)));
 
