@@ -25,9 +25,9 @@ test test-all test-studio test-oldest: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
 	$(BIN)/python $(PYTEST) -m "not slow and not docs"
 
-# What `test` leaves out: pages, examples, recipes, strangers' files; of the studio, `test-studio` runs it.
+# What `test` leaves out: pages, examples, recipes, strangers' files.
 test-all: $(INSTALLED)
-	$(BIN)/python $(PYTEST) -m "slow or docs" --ignore=tests/studio
+	$(BIN)/python $(PYTEST) -m "slow or docs"
 
 # The studio, its page and its server: all of its tests, kills and whatever its API allows included.
 test-studio: $(INSTALLED)
