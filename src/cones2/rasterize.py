@@ -183,7 +183,10 @@ def _reduce(alpha: Pieces, xs: Cuts, ys: Cuts, height: int, width: int) -> Float
 
     The single precision of the result absorbs the rounding of decimals like 0.29: half a cell is 0.5, not less.
     """
-    return np.asarray(_overlap(ys, height).T @ alpha @ _overlap(xs, width), np.float32)
+    for cuts, cells in ((ys, height), (xs, width)):
+        is_cut_there = len(cuts) == cells + 1 and np.array_equal(cuts, np.linspace(0, 1, cells + 1))
+        alpha = alpha.T if is_cut_there else alpha.T @ _overlap(cuts, cells)
+    return np.asarray(alpha, np.float32)
 
 
 def _overlap(cuts: Cuts, cells: int) -> Float[np.ndarray, "pieces {cells}"]:

@@ -22,6 +22,18 @@ ARGUMENTS = [
     "--no-first-run",
 ]
 PATIENCE = 240  # seconds for what takes a few, on a busy machine
+_STILL = """async () => {
+    const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    const where = () => document.querySelector("#canvas").getBoundingClientRect().toJSON();
+    let found = where();
+    for (let still = 0; still < 3; still += 1) {
+        await frame();
+        const now = where();
+        if (["x", "y", "width", "height"].some((key) => now[key] !== found[key])) still = -1;
+        found = now;
+    }
+    return found;
+}"""
 
 
 def ask(server: Served, path: str) -> Any:
@@ -121,9 +133,9 @@ class Screen:
             self.page.click(f"#subjects .chip-main:has(b:text-is('{name}'))")
 
     def sheet(self) -> Any:
-        """Where the canvas is on the screen."""
+        """Where the canvas is on the screen, once it has stayed there for some frames: a change moves it a little later."""
         self.page.locator("#canvas").scroll_into_view_if_needed()
-        return self.page.locator("#canvas").bounding_box()
+        return self.page.evaluate(_STILL)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """A point of the picture on the screen."""
