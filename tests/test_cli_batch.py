@@ -102,7 +102,9 @@ def test_photos_that_can_not_be_used_fail_alone_and_the_exit_code_tells(job: Pat
     job.write_text(text)
     report = json.loads(run("batch", job, "--out", tmp_path / "out", "--json", code=1).stdout)
     assert (report["pictures"]["done"], report["pictures"]["blocked"], report["subjects"]["failed"]) == (4, 2, 1)
-    (failure,) = json.loads(run("batch", "status", tmp_path / "out", "--json").stdout)["failures"]
+    status = json.loads(run("batch", "status", tmp_path / "out", "--json").stdout)
+    assert status["pictures"] == report["pictures"] == {"total": 6, "done": 4, "failed": 0, "blocked": 2, "left": 0}
+    (failure,) = status["failures"]
     assert (failure["name"], "a.png" in failure["error"]) == ("bad", True)
 
 

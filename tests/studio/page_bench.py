@@ -133,7 +133,7 @@ class Screen:
             self.page.click(f"#subjects .chip-main:has(b:text-is('{name}'))")
 
     def sheet(self) -> Any:
-        """Where the canvas is on the screen, once it has stayed there for some frames: a change moves it a little later."""
+        """Where the canvas is on the screen, once it has stayed there for some frames."""
         self.page.locator("#canvas").scroll_into_view_if_needed()
         return self.page.evaluate(_STILL)
 

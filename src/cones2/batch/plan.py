@@ -166,7 +166,7 @@ class Plan:
             "model": self.model["name"],
             "pictures": self.total,
             "subjects": {lesson.id: lesson.name for lesson in self.lessons.values()},
-            "leases": [[lease.id, len(lease.numbers)] for lease in self.leases if lease.numbers],
+            "leases": [[each.id, len(each.numbers), sorted(each.needs)] for each in self.leases if each.numbers],
         }
 
 

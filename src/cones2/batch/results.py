@@ -31,7 +31,7 @@ class _Described(pydantic.BaseModel, frozen=True):
     model: _Text
     pictures: int = pydantic.Field(ge=0)
     subjects: dict[Sha256, _Text]
-    leases: list[tuple[Sha256, int]]
+    leases: list[tuple[Sha256, int, list[Sha256]]]  # the last are subjects that must be learned before
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def read(out: Path | str | Store) -> Iterator[Result]:
 def _leases(store: Store) -> Iterator[str]:
     """Yield the leases that are committed, those of the plan first."""
     commits = stems(store, "commit")
-    for lease, _ in _describe(store).leases:
+    for lease, _, _ in _describe(store).leases:
         if lease in commits:
             commits.discard(lease)
             yield lease
@@ -154,12 +154,14 @@ def read_status(out: Path | str) -> Status:
     """
     store = open_results(out)
     plan, commits, learned = _describe(store), stems(store, "commit"), stems(store, "subjects", ".safetensors")
-    planned = {lease for lease, _ in plan.leases}
+    planned = {lease for lease, _, _ in plan.leases}
     elsewhere = cases_elsewhere(store, commits, planned)
     failed = [each for each in still_failed(store, commits, elsewhere) if each.lease in planned]
     untaught = [each for each in read_failures(store) if each.case in plan.subjects.keys() - learned]
-    done = sum(count for lease, count in plan.leases if lease in commits) - len(failed)
-    pictures = Counts(plan.pictures, done, len(failed))
+    done = sum(count for lease, count, _ in plan.leases if lease in commits) - len(failed)
+    missing = {each.case for each in untaught}
+    blocked = sum(count for lease, count, needs in plan.leases if lease not in commits and missing & set(needs))
+    pictures = Counts(plan.pictures, done, len(failed), blocked)
     subjects = Counts(len(plan.subjects), len(plan.subjects.keys() & learned), len(untaught))
     return Status(pictures, subjects, (*failed, *untaught), tuple(read_engines(store)))
 
