@@ -397,6 +397,7 @@ def test_of_two_engines_at_one_subject_neither_deletes_newer_checkpoints_or_need
     assert left == ["step-00000001.json", "step-00000001.safetensors", "step-00000009.json"]
 
 
+@pytest.mark.slow
 def test_workers_that_can_not_begin_are_one_error(tmp_path: Path) -> None:
     plan = plan_of(Pictures(prompt="a dog", seed="0-5"))
     spec = {"out": str(tmp_path), "hands": MODEL, "model": {**plan.model, "weights": "0" * 64}, "device": "cpu"}

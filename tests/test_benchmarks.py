@@ -176,6 +176,7 @@ def test_pairs_of_xl_leave_the_authors_out(folders: dict[str, Path]) -> None:
     assert len(measured) == 3
 
 
+@pytest.mark.slow
 def test_both_ways_are_compared_on_the_same_noise(small: Cones2Pipeline) -> None:
     recipes = {
         "tuned": Recipe(steps=2, batch_size=2, learning_rate=1e-3, caption_count=8),
@@ -213,13 +214,13 @@ def test_a_model_made_of_configurations_has_the_shapes_of_the_one_with_weights(
     assert bool(made.unet.conv_in.weight.float().std() > 0)
 
 
-@pytest.mark.parametrize("model", ["sd2-base", "sdxl"])
+@pytest.mark.parametrize("model", ["sd2-base", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_a_layout_sends_a_gpu_at_most_a_twentieth_more_operations(model: str) -> None:
     plain, edited = layout_cost.count(model)
     assert plain < edited <= 1.05 * plain
 
 
-@pytest.mark.parametrize("model", ["sd2-base", "sdxl"])
+@pytest.mark.parametrize("model", ["sd2-base", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_a_thin_unet_has_all_layers_of_the_model(model: str) -> None:
     whole = random_models.make_model(random_models.CONFIGS / model, device="meta", dtype=torch.float32).unet
     thin = layout_cost.thin_unet(model)

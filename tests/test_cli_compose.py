@@ -109,6 +109,7 @@ def check_all_options(made: dict[str, Any], picture: Path) -> None:
         assert image.size == (72, 64)
 
 
+@pytest.mark.slow
 def test_every_option_acts_typed_or_in_a_job_file_and_typed_ones_win(
     rex: Path, small_folder: Path, tmp_path: Path
 ) -> None:

@@ -399,6 +399,7 @@ def test_any_bytes_for_a_pickle_are_refused(content: bytes) -> None:
                 read(archive(data=evil), Path())
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path) -> None:
     content, sound = archive(), program()
     flipped = [bytes([*content[:i], content[i] ^ 1 << i % 8, *content[i + 1 :]]) for i in range(len(content))]

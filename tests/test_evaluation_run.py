@@ -134,6 +134,7 @@ def test_a_second_run_gives_the_same_hashes(bench: Callable[..., Bench], tmp_pat
     assert all(len(line.picture) == 64 for line in pictures(tmp_path / "out", "plain"))
 
 
+@pytest.mark.slow
 def test_what_is_written_is_not_done_again(bench: Callable[..., Bench], tmp_path: Path) -> None:
     whole = RowLines(tmp_path / "whole/rows", "plain")
     lessons: list[tuple[str, ...]] = []
@@ -149,6 +150,7 @@ def test_what_is_written_is_not_done_again(bench: Callable[..., Bench], tmp_path
     assert list(run(bench(), only=["plain"])) == []
 
 
+@pytest.mark.slow
 def test_what_learning_cost_is_told_again_where_its_line_was_lost(bench: Callable[..., Bench], tmp_path: Path) -> None:
     list(run(bench(), only=["plain"]))
     lines, path = RowLines(tmp_path / "out/rows", "plain"), tmp_path / "out/rows/plain.jsonl"

@@ -4,6 +4,8 @@ import importlib
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))  # a script, not a package
 count = importlib.import_module("count")
 
@@ -56,5 +58,6 @@ def test_few_public_names() -> None:
     assert len(count.public_names()) <= 40
 
 
+@pytest.mark.slow
 def test_a_picture_with_a_layout_imports_few_modules() -> None:
     assert len(count.drawn_with()) <= 25

@@ -286,6 +286,7 @@ def test_closing_alone_writes_nothing(small: Any, tmp_path: Path) -> None:
         stop_after(learn(small))
 
 
+@pytest.mark.slow
 def test_a_killed_learner_resumes_to_the_same_bytes(small_folder: Path, tmp_path: Path) -> None:
     script = Path(__file__).with_name("killed_learner.py")
     command = [sys.executable, str(script), str(small_folder), str(tmp_path)]

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from cones2.single_files import CONFIGS
@@ -30,6 +31,7 @@ def test_bytes_are_counted_while_they_live() -> None:
     assert live.most == 16000
 
 
+@pytest.mark.slow
 def test_stable_diffusion_2_learns_at_512_pixels_in_12_gb() -> None:
     usual, saving = (memory.count(CONFIGS / "sd2-base", size=512, save_memory=yes) for yes in (False, True))
     assert saving["UNet, frozen, bfloat16"] == 2 * 865_910_724

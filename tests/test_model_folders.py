@@ -252,6 +252,7 @@ except OSError:
 """
 
 
+@pytest.mark.slow
 def test_no_local_folder_opens_a_connection(tiny_folder: Path, tmp_path: Path) -> None:
     folders = {name: copied(tiny_folder, tmp_path / name) for name in ("plain", "map", "bin", "adapter", "kernel")}
     for part in ("text_encoder", "tokenizer", "unet", "scheduler"):

@@ -93,6 +93,7 @@ def test_opening_is_silent(folders: dict[str, Path], capfd: pytest.CaptureFixtur
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_script_sees_no_notice() -> None:
     script = "from cones2.models import open_pipeline; open_pipeline('mini', device='cpu')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -77,6 +77,7 @@ def test_safetensors_itself_reads_the_file(tmp_path: Path) -> None:
     assert [one["role"] for one in document["parts"]] == ["text_encoder", "text_encoder_2"]
 
 
+@pytest.mark.slow
 def test_the_same_residual_is_the_same_bytes_in_every_process() -> None:
     shuffled = make(recipe={"learning_rate": 1e-6, "steps": 3000, "name": "paper"})
     assert make().to_bytes() == shuffled.to_bytes()

@@ -87,6 +87,7 @@ def test_a_shared_tokenizer_is_left_alone(tiny_folder: Any) -> None:
     assert (state.padding, state.truncation) == before
 
 
+@pytest.mark.slow
 def test_loras_at_several_scales(tiny_folder: Any) -> None:
     own = open_pipeline(str(tiny_folder), device="cpu")
     for model, targets in ((own.unet, ["to_q", "to_v"]), (own.text_encoder, ["q_proj"])):

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HIDDEN = """
 import builtins, sys
 lacking, real = {"fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"}, builtins.__import__
@@ -26,6 +28,8 @@ for name in names:
 MAIN_JOB = """
 import warnings
 from pathlib import Path
+
+import pytest
 import cones2
 pipe = cones2.Cones2Pipeline.from_pretrained("mini", device="cpu")
 recipe = cones2.Recipe(steps=1, tune="residual", batch_size=1)
@@ -47,6 +51,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_the_main_job_without_the_modules_of_unix(tmp_path: Path) -> None:
     script = HIDDEN + EVERYTHING + MAIN_JOB + COMMANDS
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
