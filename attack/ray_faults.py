@@ -68,13 +68,20 @@ class Attack:
         """Begin a cluster of four nodes with a processor each, and a head without."""
         from ray.cluster_utils import Cluster
 
+        patient = {"health_check_timeout_ms": 60_000, "health_check_failure_threshold": 10}  # of nodes on busy machines
         options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+        options |= {"_system_config": patient}
         self.cluster = Cluster(initialize_head=True, head_node_args=options)
         self.nodes = [self.add_node() for _ in range(NODES)]
 
     def add_node(self) -> Any:
-        """Add a node, and do not wait for it."""
-        return self.cluster.add_node(wait=False, num_cpus=1, object_store_memory=80 * 2**20)
+        """Add a node, and do not wait for it; again where a busy machine takes more than Ray's half minute."""
+        while True:
+            try:
+                return self.cluster.add_node(wait=False, num_cpus=1, object_store_memory=80 * 2**20)
+            except Exception as error:  # Ray raises no other
+                if "timed out during startup" not in str(error):
+                    raise
 
     def round(self, number: int, out: Path, most: int) -> None:
         """Do a round under faults, of which there are at most so many altogether."""

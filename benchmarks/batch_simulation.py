@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from cones2.batch.engine import Batch, Task
 from cones2.batch.job import Job, Pictures
-from cones2.batch.lease import _LOOKED, Event
+from cones2.batch.lease import _BETWEEN_LOOKS, Event
 from cones2.batch.plan import Plan
 from cones2.batch.processes import Processes
 from cones2.batch.store import LocalStore
@@ -139,7 +139,7 @@ class Simulated:
         """Yield what `draw_lease` does: seconds until an event, and the event."""
         lease, looked = task["lease"], 0.0
         for case, made, _ in task["cases"]:
-            if looked > _LOOKED:
+            if looked > _BETWEEN_LOOKS:
                 looked = 0.0
                 if lease in self._committed:
                     break

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from cones2.errors import (
@@ -60,7 +61,7 @@ class Cones2Output:
     """What a call of `Cones2Pipeline` drew.
 
     Attributes:
-        images: one for each seed; PIL images, or what `output_type` asked for.
+        images: one for each seed, or each generator; PIL images, or what `output_type` asked for.
         layout: where the subjects were placed; None without a layout.
         attention: for each image, where the attention to each subject went; empty where it was not measured.
         records: for each image, how it was made, as JSON values: all that is needed to draw it again.
@@ -134,7 +135,11 @@ class StepWatcher:
 def seeds_of(
     seed: int | Sequence[int] | None, generator: Any, num_images_per_prompt: int | None
 ) -> tuple[int, ...] | None:
-    """Return the seed of each picture; None where generators are given."""
+    """Return the seed of each picture; None where generators are given.
+
+    Raises:
+        SettingsError: there are both, another number than of pictures, or what can't be a seed.
+    """
     count = 1 if num_images_per_prompt is None else num_images_per_prompt
     _check_count(count, "num_images_per_prompt", MOST_PICTURES)
     if generator is not None:
@@ -206,10 +211,28 @@ def split_options(pipeline: Any, options: Mapping[str, Any]) -> tuple[dict[str, 
     return encoding, {name: value for name, value in options.items() if name not in only_encoded}
 
 
-def read_layout(value: Any, class_words: Mapping[str, str], options: Mapping[str, Any]) -> Layout | None:
-    """Return the layout that a call means: a layout, a dict of shapes or words by name, a file, or `"auto"`."""
-    height, width = options.get("height"), options.get("width")
-    aspect = float(width) / float(height) if height and width else 1.0
+def aspect_of(pipeline: Any, options: Mapping[str, Any]) -> float:
+    """Return width over height of a call's pictures: as it says, as the image that it changes, or the model's own."""
+    height, width, image = options.get("height"), options.get("width"), options.get("image")
+    first = image[0] if isinstance(image, list | tuple) and image else image
+    if not (height and width) and isinstance(first, Image) and "mask_image" not in options:  # inpainting resizes it
+        width, height = first.size
+    if not (height and width):
+        height, width = native_size(pipeline)
+    return float(width) / float(height)
+
+
+def read_layout(value: Any, class_words: Mapping[str, str], aspect: float) -> Layout | None:
+    """Return the layout that a call means: a layout, a dict of shapes or words by name, a file, or `"auto"`.
+
+    Args:
+        value: what the call was given.
+        class_words: of the subjects of the prompt, by name.
+        aspect: width over height of the pictures, for which words become boxes.
+
+    Raises:
+        LayoutError: it can't be read, or has a place in words for no subject of the prompt.
+    """
     if value is None:
         return None
     if isinstance(value, str) and value == "auto":
@@ -290,7 +313,8 @@ def warn_of_doubts(
         told = ", ".join(strong)
         doubts.append(f"strength {told} is far from 1, as learned: above {_MOST_STRENGTH}, pictures break.")
     known = {name: word for name, word in words.items() if word in facts.class_words}
-    odd = [name for name in (layout.names if layout else ()) if name in known and _is_odd(layout, name, known, options)]
+    aspect = aspect_of(pipeline, options)
+    odd = [name for name in (layout.names if layout else ()) if name in known and _is_odd(layout, name, known, aspect)]
     if odd:
         told = ", ".join(f"{name!r}, a {known[name]}" for name in odd)
         doubts.append(f"the places of {told}, have another shape than it: it may be cut off, or drawn twice.")
@@ -298,12 +322,12 @@ def warn_of_doubts(
         warnings.warn(text, Cones2Warning, stacklevel=3)
 
 
-def _is_odd(layout: Any, name: str, class_words: Mapping[str, str], options: Mapping[str, Any]) -> bool:
+def _is_odd(layout: Any, name: str, class_words: Mapping[str, str], aspect: float) -> bool:
     """Whether a region is more than twice as wide or as high as its subject is in proportion."""
     region = layout.regions[name]
     if region.is_rest:
         return False
-    box, aspect = region.bounds, (options.get("width") or 1) / (options.get("height") or 1)
+    box = region.bounds
     wide = aspect * (box.xmax - box.xmin) / (box.ymax - box.ymin) / PROPORTIONS.get(class_words[name], 1.0)
     return not 1 / _MOST_STRETCHED <= wide <= _MOST_STRETCHED
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from cones2.schedulers import SCHEDULERS
+from cones2.schedulers import FLOW_SCHEDULERS, SCHEDULERS
 
 Settings = dict[str, dict[str, Sequence[Any]]]
 Ranges = Mapping[str, tuple[int | float, int | float]]
@@ -90,7 +90,6 @@ _TASKS = ("", "Img2Img", "Inpaint")
 _CLIP = {"tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"), "text_encoder": ("CLIPTextModel",)}
 _T5_TOKENIZERS = ("T5TokenizerFast", "T5Tokenizer")
 _QWEN_TOKENIZERS = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
-_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 _UNET = _CLIP | {
     "unet": ("UNet2DConditionModel",),
     "controlnet": ("ControlNetModel",),
@@ -128,7 +127,7 @@ FLUX = Components(
         "text_encoder_2": ("T5EncoderModel",),
         "transformer": ("FluxTransformer2DModel",),
         "vae": ("AutoencoderKL",),
-        "scheduler": _FLOW,
+        "scheduler": FLOW_SCHEDULERS,
     },
     fits=_flux_fits,
 )
@@ -141,7 +140,7 @@ SD3 = Components(
         "text_encoder_3": ("T5EncoderModel",),
         "transformer": ("SD3Transformer2DModel",),
         "vae": ("AutoencoderKL",),
-        "scheduler": _FLOW,
+        "scheduler": FLOW_SCHEDULERS,
     },
     fits=_sd3_fits,
     ranges=MappingProxyType(
@@ -160,7 +159,7 @@ Z_IMAGE = Components(
         "text_encoder": ("Qwen3Model", "Qwen3ForCausalLM"),
         "transformer": ("ZImageTransformer2DModel",),
         "vae": ("AutoencoderKL",),
-        "scheduler": _FLOW,
+        "scheduler": FLOW_SCHEDULERS,
     },
     fits=_z_image_fits,
     ranges=_QWEN_RANGES,
@@ -172,7 +171,7 @@ KLEIN = Components(
         "text_encoder": ("Qwen3ForCausalLM",),
         "transformer": ("Flux2Transformer2DModel",),
         "vae": ("AutoencoderKLFlux2",),
-        "scheduler": _FLOW,
+        "scheduler": FLOW_SCHEDULERS,
     },
     fits=_klein_fits,
     ranges=_QWEN_RANGES,

@@ -14,6 +14,7 @@ import torch
 from cones2.call import (
     Cones2Output,
     StepWatcher,
+    aspect_of,
     check_steps,
     fresh_seeds,
     generators_of,
@@ -192,11 +193,7 @@ class Cones2Pipeline:
             return step.residual
 
     def learn_steps(
-        self,
-        photos: Path | str | Sequence[Any],
-        class_word: str,
-        recipe: "Recipe | str | None" = None,
-        **options: Any,
+        self, photos: Path | str | Sequence[Any], class_word: str, recipe: "Recipe | str | None" = None, **options: Any
     ) -> Generator["LearnStep", None, None]:
         """Return a generator of the steps of learning; each holds the residual so far. Checked at the call.
 
@@ -270,7 +267,8 @@ class Cones2Pipeline:
         check_steps(num_inference_steps)
         count = num_images_per_prompt or (len(seeds) if seeds else 1)
         given, options = self._subjects_for(prompt, subjects or {}), with_both_sides(self.pipeline, options)
-        placed = read_layout(layout, {name: each.class_word for name, each in given.items()}, options)
+        class_words = {name: each.class_word for name, each in given.items()}
+        placed = read_layout(layout, class_words, aspect_of(self.pipeline, options))
         warn_of_doubts(self.pipeline, self.facts, prompt, given, placed, options)
         scale = self.facts.guidance_scale if guidance_scale is None else guidance_scale
         settings = LayoutSettings(

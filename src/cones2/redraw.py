@@ -29,7 +29,7 @@ from cones2.record import (
 )
 from cones2.residual import EncoderId, Residual, Sha256
 from cones2.run import LayoutSettings
-from cones2.schedulers import SCHEDULERS
+from cones2.schedulers import FLOW_SCHEDULERS, SCHEDULERS
 from cones2.shared import possible_threads, threads
 from cones2.subjects import Subject
 
@@ -303,7 +303,7 @@ def make_scheduler(recorded: _Scheduler, own: Any) -> Any:
 
     kind: Any = type(own)
     if recorded.class_name != kind.__name__:
-        if recorded.class_name not in (*SCHEDULERS.values(), "FlowMatchEulerDiscreteScheduler"):
+        if recorded.class_name not in (*SCHEDULERS.values(), *FLOW_SCHEDULERS):
             raise PictureError(f"the picture's scheduler is a {recorded.class_name}: set one on the pipeline first.")
         kind = getattr(diffusers, recorded.class_name)
     try:

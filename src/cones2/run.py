@@ -65,7 +65,7 @@ class LayoutSettings:
 
 
 class TimedAddition(NamedTuple):
-    """A vector for each token of the prompt, added between two noise levels: 0 is pure noise, 1 the picture."""
+    """A vector for each token of the prompt, added in a part of the way from pure noise, 0, to the picture, 1."""
 
     during: tuple[float, float]
     vector: Float[Tensor, "tokens dim"]

@@ -30,6 +30,8 @@ _CLASSES = {
     "TCD": ("tcd",),
     "UniPCMultistep": ("unipc",),
 }
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+"""diffusers' classes of the models that learned flow matching."""
 SCHEDULERS: Mapping[str, str] = MappingProxyType(
     dict(sorted((name, f"{kind}Scheduler") for kind, names in _CLASSES.items() for name in names))
 )

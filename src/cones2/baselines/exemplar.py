@@ -19,7 +19,7 @@ from cones2.baselines.encoder import Encoder
 from cones2.baselines.ours import with_residuals
 from cones2.baselines.setup import Drawer, as_tensors, combined, loaded
 from cones2.baselines.stored import Tensors
-from cones2.call import Cones2Output, read_layout, seeds_of
+from cones2.call import Cones2Output, aspect_of, read_layout, seeds_of
 from cones2.captions import takes_article
 from cones2.errors import SettingsError, check_fields
 from cones2.layout import Layout
@@ -84,7 +84,7 @@ class _Painter:
         if options.keys() & {"generator", "latents", "callback_on_step_end", "sampler"}:
             raise SettingsError("boxes are painted from seeds: give neither generator, latents, callback nor sampler.")
         words = {name: each.class_word for name, each in self.subjects.items()}
-        placed = read_layout(layout, words, options)
+        placed = read_layout(layout, words, aspect_of(self.base.pipeline.pipeline, options))
         if placed is None or not placed.names:
             raise SettingsError("there is no box to paint an exemplar into: give a layout.")
         seeds = list(seeds_of(options.pop("seed", None), None, options.pop("num_images_per_prompt", None)) or ())

@@ -14,7 +14,7 @@ from cones2.attention import edited_attention
 from cones2.baselines.base import Draw, Learned, Rival, with_articles
 from cones2.baselines.beside import base_scope, combine_base, learn_base, load_base
 from cones2.baselines.setup import Drawer
-from cones2.call import Cones2Output, read_layout
+from cones2.call import Cones2Output, aspect_of, read_layout
 from cones2.denoisers import JointSequence
 from cones2.errors import LayoutError, SettingsError, check_fields
 from cones2.families import Arguments, family_of
@@ -82,7 +82,7 @@ class _SoftDrawer:
         """Draw pictures: arguments and errors are those of `Cones2Pipeline`, without settings of its own rule."""
         pipe, words = self.base.pipeline, {name: each.class_word for name, each in self.subjects.items()}
         prompt = with_articles(prompt, words)
-        placed = read_layout(layout, words, options)
+        placed = read_layout(layout, words, aspect_of(pipe.pipeline, options))
         if placed is None:
             return self.base(prompt, **options)
         tokens = tokenize_prompt(parse_prompt(prompt, words), copy.deepcopy(pipe.tokenizer))

@@ -26,17 +26,21 @@ from cones2.batch.plan import Case, Lesson
 from cones2.batch.store import Store
 from cones2.errors import Cones2Error, OutputError
 from cones2.files import make_folder
-from cones2.residual import Sha256
+from cones2.residual import Residual, Sha256
 
 Event = dict[str, Any]
-"""What a worker tells: `event` says which it is, JSON values beside it what of."""
+"""What a worker tells, as JSON values. `event` is one of: `began`, `drawn`, with the `case`; `failed`, also with the
+`error`; `step`, also with `step`, `steps` and `loss`; and `ended`, with the `lease`, whether it is `committed`, and the
+`cases` that are."""
 
-_CHECKPOINTED = 30.0
+_BETWEEN_CHECKPOINTS = 30.0
 """Seconds of learning that are lost at most, unless writing a checkpoint takes more than a tenth of that."""
-_SHARE = 10
-_LOOKED = 10.0
+_CHECKPOINTS_COST = 0.1
+"""The part of the time that writing them may take."""
+_BETWEEN_LOOKS = 10.0
 """Seconds of drawing that are done in vain at most, where somebody else has committed the lease."""
 
+_LONGEST_ERROR = 1000  # characters
 _Place = Annotated[int, pydantic.Field(ge=0, lt=2**50)]
 
 
@@ -51,14 +55,37 @@ class Commit(pydantic.BaseModel, strict=True, extra="forbid", frozen=True):
     cases: Annotated[dict[Sha256, tuple[Sha256, _Place, _Place]], pydantic.Field(max_length=LARGEST_LEASE)]
 
 
+class Step(Protocol):
+    """A step of a learning, as `LearnStep` is."""
+
+    @property
+    def step(self) -> int:
+        """Which it is, from 1."""
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+
+    @property
+    def loss(self) -> float:
+        """L of Eq. 4."""
+
+    @property
+    def residual(self) -> Residual:
+        """What is learned so far."""
+
+    def save_checkpoint(self) -> None:
+        """Write what the learning goes on from."""
+
+
 @runtime_checkable
 class Hands(Protocol):
     """What draws and learns."""
 
     def draw(self, made: dict[str, Any], path: Path) -> None:
-        """Write the picture of a case as a PNG, whole or not at all."""
+        """Write the picture of a case, `Case.made`, as a PNG, whole or not at all."""
 
-    def learn(self, lesson: Lesson, folder: Path) -> Iterator[Any]:
+    def learn(self, lesson: Lesson, folder: Path) -> Iterator[Step]:
         """Take the steps of a learning that goes on from the checkpoints in a folder, and keeps them there."""
 
     def report(self, lesson: Lesson, last: Any) -> dict[str, Any]:
@@ -82,7 +109,7 @@ def read_commit(store: Store, lease: str) -> Commit | None:
     try:
         return Commit.model_validate_json(content)
     except pydantic.ValidationError as error:
-        raise OutputError(f"commit/{lease}.json is damaged: verify tells what else is. Delete it.") from error
+        raise OutputError(f"commit/{lease}.json is damaged: `verify` tells what else is. Delete it.") from error
 
 
 def draw_lease(bench: Bench, hands: Hands, lease: str, cases: Sequence[Case]) -> Iterator[Event]:
@@ -97,9 +124,9 @@ def draw_lease(bench: Bench, hands: Hands, lease: str, cases: Sequence[Case]) ->
     folder = bench.spool / lease[:32]
     make_folder(folder)
     try:
-        failed = yield from _draw(bench, hands, lease, folder, cases)
+        is_whole = yield from _draw(bench, hands, lease, folder, cases)
         commit = read_commit(bench.store, lease)
-        if commit is None and not failed:
+        if commit is None and is_whole:
             commit = _commit(bench.store, folder, lease, cases)
     except OutputError:  # whoever commits it deletes the folder, also that of another engine on this machine
         commit = read_commit(bench.store, lease)
@@ -112,16 +139,16 @@ def draw_lease(bench: Bench, hands: Hands, lease: str, cases: Sequence[Case]) ->
 
 
 def _draw(bench: Bench, hands: Hands, lease: str, folder: Path, cases: Sequence[Case]) -> Generator[Event, None, bool]:
-    """Draw the cases that are not in a folder yet; return whether one failed."""
-    failed, looked = False, -math.inf
+    """Draw the cases that are not in a folder yet; return whether all are there then."""
+    is_whole, looked = True, -math.inf
     for case in cases:
         path = folder / f"{case.id}.png"
         if path.exists():
             yield {"event": "drawn", "case": case.id}
             continue
-        if time.monotonic() - looked > _LOOKED:
+        if time.monotonic() - looked > _BETWEEN_LOOKS:
             if bench.store.read(f"commit/{lease}.json", 0, 1) is not None:
-                break  # somebody else was faster
+                return False  # somebody else was faster
             looked = time.monotonic()
         yield {"event": "began", "case": case.id}
         try:
@@ -129,16 +156,16 @@ def _draw(bench: Bench, hands: Hands, lease: str, folder: Path, cases: Sequence[
         except OutputError:
             raise
         except Exception as error:  # of any kind: the other cases must not suffer
-            failed = True
+            is_whole = False
             yield {"event": "failed", "case": case.id, "error": told(error)}
         else:
             yield {"event": "drawn", "case": case.id}
-    return failed
+    return is_whole
 
 
 def told(error: BaseException) -> str:
     """Return what to say of an error: ours have messages of their own."""
-    return str(error) if isinstance(error, Cones2Error) else f"{type(error).__name__}: {error}"[:1000]
+    return (str(error) if isinstance(error, Cones2Error) else f"{type(error).__name__}: {error}")[:_LONGEST_ERROR]
 
 
 def _commit(store: Store, folder: Path, lease: str, cases: Sequence[Case]) -> Commit | None:
@@ -163,7 +190,7 @@ def _pack(path: Path, folder: Path, cases: Sequence[Case]) -> dict[str, tuple[st
     try:
         with path.open("xb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for case in cases:
-                picture = (folder / f"{case.id}.png").read_bytes()
+                picture = _read_drawn(folder / f"{case.id}.png")
                 about = json.dumps({"made": case.made, "labels": case.labels}).encode()
                 start = tar.offset + tarfile.BLOCKSIZE  # after the picture's head
                 for suffix, content in (("png", picture), ("json", about)):
@@ -180,12 +207,19 @@ def _pack(path: Path, folder: Path, cases: Sequence[Case]) -> dict[str, tuple[st
     return written
 
 
+def _read_drawn(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OutputError(f"can't read {path}, drawn before: {error.strerror}. Run it again.") from error
+
+
 def learn_lease(bench: Bench, hands: Hands, lesson: Lesson) -> Iterator[Event]:
     """Learn a subject from where its last checkpoint in the storage stands, and publish it; yield an event a step."""
     name = f"subjects/{lesson.id}.safetensors"
     folder = bench.spool / f"{lesson.id[:32]}-{secrets.token_hex(4)}"  # of its own: another worker may be at it too
-    yield {"event": "began", "case": lesson.id}
     committed = bench.store.read(name, 0, 1) is not None
+    yield {"event": "began", "case": lesson.id}
     try:
         if not committed:
             try:
@@ -199,7 +233,7 @@ def learn_lease(bench: Bench, hands: Hands, lesson: Lesson) -> Iterator[Event]:
     if committed:
         for old in bench.store.names(f"checkpoints/{lesson.id}"):
             bench.store.delete(f"checkpoints/{lesson.id}/{old}")
-    yield {"event": "ended", "lease": lesson.id, "committed": committed, "cases": [lesson.id] * committed}
+    yield {"event": "ended", "lease": lesson.id, "committed": committed, "cases": [lesson.id] if committed else []}
 
 
 def _learn(bench: Bench, hands: Hands, lesson: Lesson, folder: Path) -> Generator[Event, None, bool]:
@@ -207,7 +241,7 @@ def _learn(bench: Bench, hands: Hands, lesson: Lesson, folder: Path) -> Generato
     make_folder(folder)
     _fetch_checkpoints(bench.store, lesson, folder)
     began = saved = time.monotonic()
-    pause, step = _CHECKPOINTED, None
+    pause, step = _BETWEEN_CHECKPOINTS, None
     for step in hands.learn(lesson, folder):
         yield {"event": "step", "case": lesson.id, "step": step.step, "steps": step.steps, "loss": step.loss}
         stopped = bench.stopped()
@@ -216,7 +250,7 @@ def _learn(bench: Bench, hands: Hands, lesson: Lesson, folder: Path) -> Generato
             step.save_checkpoint()
             _keep_checkpoints(bench.store, lesson, folder)
             saved = time.monotonic()
-            pause = max(_CHECKPOINTED, _SHARE * (saved - before))
+            pause = max(_BETWEEN_CHECKPOINTS, (saved - before) / _CHECKPOINTS_COST)
         if stopped and step.step < step.steps:
             return False
     assert step is not None  # a recipe has at least one step

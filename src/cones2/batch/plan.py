@@ -297,7 +297,8 @@ class _Entries:
             for name, (word, residual) in found.items()
         }
         parse_prompt(prompt, words)
-        placed = self._place(json.loads(layout), words, known, dict(zip(("height", "width"), shape, strict=True)))
+        height, width = shape
+        placed = self._place(json.loads(layout), words, known, width / height if width and height else 1.0)
         return {"prompt": prompt, "subjects": subjects, "layout": placed}
 
     def _find(self, name: str) -> tuple[str, str | None]:
@@ -308,7 +309,7 @@ class _Entries:
             self._names[name] = residual.class_word, residual.sha256
         return self._names[name]
 
-    def _place(self, layout: Any, words: dict[str, str], known: tuple[str, ...], sides: dict[str, Any]) -> Any:
+    def _place(self, layout: Any, words: dict[str, str], known: tuple[str, ...], aspect: float) -> Any:
         """Return a layout's JSON values for the placeholders of one prompt, of those that all prompts have."""
         layout = self._job.layouts.get(layout, layout) if isinstance(layout, str) else layout
         if layout == "none":
@@ -323,7 +324,7 @@ class _Entries:
                 if name not in known:
                     raise LayoutError(f"region {name!r} is for no subject of the prompts: write {{{name}}} there.")
             layout = {name: place for name, place in layout.items() if name in words}
-        read = read_layout(layout or None, words, sides)
+        read = read_layout(layout or None, words, aspect)
         return None if read is None or not read.regions else json.loads(read.to_json())
 
     def _check(self, pictures: Pictures) -> None:

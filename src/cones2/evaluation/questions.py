@@ -146,8 +146,14 @@ def corrected_interval(rates: Float[np.ndarray, "combinations"], reliability: Re
         raise SettingsError("got no combinations: expected at least 1. Draw some.")
     generator = np.random.default_rng(0)
     means = rates[generator.integers(0, len(rates), (_RESAMPLINGS, len(rates)))].mean(axis=1)
-    sensitivities = generator.binomial(reliability.true, reliability.sensitivity, _RESAMPLINGS) / reliability.true
-    specificities = generator.binomial(reliability.false, reliability.specificity, _RESAMPLINGS) / reliability.false
+    # By Jeffreys' prior: a judge that has not erred in three pictures may still err in the fourth.
+    sensitivities, specificities = (
+        generator.beta(right + 0.5, total - right + 0.5, _RESAMPLINGS)
+        for right, total in (
+            (reliability.right_yes, reliability.true),
+            (reliability.right_no, reliability.false),
+        )
+    )
     # Of few known truths some draws are no better than chance: just above it, they say 0 or 1, and widen the interval.
     specificities = np.maximum(specificities, 1 - sensitivities + 1e-6)
     drawn = _corrected(means, sensitivities, specificities)

@@ -1,4 +1,4 @@
-"""What a residual is learned by: Eqs. 1 to 5 of arXiv:2305.19327 as pure functions of tensors."""
+"""What a residual is learned by: Eqs. 1, 2, 3 and 5 of arXiv:2305.19327 as pure functions of tensors."""
 
 import math
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """What is learned of the text: tuned copies of the encoders, or the residual itself in a prompt that is embedded once.
 
-The two ways have the same methods, so that `learner.py` does not tell them apart.
+The two ways have the same methods; `learner.py` only chooses one of them.
 """
 
 import math
