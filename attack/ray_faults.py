@@ -69,8 +69,8 @@ class Attack:
         from ray.cluster_utils import Cluster
 
         patient = {"health_check_timeout_ms": 60_000, "health_check_failure_threshold": 10}  # of nodes on busy machines
-        options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20}
-        options |= {"_system_config": patient}
+        options: dict[str, Any] = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+        options["_system_config"] = patient
         self.cluster = Cluster(initialize_head=True, head_node_args=options)
         self.nodes = [self.add_node() for _ in range(NODES)]
 

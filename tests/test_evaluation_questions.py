@@ -91,6 +91,14 @@ def test_the_interval_counts_what_is_not_known_of_the_judge() -> None:
     assert unsure.low < sure.low < 0.5 < sure.high < unsure.high
 
 
+def test_a_judge_that_has_not_erred_yet_may_err() -> None:
+    rates = np.array([0.5, 0.5, 0.5])
+    few, many = (corrected_interval(rates, Reliability(count, count, count, count)) for count in (3, 3000))
+    assert few.estimate == many.estimate == 0.5
+    assert few.high - few.low > 0.2
+    assert 0 < many.high - many.low < 0.01
+
+
 @pytest.mark.parametrize("counts", [(3, 2, 1, 1), (1, 1, -1, 1), (0, 0, 1, 1), (1, 1, 0, 0)])
 def test_counts_that_say_nothing(counts: tuple[int, int, int, int]) -> None:
     with pytest.raises(SettingsError, match="expected"):

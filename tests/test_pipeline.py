@@ -515,6 +515,15 @@ def test_of_a_side_alone_the_other_is_the_models_own_also_for_places(side: dict[
     assert not recwarn.list  # no word of a place of another shape
 
 
+def test_places_in_words_have_the_shape_of_the_image_that_is_changed() -> None:
+    mini = Cones2Pipeline.from_pretrained("mini", device="cpu")
+    changing = diffusers.StableDiffusionImg2ImgPipeline(**mini.components, requires_safety_checker=False)
+    call: dict[str, Any] = {"subjects": {"rex": "dog"}, "seed": 0, "num_inference_steps": 2, "output_type": "latent"}
+    changed = Cones2Pipeline(changing)("a {rex}", {"rex": "left"}, image=Image.new("RGB", (256, 128)), **call)
+    assert changed.images.shape[2:] == (16, 32)
+    assert changed.layout == mini("a {rex}", {"rex": "left"}, **call, width=256, height=128).layout
+
+
 def test_a_subject_that_got_little_attention_is_told_once() -> None:
     layout = Layout.of({"rex": (0, 0, 0.5, 1), "ted": (0.5, 0, 1, 1)})
     heat = torch.full((4, 4), 1 / 16)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -26,8 +27,9 @@ from cones2.models import open_pipeline
 from cones2.pipeline import Cones2Pipeline
 from cones2.png import strip_residuals
 from cones2.prompts import unknown_words
-from cones2.record import content_hash, describe_adapters, describe_options, restored
+from cones2.record import content_hash, describe_adapters, describe_options, describe_scheduler, restored
 from cones2.redraw import PictureRecord, make_scheduler
+from cones2.schedulers import FLOW_SCHEDULERS
 from cones2.schedulers import make_scheduler as scheduler_named
 from cones2.shared import threads
 from cones2.subjects import Subject
@@ -489,6 +491,14 @@ def test_schedulers_that_can_not_be_made(
     made = PictureRecord.load(changed(record, path, value))
     with pytest.raises(PictureError, match=expected):
         make_scheduler(made.scheduler, small.scheduler)
+
+
+@pytest.mark.parametrize("own", FLOW_SCHEDULERS)
+@pytest.mark.parametrize("recorded", FLOW_SCHEDULERS)
+def test_schedulers_of_flow_matching_are_made_for_one_another(record: dict[str, Any], own: str, recorded: str) -> None:
+    own_one, other = (getattr(diffusers, name)() for name in (own, recorded))
+    made = PictureRecord.load({**record, "scheduler": describe_scheduler(other)})
+    assert describe_scheduler(make_scheduler(made.scheduler, own_one)) == describe_scheduler(other)
 
 
 @pytest.mark.parametrize("name", ["prompt_embeds", "callback", "colour"])

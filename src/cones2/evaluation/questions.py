@@ -164,7 +164,7 @@ def corrected_interval(rates: Float[np.ndarray, "combinations"], reliability: Re
 def judged_unequally(sharp: Reliability, worn: Reliability) -> bool:
     """Return whether a judge errs more, by over 3 points, on pictures with artefacts than on sharp ones.
 
-    If so, systems whose pictures are of unequal quality are judged unequally, and a report has to say it.
+    If so, systems whose pictures are of unequal quality are judged unequally, and whoever reports has to say it.
     """
     return abs(sharp.sensitivity - worn.sensitivity) > _UNEQUAL or abs(sharp.specificity - worn.specificity) > _UNEQUAL
 

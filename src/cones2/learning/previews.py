@@ -23,7 +23,7 @@ from cones2.learning.learner import LearnStep
 from cones2.residual import Residual
 
 Identity = Callable[[Sequence[Image]], float]
-"""Measures how like the subject pictures are: higher is more like it."""
+"""Measures how like the subject pictures are: higher is more like it. Kept previews know it by its qualified name."""
 
 _NAME = "subject"
 _LARGEST_FILE = 2**26
@@ -164,7 +164,7 @@ def _read(file: Path | None, drawn: str, *, before: int) -> list[Preview]:
     try:
         document = _Document.model_validate_json(content)
     except ValueError as error:
-        advice = "Delete it, and the count begins without them; or begin again without resuming"
+        advice = "Delete it, and waiting for a better one begins anew; or begin again without resuming"
         raise LearningError(f"{file} is damaged, expected previews of learning. {advice}.") from error
     previews = [preview for preview in document.previews if preview.step < before]
     if previews and document.drawn != drawn:
