@@ -33,7 +33,7 @@ def doctor(device: Device = None, dtype: Dtype = None, library: Library = None, 
             "torch": torch.__version__ + (f", CUDA {torch.version.cuda}" if torch.version.cuda else ""),
             "device": f"{pipe.device}{_name_of(pipe.device)}",
             "dtype": str(pipe.dtype).removeprefix("torch."),
-            "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
+            "threads": _threads(torch.get_num_threads()),
             "Hub's cache": _room(Path(constants.HF_HUB_CACHE)),
             "library": f"{_room(shelf.folder)}, subjects in it: {len(shelf.names())}",
             **{package: importlib.metadata.version(package) for package in _PACKAGES},
@@ -42,6 +42,11 @@ def doctor(device: Device = None, dtype: Dtype = None, library: Library = None, 
         print_json(rows)
     else:
         print_table("cones2 doctor", rows)
+
+
+def _threads(count: int) -> str:
+    own = f"{count} of {os.cpu_count()} processors"
+    return f"{own}; before several commands at once, set OMP_NUM_THREADS=1" if count > 1 else own
 
 
 def _name_of(device: object) -> str:
