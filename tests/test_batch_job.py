@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from cones2.batch.job import Photographed, read_job
 from cones2.batch.plan import Plan, weights_of
-from cones2.errors import Cones2Error, LayoutError, SettingsError
+from cones2.errors import Cones2Error, LayoutError, ModelError, SettingsError
 from cones2.examples import EXAMPLES
 
 SUBJECTS = """
@@ -223,3 +224,20 @@ def test_a_tokenizer_of_sentencepiece_is_part_of_what_identifies_a_model(tmp_pat
         (tmp_path / "tokenizer" / "spiece.model").write_bytes(content)
         hashes.add(weights_of(str(tmp_path)))
     assert len(hashes) == 2
+
+
+def test_a_model_of_which_a_folder_can_not_be_listed_is_no_other_model(
+    small_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, listed = weights_of(str(small_folder)), Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder.name == "vae":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", iterdir)
+        with pytest.raises(ModelError, match=r"vae: Permission denied\. Make it readable"):
+            weights_of(str(small_folder))
+    assert weights_of(str(small_folder)) == whole

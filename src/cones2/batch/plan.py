@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from cones2.batch.job import LARGEST_LEASE, MOST_PICTURES, SETTINGS, Job, Photographed, Pictures, as_json
 from cones2.call import check_steps, read_layout
-from cones2.errors import Cones2Error, LayoutError, SettingsError
+from cones2.errors import Cones2Error, LayoutError, ModelError, SettingsError
 from cones2.files import exists, expanded, read_bounded
 from cones2.layout import Layout
 from cones2.library import find_residual
@@ -178,22 +178,35 @@ def _compact(numbers: tuple[int, ...]) -> Sequence[int]:
 def weights_of(model: str) -> str:
     """Return what identifies a model: the commit of a Hub's, else a hash of its files; ModelError where it is none."""
     place = expanded(model)
-    if model != "mini" and exists(place):
-        return _hash_files(place)
-    folder, _ = find_model(model)
-    return _hash_files(folder) if model == "mini" else folder.name
+    folder = place if model != "mini" and exists(place) else find_model(model)[0]
+    if model != "mini" and folder != place:  # of the Hub's cache, where it is called by its commit
+        return folder.name
+    try:
+        return _hash_files(folder)
+    except OSError as error:
+        raise ModelError(
+            f"can't read all of {folder}: {error.filename}: {error.strerror}. Make it readable."
+        ) from error
 
 
 def _hash_files(place: Path) -> str:
     digest = hashlib.sha256()
-    paths = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
-    for path in paths:
+    for path in [place] if place.is_file() else sorted(_files_below(place)):
         if path.suffix in (".safetensors", ".json", ".txt", ".model"):
             digest.update(f"{path.relative_to(place).as_posix()}\n".encode())
             with path.open("rb") as file:
                 while block := file.read(_BLOCK):
                     digest.update(block)
     return digest.hexdigest()
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield all files of a folder and its folders; OSError where one can't be listed, which `rglob` would leave out."""
+    for each in folder.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            yield from _files_below(each)
+        elif each.is_file():
+            yield each
 
 
 def _lesson(name: str, source: Photographed, head: bytes) -> Lesson:

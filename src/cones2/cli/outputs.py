@@ -84,10 +84,11 @@ class Pictures:
         for number in itertools.count(self._first_free()):
             mark = self.path / f".{number:04}.part"
             try:
-                mark.open("xb").close()
+                made = mark.open("xb")
             except FileExistsError:
                 continue
             try:
+                made.close()
                 if number >= self._first_free():  # nobody took it between counting and marking
                     yield number
                     return
