@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from cones2.attention import edited_attention
+from cones2.denoisers import NegativeText, TextEdit
 from cones2.families import family_of
 from cones2.guidance import Spans
 from cones2.layout import Layout
-from cones2.run import LayoutSettings, Run, TextEdit
+from cones2.run import LayoutSettings, Run
 
 TOKENS = 9
 HALVES = Layout.of({"rex": (0.0, 0.0, 0.5, 1.0), "cup": (0.5, 0.0, 1.0, 1.0)})
@@ -59,6 +60,11 @@ def run_of(
     if named != preset:
         run.preset = preset
     return run
+
+
+def shown(tokens: torch.Tensor) -> NegativeText:
+    """A negative text that is read from its first token to its last."""
+    return NegativeText(tokens, ((0, len(tokens)),))
 
 
 @torch.no_grad()

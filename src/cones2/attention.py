@@ -99,6 +99,12 @@ def _running(key: int) -> _Running | None:
     return None if running is None or running.has_ended else running
 
 
+def running_edit(denoiser: Any) -> Edit | None:
+    """Return the edit of this thread's running block on a denoiser; None without one."""
+    running = _running(id(denoiser))
+    return running.edit if running else None
+
+
 @contextlib.contextmanager
 def unedited() -> Iterator[None]:
     """Let this thread call any denoiser as it is within a `with` block, whatever block is around."""

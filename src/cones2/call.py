@@ -29,7 +29,7 @@ from cones2.errors import (
     SettingsError,
     counted,
 )
-from cones2.families import native_size
+from cones2.families import family_of, native_size
 from cones2.layout import Layout
 from cones2.models import ModelFacts
 from cones2.prompts import parse_prompt, unknown_words
@@ -203,11 +203,12 @@ def split_options(pipeline: Any, options: Mapping[str, Any]) -> tuple[dict[str, 
         if name not in call:
             near = "".join(f" Did you mean {each!r}?" for each in difflib.get_close_matches(name, call, n=1))
             raise SettingsError(f"{type(pipeline).__name__} takes no argument {name!r}.{near}")
-    encoding = {name: value for name, value in options.items() if name in encode and value is not None}
+    encoded = {*encode, family_of(pipeline).true_guidance}
+    encoding = {name: value for name, value in options.items() if name in encoded and value is not None}
     for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):
         if options.get(name) and "scale" in options[name] and "lora_scale" in encode:
             encoding["lora_scale"] = options[name]["scale"]
-    only_encoded = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3")
+    only_encoded = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3", family_of(pipeline).true_guidance)
     return encoding, {name: value for name, value in options.items() if name not in only_encoded}
 
 

@@ -14,12 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cones2.attention import edited_attention
+from cones2.attention import edited_attention, running_edit
+from cones2.denoisers import NegativeText, TextEdit, TimedAddition
 from cones2.errors import LayoutError, ModelError, PromptError, ResidualMismatchError, SettingsError
 from cones2.families import Family, TextPart, family_of, first_rows, laid_out
 from cones2.fingerprint import fingerprints
 from cones2.layout import Layout
 from cones2.prompts import (
+    Mention,
     ParsedPrompt,
     TokenizedPrompt,
     check_no_weights,
@@ -27,8 +29,9 @@ from cones2.prompts import (
     parse_prompt,
     plain_text,
     tokenize_prompt,
+    words_and_end,
 )
-from cones2.run import LayoutSettings, Run, TextEdit, TimedAddition
+from cones2.run import LayoutSettings, Run
 from cones2.shared import COMPILED, own_settings, texts_read_alone
 from cones2.subjects import Subject, as_subjects
 
@@ -65,7 +68,8 @@ def conditioned(
         layout_settings: how the layout acts.
         meter: whether to measure where the attention to each subject goes; it needs a layout.
         force: use residuals of another text encoder of the same width, with a warning.
-        **encoding: what else the pipeline's `encode_prompt` takes, such as `clip_skip`.
+        **encoding: what else the pipeline's `encode_prompt` takes, such as `clip_skip`; of FLUX.1, `true_cfg_scale`,
+            which is then among the arguments that are yielded.
 
     Yields:
         A dict to call the pipeline with, `pipeline(**inputs)`: the embedded texts and the guidance scale; for several
@@ -96,7 +100,9 @@ def conditioned(
     negative = one_text("negative_prompt", negative_prompt or "")
     check_no_weights(negative)
     placed = None if layout is None else Layout.of(layout)
-    _check_layout(placed, given, scale)
+    true_scale = encoding.pop(family.true_guidance, None) if family.true_guidance else scale
+    _check_layout(placed, given)
+    _check_guidance(pipeline, family, given, true_scale)
     with ExitStack() as stack:
         stack.enter_context(_alone(pipeline))
         plainly = own_settings(inference=True)
@@ -109,11 +115,15 @@ def conditioned(
             tokens = encoder.tokenize(prompt, class_words)
             embedded = inputs["prompt_embeds"][0][None]  # also of a list
             always = {name: subject for name, subject in given.items() if subject.is_always}
-            taught = add_residuals(embedded, family, tokens, always)  # the others come and go: `run.TextEdit`
+            taught = add_residuals(embedded, family, tokens, always)  # the others come and go: `denoisers.TextEdit`
             inputs["prompt_embeds"] = [taught[0]] if isinstance(inputs["prompt_embeds"], list) else taught
             edit = _text_edit(encoder, tokens, embedded, given)
         if scale is not None:
             inputs["guidance_scale"] = scale
+        if family.true_guidance and true_scale is not None:
+            inputs[family.true_guidance] = true_scale
+            if edit and edit.negatives:
+                inputs.setdefault("negative_prompt", "")  # with none at all there is no unconditional call
         run = Run(pipeline, family, inputs, placed, _layout_spans(family, tokens), settings, edit, meter)
         denoiser = getattr(pipeline, family.denoiser)
         if compiled := COMPILED.get(id(denoiser)) if run.can_be_compiled else None:
@@ -124,7 +134,16 @@ def conditioned(
         if run.acts or compiled:
             instead = (lambda *call: compiled.call(*call, run.tensors())) if compiled else None
             stack.enter_context(edited_attention(denoiser, family, run, instead))
+        if edit and edit.negatives and family.block_text:
+            from cones2.negatives import behind_blocks  # drawing does without
+
+            stack.enter_context(behind_blocks(denoiser, lambda: _behind(denoiser)))
         yield Inputs(run)
+
+
+def _behind(denoiser: Any) -> tuple[Tensor, Tensor] | None:
+    edit = running_edit(denoiser)
+    return edit.behind() if isinstance(edit, Run) else None
 
 
 _TEXTS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
@@ -233,28 +252,42 @@ class PromptEncoder:
         return tuple(self._tokenize(part, template, class_words) for part in self.family.text_parts)
 
     def _tokenize(self, part: TextPart, template: str, class_words: Mapping[str, str]) -> TokenizedPrompt:
-        tokenizer, window = getattr(self.pipeline, part.tokenizer), None
-        if part.window == "call":
-            usual = inspect.signature(self.pipeline.encode_prompt).parameters["max_sequence_length"].default
-            window = self.options.get("max_sequence_length", usual)
-        prompt = parse_prompt(self._written(template, tokenizer), class_words)
+        tokenizer = getattr(self.pipeline, part.tokenizer)
+        prompt = parse_prompt(self.written(template, tokenizer), class_words)
         if part.thinking is not None:
             prompt = in_chat(prompt, tokenizer, thinking=part.thinking)
-        return tokenize_prompt(prompt, tokenizer, window=window, is_unpadded=part.is_unpadded)
+        return tokenize_prompt(prompt, tokenizer, window=self.window(part), is_unpadded=part.is_unpadded)
 
-    def _written(self, text: str, tokenizer: Any) -> str:
+    def window(self, part: TextPart) -> int:
+        """Return how many tokens a text part reads."""
+        most = int(getattr(self.pipeline, part.tokenizer).model_max_length)
+        if part.window == "tokenizer":
+            return most
+        usual = inspect.signature(self.pipeline.encode_prompt).parameters["max_sequence_length"].default
+        return min(most, int(self.options.get("max_sequence_length", usual)))
+
+    def written(self, text: str, tokenizer: Any) -> str:
+        """Return a text with its textual inversions of several tokens written out."""
         convert = getattr(self.pipeline, "maybe_convert_prompt", None)
         if convert is None or not any(token in text for token in tokenizer.added_tokens_encoder):
             return text
         return str(convert(text, tokenizer))
 
-    def words(self, text: str) -> Float[Tensor, "words dim"]:
-        """Embed a text's words and its end, which holds the whole in CLIP; not its start, nor padding."""
-        plain = ParsedPrompt(plain_text(text), ())
-        tokenizer = getattr(self.pipeline, self.family.text_parts[0].tokenizer)
-        count = len(tokenizer(self._written(plain.text, tokenizer), truncation=True, verbose=False)["input_ids"])
-        embedded: Tensor = self.encode(plain, "")["prompt_embeds"]
-        return embedded[0, 1:count]
+    def negative(self, text: str) -> NegativeText:
+        """Embed a subject's negative text."""
+        whole = self.encode(ParsedPrompt(text, ()), "")["prompt_embeds"][0]
+        shown, row = [], 0
+        for part in (part for part in self.family.text_parts if not part.is_beside):  # those have the same tokens
+            tokenizer = getattr(self.pipeline, part.tokenizer)
+            written = self.written(text, tokenizer)
+            prompt = ParsedPrompt(written, (Mention("", 0, len(written)),))
+            if part.thinking is not None:
+                prompt = in_chat(prompt, tokenizer, thinking=part.thinking)
+            window = self.window(part)
+            start, stop, length = words_and_end(prompt, tokenizer, window=window, is_unpadded=part.is_unpadded)
+            shown.append((row + start, row + stop))
+            row += length
+        return NegativeText(whole, tuple(shown))
 
 
 def _check_tokens(subject: Subject, learned: int, found: int) -> None:
@@ -275,9 +308,8 @@ def _text_edit(
         TimedAddition(each.during, add_residuals(nothing, encoder.family, tokens, {name: each})[0])
         for name, each in timed.items()
     )
-    if encoder.family.attention != "cross" and any(each.negative for each in subjects.values()):
-        raise SettingsError(f"a subject's negative text can't act on {encoder.family.name}: leave it out.")
-    negatives = {name: encoder.words(each.negative) for name, each in subjects.items() if each.negative}
+    said = {name: plain_text(each.negative).strip() for name, each in subjects.items()}
+    negatives = {name: encoder.negative(text) for name, text in said.items() if text}
     return TextEdit(additions, negatives) if additions or negatives else None
 
 
@@ -291,17 +323,29 @@ def _layout_spans(family: Family, tokens: Sequence[TokenizedPrompt]) -> dict[str
     return {name: tuple(found) for name, found in spans.items()}
 
 
-def _check_layout(layout: Layout | None, subjects: Mapping[str, Subject], guidance_scale: float | None) -> None:
+def _check_layout(layout: Layout | None, subjects: Mapping[str, Subject]) -> None:
     for name in layout.names if layout else ():
         if name not in subjects:
             raise LayoutError(f"region {name!r} is for no subject of the prompt: write {{{name}}} there, or drop it.")
     for name, subject in subjects.items():
         if subject.negative and (layout is None or name not in layout.names):
             raise SettingsError(f"{name!r} has a negative text and no region to show it to: give it a region.")
-        if subject.negative and not (guidance_scale or 0) > 1:
+
+
+def _check_guidance(pipeline: Any, family: Family, subjects: Mapping[str, Subject], scale: float | None) -> None:
+    """Refuse negative texts where nothing reads them: without classifier-free guidance."""
+    least = family.guided_above
+    for name in (name for name, subject in subjects.items() if subject.negative):
+        told = f"the negative text of {name!r} has no effect"
+        if family.true_guidance and not (scale or 0) > least:
             raise SettingsError(
-                f"the negative text of {name!r} has no effect at guidance scale {guidance_scale}: take more than 1."
+                f"{told} on {family.name} without classifier-free guidance: give {family.true_guidance}, more than"
+                f" {least:g}."
             )
+        if not (scale or 0) > least:
+            raise SettingsError(f"{told} at guidance scale {scale}: take more than {least:g}.")
+        if not family.has_guidance(pipeline, scale):
+            raise SettingsError(f"{told} on a model that was distilled to do without guidance: leave it out.")
 
 
 def _check_scheduler(pipeline: Any, family: Family) -> None:

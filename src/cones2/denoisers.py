@@ -3,11 +3,11 @@
 `read_..._call` reads a call that a pipeline makes while it draws; `..._velocity` makes one, for learning.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float, Shaped
 from torch import Tensor
 
 from cones2.errors import ModelError
@@ -39,6 +39,11 @@ class JointSequence(NamedTuple):
         """How many layers of attention read it."""
         return len(self.blocks)
 
+    def lengthened(self, position: int, count: int) -> "JointSequence":
+        """Return the same with `count` more tokens before what stood at a position, or at its end."""
+        image = self.image + (count if self.image >= position else 0)
+        return self._replace(image=image, length=self.length + count)
+
 
 class DenoiserCall(NamedTuple):
     """What one call of a denoiser says.
@@ -56,6 +61,64 @@ class DenoiserCall(NamedTuple):
     grids: tuple[tuple[int, int], ...]
     sequence: JointSequence | None = None
     is_repeated: bool = False
+
+
+class NegativeText(NamedTuple):
+    """A subject's negative text, as its encoders read it.
+
+    Attributes:
+        whole: all that the denoiser would read of it, were it a prompt.
+        shown: (start, stop) of the rows that are read: its words and their end, neither a start nor padding.
+    """
+
+    whole: Float[Tensor, "all_tokens dim"]
+    shown: tuple[tuple[int, int], ...]
+
+    @property
+    def size(self) -> int:
+        """How many tokens are read."""
+        return sum(stop - start for start, stop in self.shown)
+
+    @property
+    def tokens(self) -> Float[Tensor, "tokens dim"]:
+        """What is read."""
+        return self.cut(self.whole)
+
+    def cut(self, rows: Shaped[Tensor, "all_tokens *rest"]) -> Shaped[Tensor, "tokens *rest"]:
+        """Return what belongs to the tokens that are read."""
+        return torch.cat([rows[start:stop] for start, stop in self.shown])
+
+
+class TimedAddition(NamedTuple):
+    """A vector for each token of the prompt, added in a part of the way from pure noise, 0, to the picture, 1."""
+
+    during: tuple[float, float]
+    vector: Float[Tensor, "tokens dim"]
+
+
+class TextEdit(NamedTuple):
+    """What is done to the text of each call: additions some of the time, and negative texts by subject.
+
+    Unconditional rows see a subject's negative text from that subject's region alone; conditional rows never see it.
+    """
+
+    additions: tuple[TimedAddition, ...]
+    negatives: Mapping[str, NegativeText]
+
+    def apply(self, text: Text, time: Float[Tensor, "rows"], rows: slice | list[int]) -> Text:
+        """Return the text to read, with Eq. 6 in a part of the steps; the caller's stays as it is."""
+        if isinstance(text, list):
+            read = set(range(len(text))[rows] if isinstance(rows, slice) else rows)
+            return [
+                self.apply(each[None], time[row : row + 1], slice(0, 1))[0] if row in read else each
+                for row, each in enumerate(text)
+            ]
+        text = text.clone()
+        for (start, end), vector in self.additions:
+            position = 1 - time[rows]
+            acts = (position >= start) & (position < end if end < 1 else True)
+            text[rows] += acts[:, None, None].to(text) * vector.to(text)
+        return text
 
 
 def unwrapped(module: Any) -> Any:
@@ -143,6 +206,47 @@ def read_z_image_call(
     length = start + max(_filled_up(len(row)) for row in text)
     sequence = JointSequence(0, start, length, tuple(range(joint_blocks(transformer))))
     return DenoiserCall(text, 1 - _rows_of(given["t"], len(images)), ((height, width),), sequence)
+
+
+def flux_with_texts(texts: Sequence[NegativeText], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call of FLUX.1's or FLUX.2's transformer with more texts behind its own.
+
+    Each token keeps the number that it has in its own text, where there are numbers (`flux_velocity`): going on from
+    the last would take FLUX.2 to numbers that it has never seen.
+    """
+    ids = kwargs["txt_ids"]
+    numbers = torch.cat([text.cut(torch.arange(len(text.whole), device=ids.device)) for text in texts])
+    own = ids.new_zeros(len(numbers), ids.shape[-1])
+    own[:, 3:] = numbers[:, None]
+    numbered = torch.cat([ids, own.expand(*ids.shape[:-2], -1, -1)], dim=-2)
+    return {**sd3_with_texts(texts, kwargs), "txt_ids": numbered}
+
+
+def sd3_with_texts(texts: Sequence[NegativeText], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call of Stable Diffusion 3's transformer with more texts behind its own."""
+    own = kwargs["encoder_hidden_states"]
+    extra = [text.tokens.to(own).expand(len(own), -1, -1) for text in texts]
+    return {**kwargs, "encoder_hidden_states": torch.cat([own, *extra], dim=1)}
+
+
+@torch.no_grad()
+def z_image_block_text(
+    transformer: Any, text: NegativeText
+) -> tuple[Float[Tensor, "tokens width"], Complex[Tensor, "tokens phases"]]:
+    """Return what Z-Image's blocks of image and text are given of a text, as if it were a whole prompt, and its phases.
+
+    The image's own phases begin where the prompt ends, and its refiner mixes all words of a row, so that a text among
+    the arguments would change all of the picture. The refiner knows no time: once a run is enough.
+    """
+    features = text.whole.to(transformer.cap_pad_token)
+    grid, device = (_filled_up(len(features)), 1, 1), features.device
+    filled, places, is_filled, *_ = transformer._pad_with_ids(features, grid, (1, 0, 0), device)
+    states, phases, mask, *_ = transformer._prepare_sequence(
+        [transformer.cap_embedder(filled)], [places], [is_filled], transformer.cap_pad_token, None, device
+    )
+    for layer in transformer.context_refiner:
+        states = layer(states, mask, phases)
+    return text.cut(states[0]), text.cut(phases[0])
 
 
 class FlowCall(NamedTuple):

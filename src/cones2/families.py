@@ -17,14 +17,18 @@ from cones2.components import FLUX, KLEIN, KLEIN_LAYERS, SD, SD3, SD3_WITHOUT_T5
 from cones2.denoisers import (
     DenoiserCall,
     FlowCall,
+    NegativeText,
     Text,
     flux_velocity,
+    flux_with_texts,
     read_flux_call,
     read_sd3_call,
     read_unet_call,
     read_z_image_call,
     sd3_velocity,
+    sd3_with_texts,
     unwrapped,
+    z_image_block_text,
     z_image_velocity,
 )
 from cones2.errors import ModelError
@@ -76,8 +80,11 @@ class Family:
         text_argument: the denoiser's argument, its third, that is the text.
         guidance_scale: classifier-free guidance's usual scale; None is the pipeline's own.
         guided_above: the scale above which there is guidance.
+        true_guidance: the call's argument that is this scale, where `guidance_scale` is a number that the model reads.
         native_side: the side of its pictures in pixels, where neither a config nor the pipeline tells it.
         read_call: reads the arguments of the denoiser's call; the number of timesteps is `train_steps`.
+        with_texts: of a joint transformer whose arguments take more texts, behind its own: puts them there.
+        block_text: of one whose arguments can't: what its joint blocks are given of a text, and its phases.
         read_text: for learning on a UNet: what the encoders make of tokens, as `encode_prompt` does and with gradients.
         added_conditions: for learning on a UNet: what it reads beside the text, for square pictures of a side in
             pixels.
@@ -97,8 +104,11 @@ class Family:
     text_argument: str = "encoder_hidden_states"
     guidance_scale: float | None
     guided_above: float = 1.0
+    true_guidance: str | None = None
     native_side: int | None = None
     read_call: Callable[[Any, int, tuple[Any, ...], Mapping[str, Any]], DenoiserCall]
+    with_texts: Callable[[Sequence[NegativeText], Mapping[str, Any]], dict[str, Any]] | None = None
+    block_text: Callable[[Any, NegativeText], tuple[Tensor, Tensor]] | None = None
     read_text: ReadText | None = None
     added_conditions: AddedConditions = lambda *_: {}
     velocity: Callable[[Any, FlowCall], Float[Tensor, "rows channels height width"]] | None = None
@@ -260,7 +270,9 @@ _FLUX = Family(
     conditional="apart",
     encoded=("prompt_embeds", "pooled_prompt_embeds", None),
     guidance_scale=None,
+    true_guidance="true_cfg_scale",
     read_call=read_flux_call,
+    with_texts=flux_with_texts,
     velocity=flux_velocity,
     base="black-forest-labs/FLUX.1-dev",
 )
@@ -280,6 +292,7 @@ _SD3 = Family(
     repeats_text=False,
     guidance_scale=None,
     read_call=read_sd3_call,
+    with_texts=sd3_with_texts,
     velocity=sd3_velocity,
     timesteps="logit-normal",
     base="stabilityai/stable-diffusion-3.5-medium",
@@ -302,6 +315,7 @@ _Z_IMAGE = Family(
     guided_above=0.0,
     native_side=1024,
     read_call=read_z_image_call,
+    block_text=z_image_block_text,
     velocity=z_image_velocity,
     base="Tongyi-MAI/Z-Image",
 )
@@ -316,6 +330,7 @@ _KLEIN = Family(
     encoded=("prompt_embeds", None),
     guidance_scale=None,
     read_call=read_flux_call,
+    with_texts=flux_with_texts,
     velocity=flux_velocity,
     base="black-forest-labs/FLUX.2-klein-base-4B",
 )

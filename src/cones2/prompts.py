@@ -209,6 +209,21 @@ def tokenize_prompt(
     return TokenizedPrompt(prompt.text, ids, moved)
 
 
+def words_and_end(
+    prompt: ParsedPrompt, tokenizer: Tokenizer, *, window: int, is_unpadded: bool = False
+) -> tuple[int, int, int]:
+    """Return the (start, stop) token range of a prompt's one mention and all that follows, and how long the whole is.
+
+    What follows is an end token, or what a chat template says after it: where tokens read those before, it holds the
+    whole. The whole is filled up to the window unless it `is_unpadded`; what exceeds the window is not counted.
+    """
+    offsets = _tokenize(tokenizer, prompt.text)["offset_mapping"][:window]
+    first = (i for i, (_, end) in enumerate(offsets) if end > prompt.mentions[0].start)
+    length = len(offsets) if is_unpadded else window
+    before = length - len(offsets) if getattr(tokenizer, "padding_side", "") == "left" else 0
+    return before + next(first, len(offsets) - 1), before + len(offsets), length
+
+
 def token_span(tokenizer: Tokenizer, text: str, start: int, end: int) -> Span:
     """Return the (start, stop) range of tokens that hold characters `start` to `end` of `text`, and nothing else.
 

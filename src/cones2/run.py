@@ -1,7 +1,6 @@
 """One run of a denoiser under subjects and a layout: what each of its calls reads, and what its layers add."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -11,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cones2.denoisers import JointSequence, Text, joint_blocks, unwrapped
+from cones2.denoisers import DenoiserCall, JointSequence, Text, TextEdit, joint_blocks, unwrapped
 from cones2.errors import LayoutError, ModelError, SettingsError, check_fields
 from cones2.families import Arguments, Family
 from cones2.guidance import (
@@ -64,41 +63,6 @@ class LayoutSettings:
         check_fields(self, "layout settings")
 
 
-class TimedAddition(NamedTuple):
-    """A vector for each token of the prompt, added in a part of the way from pure noise, 0, to the picture, 1."""
-
-    during: tuple[float, float]
-    vector: Float[Tensor, "tokens dim"]
-
-
-class TextEdit(NamedTuple):
-    """What is done to the text of each call: additions some of the time, and negative texts by subject.
-
-    Unconditional rows see a subject's negative text from that subject's region alone; conditional rows never see it.
-    """
-
-    additions: tuple[TimedAddition, ...]
-    negatives: Mapping[str, Float[Tensor, "_ dim"]]
-
-    def apply(
-        self, text: Text, time: Float[Tensor, "rows"], rows: slice | list[int]
-    ) -> Float[Tensor, "rows all_tokens dim"] | list[Tensor]:
-        """Return the text to read, with Eq. 6 in a part of the steps; the caller's stays as it is."""
-        if isinstance(text, list):
-            read = set(range(len(text))[rows] if isinstance(rows, slice) else rows)
-            return [
-                self.apply(each[None], time[row : row + 1], slice(0, 1))[0] if row in read else each
-                for row, each in enumerate(text)
-            ]
-        text = text.clone()
-        for (start, end), vector in self.additions:
-            position = 1 - time[rows]
-            acts = (position >= start) & (position < end if end < 1 else True)
-            text[rows] += acts[:, None, None].to(text) * vector.to(text)
-        extra = [tokens.to(text).expand(len(text), -1, -1) for tokens in self.negatives.values()]
-        return torch.cat([text, *extra], dim=1)
-
-
 class _Mask(NamedTuple):
     """The part of a layer's bias that all steps share."""
 
@@ -120,6 +84,7 @@ class _Call:
     is_measured: bool = False
     text: Float[Tensor, "tokens dim"] | None = None  # of one row
     layer: int = -1  # of a joint transformer: the one that asked last
+    negatives: int | None = None  # where negative texts begin in its sequence; None where no row reads them
 
 
 class Run:
@@ -157,6 +122,7 @@ class Run:
         self._timesteps: Tensor | None = None
         self._calls = self._total = self._guided = 0
         self._call = _Call()
+        self._behind: tuple[Tensor, Tensor] | None = None
         self._masks: dict[tuple[object, ...], _Mask] = {}
         self._laid_out: dict[tuple[object, ...], dict[int, tuple[Tensor, Tensor]]] = {}
         for name, region in (cover(self.layout, 1, 1) if self.layout else {}).items():
@@ -194,27 +160,70 @@ class Run:
         call = self.family.read_call(denoiser, train_steps, args, kwargs)
         rows = self._conditional_rows(call.text)
         count, tokens, one = len(call.text), len(self.inputs["prompt_embeds"][0]), call.text[0]
-        self.sequence, shape = call.sequence, (call.grids[0], call.sequence, count, tokens, str(rows))
-        self._call = _Call(rows=rows, count=count, tokens=tokens, grids=call.grids, shape=shape, text=one)
-        if rows is None:
-            return args, kwargs
+        self.sequence, place = self._with_negatives(call, rows)
+        shape = call.grids[0], self.sequence, count, tokens, str(rows), place
+        self._call = _Call(
+            rows=rows, count=count, tokens=tokens, grids=call.grids, shape=shape, text=one, negatives=place
+        )
+        if rows is not None:
+            args, kwargs = self._begin_conditional(call, rows, args, kwargs)
+        if place is not None and self.text and self.family.with_texts:
+            kwargs = self.family.with_texts(tuple(self.text.negatives.values()), kwargs)
+        return args, kwargs
+
+    def _begin_conditional(
+        self, call: DenoiserCall, rows: slice | list[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Arguments:
         step, guided = self._count_step(is_repeated=call.is_repeated)
         if self.layout and step < guided:
             strength = self.settings.layout_scale * self.preset.strength(NoiseLevel(call.time[rows], step, guided))
-            self._call.strength = strength.to(one.device, non_blocking=True)
+            self._call.strength = strength.to(call.text[0].device, non_blocking=True)
         self._call.is_measured = self.meter is not None and self.meter.begin_call()
         if self.text is None:
             return args, kwargs
-        return self.family.with_text(self.text.apply(call.text, call.time, rows), args, kwargs)
+        text = self.text.apply(call.text, call.time, rows)
+        if isinstance(text, Tensor) and not call.sequence:
+            extra = [each.tokens.to(text).expand(len(text), -1, -1) for each in self.text.negatives.values()]
+            text = torch.cat([text, *extra], dim=1)
+        return self.family.with_text(text, args, kwargs)
+
+    def _with_negatives(
+        self, call: DenoiserCall, rows: slice | list[int] | None
+    ) -> tuple[JointSequence | None, int | None]:
+        """Return the sequence of a joint transformer with subjects' negative texts, and where these begin.
+
+        They stand behind the call's own text, or behind all, and only in calls with a row that reads no prompt.
+        """
+        sequence, count = call.sequence, len(call.text)
+        reading = [] if rows is None else range(count)[rows] if isinstance(rows, slice) else rows
+        if sequence is None or not (self.text and self.text.negatives) or len(reading) == count:
+            return sequence, None
+        place = sequence.text + len(call.text[0]) if self.family.with_texts else sequence.length
+        return sequence.lengthened(place, sum(each.size for each in self.text.negatives.values())), place
+
+    def behind(self) -> tuple[Tensor, Tensor] | None:
+        """Return what joint blocks read behind the whole sequence, and its phases, where arguments take no more text.
+
+        Made within the first call, since the denoiser's weights may be on their device then alone.
+        """
+        read = self.family.block_text
+        if read is None or self._call.negatives is None or self.text is None:
+            return None
+        if self._behind is None:
+            denoiser = unwrapped(getattr(self.pipeline, self.family.denoiser))
+            found = [read(denoiser, each) for each in self.text.negatives.values()]
+            self._behind = torch.cat([states for states, _ in found]), torch.cat([phases for _, phases in found])
+        return self._behind
 
     def bias(self, query: Query, key: Key) -> Bias | None:
         """Return η(t)·M for a layer's conditional rows, and 0 for the others; None where nothing is added."""
         call = self._call
-        if call.rows is None or len(query) != call.count:
+        if len(query) != call.count or (call.rows is None and call.negatives is None):
             return None
         if self.sequence:
             call.layer += 1
             return self._joint_bias(query, key, call, self.sequence)
+        assert call.rows is not None
         if call.is_measured and self.meter:
             self.meter.look(query[call.rows], key[call.rows, :, : call.tokens], self._grid(query.shape[2]))
         if call.strength is None and not (self.text and self.text.negatives):
@@ -256,16 +265,21 @@ class Run:
         """Place η(t)·M where image rows read text columns; std over these alone."""
         image = slice(sequence.image, sequence.image + math.prod(call.grids[0]))
         text = slice(sequence.text, sequence.text + call.tokens)
-        queries, keys = query[call.rows, :, image], key[call.rows, :, text]
-        if call.is_measured and self.meter:
-            self.meter.look(queries, keys, call.grids[0])
-        blocks = self.settings.layout_blocks
-        if call.strength is None or (blocks is not None and sequence.blocks[call.layer] not in blocks):
+        added: Tensor | float | None = None if call.negatives is None else 0.0
+        if call.rows is not None:
+            queries, keys = query[call.rows, :, image], key[call.rows, :, text]
+            if call.is_measured and self.meter:
+                self.meter.look(queries, keys, call.grids[0])
+            blocks = self.settings.layout_blocks
+            if call.strength is not None and (blocks is None or sequence.blocks[call.layer] in blocks):
+                mask = self._mask(query, key.shape[2])
+                added = layout_bias(queries, keys, mask.gain, mask.floor, call.strength).to(query.dtype)
+        if added is None:
             return None
         mask = self._mask(query, key.shape[2])
         whole = mask.whole.clone() if torch.is_grad_enabled() else mask.whole
-        added = layout_bias(queries, keys, mask.gain, mask.floor, call.strength)
-        whole[call.rows, :, image, text] = added.to(whole.dtype)
+        if call.rows is not None:
+            whole[call.rows, :, image, text] = added
         return whole[..., : key.shape[2]]
 
     def _conditional_rows(self, text: Text) -> slice | list[int] | None:
@@ -337,6 +351,11 @@ class Run:
         if length > call.tokens and not self.sequence:
             whole[..., call.tokens : length] = (~self._visible(grid)).float() * floor
             whole[call.rows, ..., call.tokens : length] = floor
+        if call.negatives is not None and self.text and self.sequence:
+            from cones2.negatives import hide  # drawing does without
+
+            counts = [each.size for each in self.text.negatives.values()]
+            hide(whole, self._visible(grid), self.sequence.image, call.negatives, counts, call.rows, floor)
         return _Mask(gain.to(query.device), (blocked.float() * floor).to(query.device), whole.to(query))
 
     def _weigh(self, grid: tuple[int, int]) -> TokenWeights:
@@ -367,8 +386,8 @@ class Run:
         """Tell which tokens of negative texts an unconditional row sees from each cell."""
         negatives = self.text.negatives if self.text else {}
         columns = [
-            torch.from_numpy(own_cells(self.regions, *grid)[name]).reshape(-1, 1).expand(-1, len(tokens))
-            for name, tokens in negatives.items()
+            torch.from_numpy(own_cells(self.regions, *grid)[name]).reshape(-1, 1).expand(-1, each.size)
+            for name, each in negatives.items()
         ]
         return torch.cat([torch.zeros(math.prod(grid), 0, dtype=torch.bool, device="cpu"), *columns], dim=1)
 
