@@ -12,8 +12,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
+from cones2.studio import database as database_module
 from cones2.studio import journal as journal_module
-from cones2.studio.journal import MOST_ATTEMPTS, QUEUED_PER_CLIENT, Event, Journal, NewJob
+from cones2.studio.album import Album
+from cones2.studio.database import Event
+from cones2.studio.journal import MOST_ATTEMPTS, QUEUED_PER_CLIENT, Journal, NewJob
 from cones2.studio.problems import KeyReusedError, NameTakenError, QueueFullError
 from cones2.studio.turns import fair_order
 
@@ -94,7 +97,7 @@ class Model(RuleBasedStateMachine):
     @rule(job=jobs, index=st.integers(0, 2))
     def draw(self, job: str, index: int) -> None:
         drawn = picture(job, index)
-        added = self.journal.add_picture(drawn, {"seeds": [index]})
+        added = Album(self.journal).add(drawn, {"seeds": [index]})
         assert added == (self.states[job] == "running" and drawn["id"] not in self.pictures)
         if added:
             self.pictures.append(drawn["id"])
@@ -119,7 +122,7 @@ class Model(RuleBasedStateMachine):
         if not hasattr(self, "journal"):
             return
         assert {row["id"]: row["state"] for row in self.journal.jobs(limit=10_000)} == self.states
-        assert [row["id"] for row in reversed(self.journal.pictures(limit=10_000))] == self.pictures
+        assert [row["id"] for row in reversed(Album(self.journal).pictures(limit=10_000))] == self.pictures
         numbers = [event.number for event in self.heard]
         assert numbers == sorted(set(numbers))
         newest = {event[1:]: event for event in self.heard}
@@ -176,7 +179,7 @@ def test_a_clock_that_jumps_changes_no_order(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_locked_journal_is_an_error_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "_WAIT", 0.1)
+    monkeypatch.setattr(database_module, "_WAIT", 0.1)
     journal = Journal(tmp_path / "journal")
     journal.add(new_job(1))
     other = sqlite3.connect(tmp_path / "journal", isolation_level=None)
@@ -241,7 +244,7 @@ def test_the_newest_of_each_job_and_picture_is_told_again_however_many_there_wer
     journal = Journal(tmp_path / "journal.sqlite3")
     journal.add(new_job(1))
     journal.claim()
-    journal.add_picture(picture("job1", 0), {})
+    Album(journal).add(picture("job1", 0), {})
     for _ in range(3):
         journal.requeue(is_counted=False)
         journal.claim()

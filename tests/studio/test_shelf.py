@@ -35,7 +35,7 @@ def test_who_delete_a_subject_at_once_put_it_into_the_bin_once(studio: Studio) -
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(delete, range(8))) == 1
-    assert [row["name"] for row in studio.journal.in_bin()] == ["max"]
+    assert [row["name"] for row in studio.album.in_bin()] == ["max"]
     assert len(list((studio.folder / "bin").iterdir())) == 1
 
 
@@ -48,7 +48,7 @@ def test_what_a_killed_server_left_of_the_bin_is_tidied(studio: Studio) -> None:
     studio.shelf.add("moritz", OTHER)  # another one: both are kept
     (studio.folder / "bin" / "0123456789abcdef.safetensors").write_bytes(CONTENT)  # killed before its row
     studio.shelf.tidy_bin()
-    assert [row["name"] for row in studio.journal.in_bin()] == ["moritz"]
+    assert [row["name"] for row in studio.album.in_bin()] == ["moritz"]
     assert [path.read_bytes() for path in (studio.folder / "bin").iterdir()] == [CONTENT]
 
 

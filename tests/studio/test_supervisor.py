@@ -23,14 +23,14 @@ def studio(tmp_path: Path) -> Iterator[Studio]:
     """A studio whose worker is a process that says what it is told."""
     found = Studio(tmp_path / "data", tmp_path / "library", MODEL)
     with subprocess.Popen([sys.executable, "-c", ECHO], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        found.supervisor._worker = process
+        found.supervisor.worker.process = process
         yield found
         found.stop()
 
 
 def told(studio: Studio, count: int) -> list[str]:
     """Return what the worker was told to do, in its order."""
-    process = studio.supervisor._worker
+    process = studio.supervisor.worker.process
     assert process is not None
     assert process.stdout is not None
     return [json.loads(process.stdout.readline())["do"] for _ in range(count)]
@@ -64,12 +64,12 @@ def test_what_was_wished_of_an_attempt_is_told_to_the_next(studio: Studio) -> No
 
 
 def test_a_worker_whose_pipe_is_closed_is_not_there(studio: Studio) -> None:
-    process = studio.supervisor._worker
+    process = studio.supervisor.worker.process
     assert process is not None
     assert process.stdin is not None
     process.stdin.close()
     with pytest.raises(OSError, match="has just ended"):
-        studio.supervisor._send({"do": "ask"})
+        studio.supervisor.worker.send({"do": "ask"})
 
 
 def test_the_files_of_a_learning_stay_until_its_row_says_that_it_is_done(

@@ -16,6 +16,7 @@ from cones2.examples import EXAMPLES, Example
 from cones2.files import create_atomically, make_folder, read_bounded, write_atomically
 from cones2.library import Library, check_name
 from cones2.residual import MAX_FILE_BYTES, describe_file
+from cones2.studio.album import Album
 from cones2.studio.journal import Journal
 from cones2.studio.problems import NotReadyError
 from cones2.studio.supervisor import Supervisor
@@ -30,9 +31,9 @@ class Shelf:
     What a file says is read once, and read again when it changes.
     """
 
-    def __init__(self, folder: Path, library: Path, journal: Journal, supervisor: Supervisor) -> None:
+    def __init__(self, folder: Path, library: Path, album: Album, supervisor: Supervisor) -> None:
         self.library = Library(library)
-        self._folder, self._journal, self._supervisor = folder, journal, supervisor
+        self._folder, self._album, self._supervisor = folder, album, supervisor
         self._read: dict[Path, tuple[object, dict[str, Any]]] = {}
         self._fits: dict[str, bool] = {}
         self._thumbs: dict[str, bytes] = {}
@@ -124,28 +125,28 @@ class Shelf:
             binned = secrets.token_hex(8)
             content = read_bounded(path, limit=MAX_FILE_BYTES, error=ResidualError)
             write_atomically(self._folder / "bin" / f"{binned}.safetensors", content)
-            self._journal.put_into_bin(binned, name, self._facts(path)["class_word"])
+            self._album.put_into_bin(binned, name, self._facts(path)["class_word"])
             self.library.remove(name)
 
     def restore(self, binned: str) -> dict[str, Any]:
         """Take a subject out of the bin; LibraryError where its name is taken, or it is not there."""
         with self._binning:
-            rows = self._journal.in_bin(binned)
+            rows = self._album.in_bin(binned)
             if not rows:
                 raise LibraryError("the bin has no such subject.")
             path = self._folder / "bin" / f"{binned}.safetensors"
             found = self.add(rows[0]["name"], read_bounded(path, limit=MAX_FILE_BYTES, error=ResidualError))
-            self._journal.out_of_bin(binned)
+            self._album.out_of_bin(binned)
             path.unlink(missing_ok=True)
             return found
 
     def tidy_bin(self) -> None:
         """End what a killed server had begun: the bin has nothing that the library has, and no file without a row."""
         for path in (self._folder / "bin").glob("*.safetensors"):
-            rows = self._journal.in_bin(path.stem)
+            rows = self._album.in_bin(path.stem)
             kept = self.library.folder / f"{rows[0]['name']}.safetensors" if rows else path
             if kept.is_file() and kept.read_bytes() == path.read_bytes():
-                self._journal.out_of_bin(path.stem)
+                self._album.out_of_bin(path.stem)
                 path.unlink(missing_ok=True)
 
     def _stored(self, sha256: str) -> Path:

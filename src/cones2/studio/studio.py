@@ -20,8 +20,10 @@ from fastapi import Depends, Request
 
 from cones2.errors import OutputError
 from cones2.files import locked, make_folder, read_bounded, write_atomically
+from cones2.studio.album import Album
+from cones2.studio.database import Row
 from cones2.studio.events import Broker
-from cones2.studio.journal import Journal, Row
+from cones2.studio.journal import Journal
 from cones2.studio.problems import DiskFullError
 from cones2.studio.schema import FINAL
 from cones2.studio.shelf import Shelf
@@ -50,8 +52,10 @@ class Studio:
         self._held.enter_context(locked(folder / "lock", wait=False))
         self.token = token or self._token()
         self.journal, self.broker = Journal(folder / "journal.sqlite3"), Broker()
+        self.album = Album(self.journal)
         self.supervisor = Supervisor(
             self.journal,
+            self.album,
             self.broker,
             folder=folder,
             library=library,
@@ -59,7 +63,7 @@ class Studio:
             brief=self._brief,
             show=show_picture,
         )
-        self.shelf = Shelf(folder, library, self.journal, self.supervisor)
+        self.shelf = Shelf(folder, library, self.album, self.supervisor)
 
     def start(self) -> None:
         """Clear what a killed server left, and begin."""
@@ -109,7 +113,7 @@ class Studio:
             return {"file": str(self.shelf.stored(row["request"]["sha256"]))}
         if row["kind"] == "learn":
             return {}
-        done = [int(each.rpartition("-")[2]) for each in self.journal.pictures_of([row["id"]])[row["id"]]]
+        done = [int(each.rpartition("-")[2]) for each in self.album.of_jobs([row["id"]])[row["id"]]]
         subjects = {
             each["name"]: {**each, "file": str(self.shelf.stored(each["sha256"])) if each["sha256"] else None}
             for each in row["request"]["subjects"]
@@ -119,7 +123,7 @@ class Studio:
     def _sweep(self) -> None:
         """Delete files that no row knows, and never will: what was written when a server or worker was killed."""
         known, active = (
-            self.journal.picture_ids(),
+            self.album.ids(),
             {row["id"] for row in self.journal.jobs(states=("queued", "running"))},
         )
         for path in self._files():
