@@ -251,3 +251,24 @@ def test_the_newest_of_each_job_and_picture_is_told_again_however_many_there_wer
     assert [(event.number, event.kind) for event in journal.events_after(0)] == [(3, "result"), (9, "state")]
     assert [event.number for event in journal.events_after(0, limit=1)] == [9]
     assert journal.events_after(9) == []
+
+
+def test_a_file_of_an_earlier_version_is_brought_up_to_this_one(tmp_path: Path) -> None:
+    new = sqlite3.connect(tmp_path / "new")
+    new.executescript(database_module._TABLES)
+    old = sqlite3.connect(tmp_path / "old")
+    before = "likenesses TEXT NOT NULL DEFAULT '[]', kept INTEGER,"
+    assert before in database_module._TABLES
+    old.executescript(f"{database_module._TABLES.replace(before, '')}PRAGMA user_version=1;")
+    old.close()
+    journal = Journal(tmp_path / "old")
+    journal.add(new_job(1))
+    row = journal.job("job1")
+    assert row is not None
+    assert (row["likenesses"], row["kept"]) == ([], None)
+    columns = [
+        set(each.execute("SELECT name FROM pragma_table_info('jobs')"))
+        for each in (new, sqlite3.connect(tmp_path / "old"))
+    ]
+    assert columns[0] == columns[1]
+    new.close()

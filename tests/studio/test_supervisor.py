@@ -94,6 +94,25 @@ def test_the_files_of_a_learning_stay_until_its_row_says_that_it_is_done(
     assert not folder.exists()
 
 
+def test_the_curves_and_the_step_that_was_kept_are_shown_and_stay(studio: Studio) -> None:
+    add(studio)
+    row = studio.journal.claim()
+    assert row is not None
+    studio.supervisor.running = Running(row, row["request"])
+    for step, likeness in ((1, None), (2, 0.5), (3, 0.25)):
+        measured = {} if likeness is None else {"likeness": likeness}
+        message = {"is": "step", "job": "job", "step": step, "steps": 3, "loss": 1 / step, **measured}
+        studio.supervisor._take(message)
+    studio.supervisor._take({"is": "learned", "job": "job", "sha256": "0" * 64, "kept": 2})
+    studio.supervisor._take({"is": "ended", "job": "job", "state": "succeeded"})
+    ended = studio.journal.job("job")
+    assert ended is not None
+    (view,) = studio.supervisor.views([ended])
+    assert view["losses"] == [[1, 1.0], [2, 0.5], [3, 0.333333]]
+    assert view["likenesses"] == [[2, 0.5], [3, 0.25]]
+    assert (view["step"], view["kept"]) == (3, 2)
+
+
 def test_a_model_that_was_open_before_is_tried_again(studio: Studio) -> None:
     studio.supervisor.info = {"name": "mini"}
     studio.supervisor._take({"is": "unusable", "text": "CUDA out of memory"})

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _WAIT = 5.0  # seconds for a database that another program has locked
-_VERSION = 1
+_VERSION = 2
 _log = logging.getLogger(__name__)
 _TABLES = """
 CREATE TABLE jobs (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, client TEXT NOT NULL,
   kind TEXT NOT NULL, state TEXT NOT NULL, key TEXT, body_hash TEXT, request TEXT NOT NULL, steps INTEGER NOT NULL,
   step INTEGER NOT NULL DEFAULT 0, attempt INTEGER NOT NULL DEFAULT 1, turn INTEGER NOT NULL DEFAULT 0,
   wish TEXT NOT NULL DEFAULT '', created TEXT NOT NULL, started TEXT, finished TEXT, subject TEXT,
-  losses TEXT NOT NULL DEFAULT '[]', warnings TEXT NOT NULL DEFAULT '[]', error TEXT);
+  losses TEXT NOT NULL DEFAULT '[]', likenesses TEXT NOT NULL DEFAULT '[]', kept INTEGER,
+  warnings TEXT NOT NULL DEFAULT '[]', error TEXT);
 CREATE UNIQUE INDEX jobs_key ON jobs (client, key) WHERE key IS NOT NULL;
 CREATE INDEX jobs_state ON jobs (state);
 CREATE INDEX jobs_turn ON jobs (client, turn);
@@ -34,6 +35,10 @@ CREATE TABLE picture_subjects (picture INTEGER NOT NULL, name TEXT NOT NULL, PRI
 CREATE TABLE bin (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, name TEXT NOT NULL,
   class_word TEXT, deleted TEXT NOT NULL);
 CREATE TABLE events (number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, job TEXT NOT NULL, picture TEXT);
+"""
+_SINCE_1 = """
+ALTER TABLE jobs ADD COLUMN likenesses TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE jobs ADD COLUMN kept INTEGER;
 """
 
 Row = dict[str, Any]
@@ -65,9 +70,10 @@ class Database:
         self._path, self._lock, self._readers = path, threading.RLock(), threading.local()
         self._writer = self._connect()
         with self._lock:
-            if self._writer.execute("PRAGMA user_version").fetchone()[0] == 0:
-                script = f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version={_VERSION};COMMIT;"
-                self._writer.executescript(script)
+            version = self._writer.execute("PRAGMA user_version").fetchone()[0]
+            if version < _VERSION:
+                script = _SINCE_1 if version else _TABLES
+                self._writer.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version={_VERSION};COMMIT;")
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=_WAIT, isolation_level=None, check_same_thread=False)
@@ -121,7 +127,7 @@ def marks(count: int) -> str:
 def as_row(row: sqlite3.Row) -> Row:
     """Return a row as a dict, its JSON columns read."""
     found = dict(row)
-    for name in ("request", "losses", "warnings", "error", "data"):
+    for name in ("request", "losses", "likenesses", "warnings", "error", "data"):
         if isinstance(found.get(name), str):
             found[name] = json.loads(found[name])
     return found

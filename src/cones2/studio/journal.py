@@ -102,11 +102,21 @@ class Journal(Database):
             events.append(enter_event(database, "state", job))
             return True
 
-    def progress(self, job: str, *, step: int, losses: Sequence[Any], warnings: Sequence[str]) -> None:
-        """Keep how far a running job is, so that its curve survives a restart; nobody hears of it."""
+    def progress(
+        self,
+        job: str,
+        *,
+        step: int,
+        losses: Sequence[Any],
+        likenesses: Sequence[Any] = (),
+        kept: int | None = None,
+        warnings: Sequence[str] = (),
+    ) -> None:
+        """Keep how far a running job is, so that its curves survive a restart; nobody hears of it."""
         with self.change() as (database, _):
-            values = (step, json.dumps(losses), json.dumps(warnings), job)
-            database.execute("UPDATE jobs SET step = ?, losses = ?, warnings = ? WHERE id = ?", values)
+            lists = (json.dumps(each) for each in (losses, likenesses, warnings))
+            columns = "step = ?, losses = ?, likenesses = ?, warnings = ?, kept = ?"
+            database.execute(f"UPDATE jobs SET {columns} WHERE id = ?", (step, *lists, kept, job))
 
     def wish(self, job: str, wish: str) -> Row | None:
         """Note that a job is to `cancel` or to `finish`: one that waits is cancelled at once, one that ended stays.

@@ -132,7 +132,7 @@ def cancel_job(job: str, studio: InStudio, client: Client) -> schema.Job:
 
 @router.post("/v1/jobs/{job}/finish")
 def finish_job(job: str, studio: InStudio, client: Client) -> schema.Job:
-    """Let a learning end now, and keep what it has."""
+    """Let a learning end now, and keep the step whose picture was most like; without a measure, the last one."""
     if _own(studio, job, client)["kind"] != "learn":
         raise InvalidError("job", "only learning can be finished early: cancel this job instead.")
     return _answer(studio, studio.supervisor.wish(job, "finish") or _job(studio, job), client)

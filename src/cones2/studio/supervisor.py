@@ -50,11 +50,13 @@ class Running:
         self.id, self.kind, self.client, self.request = row["id"], row["kind"], row["client"], request
         self.step, self.steps = int(row["step"]) if row["kind"] == "learn" else 0, int(row["steps"])
         self.losses: list[tuple[int, float]] = [(step, loss) for step, loss in row["losses"]]
+        self.likenesses: list[tuple[int, float]] = [(step, likeness) for step, likeness in row["likenesses"]]
+        self.kept: int | None = row["kept"]
         self.warnings: list[str] = list(row["warnings"])
         self.stop_at: float | None = None
         self.kept_at = self.stepped_at = time.monotonic()
 
-    def take_step(self, step: int, steps: int, loss: float | None) -> float:
+    def take_step(self, step: int, steps: int, *, loss: float | None = None, likeness: float | None = None) -> float:
         """Note a step, and return the seconds that it took."""
         taken, self.stepped_at = time.monotonic() - self.stepped_at, time.monotonic()
         self.step, self.steps = step, steps
@@ -62,6 +64,8 @@ class Running:
             self.losses = [each for each in self.losses if each[0] < step] + [(step, round(loss, 6))]
             if len(self.losses) > _MOST_LOSSES:
                 self.losses = self.losses[:-1:2] + self.losses[-1:]
+        if likeness is not None:
+            self.likenesses = [each for each in self.likenesses if each[0] < step] + [(step, round(likeness, 4))]
         return taken
 
 
@@ -180,6 +184,8 @@ class Supervisor:
             "mine": False,
             "results": results,
             "losses": live.losses if live and not ended else row["losses"],
+            "likenesses": live.likenesses if live and not ended else row["likenesses"],
+            "kept": row["kept"],
             "preview": f"/v1/jobs/{row['id']}/preview?n={preview.number}" if preview else None,
             "warnings": live.warnings if live and not ended else row["warnings"],
         }
@@ -302,6 +308,7 @@ class Supervisor:
             facts = {"job": running.id, "prompt": request["prompt"], "layout": request["layout"], "subjects": names}
             self._album.add(message | facts, {**request, "seeds": [message["seed"]]})
         elif kind == "learned":
+            running.kept = message["kept"]
             self.tell_subjects()
         elif kind == "ended":
             self._keep_progress(running)
@@ -311,17 +318,18 @@ class Supervisor:
                 shutil.rmtree(self._folder / "learning" / running.id, ignore_errors=True)
 
     def _take_step(self, message: dict[str, Any], running: Running) -> None:
-        taken = running.take_step(message["step"], message["steps"], message.get("loss"))
+        measured = {name: message[name] for name in ("loss", "likeness") if name in message}
+        taken = running.take_step(message["step"], message["steps"], **measured)
         self.speeds[running.kind] += 0.2 * (min(taken, 60.0) - self.speeds[running.kind])
         data = {"job": running.id, "step": running.step, "steps": running.steps, "eta_s": round(self.seconds_left(), 1)}
-        data |= {"loss": message["loss"]} if "loss" in message else {}
-        self._broker.publish(change("progress", data, job=running.id), running.id)
+        self._broker.publish(change("progress", data | measured, job=running.id), running.id)
         if time.monotonic() - running.kept_at > _KEEP_PROGRESS and running.kind == "learn":
             self._keep_progress(running)
 
     def _keep_progress(self, running: Running) -> None:
         running.kept_at = time.monotonic()
-        self._journal.progress(running.id, step=running.step, losses=running.losses, warnings=running.warnings)
+        found = {name: getattr(running, name) for name in ("step", "losses", "likenesses", "kept", "warnings")}
+        self._journal.progress(running.id, **found)
 
     def _watch(self) -> None:
         """Kill a worker that does not stop in time, or that is not heard of."""
