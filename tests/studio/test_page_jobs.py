@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from studio.page_bench import Screen, ask, picture_of
+from studio.page_bench import Screen, ask, picture_of, violations
 from studio_server import Served
 
 pytestmark = pytest.mark.slow
@@ -270,3 +270,29 @@ def test_the_gallery_is_walked_chosen_compared_and_emptied_by_keys(ready: Screen
     assert page.evaluate(
         "document.activeElement.getAttribute('aria-posinset') === document.activeElement.getAttribute('aria-setsize')"
     )
+
+
+def test_what_was_deleted_comes_back_from_the_bin_or_goes_for_good(ready: Screen) -> None:
+    screen, page = ready, ready.page
+    screen.join("rex")
+    screen.steps(1)
+    screen.set("#count", 2)
+    made = screen.wait_for(screen.make())["results"]
+    for picture in made:
+        page.locator(f".picture[data-id='{picture}']").focus()
+        page.keyboard.press("Delete")
+        page.wait_for_selector(f".picture[data-id='{picture}']", state="detached")
+    page.click("#bin-open")
+    page.wait_for_selector(f"#bin-list li:has(img[src*='{made[1]}'])")
+    assert violations(screen) == []
+    page.click(f"#bin-list li:has(img[src*='{made[1]}']) button")
+    page.wait_for_selector(f"#bin-list li:has(img[src*='{made[1]}'])", state="detached")
+    page.wait_for_selector(f".picture[data-id='{made[1]}']", state="attached")
+    page.click("#bin-clear")
+    assert ask(screen.server, f"/v1/pictures/{made[0]}")["deleted"]  # the first press asks
+    page.click("#bin-clear:text-is('Delete all of it for good')")
+    page.wait_for_selector("#bin-empty:not([hidden])")
+    assert page.is_disabled("#bin-clear")
+    with screen.server.client() as client:
+        assert client.get(f"/v1/pictures/{made[0]}").status_code == 404
+    assert made[1] in {picture["id"] for picture in pictures(screen.server)}

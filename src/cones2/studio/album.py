@@ -1,10 +1,13 @@
 """The album: pictures and deleted subjects, in the studio's SQLite file.
 
-A picture's file is on the disk before the row that names it, so a row without its file can't be.
+A picture's file is on the disk before the row that names it, and goes after it, so a row without its file can't be;
+files without a row are deleted when the server starts.
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cones2.studio.database import Database, Row, enter_event, marks, now
@@ -48,7 +51,7 @@ class Album:
     ) -> list[Row]:
         """Return pictures, the newest first, of numbers below `before`."""
         named = "number IN (SELECT picture FROM picture_subjects WHERE name = ?)"
-        given = {"deleted = ?": deleted, "number < ?": before, "starred = ?": starred, named: subject}
+        given = {"(deleted > 0) = ?": deleted, "number < ?": before, "starred = ?": starred, named: subject}
         asked = {condition: value for condition, value in given.items() if value is not None}
         where = f"{' AND '.join(asked)} ORDER BY number DESC LIMIT ?"
         return self._database.read(f"SELECT * FROM pictures WHERE {where}", (*asked.values(), limit))
@@ -71,11 +74,38 @@ class Album:
         return {row["id"] for row in self._database.read("SELECT id FROM pictures")}
 
     def change(self, picture: str, **changes: Any) -> Row | None:
-        """Set `starred`, `note` or `deleted` of a picture, and return its row; None where there is none."""
+        """Set `starred`, `note` or `deleted` of a picture, and return its row; None where there is none.
+
+        What was deleted before stays deleted since then.
+        """
+        if changes.get("deleted"):
+            changes["deleted"] = int(time.time())
         with self._database.change() as (database, _):
             for name, value in changes.items():
-                database.execute(f"UPDATE pictures SET {name} = ? WHERE id = ?", (value, picture))
+                unless = " AND deleted = 0" if name == "deleted" and value else ""
+                database.execute(f"UPDATE pictures SET {name} = ? WHERE id = ?{unless}", (value, picture))
         return self.picture(picture)
+
+    def forget_deleted(self, older_than: timedelta | None = None) -> list[str]:
+        """Forget the pictures that are in the bin, or that long, and return their ids; their files are to go next.
+
+        What is starred stays, and what an unfinished job drew: without its row it would be drawn again.
+        """
+        most = 2**62 if older_than is None else int(time.time() - older_than.total_seconds())
+        unfinished = "SELECT id FROM jobs WHERE state IN ('queued', 'running')"
+        where = f"deleted BETWEEN 1 AND ? AND starred = 0 AND job NOT IN ({unfinished})"
+        with self._database.change() as (database, _):
+            gone = database.execute(f"DELETE FROM pictures WHERE {where} RETURNING number, id", (most,)).fetchall()
+            database.executemany("DELETE FROM picture_subjects WHERE picture = ?", [(row["number"],) for row in gone])
+            database.executemany("DELETE FROM events WHERE picture = ?", [(row["id"],) for row in gone])
+        return [row["id"] for row in gone]
+
+    def hashes(self) -> set[str]:
+        """Return the hashes of all residuals that pictures and jobs were asked with."""
+        each = "json_extract(value, '$.sha256') AS sha256"
+        queries = [f"SELECT {each} FROM {table}, json_each(request, '$.subjects')" for table in ("pictures", "jobs")]
+        query = " UNION ".join([*queries, "SELECT json_extract(request, '$.sha256') FROM jobs"])
+        return {row["sha256"] for row in self._database.read(query) if row["sha256"]}
 
     def put_into_bin(self, binned: str, name: str, class_word: str | None) -> None:
         """Enter a subject whose file is in the bin."""
@@ -88,6 +118,13 @@ class Album:
         return self._database.read(
             "SELECT * FROM bin WHERE id = COALESCE(?, id) ORDER BY number DESC LIMIT 1000", (binned,)
         )
+
+    def forget_binned(self, older_than: timedelta | None = None) -> list[str]:
+        """Forget the subjects that are in the bin, or that long, and return their ids; their files are to go next."""
+        limit = "9" if older_than is None else (datetime.now(UTC) - older_than).isoformat(timespec="milliseconds")
+        with self._database.change() as (database, _):
+            gone = database.execute("DELETE FROM bin WHERE deleted <= ? RETURNING id", (limit,)).fetchall()
+        return [row["id"] for row in gone]
 
     def out_of_bin(self, binned: str) -> None:
         """Take a subject out of the bin."""

@@ -18,6 +18,7 @@ _WAIT = 5.0  # seconds for a database that another program has locked
 _VERSION = 2
 _log = logging.getLogger(__name__)
 _TABLES = """
+-- pictures.deleted: when it was, in seconds since 1970; 0 where it was not
 CREATE TABLE jobs (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, client TEXT NOT NULL,
   kind TEXT NOT NULL, state TEXT NOT NULL, key TEXT, body_hash TEXT, request TEXT NOT NULL, steps INTEGER NOT NULL,
   step INTEGER NOT NULL DEFAULT 0, attempt INTEGER NOT NULL DEFAULT 1, turn INTEGER NOT NULL DEFAULT 0,
@@ -39,6 +40,7 @@ CREATE TABLE events (number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NUL
 _SINCE_1 = """
 ALTER TABLE jobs ADD COLUMN likenesses TEXT NOT NULL DEFAULT '[]';
 ALTER TABLE jobs ADD COLUMN kept INTEGER;
+UPDATE pictures SET deleted = CAST(strftime('%s', 'now') AS INTEGER) WHERE deleted = 1;
 """
 
 Row = dict[str, Any]
@@ -54,7 +56,7 @@ class Event(NamedTuple):
 
 
 def now() -> str:
-    """Return the time in ISO 8601, UTC; only ever shown, never compared but for the age of keys."""
+    """Return the time in ISO 8601, UTC; only ever shown, never compared but for the age of what is forgotten."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 

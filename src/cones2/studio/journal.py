@@ -18,7 +18,10 @@ QUEUED, QUEUED_PER_CLIENT = 64, 16
 """How many jobs may wait, of all and of one client."""
 MOST_ATTEMPTS = 3
 KEY_HOURS = 24
+LISTED = 200
+"""How many jobs are listed, beside all that wait or run."""
 _KEPT_EVENTS = 20_000
+_KEPT_JOBS = timedelta(days=2)  # longer than a key is known, and than the photos of a learning that failed are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +177,7 @@ class Journal(Database):
         """Return a job's row; None where there is none."""
         return next(iter(self.read("SELECT * FROM jobs WHERE id = ?", (job,))), None)
 
-    def jobs(self, *, states: Iterable[str] = (), kind: str | None = None, limit: int = 200) -> list[Row]:
+    def jobs(self, *, states: Iterable[str] = (), kind: str | None = None, limit: int = LISTED) -> list[Row]:
         """Return jobs, the newest first; those that wait or run are among them, however old."""
         states = tuple(states)
         where = f"state IN ({marks(len(states))})" if states else "1"
@@ -205,9 +208,17 @@ class Journal(Database):
         """Return the number of the last event."""
         return int(self.read("SELECT COALESCE(MAX(number), 0) AS number FROM events")[0]["number"])
 
-    def forget_old_events(self) -> None:
-        """Delete all but the newest events: whoever was away for longer gets the snapshot alone."""
+    def forget(self) -> None:
+        """Delete jobs that ended days ago, have no picture left and are listed no more, and what happened to them.
+
+        Of all events only the newest are kept: whoever was away for longer gets the snapshot alone.
+        """
+        limit = (datetime.now(UTC) - _KEPT_JOBS).isoformat(timespec="milliseconds")
+        listed = f"SELECT number FROM jobs ORDER BY number DESC LIMIT {LISTED}"
+        old = f"state IN ('succeeded', 'failed', 'cancelled') AND finished < ? AND number NOT IN ({listed})"
         with self.change() as (database, _):
+            database.execute(f"DELETE FROM jobs WHERE {old} AND id NOT IN (SELECT job FROM pictures)", (limit,))
+            database.execute("DELETE FROM events WHERE job NOT IN (SELECT id FROM jobs)")
             database.execute("DELETE FROM events WHERE number <= (SELECT MAX(number) FROM events) - ?", (_KEPT_EVENTS,))
 
 

@@ -238,26 +238,37 @@ def picture_attention(picture: str, name: str, studio: InStudio) -> FileResponse
     return _file(studio.folder / "pictures" / f"{row['id']}-{names.index(name)}.heat.png", "image/png")
 
 
+def _changed(studio: Studio, picture: str, **changes: Any) -> Row:
+    row = studio.album.change(picture, **changes)
+    if row is None:
+        raise NotFoundError("there is no such picture.")
+    return row
+
+
 @router.patch("/v1/pictures/{picture}")
 def change_picture(picture: str, changes: schema.PictureChange, studio: InStudio) -> schema.Picture:
     """Star it, or note something."""
-    _picture(studio, picture)
     given = {name: value for name, value in changes.model_dump(exclude_unset=True).items() if value is not None}
-    return schema.Picture(**show_picture(studio.album.change(picture, **given) or {}))
+    return schema.Picture(**show_picture(_changed(studio, picture, **given)))
 
 
 @router.delete("/v1/pictures/{picture}", status_code=204)
 def delete_picture(picture: str, studio: InStudio) -> None:
     """Put it into the bin."""
-    _picture(studio, picture)
-    studio.album.change(picture, deleted=1)
+    _changed(studio, picture, deleted=True)
 
 
 @router.post("/v1/pictures/{picture}/restore")
 def restore_picture(picture: str, studio: InStudio) -> schema.Picture:
     """Take it out of the bin."""
-    _picture(studio, picture)
-    return schema.Picture(**show_picture(studio.album.change(picture, deleted=0) or {}))
+    return schema.Picture(**show_picture(_changed(studio, picture, deleted=False)))
+
+
+@router.delete("/v1/bin")
+def empty_bin(studio: InStudio) -> schema.Emptied:
+    """Delete for good what is in the bin; starred pictures stay there."""
+    pictures, subjects = studio.empty_bin()
+    return schema.Emptied(pictures=pictures, subjects=subjects)
 
 
 def _queue_pictures(studio: Studio, client: str, asked: schema.Request, key: str | None) -> Row:

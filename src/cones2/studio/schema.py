@@ -224,6 +224,13 @@ class Bin(BaseModel):
     subjects: list[Binned]
 
 
+class Emptied(BaseModel):
+    """How many pictures and subjects went for good."""
+
+    pictures: int
+    subjects: int
+
+
 class Attention(BaseModel):
     """Where a picture's attention to a subject went.
 

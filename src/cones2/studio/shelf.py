@@ -2,10 +2,11 @@
 
 import contextlib
 import io
+import os
 import secrets
 import threading
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Shelf:
             raise ResidualError(found["problem"])
         content = read_bounded(found["path"], limit=MAX_FILE_BYTES, error=ResidualError)
         sha256 = str(describe_file(content, origin=name)["sha256"])  # of these bytes: the file may be another by now
-        create_atomically(self._stored(sha256), content)
+        keep_residual(self._stored(sha256), content)
         return sha256
 
     def stored(self, sha256: str) -> Path:
@@ -139,6 +140,35 @@ class Shelf:
             self._album.out_of_bin(binned)
             path.unlink(missing_ok=True)
             return found
+
+    def empty_bin(self, older_than: timedelta | None = None) -> tuple[int, set[str]]:
+        """Delete the subjects that are in the bin, or that long; return how many, and the hashes of their files.
+
+        The rows go first: a file without a row is deleted by the next start, a row without a file would be offered.
+        """
+        with self._binning:
+            paths = [self._folder / "bin" / f"{binned}.safetensors" for binned in self._album.forget_binned(older_than)]
+            hashes = _hashes_of(paths)
+            for path in paths:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+            return len(paths), hashes
+
+    def drop_unused(self, hashes: set[str], *, older_than: timedelta) -> None:
+        """Delete thumbnails that no subject has, and kept files that no picture or job has either.
+
+        They go at once where they are of these hashes, and else when they are old: what was read from a stranger's
+        picture may be in a draft, which no row knows.
+        """
+        own = _hashes_of((self._folder / "bin").iterdir())
+        own |= {self._of_library(name)["sha256"] for name in self.library.names()}
+        limit = datetime.now(UTC) - older_than
+        for folder, used in (("thumbs", own), ("residuals", own | self._album.hashes())):
+            for path in (self._folder / folder).iterdir():
+                with contextlib.suppress(OSError):
+                    is_old = datetime.fromtimestamp(path.stat().st_mtime, UTC) < limit
+                    if path.stem not in used and (is_old or path.stem in hashes):
+                        path.unlink()
 
     def tidy_bin(self) -> None:
         """End what a killed server had begun: the bin has nothing that the library has, and no file without a row."""
@@ -202,6 +232,22 @@ class Shelf:
         shown = {name: value for name, value in found.items() if name != "path"}
         thumb = f"/v1/subjects/{found['name']}/thumb" if has_thumb else None
         return {**shown, "fits": fits, "problem": problem, "thumb": thumb}
+
+
+def _hashes_of(paths: Iterable[Path]) -> set[str]:
+    """Return the hashes of residuals' files; those that can't be read have none."""
+    found = set()
+    for path in paths:
+        with contextlib.suppress(Cones2Error, OSError):
+            content = read_bounded(path, limit=MAX_FILE_BYTES, error=ResidualError)
+            found.add(str(describe_file(content, origin=path.name)["sha256"]))
+    return found
+
+
+def keep_residual(path: Path, content: bytes) -> None:
+    """Keep a residual under its hash; one that was kept before counts as new."""
+    if not create_atomically(path, content):
+        os.utime(path)
 
 
 def make_thumb(content: bytes) -> bytes:

@@ -31,6 +31,8 @@ from cones2.studio.supervisor import Supervisor
 
 LEAST_FREE = 64 * 2**20
 """Bytes that must be free on the disk before a job is taken."""
+KEPT_DAYS = 30
+"""How long what was deleted lies in the bin before it goes by itself."""
 _FOLDERS = ("pictures", "learning", "residuals", "thumbs", "bin")
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")
 _KEPT_PHOTOS = 24 * 3600  # seconds that photos of a learning that failed or was cancelled are kept for another try
@@ -72,13 +74,29 @@ class Studio:
         self.supervisor.start()
 
     def forget(self) -> None:
-        """Delete what is kept for a time alone: old events, and photos of learnings that ended a day ago."""
-        self.journal.forget_old_events()
+        """Delete what is kept for a time alone: old jobs, old photos of learnings, and what was deleted long ago."""
         limit = datetime.now(UTC) - timedelta(seconds=_KEPT_PHOTOS)
         for path in (self.folder / "learning").iterdir():
             row = self.journal.job(path.name)
             if row is not None and row["state"] in FINAL and datetime.fromisoformat(row["finished"]) < limit:
                 shutil.rmtree(path, ignore_errors=True)
+        self.empty_bin(timedelta(days=KEPT_DAYS))
+        self.journal.forget()
+
+    def empty_bin(self, older_than: timedelta | None = None) -> tuple[int, int]:
+        """Delete what is in the bin, or that long, for good; return how many pictures and subjects that were.
+
+        Rows go before their files: what a kill leaves is then a file that no row knows, which the next start deletes.
+        """
+        pictures = self.album.forget_deleted(older_than)
+        folder = self.folder / "pictures"
+        for picture in pictures:
+            for path in (folder / f"{picture}.png", folder / f"{picture}.webp", *folder.glob(f"{picture}-*.heat.png")):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+        subjects, hashes = self.shelf.empty_bin(older_than)
+        self.shelf.drop_unused(hashes, older_than=timedelta(days=KEPT_DAYS))
+        return len(pictures), subjects
 
     def stop(self) -> None:
         """End the worker and let the folder go; jobs go on with the next server."""

@@ -111,7 +111,7 @@ class Supervisor:
     def start(self) -> None:
         """Put jobs that were running when the last server died back into the queue, and begin."""
         self._journal.requeue()
-        self._journal.forget_old_events()
+        self._journal.forget()
         self._thread.start()
 
     def stop(self) -> None:
