@@ -1,4 +1,4 @@
-"""Streams of events, which generated requests leave out: whatever is asked of them is answered clearly, and none hangs."""
+"""Streams of events, which generated requests leave out: whatever is asked of them has a clear answer, none hangs."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -267,6 +267,19 @@ def test_the_order_of_the_rows_is_what_is_drawn_and_sent(screen: Screen) -> None
 
 
 @pytest.mark.slow
+def test_a_subject_that_is_pulled_onto_the_canvas_gets_its_place_there(screen: Screen) -> None:
+    sheet = screen.sheet()
+    chip = screen.page.locator("#subjects .chip-main:has(b:text-is('rex'))")
+    for x, y, expected in ((0.6, 0.5, (0.43, 0.3, 0.77, 0.7)), (0.99, 0.01, (0.66, 0, 1, 0.4))):
+        spot = {"x": x * sheet["width"], "y": y * sheet["height"]}
+        chip.drag_to(screen.page.locator("#canvas"), target_position=spot)
+        screen.until("Boolean(store.placeNamed('rex'))")
+        assert near(screen.layout()["rex"]["shapes"][-1], expected, screen)
+    assert screen.draft()["prompt"] == "a {rex}"  # the second pull adds a place, no mention
+    assert len(screen.layout()["rex"]["shapes"]) == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "zoom"), [({"device_scale_factor": 2}, 0), ({"viewport": {"width": 800, "height": 900}}, 2), ({}, -2)]
 )
