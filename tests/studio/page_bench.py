@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from studio_server import TOKEN, Served
@@ -175,3 +176,14 @@ class Screen:
             assert time.monotonic() < end, ask(self.server, f"/v1/jobs/{job}")
             self.page.wait_for_timeout(100)
         return self.store("store.server.jobs.get(given)", job)
+
+
+def violations(screen: Screen) -> list[str]:
+    """What axe finds, as lines."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found: dict[str, Any] = axe.Axe().run(screen.page).response
+    return [
+        f"{each['id']} ({each['impact']}): {node['target']} {node.get('failureSummary', '')[:300]}"
+        for each in found["violations"]
+        for node in each["nodes"]
+    ]

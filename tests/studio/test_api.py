@@ -135,6 +135,19 @@ def test_subjects_go_into_the_bin_and_come_back(room: Room) -> None:
     assert client.get("/v1/subjects/moritz/file").content == file["file"][1]
 
 
+def test_the_bin_is_emptied_and_what_was_in_it_is_not_found(room: Room) -> None:
+    client, _ = room
+    file = {"file": ("x", (REX / "rex.safetensors").read_bytes())}
+    client.post("/v1/subjects/import", data={"name": "max"}, files=file)
+    client.delete("/v1/subjects/max")
+    (binned,) = client.get("/v1/subjects/bin").json()["subjects"]
+    assert client.delete("/v1/bin").json() == {"pictures": 0, "subjects": 1}
+    assert client.get("/v1/subjects/bin").json()["subjects"] == []
+    assert client.post(f"/v1/subjects/bin/{binned['id']}/restore").status_code == 404
+    for answer in (client.post("/v1/pictures/x/restore"), client.patch("/v1/pictures/x", json={"starred": True})):
+        assert (answer.status_code, answer.json()["detail"]) == (404, "there is no such picture.")
+
+
 def test_examples_can_not_be_changed(room: Room) -> None:
     client, _ = room
     assert client.get("/v1/subjects/rex/thumb").headers["content-type"] == "image/webp"

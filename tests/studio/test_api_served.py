@@ -131,6 +131,7 @@ def test_a_learning_is_finished_early_and_kept(client: httpx.Client) -> None:
     ended = wait_for_job(client, job)
     assert ended["state"] == "succeeded"
     assert ended["step"] < 5000
+    assert ended["kept"] == ended["step"]  # nothing was drawn yet that could be measured
     assert client.get("/v1/subjects/early").json()["fits"]
 
 

@@ -3,6 +3,8 @@
 import itertools
 import sqlite3
 from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,8 +14,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
+from cones2.studio import album as album_module
+from cones2.studio import database as database_module
 from cones2.studio import journal as journal_module
-from cones2.studio.journal import MOST_ATTEMPTS, QUEUED_PER_CLIENT, Event, Journal, NewJob
+from cones2.studio.album import Album
+from cones2.studio.database import Event
+from cones2.studio.journal import LISTED, MOST_ATTEMPTS, QUEUED_PER_CLIENT, Journal, NewJob
 from cones2.studio.problems import KeyReusedError, NameTakenError, QueueFullError
 from cones2.studio.turns import fair_order
 
@@ -42,6 +48,9 @@ class Model(RuleBasedStateMachine):
         self.clients: dict[str, str] = {}
         self.wishes: set[str] = set()
         self.pictures: list[str] = []
+        self.deleted: set[str] = set()
+        self.starred: set[str] = set()
+        self.gone: set[str] = set()
         self.numbers = itertools.count()
         self.heard: list[Event] = []
         self.journal.heard = self.heard.append
@@ -94,10 +103,34 @@ class Model(RuleBasedStateMachine):
     @rule(job=jobs, index=st.integers(0, 2))
     def draw(self, job: str, index: int) -> None:
         drawn = picture(job, index)
-        added = self.journal.add_picture(drawn, {"seeds": [index]})
+        added = Album(self.journal).add(drawn, {"seeds": [index]})
         assert added == (self.states[job] == "running" and drawn["id"] not in self.pictures)
         if added:
             self.pictures.append(drawn["id"])
+            self.gone.discard(drawn["id"])
+
+    @rule(chance=st.integers(0, 100), to=st.sampled_from(["delete", "restore", "star"]))
+    def sort(self, chance: int, to: str) -> None:
+        if not self.pictures:
+            return
+        chosen = self.pictures[chance % len(self.pictures)]
+        change = {"delete": {"deleted": True}, "restore": {"deleted": False}, "star": {"starred": True}}[to]
+        assert Album(self.journal).change(chosen, **change)
+        if to == "star":
+            self.starred.add(chosen)
+        else:
+            (self.deleted.add if to == "delete" else self.deleted.discard)(chosen)
+
+    @rule()
+    def empty(self) -> None:
+        unfinished = {job for job, state in self.states.items() if state in ("queued", "running")}
+        kept = {each for each in self.pictures if each.rpartition("-")[0] in unfinished} | self.starred
+        gone = self.deleted - kept
+        assert Album(self.journal).forget_deleted(timedelta(days=1)) == []
+        assert set(Album(self.journal).forget_deleted()) == gone
+        self.pictures = [each for each in self.pictures if each not in gone]
+        self.deleted -= gone
+        self.gone |= gone
 
     @rule()
     def restart(self) -> None:
@@ -119,10 +152,12 @@ class Model(RuleBasedStateMachine):
         if not hasattr(self, "journal"):
             return
         assert {row["id"]: row["state"] for row in self.journal.jobs(limit=10_000)} == self.states
-        assert [row["id"] for row in reversed(self.journal.pictures(limit=10_000))] == self.pictures
+        for in_bin in (False, True):
+            listed = [row["id"] for row in reversed(Album(self.journal).pictures(limit=10_000, deleted=in_bin))]
+            assert listed == [each for each in self.pictures if (each in self.deleted) is in_bin]
         numbers = [event.number for event in self.heard]
         assert numbers == sorted(set(numbers))
-        newest = {event[1:]: event for event in self.heard}
+        newest = {event[1:]: event for event in self.heard if event.picture not in self.gone}
         assert self.journal.events_after(0, limit=10_000) == sorted(newest.values())
 
     def teardown(self) -> None:
@@ -176,7 +211,7 @@ def test_a_clock_that_jumps_changes_no_order(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_locked_journal_is_an_error_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "_WAIT", 0.1)
+    monkeypatch.setattr(database_module, "_WAIT", 0.1)
     journal = Journal(tmp_path / "journal")
     journal.add(new_job(1))
     other = sqlite3.connect(tmp_path / "journal", isolation_level=None)
@@ -241,10 +276,101 @@ def test_the_newest_of_each_job_and_picture_is_told_again_however_many_there_wer
     journal = Journal(tmp_path / "journal.sqlite3")
     journal.add(new_job(1))
     journal.claim()
-    journal.add_picture(picture("job1", 0), {})
+    Album(journal).add(picture("job1", 0), {})
     for _ in range(3):
         journal.requeue(is_counted=False)
         journal.claim()
     assert [(event.number, event.kind) for event in journal.events_after(0)] == [(3, "result"), (9, "state")]
     assert [event.number for event in journal.events_after(0, limit=1)] == [9]
     assert journal.events_after(9) == []
+
+
+def test_a_file_of_an_earlier_version_is_brought_up_to_this_one(tmp_path: Path) -> None:
+    new = sqlite3.connect(tmp_path / "new")
+    new.executescript(database_module._TABLES)
+    old = sqlite3.connect(tmp_path / "old")
+    older = {"id": "old-0", "job": "old", "created": "", "seed": 0, "data": "{}", "request": "{}", "deleted": 1}
+    before = "likenesses TEXT NOT NULL DEFAULT '[]', kept INTEGER,"
+    assert before in database_module._TABLES
+    old.executescript(f"{database_module._TABLES.replace(before, '')}PRAGMA user_version=1;")
+    marks = database_module.marks(len(older))
+    old.execute(f"INSERT INTO pictures ({', '.join(older)}) VALUES ({marks})", tuple(older.values()))
+    old.commit()
+    old.close()
+    journal = Journal(tmp_path / "old")
+    journal.add(new_job(1))
+    row = journal.job("job1")
+    assert row is not None
+    assert (row["likenesses"], row["kept"]) == ([], None)
+    assert Album(journal).forget_deleted(timedelta(days=1)) == []  # its days begin now
+    columns = [
+        set(each.execute("SELECT name FROM pragma_table_info('jobs')"))
+        for each in (new, sqlite3.connect(tmp_path / "old"))
+    ]
+    assert columns[0] == columns[1]
+    new.close()
+
+
+@pytest.fixture
+def long_ago(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Everything happens 40 days ago, until this is undone."""
+    past = datetime.now(UTC) - timedelta(days=40)
+    with monkeypatch.context() as patched:
+        for module in (journal_module, album_module):
+            patched.setattr(module, "now", lambda: past.isoformat(timespec="milliseconds"))
+        patched.setattr("cones2.studio.album.time.time", past.timestamp)
+        yield patched
+
+
+def test_old_jobs_go_when_nothing_has_them_any_more(tmp_path: Path, long_ago: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "journal.sqlite3")
+    album = Album(journal)
+    for number, state in enumerate(["succeeded", "succeeded", "failed", "cancelled", "succeeded"]):
+        journal.add(new_job(number, key=str(number)))
+        journal.claim()
+        if number in (0, 4):
+            album.add(picture(f"job{number}", 0), {})
+        journal.finish(f"job{number}", state)
+    album.change("job4-0", deleted=True)
+    journal.add(new_job(5))  # it still waits
+    long_ago.undo()
+    journal.forget()
+    assert len(journal.jobs()) == 6  # all are listed
+    for number in range(LISTED):
+        journal.add(new_job(10 + number, client=str(number)))
+        journal.wish(f"job{10 + number}", "cancel")
+    journal.forget()
+    assert [row["id"] for row in journal.jobs(limit=1000)][LISTED:] == ["job5", "job4", "job0"]
+    told = {event.job for event in journal.events_after(0, limit=10**6)}
+    assert told >= {"job0", "job4", "job5"}
+    assert not told & {"job1", "job2", "job3"}
+    assert album.forget_deleted() == ["job4-0"]
+    journal.forget()
+    assert journal.job("job4") is None
+
+
+def test_what_lies_in_the_bin_for_long_goes_but_for_what_is_starred(
+    tmp_path: Path, long_ago: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "journal.sqlite3")
+    album = Album(journal)
+    journal.add(new_job(1))
+    journal.claim()
+    for index in range(5):
+        album.add(picture("job1", index), {})
+    journal.finish("job1", "succeeded")
+    for index in (0, 1, 2):
+        album.change(f"job1-{index}", deleted=True)
+    album.change("job1-1", starred=True)
+    album.put_into_bin("old", "rex", "dog")
+    long_ago.undo()
+    album.change("job1-2", deleted=True)  # it was already
+    album.change("job1-3", deleted=True)
+    album.put_into_bin("new", "rex", "dog")
+    month = timedelta(days=30)
+    assert album.forget_deleted(month) == ["job1-0", "job1-2"]
+    assert album.forget_binned(month) == ["old"]
+    assert album.forget_deleted() == ["job1-3"]
+    assert album.forget_binned() == ["new"]
+    assert [row["id"] for row in album.pictures()] == ["job1-4"]
+    assert [row["id"] for row in album.pictures(deleted=True)] == ["job1-1"]

@@ -174,16 +174,61 @@ def test_a_polygon_is_closed_changed_and_loses_a_point(screen: Screen) -> None:
     points = screen.layout()["rex"]["shapes"][0]["polygon"]
     assert all(near((*a, *a), (*b, *b), screen) for a, b in zip(points, corners, strict=True))
     screen.page.keyboard.press("v")
-    screen.drag((0.8, 0.8), (0.6, 0.6))
+    screen.drag((0.8, 0.8), (0.6, 0.7))
     moved = screen.layout()["rex"]["shapes"][0]["polygon"]
-    # a handle of the bounds lies over the corner, so the whole polygon or the point moved; both stay inside
-    assert moved != points
+    assert near((*moved[2], *moved[2]), (0.6, 0.7, 0.6, 0.7), screen)
+    assert [*moved[:2], moved[3]] == [*points[:2], points[3]]
     screen.page.locator(".vertex").nth(3).focus()
     screen.page.keyboard.press("ArrowRight")
     assert screen.layout()["rex"]["shapes"][0]["polygon"][3][0] == pytest.approx(moved[3][0] + 0.01, abs=1e-4)
     screen.page.locator(".vertex").nth(3).focus()
     screen.page.keyboard.press("Delete")
     assert len(screen.layout()["rex"]["shapes"][0]["polygon"]) == 3
+
+
+TRIANGLE = [[0.2, 0.3], [0.8, 0.3], [0.5, 0.8]]
+
+
+def triangle(screen: Screen) -> None:
+    """Put rex into the draft, in a triangle that is selected."""
+    screen.cast("rex")
+    screen.page.evaluate(
+        """([points]) => Promise.all([import('/page/store.js'), import('/page/cast.js')]).then(([store, cast]) =>
+            cast.addShape('rex', { polygon: points }))""",
+        [TRIANGLE],
+    )
+    screen.page.wait_for_selector(".vertex")
+
+
+def corners_of(screen: Screen) -> Any:
+    return screen.layout()["rex"]["shapes"][0]["polygon"]
+
+
+@pytest.mark.slow
+def test_a_corner_is_dragged_snapped_undone_and_has_the_keys(screen: Screen) -> None:
+    triangle(screen)
+    for at, to in ((0, (0.1, 0.15)), (1, (0.9, 0.4)), (2, (0.45, 0.95))):
+        before = corners_of(screen)
+        screen.drag((before[at][0], before[at][1]), to)
+        after = corners_of(screen)
+        assert near((*after[at], *after[at]), (*to, *to), screen)
+        assert [*after[:at], *after[at + 1 :]] == [*before[:at], *before[at + 1 :]]
+    screen.page.keyboard.press("ArrowLeft")  # the corner that was pulled
+    assert corners_of(screen)[2][0] == pytest.approx(after[2][0] - 0.01, abs=1e-4)
+    for _ in range(4):
+        screen.page.keyboard.press("Control+z")
+    assert corners_of(screen) == TRIANGLE
+    screen.page.mouse.click(*(side + 3 for side in screen.at(0.5, 0.8)))  # beside its middle: nothing moves
+    assert corners_of(screen) == TRIANGLE
+    screen.page.mouse.move(*screen.at(0.5, 0.8))
+    screen.page.mouse.down()
+    screen.page.mouse.move(*screen.at(0.6, 0.6), steps=3)
+    screen.page.keyboard.press("Escape")
+    screen.page.mouse.up()
+    assert corners_of(screen) == TRIANGLE
+    screen.page.keyboard.press("g")
+    screen.drag((0.5, 0.8), (0.612, 2.0))  # as far as the picture goes
+    assert corners_of(screen)[2] == [0.6, 1]
 
 
 @pytest.mark.slow
@@ -222,6 +267,19 @@ def test_the_order_of_the_rows_is_what_is_drawn_and_sent(screen: Screen) -> None
 
 
 @pytest.mark.slow
+def test_a_subject_that_is_pulled_onto_the_canvas_gets_its_place_there(screen: Screen) -> None:
+    sheet = screen.sheet()
+    chip = screen.page.locator("#subjects .chip-main:has(b:text-is('rex'))")
+    for x, y, expected in ((0.6, 0.5, (0.43, 0.3, 0.77, 0.7)), (0.99, 0.01, (0.66, 0, 1, 0.4))):
+        spot = {"x": x * sheet["width"], "y": y * sheet["height"]}
+        chip.drag_to(screen.page.locator("#canvas"), target_position=spot)
+        screen.until("Boolean(store.placeNamed('rex'))")
+        assert near(screen.layout()["rex"]["shapes"][-1], expected, screen)
+    assert screen.draft()["prompt"] == "a {rex}"  # the second pull adds a place, no mention
+    assert len(screen.layout()["rex"]["shapes"]) == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "zoom"), [({"device_scale_factor": 2}, 0), ({"viewport": {"width": 800, "height": 900}}, 2), ({}, -2)]
 )
@@ -235,26 +293,45 @@ def test_drawing_is_exact_at_every_zoom_and_density(
     assert near(screen.box("rex"), (0.3, 0.3, 0.55, 0.6), screen)
 
 
-@pytest.mark.slow
-def test_a_finger_draws_and_moves(open_screen: Callable[..., Screen]) -> None:
+@pytest.fixture
+def fingers(open_screen: Callable[..., Screen]) -> tuple[Screen, Callable[..., None]]:
+    """A phone, and what pulls a finger over its canvas."""
     screen = open_screen(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
-    screen.cast("rex")
     touch = screen.page.context.new_cdp_session(screen.page)
 
-    def swipe(*spots: tuple[float, float]) -> None:
+    def swipe(*spots: tuple[float, float], beside: float = 0) -> None:
         for turn, spot in enumerate(spots):
-            x, y = screen.at(*spot)
+            x, y = (side + beside for side in screen.at(*spot))
             touch.send(
                 "Input.dispatchTouchEvent",
                 {"type": "touchMove" if turn else "touchStart", "touchPoints": [{"x": x, "y": y}]},
             )
         touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        screen.page.wait_for_timeout(100)
 
+    return screen, swipe
+
+
+@pytest.mark.slow
+def test_a_finger_pulls_a_corner(fingers: tuple[Screen, Callable[..., None]]) -> None:
+    screen, swipe = fingers
+    triangle(screen)
+    swipe((0.2, 0.3), (0.25, 0.2), (0.3, 0.1), beside=6)  # a finger hardly meets its middle
+    moved, *others = corners_of(screen)
+    assert near((*moved, *moved), (0.3, 0.1, 0.3, 0.1), screen)
+    assert others == TRIANGLE[1:]
+    screen.store("store.undo()")
+    assert corners_of(screen) == TRIANGLE
+
+
+@pytest.mark.slow
+def test_a_finger_draws_and_moves(fingers: tuple[Screen, Callable[..., None]]) -> None:
+    screen, swipe = fingers
+    screen.cast("rex")
     swipe((0.2, 0.2), (0.4, 0.3), (0.6, 0.7))
     screen.until("Boolean(store.placeNamed('rex'))")
     assert near(screen.box("rex"), (0.2, 0.2, 0.6, 0.7), screen)
     swipe((0.4, 0.5), (0.45, 0.55), (0.5, 0.6))
-    screen.page.wait_for_timeout(100)
     assert near(screen.box("rex"), (0.3, 0.3, 0.7, 0.8), screen)
 
 

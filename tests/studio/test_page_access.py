@@ -1,25 +1,13 @@
 """For everyone: axe finds nothing in any state and theme, Tab reaches all, focus comes back, changes are spoken."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from studio.page_bench import Screen
+from studio.page_bench import Screen, violations
 
 Opener = Callable[..., Screen]
 THEMES = ("light", "dark")
-
-
-def violations(screen: Screen) -> list[str]:
-    """What axe finds, as lines."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    found: dict[str, Any] = axe.Axe().run(screen.page).response
-    return [
-        f"{each['id']} ({each['impact']}): {node['target']} {node.get('failureSummary', '')[:300]}"
-        for each in found["violations"]
-        for node in each["nodes"]
-    ]
 
 
 @pytest.mark.parametrize("theme", THEMES)

@@ -1,5 +1,6 @@
 """The page and its server on `mini`: pictures form, are cancelled, survive and come back; a subject from photos."""
 
+import io
 import json
 import os
 import re
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, PngImagePlugin
 
-from studio.page_bench import Screen, ask, picture_of
+from studio.page_bench import Screen, ask, picture_of, violations
 from studio_server import Served
 
 pytestmark = pytest.mark.slow
@@ -35,6 +37,18 @@ DROP = """([bytes, name]) => {
 }"""
 
 
+SEE = """() => {
+  const [backdrop, canvas] = [document.querySelector('#backdrop'), document.createElement('canvas')];
+  [canvas.width, canvas.height] = [64, 64];
+  window.seen = new Set();
+  backdrop.addEventListener('load', () => {
+    if (!backdrop.src.includes('/preview')) return;
+    canvas.getContext('2d').drawImage(backdrop, 0, 0, 64, 64);
+    window.seen.add(canvas.toDataURL());
+  });
+}"""
+
+
 def pictures(server: Served) -> list[Any]:
     return list(ask(server, "/v1/pictures?limit=100")["pictures"])
 
@@ -55,6 +69,18 @@ def test_a_picture_forms_before_ones_eyes_and_its_record_is_what_was_asked(ready
     record = json.loads(picture_of(screen.server, picture["id"]).info["cones2"])
     assert record["prompt"] == "a {rex} and a {momo}"
     assert screen.draft()["seed"] == 8  # another seed each time
+
+
+def test_a_forming_picture_is_seen_to_change(ready: Screen) -> None:
+    screen, page = ready, ready.page
+    screen.join("rex")
+    screen.steps(400)
+    page.evaluate(SEE)
+    job = screen.make()
+    page.wait_for_function("() => window.seen.size >= 3", timeout=120_000)  # three that differ, as they are shown
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("Shift+X")
+    screen.wait_for(job, "cancelled")
 
 
 def test_cancelling_saves_nothing_and_the_next_begins_at_once(ready: Screen) -> None:
@@ -194,6 +220,58 @@ def test_a_dropped_picture_is_loaded_and_a_strange_file_is_one_clear_line(ready:
     assert screen.draft()["prompt"] == "a {rex}"
 
 
+def test_a_dropped_picture_of_another_tool_fills_the_draft(ready: Screen) -> None:
+    screen, page = ready, ready.page
+    info, content = PngImagePlugin.PngInfo(), io.BytesIO()
+    text = "a dog on the beach\nNegative prompt: rain\nSteps: 23, Sampler: Euler, CFG scale: 4.5, Seed: 77, Size: 64x64"
+    info.add_text("parameters", text)
+    Image.new("RGB", (64, 64)).save(content, "PNG", pnginfo=info)
+    page.evaluate(DROP, [list(content.getvalue()), "theirs.png"])
+    screen.until("store.draft.prompt === 'a dog on the beach'")
+    draft = screen.draft()
+    asked = {"negative_prompt": "rain", "steps": 23, "seed": 77, "guidance_scale": 4.5}
+    assert {name: draft[name] for name in asked} == asked
+    page.wait_for_selector(".toast:has-text('another tool')")
+    assert page.input_value("#seed") == "77"
+    assert page.input_value("#negative") == "rain"
+
+
+def test_a_photo_is_cropped_before_it_is_learned_from(ready: Screen) -> None:
+    screen, page = ready, ready.page
+    page.click("#teach-open")
+    page.set_input_files("#teach-files", [str(EXAMPLES / "luna" / "photos" / f"{at}.png") for at in range(3)])
+    page.wait_for_selector(".photo-doubt:not(:has-text('looking'))")
+    page.click("[aria-label='Crop photo 2']")
+    image = page.locator(".crop-stage img")
+    page.wait_for_function("() => document.querySelector('.crop-over')?.getAttribute('viewBox')")
+    box = image.bounding_box()
+    assert box is not None
+    corner = (box["x"] + box["width"] - 2, box["y"] + box["height"] - 2)
+    page.mouse.move(*corner)
+    page.mouse.down()
+    page.mouse.move(corner[0] - box["width"] / 4, corner[1] - box["height"] / 2, steps=4)
+    page.mouse.up()
+    left = page.locator(".crop .mini:has(span:text-is('left')) input")
+    left.fill("10")
+    left.press("Tab")
+    page.click(".crop button:text-is('Keep')")
+    assert page.locator(".photo").nth(1).locator(".crop-shade").count() == 1
+    page.fill("#teach-name", "cropped")
+    page.fill("#teach-class", "cat")
+    with page.expect_response(
+        lambda answer: answer.url.endswith("/v1/subjects") and answer.request.method == "POST"
+    ) as heard:
+        page.click("#teach-start:not(:disabled)")
+    job = heard.value.json()["id"]
+    page.click("#teach button:text-is('Stop, keep nothing')")
+    screen.wait_for(job, "cancelled")
+    sizes = [
+        Image.open(io.BytesIO(path.read_bytes())).size
+        for path in sorted((screen.server.folder / "data/learning" / job / "photos").iterdir())
+    ]
+    assert [abs(across - 0.65 * 128) <= 3 and abs(down - 64) <= 3 for across, down in sizes] == [False, True, False]
+
+
 def test_a_subject_is_taught_from_photos_to_its_first_picture(ready: Screen) -> None:
     screen, page = ready, ready.page
     photos: list[Any] = [str(EXAMPLES / "luna" / "photos" / f"{at}.png") for at in range(4)]
@@ -270,3 +348,29 @@ def test_the_gallery_is_walked_chosen_compared_and_emptied_by_keys(ready: Screen
     assert page.evaluate(
         "document.activeElement.getAttribute('aria-posinset') === document.activeElement.getAttribute('aria-setsize')"
     )
+
+
+def test_what_was_deleted_comes_back_from_the_bin_or_goes_for_good(ready: Screen) -> None:
+    screen, page = ready, ready.page
+    screen.join("rex")
+    screen.steps(1)
+    screen.set("#count", 2)
+    made = screen.wait_for(screen.make())["results"]
+    for picture in made:
+        page.locator(f".picture[data-id='{picture}']").focus()
+        page.keyboard.press("Delete")
+        page.wait_for_selector(f".picture[data-id='{picture}']", state="detached")
+    page.click("#bin-open")
+    page.wait_for_selector(f"#bin-list li:has(img[src*='{made[1]}'])")
+    assert violations(screen) == []
+    page.click(f"#bin-list li:has(img[src*='{made[1]}']) button")
+    page.wait_for_selector(f"#bin-list li:has(img[src*='{made[1]}'])", state="detached")
+    page.wait_for_selector(f".picture[data-id='{made[1]}']", state="attached")
+    page.click("#bin-clear")
+    assert ask(screen.server, f"/v1/pictures/{made[0]}")["deleted"]  # the first press asks
+    page.click("#bin-clear:text-is('Delete all of it for good')")
+    page.wait_for_selector("#bin-empty:not([hidden])")
+    assert page.is_disabled("#bin-clear")
+    with screen.server.client() as client:
+        assert client.get(f"/v1/pictures/{made[0]}").status_code == 404
+    assert made[1] in {picture["id"] for picture in pictures(screen.server)}

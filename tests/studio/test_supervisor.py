@@ -23,14 +23,14 @@ def studio(tmp_path: Path) -> Iterator[Studio]:
     """A studio whose worker is a process that says what it is told."""
     found = Studio(tmp_path / "data", tmp_path / "library", MODEL)
     with subprocess.Popen([sys.executable, "-c", ECHO], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        found.supervisor._worker = process
+        found.supervisor.worker.process = process
         yield found
         found.stop()
 
 
 def told(studio: Studio, count: int) -> list[str]:
     """Return what the worker was told to do, in its order."""
-    process = studio.supervisor._worker
+    process = studio.supervisor.worker.process
     assert process is not None
     assert process.stdout is not None
     return [json.loads(process.stdout.readline())["do"] for _ in range(count)]
@@ -64,12 +64,12 @@ def test_what_was_wished_of_an_attempt_is_told_to_the_next(studio: Studio) -> No
 
 
 def test_a_worker_whose_pipe_is_closed_is_not_there(studio: Studio) -> None:
-    process = studio.supervisor._worker
+    process = studio.supervisor.worker.process
     assert process is not None
     assert process.stdin is not None
     process.stdin.close()
     with pytest.raises(OSError, match="has just ended"):
-        studio.supervisor._send({"do": "ask"})
+        studio.supervisor.worker.send({"do": "ask"})
 
 
 def test_the_files_of_a_learning_stay_until_its_row_says_that_it_is_done(
@@ -92,6 +92,25 @@ def test_the_files_of_a_learning_stay_until_its_row_says_that_it_is_done(
     studio.supervisor._take({"is": "ended", "job": "job", "state": "succeeded"})
     assert states == ["succeeded"]
     assert not folder.exists()
+
+
+def test_the_curves_and_the_step_that_was_kept_are_shown_and_stay(studio: Studio) -> None:
+    add(studio)
+    row = studio.journal.claim()
+    assert row is not None
+    studio.supervisor.running = Running(row, row["request"])
+    for step, likeness in ((1, None), (2, 0.5), (3, 0.25)):
+        measured = {} if likeness is None else {"likeness": likeness}
+        message = {"is": "step", "job": "job", "step": step, "steps": 3, "loss": 1 / step, **measured}
+        studio.supervisor._take(message)
+    studio.supervisor._take({"is": "learned", "job": "job", "sha256": "0" * 64, "kept": 2})
+    studio.supervisor._take({"is": "ended", "job": "job", "state": "succeeded"})
+    ended = studio.journal.job("job")
+    assert ended is not None
+    (view,) = studio.supervisor.views([ended])
+    assert view["losses"] == [[1, 1.0], [2, 0.5], [3, 0.333333]]
+    assert view["likenesses"] == [[2, 0.5], [3, 0.25]]
+    assert (view["step"], view["kept"]) == (3, 2)
 
 
 def test_a_model_that_was_open_before_is_tried_again(studio: Studio) -> None:

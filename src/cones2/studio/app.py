@@ -21,7 +21,7 @@ from cones2.studio import requests, routes, schema, subject_routes
 from cones2.studio.journal import QUEUED, QUEUED_PER_CLIENT
 from cones2.studio.problems import NotFoundError, add_problems
 from cones2.studio.security import Access, Guard
-from cones2.studio.studio import InStudio, Studio
+from cones2.studio.studio import KEPT_DAYS, InStudio, Studio
 from cones2.studio.uploads import MOST_PHOTOS, PHOTO_BYTES, file_of, form_of, form_schema
 
 VERSION = importlib.metadata.version("cones2")
@@ -167,6 +167,7 @@ def _info(studio: Studio) -> dict[str, Any]:
             "multiple_of": model["multiple_of"] if model else None,
             "steps": [1, schema.MOST_STEPS],
             "mask_bytes": requests.MASK_BYTES,
+            "bin_days": KEPT_DAYS,
         },
         "schedulers": model["schedulers"] if model else [],
         "presets": ["paper", "cones_v2"],

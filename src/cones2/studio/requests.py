@@ -24,7 +24,7 @@ from cones2.errors import (
     SettingsError,
     printable,
 )
-from cones2.files import create_atomically, is_name, read_toml
+from cones2.files import is_name, read_toml
 from cones2.images import PNG, png_chunks
 from cones2.layout import Layout
 from cones2.places import auto_layout
@@ -35,7 +35,7 @@ from cones2.schedulers import scheduler_name
 from cones2.studio import schema
 from cones2.studio.problems import InvalidError, NotReadyError
 from cones2.studio.security import LARGEST_JSON
-from cones2.studio.shelf import Shelf
+from cones2.studio.shelf import Shelf, keep_residual
 from cones2.studio.supervisor import Supervisor
 
 MASK_BYTES = 65_536
@@ -323,7 +323,7 @@ def _keep_embedded(encoded: str | None, sha256: str, folder: Path) -> bool:
             return False
     except (ValueError, ResidualError):
         return False
-    create_atomically(folder / "residuals" / f"{sha256}.safetensors", content)
+    keep_residual(folder / "residuals" / f"{sha256}.safetensors", content)
     return True
 
 

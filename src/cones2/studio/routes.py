@@ -16,8 +16,9 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from cones2.errors import LibraryError
 from cones2.studio import requests, schema
+from cones2.studio.database import Row
 from cones2.studio.events import Stream, change
-from cones2.studio.journal import NewJob, Row
+from cones2.studio.journal import NewJob
 from cones2.studio.problems import InvalidError, NotFoundError, NotYoursError
 from cones2.studio.security import as_json, body_hash
 from cones2.studio.studio import Client, InStudio, Studio, show_picture
@@ -55,7 +56,7 @@ def _begun(studio: Studio, client: str, stream: Stream, last: str | None) -> byt
     for event in studio.journal.events_after(int(last)) if last else ():
         if stream.job not in (None, event.job):
             continue
-        if event.kind == "result" and (picture := studio.journal.picture(event.picture or "")) is not None:
+        if event.kind == "result" and (picture := studio.album.picture(event.picture or "")) is not None:
             told.append(change("result", {"job": event.job, "picture": show_picture(picture)}, number=event.number))
         elif event.kind == "state" and (row := studio.journal.job(event.job)) is not None:
             told.append(change("state", seen(studio, [row], client)[0], number=event.number))
@@ -131,7 +132,7 @@ def cancel_job(job: str, studio: InStudio, client: Client) -> schema.Job:
 
 @router.post("/v1/jobs/{job}/finish")
 def finish_job(job: str, studio: InStudio, client: Client) -> schema.Job:
-    """Let a learning end now, and keep what it has."""
+    """Let a learning end now, and keep the step whose picture was most like; without a measure, the last one."""
     if _own(studio, job, client)["kind"] != "learn":
         raise InvalidError("job", "only learning can be finished early: cancel this job instead.")
     return _answer(studio, studio.supervisor.wish(job, "finish") or _job(studio, job), client)
@@ -150,7 +151,7 @@ def retry_job(job: str, studio: InStudio, client: Client) -> schema.Job:
 
 
 def _picture(studio: Studio, picture: str) -> Row:
-    row = studio.journal.picture(picture)
+    row = studio.album.picture(picture)
     if row is None:
         raise NotFoundError("there is no such picture.")
     return row
@@ -195,9 +196,7 @@ def list_pictures(
 ) -> schema.Pictures:
     """The gallery."""
     before = int(cursor) if cursor else None
-    rows = studio.journal.pictures(
-        before=before, limit=limit, subject=subject, starred=starred or None, deleted=deleted
-    )
+    rows = studio.album.pictures(before=before, limit=limit, subject=subject, starred=starred or None, deleted=deleted)
     following = str(rows[-1]["number"]) if len(rows) == limit else None
     return schema.Pictures(pictures=[schema.Picture(**show_picture(row)) for row in rows], next=following)
 
@@ -239,26 +238,37 @@ def picture_attention(picture: str, name: str, studio: InStudio) -> FileResponse
     return _file(studio.folder / "pictures" / f"{row['id']}-{names.index(name)}.heat.png", "image/png")
 
 
+def _changed(studio: Studio, picture: str, **changes: Any) -> Row:
+    row = studio.album.change(picture, **changes)
+    if row is None:
+        raise NotFoundError("there is no such picture.")
+    return row
+
+
 @router.patch("/v1/pictures/{picture}")
 def change_picture(picture: str, changes: schema.PictureChange, studio: InStudio) -> schema.Picture:
     """Star it, or note something."""
-    _picture(studio, picture)
     given = {name: value for name, value in changes.model_dump(exclude_unset=True).items() if value is not None}
-    return schema.Picture(**show_picture(studio.journal.change_picture(picture, **given) or {}))
+    return schema.Picture(**show_picture(_changed(studio, picture, **given)))
 
 
 @router.delete("/v1/pictures/{picture}", status_code=204)
 def delete_picture(picture: str, studio: InStudio) -> None:
     """Put it into the bin."""
-    _picture(studio, picture)
-    studio.journal.change_picture(picture, deleted=1)
+    _changed(studio, picture, deleted=True)
 
 
 @router.post("/v1/pictures/{picture}/restore")
 def restore_picture(picture: str, studio: InStudio) -> schema.Picture:
     """Take it out of the bin."""
-    _picture(studio, picture)
-    return schema.Picture(**show_picture(studio.journal.change_picture(picture, deleted=0) or {}))
+    return schema.Picture(**show_picture(_changed(studio, picture, deleted=False)))
+
+
+@router.delete("/v1/bin")
+def empty_bin(studio: InStudio) -> schema.Emptied:
+    """Delete for good what is in the bin; starred pictures stay there."""
+    pictures, subjects = studio.empty_bin()
+    return schema.Emptied(pictures=pictures, subjects=subjects)
 
 
 def _queue_pictures(studio: Studio, client: str, asked: schema.Request, key: str | None) -> Row:

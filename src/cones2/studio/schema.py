@@ -154,6 +154,8 @@ class Job(BaseModel):
         attempt: from 1; it grows when the server or the worker died over it.
         mine: whether this client queued it, and so may cancel it.
         losses: `[step, loss]`, at most 200 of them.
+        likenesses: `[step, likeness]` of the pictures that a learning draws, -1 to 1; none where nothing measures it.
+        kept: the step that a learning kept; null before its end.
         preview: the address of the latest preview.
     """
 
@@ -173,6 +175,8 @@ class Job(BaseModel):
     results: list[str]
     subject: str | None
     losses: list[tuple[int, float]]
+    likenesses: list[tuple[int, float]]
+    kept: int | None
     preview: str | None
     warnings: list[str]
     error: JobError | None
@@ -218,6 +222,13 @@ class Bin(BaseModel):
     """Subjects that were deleted, the newest first."""
 
     subjects: list[Binned]
+
+
+class Emptied(BaseModel):
+    """How many pictures and subjects went for good."""
+
+    pictures: int
+    subjects: int
 
 
 class Attention(BaseModel):

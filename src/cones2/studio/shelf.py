@@ -2,10 +2,11 @@
 
 import contextlib
 import io
+import os
 import secrets
 import threading
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cones2.examples import EXAMPLES, Example
 from cones2.files import create_atomically, make_folder, read_bounded, write_atomically
 from cones2.library import Library, check_name
 from cones2.residual import MAX_FILE_BYTES, describe_file
+from cones2.studio.album import Album
 from cones2.studio.journal import Journal
 from cones2.studio.problems import NotReadyError
 from cones2.studio.supervisor import Supervisor
@@ -30,9 +32,9 @@ class Shelf:
     What a file says is read once, and read again when it changes.
     """
 
-    def __init__(self, folder: Path, library: Path, journal: Journal, supervisor: Supervisor) -> None:
+    def __init__(self, folder: Path, library: Path, album: Album, supervisor: Supervisor) -> None:
         self.library = Library(library)
-        self._folder, self._journal, self._supervisor = folder, journal, supervisor
+        self._folder, self._album, self._supervisor = folder, album, supervisor
         self._read: dict[Path, tuple[object, dict[str, Any]]] = {}
         self._fits: dict[str, bool] = {}
         self._thumbs: dict[str, bytes] = {}
@@ -82,7 +84,7 @@ class Shelf:
             raise ResidualError(found["problem"])
         content = read_bounded(found["path"], limit=MAX_FILE_BYTES, error=ResidualError)
         sha256 = str(describe_file(content, origin=name)["sha256"])  # of these bytes: the file may be another by now
-        create_atomically(self._stored(sha256), content)
+        keep_residual(self._stored(sha256), content)
         return sha256
 
     def stored(self, sha256: str) -> Path:
@@ -124,28 +126,57 @@ class Shelf:
             binned = secrets.token_hex(8)
             content = read_bounded(path, limit=MAX_FILE_BYTES, error=ResidualError)
             write_atomically(self._folder / "bin" / f"{binned}.safetensors", content)
-            self._journal.put_into_bin(binned, name, self._facts(path)["class_word"])
+            self._album.put_into_bin(binned, name, self._facts(path)["class_word"])
             self.library.remove(name)
 
     def restore(self, binned: str) -> dict[str, Any]:
         """Take a subject out of the bin; LibraryError where its name is taken, or it is not there."""
         with self._binning:
-            rows = self._journal.in_bin(binned)
+            rows = self._album.in_bin(binned)
             if not rows:
                 raise LibraryError("the bin has no such subject.")
             path = self._folder / "bin" / f"{binned}.safetensors"
             found = self.add(rows[0]["name"], read_bounded(path, limit=MAX_FILE_BYTES, error=ResidualError))
-            self._journal.out_of_bin(binned)
+            self._album.out_of_bin(binned)
             path.unlink(missing_ok=True)
             return found
+
+    def empty_bin(self, older_than: timedelta | None = None) -> tuple[int, set[str]]:
+        """Delete the subjects that are in the bin, or that long; return how many, and the hashes of their files.
+
+        The rows go first: a file without a row is deleted by the next start, a row without a file would be offered.
+        """
+        with self._binning:
+            paths = [self._folder / "bin" / f"{binned}.safetensors" for binned in self._album.forget_binned(older_than)]
+            hashes = _hashes_of(paths)
+            for path in paths:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+            return len(paths), hashes
+
+    def drop_unused(self, hashes: set[str], *, older_than: timedelta) -> None:
+        """Delete thumbnails that no subject has, and kept files that no picture or job has either.
+
+        They go at once where they are of these hashes, and else when they are old: what was read from a stranger's
+        picture may be in a draft, which no row knows.
+        """
+        own = _hashes_of((self._folder / "bin").iterdir())
+        own |= {self._of_library(name)["sha256"] for name in self.library.names()}
+        limit = datetime.now(UTC) - older_than
+        for folder, used in (("thumbs", own), ("residuals", own | self._album.hashes())):
+            for path in (self._folder / folder).iterdir():
+                with contextlib.suppress(OSError):
+                    is_old = datetime.fromtimestamp(path.stat().st_mtime, UTC) < limit
+                    if path.stem not in used and (is_old or path.stem in hashes):
+                        path.unlink()
 
     def tidy_bin(self) -> None:
         """End what a killed server had begun: the bin has nothing that the library has, and no file without a row."""
         for path in (self._folder / "bin").glob("*.safetensors"):
-            rows = self._journal.in_bin(path.stem)
+            rows = self._album.in_bin(path.stem)
             kept = self.library.folder / f"{rows[0]['name']}.safetensors" if rows else path
             if kept.is_file() and kept.read_bytes() == path.read_bytes():
-                self._journal.out_of_bin(path.stem)
+                self._album.out_of_bin(path.stem)
                 path.unlink(missing_ok=True)
 
     def _stored(self, sha256: str) -> Path:
@@ -201,6 +232,22 @@ class Shelf:
         shown = {name: value for name, value in found.items() if name != "path"}
         thumb = f"/v1/subjects/{found['name']}/thumb" if has_thumb else None
         return {**shown, "fits": fits, "problem": problem, "thumb": thumb}
+
+
+def _hashes_of(paths: Iterable[Path]) -> set[str]:
+    """Return the hashes of residuals' files; those that can't be read have none."""
+    found = set()
+    for path in paths:
+        with contextlib.suppress(Cones2Error, OSError):
+            content = read_bounded(path, limit=MAX_FILE_BYTES, error=ResidualError)
+            found.add(str(describe_file(content, origin=path.name)["sha256"]))
+    return found
+
+
+def keep_residual(path: Path, content: bytes) -> None:
+    """Keep a residual under its hash; one that was kept before counts as new."""
+    if not create_atomically(path, content):
+        os.utime(path)
 
 
 def make_thumb(content: bytes) -> bytes:

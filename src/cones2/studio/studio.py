@@ -20,8 +20,10 @@ from fastapi import Depends, Request
 
 from cones2.errors import OutputError
 from cones2.files import locked, make_folder, read_bounded, write_atomically
+from cones2.studio.album import Album
+from cones2.studio.database import Row
 from cones2.studio.events import Broker
-from cones2.studio.journal import Journal, Row
+from cones2.studio.journal import Journal
 from cones2.studio.problems import DiskFullError
 from cones2.studio.schema import FINAL
 from cones2.studio.shelf import Shelf
@@ -29,6 +31,8 @@ from cones2.studio.supervisor import Supervisor
 
 LEAST_FREE = 64 * 2**20
 """Bytes that must be free on the disk before a job is taken."""
+KEPT_DAYS = 30
+"""How long what was deleted lies in the bin before it goes by itself."""
 _FOLDERS = ("pictures", "learning", "residuals", "thumbs", "bin")
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")
 _KEPT_PHOTOS = 24 * 3600  # seconds that photos of a learning that failed or was cancelled are kept for another try
@@ -50,8 +54,10 @@ class Studio:
         self._held.enter_context(locked(folder / "lock", wait=False))
         self.token = token or self._token()
         self.journal, self.broker = Journal(folder / "journal.sqlite3"), Broker()
+        self.album = Album(self.journal)
         self.supervisor = Supervisor(
             self.journal,
+            self.album,
             self.broker,
             folder=folder,
             library=library,
@@ -59,7 +65,7 @@ class Studio:
             brief=self._brief,
             show=show_picture,
         )
-        self.shelf = Shelf(folder, library, self.journal, self.supervisor)
+        self.shelf = Shelf(folder, library, self.album, self.supervisor)
 
     def start(self) -> None:
         """Clear what a killed server left, and begin."""
@@ -68,13 +74,29 @@ class Studio:
         self.supervisor.start()
 
     def forget(self) -> None:
-        """Delete what is kept for a time alone: old events, and photos of learnings that ended a day ago."""
-        self.journal.forget_old_events()
+        """Delete what is kept for a time alone: old jobs, old photos of learnings, and what was deleted long ago."""
         limit = datetime.now(UTC) - timedelta(seconds=_KEPT_PHOTOS)
         for path in (self.folder / "learning").iterdir():
             row = self.journal.job(path.name)
             if row is not None and row["state"] in FINAL and datetime.fromisoformat(row["finished"]) < limit:
                 shutil.rmtree(path, ignore_errors=True)
+        self.empty_bin(timedelta(days=KEPT_DAYS))
+        self.journal.forget()
+
+    def empty_bin(self, older_than: timedelta | None = None) -> tuple[int, int]:
+        """Delete what is in the bin, or that long, for good; return how many pictures and subjects that were.
+
+        Rows go before their files: what a kill leaves is then a file that no row knows, which the next start deletes.
+        """
+        pictures = self.album.forget_deleted(older_than)
+        folder = self.folder / "pictures"
+        for picture in pictures:
+            for path in (folder / f"{picture}.png", folder / f"{picture}.webp", *folder.glob(f"{picture}-*.heat.png")):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+        subjects, hashes = self.shelf.empty_bin(older_than)
+        self.shelf.drop_unused(hashes, older_than=timedelta(days=KEPT_DAYS))
+        return len(pictures), subjects
 
     def stop(self) -> None:
         """End the worker and let the folder go; jobs go on with the next server."""
@@ -109,7 +131,7 @@ class Studio:
             return {"file": str(self.shelf.stored(row["request"]["sha256"]))}
         if row["kind"] == "learn":
             return {}
-        done = [int(each.rpartition("-")[2]) for each in self.journal.pictures_of([row["id"]])[row["id"]]]
+        done = [int(each.rpartition("-")[2]) for each in self.album.of_jobs([row["id"]])[row["id"]]]
         subjects = {
             each["name"]: {**each, "file": str(self.shelf.stored(each["sha256"])) if each["sha256"] else None}
             for each in row["request"]["subjects"]
@@ -119,7 +141,7 @@ class Studio:
     def _sweep(self) -> None:
         """Delete files that no row knows, and never will: what was written when a server or worker was killed."""
         known, active = (
-            self.journal.picture_ids(),
+            self.album.ids(),
             {row["id"] for row in self.journal.jobs(states=("queued", "running"))},
         )
         for path in self._files():

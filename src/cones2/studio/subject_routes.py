@@ -22,7 +22,8 @@ from cones2.learning.recipe import find_recipe
 from cones2.library import check_name
 from cones2.prompts import check_class_word
 from cones2.studio import schema
-from cones2.studio.journal import NewJob, Row
+from cones2.studio.database import Row
+from cones2.studio.journal import NewJob
 from cones2.studio.problems import InvalidError, NameTakenError, NotAPictureError, NotFoundError
 from cones2.studio.security import as_json, body_hash
 from cones2.studio.shelf import names_in_use
@@ -62,7 +63,7 @@ def list_subjects(studio: InStudio) -> schema.Subjects:
 @router.get("/v1/subjects/bin")
 def list_bin(studio: InStudio) -> schema.Bin:
     """Subjects that were deleted."""
-    return schema.Bin(subjects=[schema.Binned(**row) for row in studio.journal.in_bin()])
+    return schema.Bin(subjects=[schema.Binned(**row) for row in studio.album.in_bin()])
 
 
 @router.get("/v1/subjects/{name}")

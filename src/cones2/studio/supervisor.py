@@ -7,23 +7,22 @@ stop within ten seconds takes its worker with it.
 import base64
 import contextlib
 import itertools
-import json
 import logging
 import queue
 import shutil
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cones2.errors import Cones2Error
+from cones2.studio.album import Album
+from cones2.studio.child import Child
+from cones2.studio.database import Event, Row
 from cones2.studio.events import Broker, change
-from cones2.studio.journal import Event, Journal, Row
+from cones2.studio.journal import Journal
 from cones2.studio.problems import NotReadyError
 from cones2.studio.schema import FINAL, WorkerState
 
@@ -51,11 +50,13 @@ class Running:
         self.id, self.kind, self.client, self.request = row["id"], row["kind"], row["client"], request
         self.step, self.steps = int(row["step"]) if row["kind"] == "learn" else 0, int(row["steps"])
         self.losses: list[tuple[int, float]] = [(step, loss) for step, loss in row["losses"]]
+        self.likenesses: list[tuple[int, float]] = [(step, likeness) for step, likeness in row["likenesses"]]
+        self.kept: int | None = row["kept"]
         self.warnings: list[str] = list(row["warnings"])
         self.stop_at: float | None = None
         self.kept_at = self.stepped_at = time.monotonic()
 
-    def take_step(self, step: int, steps: int, loss: float | None) -> float:
+    def take_step(self, step: int, steps: int, *, loss: float | None = None, likeness: float | None = None) -> float:
         """Note a step, and return the seconds that it took."""
         taken, self.stepped_at = time.monotonic() - self.stepped_at, time.monotonic()
         self.step, self.steps = step, steps
@@ -63,6 +64,8 @@ class Running:
             self.losses = [each for each in self.losses if each[0] < step] + [(step, round(loss, 6))]
             if len(self.losses) > _MOST_LOSSES:
                 self.losses = self.losses[:-1:2] + self.losses[-1:]
+        if likeness is not None:
+            self.likenesses = [each for each in self.likenesses if each[0] < step] + [(step, round(likeness, 4))]
         return taken
 
 
@@ -70,7 +73,7 @@ class Supervisor:
     """Runs jobs on one worker.
 
     Args:
-        journal: of the jobs.
+        journal: of the jobs; `album` has their pictures.
         broker: to tell streams.
         folder: the studio's data; `library` is the subjects' folder, and `model` what the worker opens.
         brief: makes of a job's row the message that the worker gets; a Cones2Error fails the job.
@@ -80,6 +83,7 @@ class Supervisor:
     def __init__(
         self,
         journal: Journal,
+        album: Album,
         broker: Broker,
         *,
         folder: Path,
@@ -88,8 +92,9 @@ class Supervisor:
         brief: Callable[[Row], dict[str, Any]],
         show: Callable[[Row], dict[str, Any]],
     ) -> None:
-        self._journal, self._broker, self._brief, self._show, self._folder = journal, broker, brief, show, folder
-        self._settings = json.dumps({"data": str(folder), "library": str(library), "model": model})
+        self._journal, self._album, self._broker, self._folder = journal, album, broker, folder
+        self._brief, self._show = brief, show
+        self.worker = Child({"data": str(folder), "library": str(library), "model": model})
         self.state: WorkerState = "starting"
         self.info: dict[str, Any] | None = None
         self.unusable: str | None = None
@@ -97,20 +102,16 @@ class Supervisor:
         self.speeds = {"draw": 0.2, "learn": 0.5, "push": 5.0}  # seconds a step, until they are measured
         self.previews: dict[str, Preview] = {}
         self.running: Running | None = None
-        self._inbox: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
-        self._questions: dict[int, Future[Any]] = {}
         self._numbers = itertools.count(1)
-        self._worker: subprocess.Popen[bytes] | None = None
-        self._generation, self._stopping = 0, False
+        self._stopping = False
         self._start_at = self._heard_at = 0.0
-        self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         journal.heard = self._heard
 
     def start(self) -> None:
         """Put jobs that were running when the last server died back into the queue, and begin."""
         self._journal.requeue()
-        self._journal.forget_old_events()
+        self._journal.forget()
         self._thread.start()
 
     def stop(self) -> None:
@@ -119,27 +120,19 @@ class Supervisor:
         self.wake()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
-        self._end_worker()
+        self.worker.kill()
         with contextlib.suppress(sqlite3.Error):  # then the next server does it
             self._journal.requeue(is_counted=False)
 
     def wake(self) -> None:
         """Look at the queue now."""
-        self._inbox.put((0, {"is": "wake"}))
+        self.worker.inbox.put((0, {"is": "wake"}))
 
     def ask(self, what: str, *, seconds: float = 5.0, **values: Any) -> Any:
         """Ask the worker something short; NotReadyError where there is none, or no answer in time."""
         if self.state != "ready":
             raise NotReadyError("the model is still opening: ask again in some seconds.")
-        number, answer = next(self._numbers), Future[Any]()
-        self._questions[number] = answer
-        try:
-            self._send({"do": "ask", "ask": number, "what": what, **values})
-            return answer.result(timeout=seconds)
-        except (TimeoutError, OSError) as error:
-            raise NotReadyError("the worker is busy or starting again: ask again in some seconds.") from error
-        finally:
-            self._questions.pop(number, None)
+        return self.worker.ask(what, seconds=seconds, **values)
 
     def wish(self, job: str, wish: str) -> Row | None:
         """Cancel a job, or let it finish early, and return its row; None where there is no such job."""
@@ -152,7 +145,7 @@ class Supervisor:
         running = self.running
         if row is not None and row["wish"] and running is not None and running.id == row["id"]:
             with contextlib.suppress(OSError):  # a worker that is gone stops it as well
-                self._send({"do": row["wish"], "job": row["id"]})
+                self.worker.send({"do": row["wish"], "job": row["id"]})
             if row["wish"] == "cancel":
                 running.stop_at = running.stop_at or time.monotonic() + PATIENCE
 
@@ -169,7 +162,7 @@ class Supervisor:
         for place, row in enumerate(self._journal.waiting() if any(r["state"] == "queued" for r in rows) else (), 1):
             before += row["steps"] * self.speeds[row["kind"]]
             places[row["id"]] = (place, before)
-        results = self._journal.pictures_of([row["id"] for row in rows])
+        results = self._album.of_jobs([row["id"] for row in rows])
         return [self._view(row, places.get(row["id"]), results[row["id"]]) for row in rows]
 
     def _view(self, row: Row, place: tuple[int, float] | None, results: list[str]) -> dict[str, Any]:
@@ -191,6 +184,8 @@ class Supervisor:
             "mine": False,
             "results": results,
             "losses": live.losses if live and not ended else row["losses"],
+            "likenesses": live.likenesses if live and not ended else row["likenesses"],
+            "kept": row["kept"],
             "preview": f"/v1/jobs/{row['id']}/preview?n={preview.number}" if preview else None,
             "warnings": live.warnings if live and not ended else row["warnings"],
         }
@@ -198,7 +193,7 @@ class Supervisor:
     def _heard(self, event: Event) -> None:
         """Tell the streams of an event of the journal."""
         if event.kind == "result":
-            row = self._journal.picture(event.picture or "")
+            row = self._album.picture(event.picture or "")
             if row is not None:
                 data = {"job": event.job, "picture": self._show(row)}
                 self._broker.publish(change("result", data, number=event.number, job=event.job), row["id"])
@@ -238,25 +233,26 @@ class Supervisor:
                 self._turn()
             except sqlite3.Error as error:  # the disk is full, or another program holds the journal
                 _log.error("the journal can't be written: %s. Make room; it is tried again.", error)
-                self._end_worker()  # what it did is not in the journal, so its job begins again
+                self.worker.kill()  # what it did is not in the journal, so its job begins again
                 time.sleep(1)
             except Exception:
                 _log.exception("the supervisor met something unexpected and goes on")
-                self._end_worker()  # what it did is not in the journal, so its job begins again
+                self.worker.kill()  # what it did is not in the journal, so its job begins again
                 time.sleep(1)
 
     def _turn(self) -> None:
         """Start what is missing, hand out a job, and take one message."""
-        if self._worker is None and self.running is not None:
+        if self.worker.process is None and self.running is not None:
             self._journal.requeue(self.running.id)
             self.running = None
-        if self._worker is None and time.monotonic() >= self._start_at and self.unusable is None:
-            self._start_worker()
+        if self.worker.process is None and time.monotonic() >= self._start_at and self.unusable is None:
+            self._heard_at = time.monotonic()
+            self.worker.start()
         if self.state == "ready" and self.running is None:
             self._hand_out()
         with contextlib.suppress(queue.Empty):
-            generation, message = self._inbox.get(timeout=0.5)
-            if generation == self._generation:
+            number, message = self.worker.inbox.get(timeout=0.5)
+            if number == self.worker.number:
                 self._take(message)
         self._watch()
 
@@ -273,7 +269,7 @@ class Supervisor:
             self.running = None
             return
         with contextlib.suppress(OSError):  # its end is noticed by its reader
-            self._send({**message, "do": row["kind"], "job": row["id"], "request": row["request"]})
+            self.worker.send({**message, "do": row["kind"], "job": row["id"], "request": row["request"]})
         self._pass_on(self._journal.job(row["id"]))  # wished of an earlier attempt, or before the worker had it
 
     def _take(self, message: dict[str, Any]) -> None:
@@ -310,8 +306,9 @@ class Supervisor:
             request = running.request
             names = [each["name"] for each in request["subjects"]]
             facts = {"job": running.id, "prompt": request["prompt"], "layout": request["layout"], "subjects": names}
-            self._journal.add_picture(message | facts, {**request, "seeds": [message["seed"]]})
+            self._album.add(message | facts, {**request, "seeds": [message["seed"]]})
         elif kind == "learned":
+            running.kept = message["kept"]
             self.tell_subjects()
         elif kind == "ended":
             self._keep_progress(running)
@@ -321,80 +318,32 @@ class Supervisor:
                 shutil.rmtree(self._folder / "learning" / running.id, ignore_errors=True)
 
     def _take_step(self, message: dict[str, Any], running: Running) -> None:
-        taken = running.take_step(message["step"], message["steps"], message.get("loss"))
+        measured = {name: message[name] for name in ("loss", "likeness") if name in message}
+        taken = running.take_step(message["step"], message["steps"], **measured)
         self.speeds[running.kind] += 0.2 * (min(taken, 60.0) - self.speeds[running.kind])
         data = {"job": running.id, "step": running.step, "steps": running.steps, "eta_s": round(self.seconds_left(), 1)}
-        data |= {"loss": message["loss"]} if "loss" in message else {}
-        self._broker.publish(change("progress", data, job=running.id), running.id)
+        self._broker.publish(change("progress", data | measured, job=running.id), running.id)
         if time.monotonic() - running.kept_at > _KEEP_PROGRESS and running.kind == "learn":
             self._keep_progress(running)
 
     def _keep_progress(self, running: Running) -> None:
         running.kept_at = time.monotonic()
-        self._journal.progress(running.id, step=running.step, losses=running.losses, warnings=running.warnings)
+        found = {name: getattr(running, name) for name in ("step", "losses", "likenesses", "kept", "warnings")}
+        self._journal.progress(running.id, **found)
 
     def _watch(self) -> None:
         """Kill a worker that does not stop in time, or that is not heard of."""
         now, running = time.monotonic(), self.running
         too_late = running is not None and running.stop_at is not None and now > running.stop_at
-        hung = self._worker is not None and now - self._heard_at > _SILENT
+        hung = self.worker.process is not None and now - self._heard_at > _SILENT
         if too_late or hung:
-            self._end_worker()
-
-    # The child process
-
-    def _start_worker(self) -> None:
-        self._generation += 1
-        self._heard_at = time.monotonic()
-        command = [sys.executable, "-P", "-m", "cones2.studio.worker", self._settings]
-        self._worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        reader = threading.Thread(target=self._read, args=(self._worker, self._generation), daemon=True)
-        reader.start()
-
-    def _read(self, worker: subprocess.Popen[bytes], generation: int) -> None:
-        if worker.stdout is not None:
-            for line in worker.stdout:
-                try:
-                    message = json.loads(line)
-                except ValueError:
-                    break  # it died amid a line
-                if message["is"] == "answer":
-                    if (question := self._questions.get(message["ask"])) is not None:
-                        question.set_result(message["answer"])
-                else:
-                    self._inbox.put((generation, message))
-        self._inbox.put((generation, {"is": "gone"}))
+            self.worker.kill()
 
     def _lose_worker(self) -> None:
         """Note that the worker died; its job then goes back into the queue."""
         was_ready = self.state == "ready"
-        self._reap()
+        self.worker.reap()
         if self._stopping or self.unusable is not None:
             return
         self._start_at = time.monotonic() + (0.0 if was_ready else _BACKOFF)
         self._tell_worker("restarting")
-
-    def _end_worker(self) -> None:
-        if self._worker is not None:
-            self._worker.kill()
-
-    def _reap(self) -> None:
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.kill()
-            worker.wait()
-            for pipe in (worker.stdin, worker.stdout):
-                with contextlib.suppress(OSError):
-                    if pipe is not None:
-                        pipe.close()
-
-    def _send(self, message: Mapping[str, Any]) -> None:
-        worker = self._worker
-        if worker is None or worker.stdin is None:
-            raise OSError("there is no worker")
-        try:
-            with self._writing:
-                worker.stdin.write(json.dumps(message).encode() + b"\n")
-                worker.stdin.flush()
-        except ValueError as error:  # its pipe was closed in between
-            raise OSError("the worker has just ended") from error

@@ -4,10 +4,8 @@ What it draws is on the disk before it says so. It answers short questions (toke
 between the steps of a job, from the thread that reads. When the server is gone, its input ends, and it ends at once.
 """
 
-import dataclasses
 import json
 import os
-import shutil
 import sys
 import threading
 import time
@@ -208,67 +206,15 @@ class Worker:
         word = residual.class_word if residual else given["class_word"]
         return Subject(word, residual, strength=given["strength"], negative=given["negative"])
 
-    # Learning
+    # Subjects
 
     def _learn(self, message: Message) -> None:
-        """Learn from the photos in the job's folder, from its last checkpoint on; then put that into the library."""
-        from cones2.files import write_atomically
+        """Learn a subject."""
+        from cones2.studio.teaching import Teacher
 
-        folder = self._data / "learning" / message["job"]
-        result, thumb = folder / "result.safetensors", folder / "thumb.webp"
-        if not result.exists():
-            write_atomically(result, self._learned(message, folder).to_bytes())
-        sha256 = self._shelve(message["request"]["name"], result)
-        if thumb.exists():
-            write_atomically(self._data / "thumbs" / f"{sha256}.webp", thumb.read_bytes())
-        self._channel.say("learned", job=message["job"], sha256=sha256)
-        for used in ("photos", "checkpoints"):  # photos are personal: none is kept longer than it takes
-            shutil.rmtree(
-                folder / used, ignore_errors=True
-            )  # the result stays until the job's row says that it is done
-
-    def _learned(self, message: Message, folder: Path) -> Any:
-        from cones2.learning.previews import with_previews
-        from cones2.learning.recipe import find_recipe
-
-        pipe, request, job = self._pipe, message["request"], message["job"]
-        recipe = find_recipe(request["recipe"] or pipe.facts.recipe or pipe.family.recipe)
-        recipe = dataclasses.replace(recipe, steps=request["steps"]) if request["steps"] else recipe
-        steps = pipe.learn_steps(
-            sorted((folder / "photos").glob("*.png")),
-            request["class_word"],
-            recipe,
-            seed=request["seed"],
-            checkpoint=folder / "checkpoints",
-            checkpoint_every=max(5, recipe.steps // 20),
-            resume=True,
-            force=request["force_class"],
-        )
-        every, last = max(10, recipe.steps // 8), None
-        previewed = with_previews(steps, pipe, every=every, drawing={"num_inference_steps": 12})
-        for step in previewed:
-            self._check()
-            self._channel.say("step", job=job, step=step.step, steps=step.steps, loss=step.learned.loss)
-            if step.images:
-                self._channel.say("preview", job=job, webp=as_webp(step.images[0]))
-            last = step
-            if self._wish == "finish":
-                break
-        if last is None:
-            raise RuntimeError("learning took no step")  # a recipe has at least one
-        residual = last.residual
-        previewed.close()
-        return residual
-
-    def _shelve(self, name: str, result: Path) -> str:
-        """Put a learned file into the library; one that an earlier attempt put there is left as it is."""
-        from cones2.library import Library
-        from cones2.residual import Residual
-
-        residual, library = Residual.load(result), Library(self._library)
-        if not (name in library.names() and library.load(name).sha256 == residual.sha256):
-            library.add(name, residual)
-        return residual.sha256
+        say = self._channel.say
+        teacher = Teacher(self._pipe, self._data, self._library, say=say, check=self._check, wish=lambda: self._wish)
+        teacher.teach(message["job"], message["request"])
 
     def _push(self, message: Message) -> None:
         """Push a subject to the Hub."""

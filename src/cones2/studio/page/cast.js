@@ -78,8 +78,12 @@ export function join(name, { shape, word, mention = true } = {}) {
     toast(`${name} can't be used: ${subject.problem ?? "it was learned on another model"}`, { bad: true });
     return;
   }
-  const members = memberNamed(name) ? draft.members : [...draft.members, memberFor(name, word)];
   const known = placeNamed(name);
+  if (known && shape) {
+    addShape(name, shape); // one more, where it was pulled to
+    return;
+  }
+  const members = memberNamed(name) ? draft.members : [...draft.members, memberFor(name, word)];
   const places = known ? draft.places : placesWith(name, shape);
   change({ members, places, prompt: mention ? promptWith(name) : draft.prompt });
   setUi({ active: name, selected: { place: (known ?? places[0]).id, shape: 0 } });

@@ -91,20 +91,27 @@ function drag(event, handle) {
 }
 
 /**
- * Move one point of a polygon.
+ * Move one point of a polygon, which has the keys then, too; a press without a way moves nothing.
+ * @param {PointerEvent} event
  * @param {number} vertex
  * @returns {Gesture | null}
  */
-function dragVertex(vertex) {
+function dragVertex(event, vertex) {
   const chosen = selection();
   if (!chosen || !("polygon" in chosen.shape)) return null;
   const { place, index } = chosen;
   const points = chosen.shape.polygon;
+  const from = pointAt(event);
+  let far = false;
   /** @type {Shape} */
   let shape = chosen.shape;
+  /** @type {SVGElement} */ (event.target).focus({ preventScroll: true });
   return {
     move(now) {
-      const point = /** @type {[number, number]} */ (pointAt(now).map((value) => round(clamp(snapped(value, ui.snap)))));
+      const [dx, dy] = pointAt(now).map((value, at) => value - from[at]);
+      far ||= Math.hypot(dx * view.width, dy * view.height) > 3;
+      if (!far) return;
+      const point = /** @type {[number, number]} */ ([dx, dy].map((way, at) => round(clamp(snapped(points[vertex][at] + way, ui.snap)))));
       shape = { polygon: points.map((each, at) => (at === vertex ? point : each)) };
       showShape(place, index, shape);
     },
@@ -254,7 +261,7 @@ function begin(event) {
   const through = event.ctrlKey || event.metaKey || ui.tool === "box";
   if (ui.tool === "brush" || ui.tool === "erase") return brush(event, ui.tool === "erase");
   if (handle) return drag(event, handle);
-  if (vertex !== undefined) return dragVertex(Number(vertex));
+  if (vertex !== undefined) return dragVertex(event, Number(vertex));
   if (group && !through && group.dataset.place) {
     const shape = Number(group.dataset.shape);
     const subject = placeOf(group.dataset.place)?.subject ?? null;

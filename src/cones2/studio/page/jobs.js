@@ -94,8 +94,8 @@ export function heardOf(job) {
 export function progress(data) {
   const job = server.jobs.get(data.job);
   if (!job) return;
-  const losses = data.loss === undefined || data.loss === null ? job.losses : [...(job.losses ?? []), [data.step, data.loss]];
-  server.jobs.set(job.id, { ...job, step: data.step, steps: data.steps, eta_s: data.eta_s, losses });
+  const grown = (/** @type {any[]} */ curve, /** @type {number | null | undefined} */ value) => (value === undefined || value === null ? curve : [...(curve ?? []), [data.step, value]]);
+  server.jobs.set(job.id, { ...job, step: data.step, steps: data.steps, eta_s: data.eta_s, losses: grown(job.losses, data.loss), likenesses: grown(job.likenesses, data.likeness) });
   tell("progress");
 }
 
@@ -120,7 +120,7 @@ export function stateLine(job) {
   if (job.state === "running") return job.steps ? `step ${job.step} / ${job.steps}${left}` : "starting";
   if (job.state === "cancelled") return job.steps ? `cancelled at ${job.step} / ${job.steps}` : "cancelled";
   if (job.state === "failed") return job.error?.title ?? "failed";
-  return "done";
+  return job.kept && job.kept < job.steps ? `done, step ${job.kept} of ${job.steps} is kept` : "done";
 }
 
 /** @param {Job} job */

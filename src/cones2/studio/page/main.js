@@ -2,6 +2,7 @@
 
 import { $, announce, toast } from "./dom.js";
 import { get, listen } from "./api.js";
+import * as bin from "./bin.js";
 import * as canvas from "./canvas.js";
 import * as files from "./files.js";
 import * as gallery from "./gallery.js";
@@ -86,7 +87,7 @@ function startTheme() {
   });
 }
 
-for (const part of [canvas, gestures, keys, settings, prompt, places, subjects, jobs, gallery, viewer, teach, files]) part.start();
+for (const part of [canvas, gestures, keys, settings, prompt, places, subjects, jobs, gallery, viewer, teach, bin, files]) part.start();
 startTheme();
 for (const button of document.querySelectorAll("dialog [data-close]")) button.addEventListener("click", () => button.closest("dialog")?.close());
 on("connection info", renderConnection);

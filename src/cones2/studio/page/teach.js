@@ -80,21 +80,30 @@ async function send(event) {
   render();
 }
 
-/** The losses as a line, smoothed, with both ends told in words.
+/** Losses as a line, smoothed, and likenesses of what was drawn as points; both told in words.
  * @param {[number, number][]} losses
+ * @param {[number, number][]} likenesses
  * @param {number} steps
  */
-function curve(losses, steps) {
+function curve(losses, likenesses, steps) {
   if (!losses || losses.length < 2) return h("p", { class: "hint" }, "The curve appears with the first steps.");
   let mean = losses[0][1];
   const smooth = losses.map(([step, loss]) => [step, (mean = mean * 0.8 + loss * 0.2)]);
   const values = losses.map(([, loss]) => loss);
   const [low, high] = [Math.min(...values), Math.max(...values)];
-  const at = (/** @type {number[][]} */ points) => points.map(([step, loss]) => `${(step / Math.max(1, steps)) * 300},${76 - ((loss - low) / (high - low || 1)) * 70}`).join(" ");
-  return h("figure", { class: "curve" }, s("svg", { viewBox: "0 0 300 80", preserveAspectRatio: "none", role: "img", "aria-label": `Loss, from ${smooth[0][1].toFixed(3)} to ${mean.toFixed(3)}` },
-    s("polyline", { class: "raw", points: at(losses) }), s("polyline", { class: "smooth", points: at(smooth) })),
-  h("figcaption", {}, `loss ${smooth[0][1].toFixed(3)} → ${mean.toFixed(3)}`));
+  const at = (/** @type {number[][]} */ points, from = low, to = high) => points.map(([step, value]) => `${(step / Math.max(1, steps)) * 300},${76 - ((value - from) / (to - from || 1)) * 70}`).join(" ");
+  const best = bestOf(likenesses);
+  const told = [`loss ${smooth[0][1].toFixed(3)} → ${mean.toFixed(3)}`, best && `likeness ${best[1].toFixed(2)} at step ${best[0]}${likenesses.length > 1 ? `, the best of ${likenesses.length}` : ""}`].filter(Boolean).join("; ");
+  return h("figure", { class: "curve" }, s("svg", { viewBox: "0 0 300 80", preserveAspectRatio: "none", role: "img", "aria-label": told },
+    s("polyline", { class: "raw", points: at(losses) }), s("polyline", { class: "smooth", points: at(smooth) }),
+    best ? s("polyline", { class: "likeness", points: at(likenesses, 0, 1) }) : null),
+  h("figcaption", {}, told));
 }
+
+/** The step that is most like the photos, the first of equals, and how like it is.
+ * @param {[number, number][]} [likenesses]
+ */
+const bestOf = (likenesses) => likenesses?.reduce((best, each) => (each[1] > best[1] ? each : best), likenesses[0]);
 
 /** @param {any} job */
 function learning(job) {
@@ -102,13 +111,13 @@ function learning(job) {
   const active = isActive(job);
   return [h("p", { class: "now-head" }, h("span", { class: `dot ${job.state}`, "aria-hidden": "true" }), h("b", {}, name), " ", h("span", {}, stateLine(job))),
     active ? h("progress", { max: job.steps || 1, value: job.step || 0, "aria-label": `Progress of ${name}` }) : null,
-    h("div", { class: "learning" }, job.preview ? h("img", { class: "sample", src: job.preview, alt: `What ${name} looks like so far`, width: 192, height: 192 }) : null, curve(job.losses, job.steps)),
+    h("div", { class: "learning" }, job.preview ? h("img", { class: "sample", src: job.preview, alt: `What ${name} looks like so far`, width: 192, height: 192 }) : null, curve(job.losses, job.likenesses, job.steps)),
     job.warnings?.length ? h("ul", { class: "warnings" }, job.warnings.map((/** @type {string} */ text) => h("li", {}, text))) : null,
     job.state === "failed" ? h("div", { class: "failure" }, h("p", {}, job.error?.title), job.error?.detail ? h("details", {}, h("summary", {}, "Details"), h("pre", {}, job.error.detail)) : null,
       h("button", { type: "button", onclick: () => attempt(async () => put(await post(`/v1/jobs/${job.id}/retry`))) }, "Try again")) : null,
     h("div", { class: "row end wrap" },
       active ? h("button", { type: "button", class: "danger", onclick: () => cancel(job) }, "Stop, keep nothing") : null,
-      active ? h("button", { type: "button", disabled: job.state !== "running", onclick: () => attempt(async () => put(await post(`/v1/jobs/${job.id}/finish`))) }, "Keep what there is") : null,
+      active ? h("button", { type: "button", id: "teach-finish", disabled: job.state !== "running", onclick: () => attempt(async () => put(await post(`/v1/jobs/${job.id}/finish`))) }, job.likenesses?.length ? "Stop, keep the best" : "Stop, keep what there is") : null,
       active ? h("button", { type: "button", class: "primary", onclick: () => $("#teach").close() }, "Go on in the background") : null,
       active ? null : h("button", { type: "button", onclick: showForm }, "Teach another"),
       job.state === "succeeded" ? h("button", { type: "button", class: "primary", onclick: () => ($("#teach").close(), tryIt(name)) }, "Try it") : null)];
@@ -125,9 +134,9 @@ function render() {
     return;
   }
   if (!$("#teach").open) return;
-  const focused = $("#teach-progress").contains(document.activeElement) && document.activeElement?.textContent;
+  const focused = $("#teach-progress").contains(document.activeElement) && (document.activeElement?.id || document.activeElement?.textContent);
   fill($("#teach-progress"), learning(job));
-  if (focused) [...$("#teach-progress").querySelectorAll("button")].find((each) => each.textContent === focused)?.focus();
+  if (focused) [...$("#teach-progress").querySelectorAll("button")].find((each) => (each.id || each.textContent) === focused)?.focus();
 }
 
 /** Learnings that run, as chips in the panel of subjects. */
@@ -135,9 +144,10 @@ function renderRunning() {
   const running = [...server.jobs.values()].filter((job) => job.mine && job.kind === "learn" && (isActive(job) || job.state === "failed"));
   const done = watched && server.jobs.get(watched)?.state === "succeeded" && !$("#teach").open;
   if (done) {
-    const { name } = server.jobs.get(watched).request;
+    const job = server.jobs.get(watched);
+    const { name } = job.request;
     watched = "";
-    toast(`${name} is learned.`, { action: "Try it", run: () => tryIt(name) });
+    toast(`${name} is learned${job.kept && job.kept < job.steps ? `: step ${job.kept} of ${job.steps} is kept` : ""}.`, { action: "Try it", run: () => tryIt(name) });
   }
   $("#learnings").replaceChildren(...running.map((job) => h("li", { class: "chip" }, h("button", { type: "button", class: "chip-main", onclick: () => openJob(job.id) },
     h("span", { class: `dot ${job.state}`, "aria-hidden": "true" }), h("span", { class: "chip-text" }, h("b", {}, job.request?.name), h("span", { class: "hint" }, job.eta_s ? `${duration(job.eta_s)} left` : stateLine(job)))))));
