@@ -54,7 +54,7 @@ def test_the_stream_of_no_job_is_not_found(client: TestClient, job: str) -> None
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
 
 
-def test_the_stream_of_anothers_job_is_read_but_not_ones_own(client: TestClient, ended: str) -> None:
+def test_any_client_reads_a_stream_but_the_job_is_not_its_own(client: TestClient, ended: str) -> None:
     own = client.get(f"/v1/jobs/{ended}/events").text
     others = client_of(client.app, client="b").get(f"/v1/jobs/{ended}/events").text
     assert ('"mine": true' in own, '"mine": true' in others) == (True, False)
