@@ -30,7 +30,7 @@ def test_the_core_grows_no_more() -> None:
     core = {name: lines for name, lines in count.files().items() if not name.startswith(LATER)}
     assert len(core) <= 67  # the aim was 60
     # The aim was 7,500, before joint transformers, the Hub, masks and much else; 13,240 before `negatives.py`.
-    assert sum(core.values()) <= 13_540
+    assert sum(core.values()) <= 13_570
 
 
 def test_the_evidence_stays_small_as_well() -> None:
