@@ -90,7 +90,8 @@ def test_one_block_changes_a_subjects_own_region_and_nothing_else(
     opened: dict[str, Any], name: str, settings: dict[str, Any]
 ) -> None:
     """Two texts of as many tokens, since another length may be summed in another order."""
-    pipeline, options = shallow(opened[name]), {"layout_settings": LayoutSettings(**settings)}
+    pipeline = shallow(opened[name])
+    options: dict[str, Any] = {"layout_settings": LayoutSettings(**settings)}
     prompt, cat = rows(pipeline, name, "cat", "dog", **options)
     for rex, cup, region in (("dog", "dog", REX), ("cat", "cat", CUP), ("dog", "cat", REX | CUP)):
         same, other = rows(pipeline, name, rex, cup, **options)
@@ -295,7 +296,7 @@ def test_a_call_of_both_rows_is_two_calls(opened: dict[str, Any], name: str) -> 
     given, spans, settings = dict(inputs), inputs.run.spans, inputs.run.settings
     for row in range(2):
         run = Run(pipeline, family, given, CORNER, spans, settings, inputs.run.text, False)
-        args, kwargs = one_row(*calls[0], row)
+        args, kwargs = one_row(calls[0][0], calls[0][1], row)
         reading = behind_blocks(pipeline.transformer, run.behind) if name == "z_image" else contextlib.nullcontext()
         edited = edited_attention(pipeline.transformer, family, run)
         with predictions(pipeline) as alone, edited, reading, torch.no_grad():

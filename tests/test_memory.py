@@ -10,6 +10,7 @@ from cones2.single_files import CONFIGS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import joint_memory
 import memory
 
 GB = 10**9
@@ -43,3 +44,26 @@ def test_stable_diffusion_2_learns_at_512_pixels_in_12_gb() -> None:
     assert saving["autoencoder, frozen, bfloat16"] == saving["text encoder, frozen, bfloat16"] == 0
     assert sum(saving.values()) < 8 * GB
     assert sum(usual.values()) < 12 * GB
+
+
+@pytest.mark.slow
+def test_a_large_transformers_weights_and_step_are_counted() -> None:
+    """FLUX.1 has as many parameters as the released one, whose file in bfloat16 is of 23.8 GB."""
+    model = joint_memory.MODELS["FLUX.1 dev"]
+    transformer = joint_memory.made(model.transformer)
+    assert sum(weight.numel() for weight in transformer.parameters()) == 11_901_408_320
+    sizes = [joint_memory.weights(transformer, bits) for bits in joint_memory.BITS.values()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert round(sizes[0], 1) == 23.8
+    step = joint_memory.learning(model, transformer, 256)
+    call, mask = joint_memory.drawing(model, transformer, 256)
+    assert mask == 2 * (16 * 16 + 512) ** 2 / GB
+    blocks = 19 + 38
+    assert step > call + 0.5 * blocks * 2 * (16 * 16 + 512) * 3072 / GB  # it keeps what went into each block
+    assert step < sizes[0] / 10
+
+
+def test_what_a_card_holds() -> None:
+    assert joint_memory.cards(11.8) == " (12, 16, 24)"  # 12 * 2**30 bytes are 12.9 GB, of which 1 is for the system
+    assert joint_memory.cards(11.9) == " (16, 24)"
+    assert joint_memory.cards(30.0) == " (none)"
