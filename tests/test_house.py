@@ -22,7 +22,7 @@ def test_few_files_none_of_them_long() -> None:
     files = count.files()
     house = {name: lines for name, lines in files.items() if not name.startswith((*EVIDENCE, *STUDIO))}
     assert len(house) <= 86  # the aim was 60, before there was a batch engine
-    assert sum(house.values()) <= 17_380  # the aim was 7,500, before there was one: make room for what is added
+    assert sum(house.values()) <= 17_450  # the aim was 7,500, before there was one: make room for what is added
     assert {name: lines for name, lines in files.items() if lines > 400} == {}
 
 
