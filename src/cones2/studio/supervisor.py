@@ -323,7 +323,9 @@ class Supervisor:
         self.speeds[running.kind] += 0.2 * (min(taken, 60.0) - self.speeds[running.kind])
         data = {"job": running.id, "step": running.step, "steps": running.steps, "eta_s": round(self.seconds_left(), 1)}
         self._broker.publish(change("progress", data | measured, job=running.id), running.id)
-        if time.monotonic() - running.kept_at > _KEEP_PROGRESS and running.kind == "learn":
+        # A learning that goes on from a checkpoint tells no step before it again.
+        due = message.get("checkpoint") or time.monotonic() - running.kept_at > _KEEP_PROGRESS
+        if due and running.kind == "learn":
             self._keep_progress(running)
 
     def _keep_progress(self, running: Running) -> None:

@@ -65,13 +65,14 @@ class Teacher:
         recipe = find_recipe(request["recipe"] or pipe.facts.recipe or pipe.family.recipe)
         recipe = dataclasses.replace(recipe, steps=request["steps"]) if request["steps"] else recipe
         photos, checkpoints = as_photos(sorted((folder / "photos").glob("*.png"))), folder / "checkpoints"
+        every = max(5, recipe.steps // 20)
         steps = pipe.learn_steps(
             photos,
             request["class_word"],
             recipe,
             seed=request["seed"],
             checkpoint=checkpoints,
-            checkpoint_every=max(5, recipe.steps // 20),
+            checkpoint_every=every,
             resume=True,
             force=request["force_class"],
         )
@@ -89,7 +90,8 @@ class Teacher:
         for step in previewed:
             self._check()
             measured = {} if step.identity is None else {"likeness": step.identity}
-            self._say("step", job=job, step=step.step, steps=step.steps, loss=step.learned.loss, **measured)
+            told = {"step": step.step, "steps": step.steps, "loss": step.learned.loss, **measured}
+            self._say("step", job=job, **told, checkpoint=step.step % every == 0)
             if step.images:
                 self._say("preview", job=job, webp=as_webp(step.images[0]))
             residual = step.learned.residual
