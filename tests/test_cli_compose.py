@@ -129,6 +129,21 @@ def test_every_option_acts_typed_or_in_a_job_file_and_typed_ones_win(
     assert read_record(again)["num_inference_steps"] == 2
 
 
+@pytest.mark.slow
+def test_negative_texts_on_flux1(folders: dict[str, Path], small_folder: Path, tmp_path: Path) -> None:
+    command = ("compose", "a {cup}", "--plain", "cup=teapot", "--place", "cup=left", "--steps", 2, "--size", "96x64")
+    foggy, guided = ("--subject-negative", "cup=fog"), ("--true-cfg-scale", 4)
+    told = refused(*command, *foggy, "--model", folders["flux1"], "--out", tmp_path / "none.png")
+    assert "give true_cfg_scale, more than 1" in told
+    told = refused(*command, *guided, "--model", small_folder, "--out", tmp_path / "none.png")
+    assert "takes no argument 'true_cfg_scale'" in told
+    run(*command, *foggy, *guided, "--model", folders["flux1"], "--out", tmp_path / "one.png")
+    assert read_record(tmp_path / "one.png")["options"]["true_cfg_scale"] == 4
+    run("compose", "--from", tmp_path / "one.png", "--model", folders["flux1"], "--out", tmp_path / "again.png")
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "again.png") as again:
+        assert one.tobytes() == again.tobytes()
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [("stepz = 3", "stepz"), ("steps = [3]", "steps"), ("steps 3", "job.toml"), ("size = 3", "'3'")],

@@ -103,8 +103,11 @@ class Screen:
         return self.page.evaluate(_with_modules(expression), given)
 
     def until(self, expression: str, given: object = None, seconds: float = 60) -> None:
-        """Wait until such an expression holds."""
-        self.page.wait_for_function(_with_modules(expression), arg=given, timeout=seconds * 1000)
+        """Wait until such an expression holds; Playwright's own waiting takes the promise itself for the answer."""
+        latest = time.monotonic() + seconds
+        while not self.store(expression, given):
+            assert time.monotonic() < latest, f"after {seconds:g} s this still does not hold: {expression}"
+            self.page.wait_for_timeout(20)
 
     def draft(self) -> Any:
         """What the person has made so far."""

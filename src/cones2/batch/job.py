@@ -65,6 +65,7 @@ class Pictures(_Strict):
     num_inference_steps: _Count | list[_Count] = 50
     guidance_scale: float | list[float] | None = None
     guidance_rescale: float | list[float] | None = None
+    true_cfg_scale: float | list[float] | None = None
     height: _Count | list[_Count] | None = None
     width: _Count | list[_Count] | None = None
     layout_scale: float | list[float] | None = None

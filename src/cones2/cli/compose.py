@@ -46,6 +46,10 @@ def compose(
         float | None,
         option("--guidance-scale", "How closely to follow the prompt; default: what suits the model.", "X"),
     ] = None,
+    true_cfg_scale: Annotated[
+        float | None,
+        option("--true-cfg-scale", "What negative texts weigh on FLUX.1; above 1.", "X"),
+    ] = None,
     negative: Annotated[str | None, option("--negative", "What not to show.", "TEXT")] = None,
     size: Annotated[str | None, option("--size", "In pixels; default: the model's.", "WxH")] = None,
     out: Annotated[Path, option("--out -o", "A folder, or one .png file.", "DIR_OR_FILE")] = _PICTURES,
@@ -114,6 +118,7 @@ def compose(
     given: dict[str, Any] = {
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
+        "true_cfg_scale": true_cfg_scale,
         "negative_prompt": negative,
         "layout_scale": layout_scale,
         "preset": preset,
