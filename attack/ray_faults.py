@@ -1,9 +1,10 @@
 """Kills what a Ray cluster is made of, while it does a batch: `python attack/ray_faults.py --faults 200`; needs Ray.
 
-Four nodes run on this machine, and sleep for each picture. At random moments a worker, a node, its raylet, the engine
-or the whole cluster is killed, or a worker is stopped for some seconds while its lease is given to another one. The
-engine is run again whenever it has ended. In the end every picture must be committed once, with the bytes of a serial
-run.
+Four nodes run on this machine, and sleep for each picture. At random moments a worker, a node, its raylet, the engine,
+or the head and with it the whole cluster is killed, or a worker is stopped for some seconds while its lease is given to
+another one. What takes more than a worker down waits until something was committed since the last time, so that faults
+hit work and not one another. The engine is run again whenever it has ended. In the end every picture must be committed
+once, with the bytes of a serial run.
 """
 
 import argparse
@@ -35,8 +36,9 @@ from faulty_store import content_of
 
 TESTS = Path(__file__).parents[1] / "tests"
 NODES, PICTURES = 4, 80
-KINDS = {"worker": 8, "stopped": 5, "node": 2, "raylet": 2, "engine": 2, "cluster": 1}
+KINDS = {"worker": 8, "stopped": 5, "node": 2, "raylet": 2, "engine": 2, "head": 1}
 """What is done, and how often compared with the others."""
+OF_WORKERS = ("worker", "stopped")
 
 
 def plan_of(number: int) -> Plan:
@@ -62,6 +64,8 @@ class Attack:
     def __init__(self, seed: int) -> None:
         self.luck, self.faults = random.Random(seed), Counter[str]()
         self.stopped: list[tuple[float, psutil.Process]] = []
+        self.committed = 0  # when more than a worker was last taken down
+        self.unseen = 0  # engines that did not end within a minute of their cluster
         self.begin_cluster()
 
     def begin_cluster(self) -> None:
@@ -86,14 +90,20 @@ class Attack:
     def round(self, number: int, out: Path, most: int) -> None:
         """Do a round under faults, of which there are at most so many altogether."""
         command = [sys.executable, __file__, "--engine", str(number), "--out", str(out)]
+        self.committed = 0
         while True:
             engine = subprocess.Popen([*command, "--address", self.cluster.address], stderr=subprocess.DEVNULL)
             until = time.monotonic() + 300
             while engine.poll() is None and time.monotonic() < until:
                 time.sleep(self.luck.uniform(0.5, 3.0))
                 self.wake()
-                if self.faults.total() < most and any((out / "commit").glob("*.json")):
-                    self.do(self.luck.choices(list(KINDS), list(KINDS.values()))[0], engine)
+                kind, committed = (
+                    self.luck.choices(list(KINDS), list(KINDS.values()))[0],
+                    len([*out.glob("commit/*.json")]),
+                )
+                is_due = committed > (0 if kind in OF_WORKERS else self.committed)
+                if is_due and self.faults.total() < most and self.do(kind, engine) and kind not in OF_WORKERS:
+                    self.committed = committed
             if engine.poll() is None:
                 print(f"round {number}: nothing for 300 s, begun again", flush=True)
                 engine.kill()
@@ -106,12 +116,12 @@ class Attack:
             with contextlib.suppress(psutil.Error):
                 self.stopped.pop(0)[1].resume()
 
-    def do(self, kind: str, engine: "subprocess.Popen[bytes]") -> None:
-        """Do one fault, if there is something that it can be done to."""
+    def do(self, kind: str, engine: "subprocess.Popen[bytes]") -> bool:
+        """Do one fault, and return whether there was something that it could be done to."""
         workers = [each for each in psutil.Process().children(recursive=True) if self.is_worker(each)]
         place = self.luck.randrange(NODES)
-        if kind in ("worker", "stopped") and not workers:
-            return
+        if kind in OF_WORKERS and not workers:
+            return False
         with contextlib.suppress(psutil.Error):
             if kind == "worker":
                 self.luck.choice(workers).kill()
@@ -128,10 +138,15 @@ class Attack:
             elif kind == "engine":
                 engine.kill()
             else:
+                self.cluster.shutdown()  # the engine has to see for itself
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    engine.wait(60)
+                self.unseen += engine.poll() is None
                 engine.kill()
-                self.cluster.shutdown()
                 self.begin_cluster()
             self.faults[kind] += 1
+            return True
+        return False
 
     @staticmethod
     def is_worker(process: psutil.Process) -> bool:
@@ -180,6 +195,7 @@ def main() -> None:
             number += 1
         attack.cluster.shutdown()
     print(f"{attack.faults.total()} faults, {number * PICTURES} pictures, {wrong} rounds with something wrong")
+    print(f"{attack.unseen} engines did not notice within a minute that their cluster was gone")
     sys.exit(bool(wrong))
 
 
