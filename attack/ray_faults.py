@@ -35,7 +35,7 @@ from cones2.batch.store import LocalStore
 from faulty_store import content_of
 
 TESTS = Path(__file__).parents[1] / "tests"
-NODES, PICTURES = 4, 80
+NODES, PICTURES = 4, 400
 KINDS = {"worker": 8, "stopped": 5, "node": 2, "raylet": 2, "engine": 2, "head": 1}
 """What is done, and how often compared with the others."""
 OF_WORKERS = ("worker", "stopped")
