@@ -152,7 +152,7 @@ class Attack:
     def is_worker(process: psutil.Process) -> bool:
         """Whether a process of ours is an actor."""
         with contextlib.suppress(psutil.Error):
-            return process.status() != psutil.STATUS_STOPPED and " ".join(process.cmdline()).startswith("ray::Worker")
+            return process.status() != psutil.STATUS_STOPPED and " ".join(process.cmdline()).startswith("ray::Actor")
         return False
 
 
