@@ -1,5 +1,6 @@
 """Hands for workers in processes of their own: they sleep, fail, or end their process, as a case's prompt says."""
 
+import json
 import os
 import signal
 import time
@@ -12,12 +13,16 @@ from faulty_store import StillHands, content_of
 
 SECONDS = "CONES2_TEST_SECONDS"
 LARGEST = "CONES2_TEST_LARGEST"
+BEGUN = "CONES2_TEST_BEGUN"
 
 
 class SleepingHands(StillHands):
     """Takes a moment for each picture; "a kill" ends the process, and "a fail" raises."""
 
     def draw(self, made: dict[str, Any], path: Path) -> None:
+        if begun := os.environ.get(BEGUN):
+            with Path(begun).open("ab", buffering=0) as file:
+                file.write(b"%d\n" % made["seed"])
         time.sleep(float(os.environ.get(SECONDS, "0.01")))
         if "kill" in made["prompt"]:
             os.kill(os.getpid(), 9)
@@ -33,6 +38,14 @@ def sleeping(_spec: Mapping[str, Any], _store: Store) -> SleepingHands:
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails then, as on a disk that is full
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest), int(largest)))
+    return SleepingHands()
+
+
+def telling(spec: Mapping[str, Any], store: Store) -> SleepingHands:
+    """Make them, and write down what their process was given of this machine."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+    told = {**{name: os.environ.get(name) for name in names}, "threads": spec["threads"]}
+    store.write(f"told/{os.getpid()}.json", json.dumps(told).encode())
     return SleepingHands()
 
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,14 +15,17 @@ import tarfile
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 
-from batch_hands import sleeping_spec
+import cones2
+from batch_hands import BEGUN, sleeping_spec
 from cones2.batch import engine as engines
 from cones2.batch import read, read_status, verify
 from cones2.batch.engine import Batch, Inline, Outcome
@@ -29,10 +33,10 @@ from cones2.batch.gallery import make_sheet, varied, write_gallery
 from cones2.batch.job import Job, Photographed, Pictures
 from cones2.batch.lease import Bench, learn_lease
 from cones2.batch.plan import Plan
-from cones2.batch.processes import Processes
+from cones2.batch.processes import Processes, share_of_threads
 from cones2.batch.results import read_subjects
 from cones2.batch.store import LocalStore, check_store, open_store
-from cones2.batch.worker import MODEL
+from cones2.batch.worker import MODEL, Worker
 from cones2.errors import Cones2Warning, ModelError, OutputError, SettingsError
 from cones2.examples import EXAMPLES
 from cones2.files import write_atomically
@@ -166,6 +170,7 @@ def test_workers_killed_at_many_moments_lose_and_double_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONES2_TEST_SECONDS", "0.15")
+    monkeypatch.setenv(BEGUN, str(tmp_path / "begun"))
     plan = plan_of(Pictures(prompt="a dog", seed="0-79"), lease=4)
     batch, processes = Batch(plan, open_store(tmp_path)), crew(tmp_path, 2)
     killer = threading.Thread(target=kill_some, args=(processes, 30, random.Random(0)))
@@ -173,6 +178,8 @@ def test_workers_killed_at_many_moments_lose_and_double_nothing(
     for _ in batch.outcomes(processes):
         pass
     killer.join()
+    begun = Counter((tmp_path / "begun").read_text().split())
+    assert begun.total() <= 80 + 30  # one that is killed loses what it draws, and nothing that it has drawn
     done_inline(plan, tmp_path)  # what was killed three times by chance
     assert drawn(tmp_path) == expected(plan)
     assert not verify(tmp_path).doubled
@@ -406,6 +413,84 @@ def test_workers_that_can_not_begin_are_one_error(tmp_path: Path) -> None:
         list(Batch(plan, open_store(tmp_path)).outcomes(workers))
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"engine": "00"}, "is another place than the engine's"), ({"version": "0.0.0"}, r"was planned by 0\.0\.0")],
+)
+def test_a_worker_whose_work_would_count_for_nothing_does_none(
+    tmp_path: Path, change: dict[str, str], told: str
+) -> None:
+    batch = Batch(plan_of(Pictures(prompt="a dog", seed="0-1")), open_store(tmp_path))
+    running = batch.outcomes(Inline(Bench(batch.store, tmp_path / ".spool"), StillHands))
+    next(running)
+    with warnings.catch_warnings():  # a worker keeps them
+        for spec in ({"engine": batch.name, "version": cones2.__version__}, change):
+            event = next(Worker({**sleeping_spec(tmp_path), "threads": 1, **spec}).open())
+            assert event["event"] == ("gave up" if spec is change else "ready")
+    assert re.search(told, event["why"])
+    running.close()
+
+
+@pytest.mark.slow
+def test_workers_that_have_another_folder_of_that_name_are_one_error(tmp_path: Path) -> None:
+    plan = plan_of(Pictures(prompt="a dog", seed="0-5"))
+    done_inline(plan, tmp_path / "theirs")  # by an earlier batch
+    batch = Batch(plan, open_store(tmp_path / "ours"))
+    workers = Processes(2, sleeping_spec(tmp_path / "theirs") | {"engine": batch.name})
+    with pytest.raises(ModelError, match="theirs on .* is another place than the engine's"):
+        list(batch.outcomes(workers))
+
+
+def test_a_batch_in_memory(tmp_path: Path) -> None:
+    MemoryFileSystem.store.clear()
+    out = "memory://bucket/out"
+    plan = plan_of(Pictures(prompt="a dog", seed="0-4"), Pictures(prompt="a {rex}", seed=[5, 6]), rex=photographed())
+    for broken, left in (({1}, 1), (set[int](), 0)):
+        batch, hands = Batch(plan, open_store(out)), StillHands(broken)
+        for _ in batch.outcomes(Inline(Bench(batch.store, tmp_path), lambda hands=hands: hands)):  # type: ignore[misc]
+            pass
+        assert (batch.pictures.done, batch.pictures.failed) == (7 - left, left)
+        assert read_status(out).pictures == batch.pictures
+    assert {result.id: result.content for result in read(out)} == expected(plan)
+    assert (verify(out).sound, verify(out).problems, len(list(read_subjects(out)))) == (7, [], 1)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "workers", "share"),
+    [({}, 1, 8), ({}, 3, 2), ({}, 20, 1), ({"OMP_NUM_THREADS": "1"}, 2, 1), ({"OMP_NUM_THREADS": "16"}, 2, 4)]
+    + [({"OMP_NUM_THREADS": "3,2", "MKL_NUM_THREADS": "2"}, 1, 2), ({"OMP_NUM_THREADS": "many"}, 4, 2)],
+)
+def test_a_worker_gets_its_share_of_threads_and_no_more_than_was_asked_for(
+    asked: dict[str, str], workers: int, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cones2.batch.processes.processors", lambda: 8)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    assert share_of_threads(workers) == share
+
+
+@pytest.mark.slow
+def test_each_process_has_its_threads_and_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cones2.batch.processes.processors", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    plan, spec = plan_of(Pictures(prompt="a dog", seed="0-29"), lease=1), sleeping_spec(tmp_path)
+    processes = Processes(3, spec | {"hands": "batch_hands:telling"})
+    told: list[dict[str, Any]] = []
+    for _ in Batch(plan, open_store(tmp_path)).outcomes(processes):
+        told = [json.loads(path.read_text()) for path in (tmp_path / "told").glob("*.json")]
+        if len(told) == 3:
+            break
+    processes.close()
+    assert sorted(each["CUDA_VISIBLE_DEVICES"] for each in told) == ["GPU-a", "GPU-a", "GPU-b"]
+    threads = {(each["OMP_NUM_THREADS"], each["MKL_NUM_THREADS"], each["threads"]) for each in told}
+    assert threads == {("2", "2", 2)}
+
+
 def test_results_that_were_damaged_are_told(tmp_path: Path) -> None:
     plan = plan_of(Pictures(prompt="a dog", seed="0-5"))
     done_inline(plan, tmp_path)
@@ -455,7 +540,25 @@ class RecordHands(StillHands):
         from PIL import Image
 
         with Image.open(io.BytesIO(PICTURE.getvalue())) as image:
-            write_picture(path, image, {"prompt": made["prompt"], "seed": made["seed"]})
+            write_picture(path, image, {"prompt": made["prompt"], "seed": made["seed"], "model": {"name": "xl"}})
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        (("/models/xl.safetensors", "sdxl"), " --model /models/xl.safetensors --model-config sdxl"),
+        (("/models/xl", None), " --model /models/xl"),
+        (("/models/other", None), ""),
+    ],
+)
+def test_the_line_that_draws_again_names_the_model_that_drew(
+    tmp_path: Path, model: tuple[str, str | None], named: str
+) -> None:
+    done_inline(plan_of(Pictures(prompt="a dog")), tmp_path, RecordHands())
+    ((picture, _),) = expected(plan_of(Pictures(prompt="a dog"))).items()
+    write_gallery(read(tmp_path), tmp_path / "gallery", title="", model=model[0], config=model[1])
+    line = f"<code>cones2 compose --from pictures/{picture[:16]}.png{named} --out again.png</code>"
+    assert line in (tmp_path / "gallery" / "index.html").read_text()
 
 
 def test_a_sheet_has_seeds_across_and_what_else_differs_down(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 import cones2
 
-HEAVY = ("torch", "numpy", "PIL", "pydantic", "diffusers", "transformers", "typer", "rich")
+HEAVY = ("torch", "numpy", "PIL", "pydantic", "diffusers", "transformers", "typer", "rich", "ray")
 
 
 def test_every_name_is_there_and_says_what_it_is() -> None:
@@ -31,7 +31,7 @@ def test_an_unknown_name() -> None:
 
 
 def test_importing_is_cheap_and_so_is_help() -> None:
-    for module in ("cones2", "cones2.cli"):
+    for module in ("cones2", "cones2.batch", "cones2.cli"):
         heavy = set(HEAVY) - ({"typer", "rich"} if module == "cones2.cli" else set())
         script = f"import sys, {module}; print([name for name in {sorted(heavy)} if name in sys.modules])"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

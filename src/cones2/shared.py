@@ -191,4 +191,9 @@ def threads(count: int) -> Iterator[None]:
 
 def possible_threads(count: int) -> int:
     """Return how many threads `threads` takes."""
-    return min(count, os.cpu_count() or 1)
+    return min(count, processors())
+
+
+def processors() -> int:
+    """Return how many processors this process may use, as far as its system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import platformdirs
 
 from cones2.batch.driver import Driver
+from cones2.batch.estimate import Pace
 from cones2.batch.lease import Bench, Event, Hands, draw_lease, learn_lease
 from cones2.batch.plan import Case, Lease, Lesson, Plan, hash_of
 from cones2.batch.resume import Failure, Standing, find_standing, read_engines, stems, write_plan
@@ -125,8 +126,9 @@ class Batch:
     """A plan that is being done.
 
     Attributes:
+        name: of its note in `engines/`.
         pictures, subjects: how many are done, failed and left.
-        drawn: pictures of open leases, by worker.
+        pace: what each worker has done, and how long the rest takes.
         began: when, by the clock.
     """
 
@@ -152,9 +154,9 @@ class Batch:
             leases = leases[::-1]  # so that two engines meet in the middle, rather than do the same all the way
         self.driver = Driver(leases, learned | plan.residuals.keys(), foreign)
         self.pictures, self.subjects = self.standing.pictures, self.standing.subjects
-        self.drawn: dict[str, int] = {}
+        self.pace, self._at_work = Pace(clock), 0
         self.began, self._done_before = self._clock(), self.pictures.done
-        self._name = secrets.token_hex(8)
+        self.name = secrets.token_hex(8)
         self._tasks: dict[str, tuple[Lease, list[Case]]] = {}
         self._beaten = self._looked = -math.inf
         self._seen: dict[str, tuple[list[str], float]] = {}
@@ -168,6 +170,7 @@ class Batch:
             Cones2Error: no worker can begin.
         """
         write_plan(self.plan, self.store)
+        self.store.write(f"engines/{self.name}.json", self._note_of_itself())  # which workers look for
         try:
             self._workers = len(crew.workers)
             due = dict.fromkeys(crew.workers, -math.inf)
@@ -197,7 +200,7 @@ class Batch:
             crew.close()
             if self._beaten < math.inf:
                 with contextlib.suppress(OutputError):
-                    self.store.delete(f"engines/{self._name}.json")
+                    self.store.delete(f"engines/{self.name}.json")
         self.pictures.blocked = self.driver.blocked
 
     def drain(self) -> None:
@@ -212,8 +215,13 @@ class Batch:
     @property
     def rate(self) -> float:
         """Pictures a second, since this began."""
-        drawn = self.pictures.done - self._done_before + sum(self.drawn.values())
+        drawn = self.pictures.done - self._done_before + self.pace.open(subjects=False)
         return drawn / max(1e-9, self._clock() - self.began)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes at this pace; None where it is not known yet, or nobody is at work."""
+        return self.pace.left(self.pictures.left, self.subjects.left, self._at_work)
 
     def _give(self, crew: Crew, idle: dict[str, None]) -> None:
         """Give idle workers what there is; where there is nothing for one, there is nothing for the others."""
@@ -221,25 +229,28 @@ class Batch:
             worker = next(iter(idle))
             lease = self.driver.take(worker, self._clock())
             if lease is None:
-                return
+                break
             del idle[worker]
-            self.drawn[worker] = 0
-            if not lease.numbers:
+            lesson = self.plan.lessons.get(lease.id)
+            self.pace.given(worker, "" if lesson is None else lesson.name)
+            if lesson is not None:
                 self._tasks[worker] = (lease, [])
-                crew.give(worker, {"lesson": asdict(self.plan.lessons[lease.id])})
+                crew.give(worker, {"lesson": asdict(lesson)})
                 continue
             left = [case for case in self.plan.cases(lease) if case.id not in self.standing.elsewhere]
             self._tasks[worker] = (lease, left)
             cases = [tuple(case) for case in left if case.id not in self.driver.aside]
             crew.give(worker, {"lease": lease.id, "cases": cases})
+        self._at_work = len(self._tasks)
 
     def _note(self, worker: str, event: Event) -> Iterator[Outcome]:
         """Note what a worker tells of a case or its lease."""
+        if worker in self._tasks:
+            self.pace.heard(worker, event)
         match event["event"]:
             case "began":
                 self.driver.began(worker, event["case"])
             case "drawn":
-                self.drawn[worker] += 1
                 self.driver.progressed(worker, event["case"])
             case "step":
                 self.driver.progressed(worker, event["case"])
@@ -266,7 +277,7 @@ class Batch:
             pause, most = self.driver.gave_up(worker), min(_MOST_TROUBLES, 2 * self._workers)
         due[worker] = self._clock() + pause
         self._tasks.pop(worker, None)
-        self.drawn.pop(worker, None)
+        self.pace.over(worker)
         if self.driver.troubles >= most:
             raise OutputError(
                 f"{counted(self.driver.troubles, 'worker')} in a row could not go on, the last one: {why}"
@@ -274,7 +285,6 @@ class Batch:
 
     def _ended(self, worker: str, event: Event) -> Iterator[Outcome]:
         lease, cases = self._tasks.pop(worker)
-        self.drawn.pop(worker, None)
         if not self.driver.ended(worker, lease, committed=event["committed"], now=self._clock()):
             return
         if not lease.numbers:
@@ -309,7 +319,8 @@ class Batch:
         now = self._clock()
         if now - self._beaten > _BEAT:
             self._beaten = now
-            self.store.note(f"engines/{self._name}.json", json.dumps(self.describe()).encode())
+            self.pictures.blocked = self.driver.blocked if self.driver.aside else 0
+            self.store.note(f"engines/{self.name}.json", self._note_of_itself())
         if now - self._looked > _BEAT:
             self._looked = now
             self._look_for_subjects(now)
@@ -336,13 +347,15 @@ class Batch:
         """Return the subjects that other engines at work are to learn, and are not learning now."""
         found: set[str] = set()
         for told in read_engines(self.store):
-            shard = told.get("shard")
-            part = shard.get("part") if isinstance(shard, dict) else None
-            if part in range(self._shard["parts"]) and shard == {**self._shard, "part": part}:
-                running = list(told["workers"].values())
+            part = told.shard.part
+            if part < self._shard["parts"] and told.shard.model_dump() == {**self._shard, "part": part}:
+                running = list(told.workers.values())
                 lessons = self.plan.leases[part : len(self.plan.lessons) : self._shard["parts"]]
                 found |= {lease.id for lease in lessons if lease.id[:12] not in running}
         return found
+
+    def _note_of_itself(self) -> bytes:
+        return json.dumps(self.describe()).encode()
 
     def describe(self) -> dict[str, Any]:
         """Return how it goes, as JSON values."""
@@ -352,8 +365,10 @@ class Batch:
             "pictures": self.pictures.as_json(),
             "subjects": self.subjects.as_json(),
             "rate": round(self.rate, 4),
+            "seconds_left": None if self.seconds_left is None else round(self.seconds_left, 1),
             "shard": self._shard,
             "workers": {worker: lease.id[:12] for worker, (lease, _) in sorted(self._tasks.items())},
+            "by_worker": {worker: labour.as_json() for worker, labour in sorted(self.pace.workers.items())},
         }
 
 

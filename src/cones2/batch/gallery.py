@@ -104,7 +104,15 @@ def picture_of(result: Result) -> Image.Image:
         return image.convert("RGB")
 
 
-def write_gallery(results: Iterable[Result], folder: Path, *, title: str, most: int = 2000) -> tuple[int, int]:
+def write_gallery(
+    results: Iterable[Result],
+    folder: Path,
+    *,
+    title: str,
+    most: int = 2000,
+    model: str = "mini",
+    config: str | None = None,
+) -> tuple[int, int]:
     """Write pages with thumbnails, labels, records and how to draw each picture again; return pictures and pages.
 
     Args:
@@ -112,6 +120,8 @@ def write_gallery(results: Iterable[Result], folder: Path, *, title: str, most: 
         folder: is made where it is missing; gets `index.html`, `page-2.html`..., `pictures` and `thumbnails`.
         title: of the pages.
         most: how many pictures are shown, from the first.
+        model: as `Cones2Pipeline.from_pretrained` takes it, for the lines that draw again what it drew.
+        config: likewise.
 
     Raises:
         SettingsError: there are no results.
@@ -123,12 +133,13 @@ def write_gallery(results: Iterable[Result], folder: Path, *, title: str, most: 
     shown = itertools.islice(results, most)
     count, pages = 0, 0
     names: list[str] = []
+    opened = ["--model", model, *(["--model-config", config] if config else [])]
     with tempfile.TemporaryDirectory() as kept:  # a page says how many there are, which the last one tells
         while page := list(itertools.islice(shown, ON_PAGE)):
             pages, count = pages + 1, count + len(page)
             names.append("index.html" if pages == 1 else f"page-{pages}.html")
             fields = [name for name in varied(page) if name != "prompt"]
-            figures = "\n".join(_figure(result, fields, folder) for result in page)
+            figures = "\n".join(_figure(result, fields, folder, opened) for result in page)
             write_atomically(Path(kept) / names[-1], figures.encode())
         if not count:
             raise SettingsError("there are no pictures for the gallery yet.")
@@ -138,8 +149,8 @@ def write_gallery(results: Iterable[Result], folder: Path, *, title: str, most: 
     return count, pages
 
 
-def _figure(result: Result, fields: Sequence[str], folder: Path) -> str:
-    """Write a picture and its thumbnail, and return what a page says of it."""
+def _figure(result: Result, fields: Sequence[str], folder: Path, opened: Sequence[str]) -> str:
+    """Write a picture and its thumbnail, and return what a page says of it; `opened` is how its model may be."""
     picture, thumbnail = f"pictures/{result.id[:16]}.png", f"thumbnails/{result.id[:16]}.webp"
     image, small = picture_of(result), io.BytesIO()
     size = image.size
@@ -151,13 +162,16 @@ def _figure(result: Result, fields: Sequence[str], folder: Path) -> str:
     labels = "".join(
         f"<dt>{_escaped(name)}</dt><dd>{_escaped(as_text(result.labels.get(name)))}</dd>" for name in fields
     )
-    record = json.dumps(strip_residuals(record_in(result.content, result.id)), indent=1)
-    again = shlex.join(["cones2", "compose", "--from", picture, "--out", "again.png"])
+    record = strip_residuals(record_in(result.content, result.id))
+    made, drawn = json.dumps(record, indent=1), record.get("model")
+    name = drawn.get("name") if isinstance(drawn, dict) else None
+    named = name != "mini" and name in (opened[1], Path(opened[1]).resolve().name, Path(opened[1]).stem)
+    again = shlex.join(["cones2", "compose", "--from", picture, *(opened if named else ()), "--out", "again.png"])
     return (
         f'<figure id="{result.id[:16]}"><a href="{picture}"><img src="{thumbnail}" alt="{_escaped(prompt)}"'
         f' loading="lazy" width="{size[0]}" height="{size[1]}"></a>\n<figcaption>{_escaped(prompt)}<dl>{labels}</dl>\n'
         f"<details><summary>Draw it again, here in this folder</summary><code>{_escaped(again)}</code></details>\n"
-        f"<details><summary>How it was made</summary><pre>{_escaped(record)}</pre></details></figcaption></figure>"
+        f"<details><summary>How it was made</summary><pre>{_escaped(made)}</pre></details></figcaption></figure>"
     )
 
 

@@ -21,6 +21,7 @@ from cones2.photos import pictures_in
 from cones2.prompts import check_class_word
 from cones2.residual import Residual
 from cones2.shared import check_seed
+from cones2.single_files import CONFIG_NAMES
 
 MOST_PICTURES = 10_000_000
 """Pictures of a job."""
@@ -211,10 +212,15 @@ def read_job(path: Path | str) -> Job:
     pictures = Lines(path.parent / expanded(document.cases)) if document.cases else document.pictures
     if not (subjects or pictures):
         raise SettingsError(f"{path} has nothing to learn and nothing to draw. Expected such as {_EXAMPLE}.")
-    settings = {name: getattr(document, name) for name in ("config", "dtype", "lease", "save_memory")}
-    model, beside = document.model, path.parent / expanded(document.model)
-    model = str(beside) if model != "mini" and exists(beside) else model
-    return Job(subjects, pictures, layouts, model=model, **settings)
+    settings = {name: getattr(document, name) for name in ("dtype", "lease", "save_memory")}
+    settings["config"] = None if document.config is None else found_in(path.parent, document.config)
+    return Job(subjects, pictures, layouts, model=found_in(path.parent, document.model), **settings)
+
+
+def found_in(folder: Path, model: str) -> str:
+    """Return the whole path of a model or config that stands in a folder; any other as it is called."""
+    place = folder / expanded(model)
+    return str(place.absolute()) if model not in ("mini", *CONFIG_NAMES) and exists(place) else model
 
 
 def _near(place: _Place, folder: Path) -> _Place:

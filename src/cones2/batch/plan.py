@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cones2.batch.job import LARGEST_LEASE, MOST_PICTURES, SETTINGS, Job, Photographed, Pictures, as_json
+from cones2.batch.job import LARGEST_LEASE, MOST_PICTURES, SETTINGS, Job, Photographed, Pictures, as_json, found_in
 from cones2.call import check_steps, read_layout
 from cones2.errors import Cones2Error, LayoutError, ModelError, SettingsError
 from cones2.files import exists, expanded, read_bounded
@@ -120,7 +120,8 @@ class Plan:
             SettingsError: a value can't be used, or there are too many pictures.
             Cones2Error: a prompt, layout, subject or model can't be used.
         """
-        model = {"name": job.model, "config": job.config, "dtype": job.dtype, "weights": weights_of(job.model)}
+        name, config = (each and found_in(Path(), each) for each in (job.model, job.config))
+        model = {"name": name, "config": config, "dtype": job.dtype, "weights": weights_of(job.model)}
         head = as_json({"cones2": importlib.metadata.version("cones2"), "model": model})
         names, lessons, residuals = {}, {}, {}
         for name, source in job.subjects.items():
@@ -164,6 +165,7 @@ class Plan:
         return {
             "format": 1,
             "model": self.model["name"],
+            "config": self.model["config"],
             "pictures": self.total,
             "subjects": {lesson.id: lesson.name for lesson in self.lessons.values()},
             "leases": [[each.id, len(each.numbers), sorted(each.needs)] for each in self.leases if each.numbers],

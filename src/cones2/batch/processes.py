@@ -13,11 +13,13 @@ from typing import Any
 from cones2.batch.engine import Task
 from cones2.batch.lease import Event
 from cones2.batch.worker import Spec
+from cones2.shared import processors
 
 _START = "from cones2.batch.worker import main; main()"
 _PATIENCE = 5.0
 """Seconds that a worker has to end by itself."""
 _LINES = 20
+_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Processes:
@@ -25,7 +27,7 @@ class Processes:
 
     def __init__(self, count: int, spec: Spec) -> None:
         self.workers = tuple(f"worker {number}" for number in range(1, count + 1))
-        self._spec = {**spec, "threads": max(1, (os.cpu_count() or 1) // count)}  # idle ones of too many would spin
+        self._spec = {**spec, "threads": share_of_threads(count)}
         self._gpus = visible_gpus()
         self._processes: dict[str, Any] = {}
         self._listeners: dict[str, threading.Thread] = {}
@@ -34,7 +36,7 @@ class Processes:
     def start(self, worker: str) -> None:
         """See `Crew`."""
         threads = str(self._spec["threads"])
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment = {**os.environ, **dict.fromkeys(_LIMITS, threads)}
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[self.workers.index(worker) % len(self._gpus)]
         options: dict[str, Any] = {"start_new_session": True}  # Ctrl-C is for whoever began it
@@ -113,6 +115,15 @@ class Processes:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             said = next((line.strip() for line in reversed(last) if line.strip()), "")
             self._heard.put((worker, {"event": "died", "why": f"its worker {how}{said and f': {said[:500]}'}."}))
+
+
+def share_of_threads(count: int) -> int:
+    """Return how many threads each of so many workers gets: one at least, and no more than the user has asked for.
+
+    Idle ones of too many would spin. What a container may use of its processors' time, no system tells.
+    """
+    asked = [os.environ.get(name, "").partition(",")[0] for name in _LIMITS]
+    return max(1, min([processors() // count, *(int(text) for text in asked if text.isdecimal())]))
 
 
 def visible_gpus() -> list[str]:

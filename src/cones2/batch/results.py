@@ -13,8 +13,18 @@ from typing import Annotated, Any
 import pydantic
 
 from cones2.batch.lease import Commit, read_commit
-from cones2.batch.resume import Counts, Failure, cases_elsewhere, read_engines, read_failures, stems, still_failed
-from cones2.batch.store import LARGEST, Store, open_store
+from cones2.batch.resume import (
+    Counts,
+    Failure,
+    Note,
+    cases_elsewhere,
+    read_engines,
+    read_failures,
+    stems,
+    still_failed,
+    time_left,
+)
+from cones2.batch.store import LARGEST, Store, open_store, without_secrets
 from cones2.errors import OutputError, ResidualError, SettingsError
 from cones2.residual import Residual, Sha256
 
@@ -29,6 +39,7 @@ class _Described(pydantic.BaseModel, frozen=True):
 
     format: int = pydantic.Field(ge=1, le=1)
     model: _Text
+    config: _Text | None
     pictures: int = pydantic.Field(ge=0)
     subjects: dict[Sha256, _Text]
     leases: list[tuple[Sha256, int, list[Sha256]]]  # the last are subjects that must be learned before
@@ -56,13 +67,15 @@ class Status:
     Attributes:
         pictures, subjects: how many are done, failed and left.
         failures: what was set aside.
-        engines: what engines have told lately.
+        engines: what those at work have told lately.
+        seconds_left: what they take together, where that is known.
     """
 
     pictures: Counts
     subjects: Counts
     failures: tuple[Failure, ...]
-    engines: tuple[dict[str, Any], ...]
+    engines: tuple[Note, ...]
+    seconds_left: float | None
 
 
 @dataclass
@@ -86,7 +99,7 @@ def open_results(out: Path | str) -> Store:
     """Return the storage of a batch's results; `SettingsError` where there are none."""
     store = open_store(out)
     if store.read("plan.json", 0, 1) is None:
-        raise SettingsError(f"there are no results of a batch in {str(out).rsplit('@', 1)[-1]}: expected its --out.")
+        raise SettingsError(f"there are no results of a batch in {without_secrets(out)}: expected its --out.")
     return store
 
 
@@ -145,6 +158,12 @@ def _labels(content: bytes) -> dict[str, Any]:
     return labels if isinstance(labels, dict) else {}
 
 
+def read_model(out: Path | str) -> tuple[str, str | None]:
+    """Return the model and config of the last job, as `Cones2Pipeline.from_pretrained` takes them; see `read`."""
+    plan = _describe(open_results(out))
+    return plan.model, plan.config
+
+
 def read_status(out: Path | str) -> Status:
     """Return how far a batch is, from any machine that sees its storage.
 
@@ -163,7 +182,8 @@ def read_status(out: Path | str) -> Status:
     blocked = sum(count for lease, count, needs in plan.leases if lease not in commits and missing & set(needs))
     pictures = Counts(plan.pictures, done, len(failed), blocked)
     subjects = Counts(len(plan.subjects), len(plan.subjects.keys() & learned), len(untaught))
-    return Status(pictures, subjects, (*failed, *untaught), tuple(read_engines(store)))
+    engines = tuple(read_engines(store))
+    return Status(pictures, subjects, (*failed, *untaught), engines, time_left(engines))
 
 
 def read_subjects(out: Path | str) -> Iterator[tuple[str, Residual | None, dict[str, Any]]]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pydantic
 
@@ -22,13 +22,48 @@ _LATE = 30.0  # seconds after which an engine that tells nothing has probably en
 _AT_ONCE, _IN_MEMORY = 16, 256  # files that are read from a storage, and that wait until it is their turn
 
 
+_Text = Annotated[str, pydantic.Field(max_length=10_000)]
+
+
 class Failure(pydantic.BaseModel, strict=True, extra="forbid", frozen=True):
     """What stands in `failed/CASE.json`: a case, or a subject, that was set aside, its lease, and why."""
 
     case: Sha256
     lease: Sha256
-    error: Annotated[str, pydantic.Field(max_length=10_000)]
-    name: Annotated[str, pydantic.Field(max_length=10_000)] = ""
+    error: _Text
+    name: _Text = ""
+
+
+class _Part(pydantic.BaseModel):
+    plan: _Text
+    part: pydantic.NonNegativeInt
+    parts: pydantic.PositiveInt
+
+
+class _Labour(pydantic.BaseModel):
+    pictures: pydantic.NonNegativeInt
+    subjects: pydantic.NonNegativeInt
+    at: _Text
+
+
+class Note(pydantic.BaseModel, allow_inf_nan=False):
+    """What stands in `engines/ENGINE.json`: how an engine at work gets on; counts of its part alone.
+
+    Attributes:
+        time: by the clock of its machine, `host`.
+        rate, seconds_left: pictures a second, and what the rest takes at this pace, where that is known.
+        shard: which part of which plan it does.
+        workers: what those at work are at: the first characters of a lease.
+        by_worker: what each has done so far.
+    """
+
+    time: float
+    host: _Text
+    rate: pydantic.NonNegativeFloat
+    seconds_left: pydantic.NonNegativeFloat | None
+    shard: _Part
+    workers: dict[str, _Text]
+    by_worker: dict[str, _Labour]
 
 
 @dataclass
@@ -83,15 +118,27 @@ def read_failures(store: Store) -> list[Failure]:
     return sorted(found, key=lambda failure: failure.case)
 
 
-def read_engines(store: Store) -> Iterator[dict[str, Any]]:
+def read_engines(store: Store) -> Iterator[Note]:
     """Yield what the engines that are at work have told lately; a damaged note is none."""
     for name in store.names("engines"):
-        try:
-            told = json.loads(store.read(f"engines/{name}") or b"null")
-            if time.time() - float(told["time"]) < _LATE and isinstance(told["workers"], dict):
+        with contextlib.suppress(OutputError, pydantic.ValidationError):  # or deleted while it was read
+            told = Note.model_validate_json(store.read(f"engines/{name}") or b"")
+            if time.time() - told.time < _LATE:
                 yield told
-        except (OutputError, ValueError, TypeError, KeyError, RecursionError):  # or deleted while it was read
-            continue
+
+
+def time_left(engines: Collection[Note]) -> float | None:
+    """Return the seconds that all engines at work take together; None where one doesn't know, or a part is at rest.
+
+    Those of one part share what is left of it; the slowest part counts.
+    """
+    speeds: dict[int, float] = {}
+    for each in engines:
+        if each.seconds_left is None or each.shard.plan != next(iter(engines)).shard.plan:
+            return None
+        speeds[each.shard.part] = speeds.get(each.shard.part, 0.0) + 1 / max(each.seconds_left, 1e-9)
+    at_work = engines and set(range(next(iter(engines)).shard.parts)) <= speeds.keys()
+    return 1 / min(speeds.values()) if at_work else None
 
 
 def cases_elsewhere(store: Store, commits: set[str], planned: set[str]) -> set[str]:

@@ -1,5 +1,6 @@
 """From a job to its outcomes, in one call."""
 
+import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,19 @@ def make_crew(
     """Return the workers of a batch, which have not begun; SettingsError where their number makes no sense."""
     if workers is not None and not 1 <= workers <= 1000:
         raise SettingsError(f"workers is {workers}: expected 1 to 1000.")
+    if out.startswith("memory:") and not (workers is None and ray is None):
+        raise SettingsError(
+            "only this process sees what is in memory://: leave workers and ray out, or choose a folder."
+        )
     spec: dict[str, Any] = {
         "out": out if "://" in out else str(Path(out).expanduser().absolute()),
         "hands": MODEL,
         "model": batch.plan.model,
         "device": device,
-        "threads": None,
+        "threads": None if ray is None else 1,  # as Ray counts one processor for an actor
         "save_memory": batch.plan.job.save_memory,
+        "engine": batch.name,
+        "version": importlib.metadata.version("cones2"),
     }
     if ray is not None:
         from cones2.batch.on_ray import RayActors

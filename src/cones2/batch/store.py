@@ -25,6 +25,8 @@ LARGEST = 2**28
 _TRIES, _TRIES_OF_BUSY = 5, 12
 _PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds before the second try; twice that before each later one, up to the longest
 _TOLD = 4  # tries after which it is said that a storage is waited for
+_USER = re.compile(r"(?<=://)(?:[^\s/?#:]*:\S*|[^\s/?#]*)@")
+_QUERY = re.compile(r"(://[^\s?]*)\?\S*")
 _BUSY = re.compile(r"slow ?down|request rate|too many requests|rate.?limit|throttl|server.?busy|\b(429|503)\b", re.I)
 
 _Result = TypeVar("_Result")
@@ -141,8 +143,9 @@ class RemoteStore:
         try:
             self._files, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            raise OutputError(f"can't write there: {first_line(error)} Give a folder, or a URL of fsspec's.") from error
-        self._shown = self._root  # the URL itself may hold a password
+            why = without_secrets(first_line(error))
+            raise OutputError(f"can't write there: {why} Give a folder, or a URL of fsspec's.") from error
+        self._shown = without_secrets(url).rstrip("/")
         self._told = False
 
     def create(self, name: str, content: bytes) -> bool:
@@ -228,15 +231,13 @@ class RemoteStore:
                 raise
             except Exception as error:  # each storage has its own errors
                 busy = getattr(error, "errno", None) == errno.EBUSY or _BUSY.search(str(error)) is not None
+                why = without_secrets(first_line(error))
                 if attempt >= (_TRIES_OF_BUSY if busy else _TRIES) or isinstance(error, PermissionError):
                     advice = " It is busy: run it again later, with fewer workers." if busy else ""
-                    place = f"{self._shown}/{name}"
-                    raise OutputError(f"the storage fails at {place}: {first_line(error)}{advice}") from error
+                    raise OutputError(f"the storage fails at {self._shown}/{name}: {why}{advice}") from error
                 if busy and attempt >= _TOLD and not self._told:
                     self._told = True
-                    warnings.warn(
-                        f"the storage is busy, and waited for: {first_line(error)}", Cones2Warning, stacklevel=3
-                    )
+                    warnings.warn(f"the storage is busy, and waited for: {why}", Cones2Warning, stacklevel=3)
             time.sleep(min(_LONGEST_PAUSE, _PAUSE * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.5))
         raise AssertionError("the last try returns or raises")
 
@@ -247,6 +248,11 @@ def open_store(out: Path | str) -> Store:
     if isinstance(out, Path) or "://" not in text:
         return LocalStore(expanded(text).absolute())
     return LocalStore(Path(text.removeprefix("file://"))) if text.startswith("file://") else RemoteStore(text)
+
+
+def without_secrets(text: object) -> str:
+    """Return a text without what may be secret in its URLs: who asks, before an `@`, and what stands after a `?`."""
+    return _QUERY.sub(r"\1", _USER.sub("", str(text)))
 
 
 def check_store(store: Store) -> None:

@@ -1,8 +1,10 @@
 """A worker, and how it lives in a process of its own: tasks come in as lines of JSON, events go out as such."""
 
 import importlib
+import importlib.metadata
 import json
 import os
+import platform
 import queue
 import signal
 import sys
@@ -13,11 +15,12 @@ from typing import Any, TextIO
 
 from cones2.batch.engine import Task, do_task, spool_of
 from cones2.batch.lease import Bench, Event, Hands
-from cones2.batch.store import Store, open_store
-from cones2.errors import Cones2Error, Cones2Warning
+from cones2.batch.store import Store, open_store, without_secrets
+from cones2.errors import Cones2Error, Cones2Warning, ModelError, OutputError
 
 Spec = dict[str, Any]
-"""What a worker needs to know, as JSON values: `out`, `hands`, `model`, `device`, `threads`, `save_memory`."""
+"""What a worker needs to know, as JSON values: `out`, `hands`, `model`, `device`, `threads`, `save_memory`; and, to be
+compared with what is so where it works, `engine`, whose note stands in `out`, and `version`, of cones2."""
 
 MODEL = "cones2.batch.worker:model_hands"
 """The function that makes a worker's hands of its spec and the storage."""
@@ -41,6 +44,17 @@ def make_hands(spec: Mapping[str, Any], store: Store) -> Hands:
     return made
 
 
+def _check_place(spec: Spec, store: Store) -> None:
+    """Refuse to work where what is done would count for nothing: it would be missing, or have other ids."""
+    own, asked = importlib.metadata.version("cones2"), spec.get("version")
+    if asked not in (None, own):
+        raise ModelError(f"cones2 on {platform.node()} is {own}, the batch was planned by {asked}: install that there.")
+    if "engine" in spec and store.read(f"engines/{spec['engine']}.json", 0, 1) is None:
+        place = without_secrets(spec["out"])
+        advice = "choose a folder that all machines share, or a URL such as s3://bucket/name"
+        raise OutputError(f"{place} on {platform.node()} is another place than the engine's of that name: {advice}.")
+
+
 class Worker:
     """What does the tasks of a batch, alone in its process, whose warnings it keeps for whoever gives them."""
 
@@ -61,6 +75,7 @@ class Worker:
         warnings.simplefilter("always", Cones2Warning)
         try:
             store = open_store(self._spec["out"])
+            _check_place(self._spec, store)
             self._bench = Bench(store, spool_of(store, self._spec["out"]), self._stopped.is_set)
             self._hands = make_hands(self._spec, store)
         except Cones2Error as error:

@@ -17,9 +17,11 @@ from cones2.errors import SettingsError, counted
 
 if TYPE_CHECKING:
     from cones2.batch.engine import Batch, Crew
+    from cones2.batch.results import Status
 
 _WORKERS = "Workers"
 _SHOWN = 0.1  # seconds between two looks at how far it is
+_MOST_SHOWN = 8  # workers
 _JobFile = Annotated[Path, typer.Argument(help="What to do, in TOML, or .jsonl: docs/batch.md.", metavar="JOB")]
 _Results = Annotated[str, typer.Argument(help="The --out of a batch.", metavar="OUT")]
 _Only = Annotated[list[str] | None, option("--only", "Of these alone: seed=0, subject.pet=rex.", "FIELD=VALUE")]
@@ -47,15 +49,17 @@ def run(
     batch = _batch(job, out, shard)
     with waiting("beginning"):
         from cones2.batch.running import make_crew
+        from cones2.batch.store import without_secrets
 
         crew = make_crew(batch, out, workers=workers, ray=ray, device=device)
     doing = f"{counted(batch.pictures.left, 'picture')} and {counted(batch.subjects.left, 'subject')} to do"
     note(f"{doing}; done already: {batch.pictures.done + batch.subjects.done}.")
     _follow(batch, crew)
+    shown = without_secrets(out)
     if as_json:
-        print_json({"out": out, **batch.describe(), "failures": dict(batch.driver.aside)})
+        print_json({"out": shown, **batch.describe(), "failures": dict(batch.driver.aside)})
     else:
-        _tell(out, batch)
+        _tell(shown, batch)
     if batch.driver.draining:
         raise KeyboardInterrupt
     if batch.pictures.left or batch.pictures.failed or batch.pictures.blocked or batch.subjects.failed:
@@ -87,7 +91,7 @@ def _read_shard(text: str) -> tuple[int, int]:
 def _follow(batch: "Batch", crew: "Crew") -> None:
     """Do the work under a bar; the first Ctrl-C drains."""
     began = shown = time.monotonic()
-    with _drained(batch, crew), progress("batch") as show:
+    with _drained(batch, crew), progress("batch", timed=False) as show:
         for outcome in batch.outcomes(crew):
             if outcome is not None and outcome.state == "failed":
                 name = outcome.name or outcome.id[:12]
@@ -100,11 +104,28 @@ def _follow(batch: "Batch", crew: "Crew") -> None:
 
 
 def _show(batch: "Batch", show: Callable[..., object]) -> None:
-    counts = (batch.pictures, batch.subjects)
-    done, total = sum(each.done for each in counts), sum(each.total for each in counts)
-    failed = sum(each.failed for each in counts)
-    told = [f"{batch.rate:.2f} pictures/s", f"{len(batch.running)} at work"]
-    show(done, total, ", ".join([*([f"{failed} failed"] if failed else []), *told]))
+    total, left = (sum(getattr(each, name) for each in (batch.pictures, batch.subjects)) for name in ("total", "left"))
+    workers = sorted(batch.pace.workers.items(), key=lambda each: (len(each[0]), each[0]))
+    lines = [f"{name}: {_done_by(labour)}" for name, labour in workers[:_MOST_SHOWN]]
+    more = len(workers) - len(lines)
+    pace = ", ".join([f"{batch.rate:.2f} pictures/s", *_to_go(batch.seconds_left)])
+    show(total - left, total, "\n".join([*_counts(batch), pace, *lines, *([f"and {more} others"] if more else [])]))
+
+
+def _counts(batch: "Batch | Status") -> list[str]:
+    """Return how many pictures, and subjects, are done, failed and left."""
+    kinds = {"pictures": batch.pictures, "subjects": batch.subjects}
+    return [f"{name}: {_counted(each)}" for name, each in kinds.items() if each.total]
+
+
+def _done_by(labour: Any) -> str:
+    """Return what a worker has done, and is at."""
+    kinds = [counted(number, kind) for kind in ("picture", "subject") if (number := getattr(labour, f"{kind}s"))]
+    return ", ".join([*(kinds or ["none yet"]), *([labour.at] if labour.at else [])])
+
+
+def _to_go(seconds: float | None) -> list[str]:
+    return [] if seconds is None else [f"about {_duration(seconds)} to go"]
 
 
 @contextmanager
@@ -131,9 +152,8 @@ def _drained(batch: "Batch", crew: "Crew") -> Iterator[None]:
 
 
 def _tell(out: str, batch: "Batch") -> None:
-    for name, counts in (("pictures", batch.pictures), ("subjects", batch.subjects)):
-        if counts.total:
-            say(f"{name}: {_counted(counts)}")
+    for line in _counts(batch):
+        say(line)
     say(f"Look at them: cones2 batch gallery {out}")
 
 
@@ -204,15 +224,20 @@ def status(out: _Results, as_json: opt.Json = False) -> None:
     if as_json:
         counts = {"pictures": found.pictures.as_json(), "subjects": found.subjects.as_json()}
         failures = [failure.model_dump() for failure in found.failures]
-        print_json({**counts, "failures": failures, "engines": list(found.engines)})
+        engines = [engine.model_dump() for engine in found.engines]
+        print_json({**counts, "failures": failures, "engines": engines, "seconds_left": found.seconds_left})
         return
-    for name, each in (("pictures", found.pictures), ("subjects", found.subjects)):
-        if each.total:
-            say(f"{name}: {_counted(each)}")
+    for line in _counts(found):
+        say(line)
     for failure in found.failures:
         say(f"failed: {failure.name or failure.case[:12]}: {failure.error}")
     for engine in found.engines:
-        say(f"at work on {engine.get('host')}: {len(engine['workers'])} workers, {engine.get('rate')} pictures/s")
+        at_work = counted(len(engine.workers), "worker")
+        say(", ".join([f"on {engine.host}: {at_work} at work", f"{engine.rate:.2f} pictures/s"]))
+        for worker, labour in engine.by_worker.items():
+            say(f"  {worker}: {_done_by(labour)}")
+    for line in _to_go(found.seconds_left):
+        say(line)
 
 
 def subjects(
@@ -228,6 +253,7 @@ def subjects(
     """
     with waiting("reading"):
         from cones2.batch.results import read_subjects
+        from cones2.batch.store import without_secrets
         from cones2.library import Library
 
         found, shelf = list(read_subjects(out)), Library.open(library)
@@ -251,7 +277,7 @@ def subjects(
         )
         for name, residual, report in found
     ]
-    print_rows(out, ("subject", "class word", "", "loss", "others moved", "time", ""), rows)
+    print_rows(without_secrets(out), ("subject", "class word", "", "loss", "others moved", "time", ""), rows)
 
 
 def _number(value: Any, form: str) -> str:
@@ -301,10 +327,13 @@ def gallery(
         raise SettingsError("a page of results elsewhere needs a folder here: give --pages DIR.")
     with waiting("writing the pages"):
         from cones2.batch.gallery import chosen, write_gallery
-        from cones2.batch.results import read
+        from cones2.batch.results import read, read_model
+        from cones2.batch.store import without_secrets
 
-        pages = folder or Path(out) / "gallery"
-        count, number = write_gallery(chosen(read(out), _read_only(only)), pages, title=Path(out).name, most=most)
+        pages, title = folder or Path(out) / "gallery", Path(without_secrets(out)).name
+        model, config = read_model(out)
+        results = chosen(read(out), _read_only(only))
+        count, number = write_gallery(results, pages, title=title, most=most, model=model, config=config)
     say(f"{pages / 'index.html'}")
     note(f"{counted(count, 'picture')} on {counted(number, 'page')}.")
 

@@ -114,12 +114,15 @@ Show = Callable[..., None]
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Show]:
-    """Show steps that are done: a bar on a terminal, elsewhere a line every few seconds."""
+def progress(what: str, *, timed: bool = True) -> Iterator[Show]:
+    """Show steps that are done: a bar on a terminal, elsewhere a line every few seconds.
+
+    Where it is not `timed`, `extra` alone tells how many are done and how long the rest takes, in one line or several.
+    """
     began = last = time.monotonic()
     if messages.is_terminal or volume.quiet:
-        columns = (_text("what"), BarColumn(), MofNCompleteColumn(), _text("extra"), TimeRemainingColumn())
-        with _bar(*columns, TextColumn("left")) as bar:
+        times = (MofNCompleteColumn(), _text("extra"), TimeRemainingColumn(), TextColumn("left"))
+        with _bar(_text("what"), BarColumn(), *(times if timed else times[1:2])) as bar:
             task = bar.add_task("", total=None, what=printable(what), extra="")
             yield lambda step, steps, extra="": bar.update(task, completed=step, total=steps, extra=extra)
         return
@@ -127,8 +130,11 @@ def progress(what: str) -> Iterator[Show]:
     def show(step: int, steps: int, extra: str = "") -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= _EVERY and step:
+        if now - last >= _EVERY and (step or not timed):
             last = now
+            if not timed:
+                note("; ".join(f"{what}: {extra}".splitlines()))
+                return
             left = (now - began) / step * (steps - step)
             note(", ".join([f"{what}: step {step} of {steps}", *([extra] if extra else []), f"{left:.0f} s left"]))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cones2.cli.console import print_json, print_table, waiting
 from cones2.cli.options import Device, Dtype, Json, Library, open_model
+from cones2.shared import processors
 
 _PACKAGES = ("diffusers", "transformers", "accelerate", "huggingface-hub", "safetensors", "pillow", "numpy")
 
@@ -45,7 +46,7 @@ def doctor(device: Device = None, dtype: Dtype = None, library: Library = None, 
 
 
 def _threads(count: int) -> str:
-    own = f"{count} of {os.cpu_count()} processors"
+    own = f"{count} of {processors()} processors"
     return f"{own}; before several commands at once, set OMP_NUM_THREADS=1" if count > 1 else own
 
 
