@@ -21,6 +21,7 @@ from PIL import Image
 
 from command import refused, run
 from cones2.batch import Job, Photographed, Pictures, read, read_job
+from cones2.batch import engine as engines
 from cones2.batch.engine import Batch, Inline
 from cones2.batch.lease import Bench, learn_lease
 from cones2.batch.plan import Plan
@@ -111,9 +112,11 @@ def test_progress_without_a_terminal_tells_done_left_pace_and_workers(
     shown = [line for line in first if line.startswith("batch: ")]
     number = r"\d+\.\d\d pictures/s"
     assert shown[0] == "batch: pictures: 0 done, 8 left; subjects: 1 done; 0.00 pictures/s; worker 1: 1 subject"
-    steady = rf"batch: pictures: 5 done, 3 left; subjects: 1 done; {number}, about \d+ s to go; worker 1: .*drawing"
+    steady = rf"batch: pictures: 5 done, 3 left; subjects: 1 done; {number}, about \d+ s to go; worker 1: 5 pict.*"
     assert any(re.fullmatch(steady, line) for line in shown)
-    assert re.match(rf"batch: pictures: 8 done; subjects: 1 done; {number}, about 0 s to go; worker 1: 8 pict", shown[-1])
+    assert re.match(
+        rf"batch: pictures: 8 done; subjects: 1 done; {number}, about 0 s to go; worker 1: 8 pict", shown[-1]
+    )
 
 
 def test_bad_pictures_count_on_the_way_and_a_run_that_goes_on_tells_its_own_pace(
@@ -128,6 +131,15 @@ def test_bad_pictures_count_on_the_way_and_a_run_that_goes_on_tells_its_own_pace
             batch._show(running, lambda step, steps, text: shown.append((step, steps, text)))
     assert [(step, steps) for step, steps, _ in shown] == [(4, 10), (5, 10)]
     assert shown[1][2].splitlines()[0] == "pictures: 3 done, 2 failed, 5 left"
+
+
+def test_how_far_it_is_is_told_within_a_lease_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_PATIENCE", -1.0)
+    running = Batch(Plan.of(Job(pictures=(Pictures(prompt="a dog", seed="0-9"),), lease=10)), open_store(tmp_path))
+    crew, shown = Inline(Bench(running.store, tmp_path / ".spool"), StillHands), set[str]()
+    for _ in running.outcomes(crew):
+        batch._show(running, lambda _step, _steps, text: shown.add(text.splitlines()[-1]))
+    assert {"worker 1: none yet, drawing", "worker 1: 1 picture, drawing", "worker 1: 9 pictures, drawing"} <= shown
 
 
 class Vault(MemoryFileSystem):  # type: ignore[misc]

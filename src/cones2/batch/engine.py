@@ -24,6 +24,8 @@ from cones2.errors import Cones2Warning, ModelError, OutputError, counted
 
 _BEAT = 5.0
 """Seconds between two notes for `status`."""
+_PATIENCE = 1.0
+"""Seconds after which whoever takes the outcomes may look again, although there is none."""
 _ABANDONED = 120.0
 """Seconds after which a subject is learned here whose engine has ended, has set it aside or does not get on with it."""
 _MOST_TROUBLES = 8
@@ -175,6 +177,7 @@ class Batch:
             self._workers = len(crew.workers)
             due = dict.fromkeys(crew.workers, -math.inf)
             idle: dict[str, None] = {}  # in the order in which they became so
+            looked = self._clock()
             while not self.driver.is_over:
                 for worker in [worker for worker, when in due.items() if when <= self._clock()]:
                     del due[worker]
@@ -190,7 +193,8 @@ class Batch:
                         yield from self._note_end(worker, event, due)
                     else:
                         yield from self._note(worker, event)
-                else:
+                if heard is None or self._clock() - looked > _PATIENCE:
+                    looked = self._clock()
                     yield None
                 self._look_around()
         except OutputError:
