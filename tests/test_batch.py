@@ -437,7 +437,7 @@ def test_workers_that_have_another_folder_of_that_name_are_one_error(tmp_path: P
     done_inline(plan, tmp_path / "theirs")  # by an earlier batch
     batch = Batch(plan, open_store(tmp_path / "ours"))
     workers = Processes(2, sleeping_spec(tmp_path / "theirs") | {"engine": batch.name})
-    with pytest.raises(ModelError, match="theirs on .* is another place than the engine's"):
+    with pytest.raises(ModelError, match=r"theirs on .* is another place than the engine's"):
         list(batch.outcomes(workers))
 
 
@@ -458,8 +458,15 @@ def test_a_batch_in_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "workers", "share"),
-    [({}, 1, 8), ({}, 3, 2), ({}, 20, 1), ({"OMP_NUM_THREADS": "1"}, 2, 1), ({"OMP_NUM_THREADS": "16"}, 2, 4)]
-    + [({"OMP_NUM_THREADS": "3,2", "MKL_NUM_THREADS": "2"}, 1, 2), ({"OMP_NUM_THREADS": "many"}, 4, 2)],
+    [
+        ({}, 1, 8),
+        ({}, 3, 2),
+        ({}, 20, 1),
+        ({"OMP_NUM_THREADS": "1"}, 2, 1),
+        ({"OMP_NUM_THREADS": "16"}, 2, 4),
+        ({"OMP_NUM_THREADS": "3,2", "MKL_NUM_THREADS": "2"}, 1, 2),
+        ({"OMP_NUM_THREADS": "many"}, 4, 2),
+    ],
 )
 def test_a_worker_gets_its_share_of_threads_and_no_more_than_was_asked_for(
     asked: dict[str, str], workers: int, share: int, monkeypatch: pytest.MonkeyPatch

@@ -111,17 +111,15 @@ def test_progress_without_a_terminal_tells_done_left_pace_and_workers(
     first = run("batch", job, "--out", tmp_path / "out").stderr.splitlines()
     shown = [line for line in first if line.startswith("batch: ")]
     number = r"\d+\.\d\d pictures/s"
-    assert shown[0] == "batch: pictures: 0 done, 8 left; subjects: 1 done; 0.00 pictures/s; worker 1: 1 subject"
+    begun = "batch: pictures: 0 done, 8 left; subjects: 1 done; 0.00 pictures/s; worker 1: 1 subject"
+    assert any(line.startswith(begun) for line in shown)
     steady = rf"batch: pictures: 5 done, 3 left; subjects: 1 done; {number}, about \d+ s to go; worker 1: 5 pict.*"
     assert any(re.fullmatch(steady, line) for line in shown)
-    assert re.match(
-        rf"batch: pictures: 8 done; subjects: 1 done; {number}, about 0 s to go; worker 1: 8 pict", shown[-1]
-    )
+    ended = rf"batch: pictures: 8 done; subjects: 1 done; {number}, about 0 s to go; worker 1: 8 pictures, 1 subject"
+    assert re.fullmatch(ended, shown[-1])
 
 
-def test_bad_pictures_count_on_the_way_and_a_run_that_goes_on_tells_its_own_pace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_that_fail_count_on_the_way(tmp_path: Path) -> None:
     plan = Plan.of(Job(pictures=(Pictures(prompt="a dog", seed="0-9"),), lease=1))
     shown: list[tuple[int, int, str]] = []
     running = Batch(plan, open_store(tmp_path))
