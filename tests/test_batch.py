@@ -428,7 +428,7 @@ def test_a_worker_whose_work_would_count_for_nothing_does_none(
             event = next(Worker({**sleeping_spec(tmp_path), "threads": 1, **spec}).open())
             assert event["event"] == ("gave up" if spec is change else "ready")
     assert re.search(told, event["why"])
-    running.close()
+    list(running)
 
 
 @pytest.mark.slow
