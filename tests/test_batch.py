@@ -485,7 +485,8 @@ def test_each_process_has_its_threads_and_its_gpu(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
-    plan, spec = plan_of(Pictures(prompt="a dog", seed="0-29"), lease=1), sleeping_spec(tmp_path)
+    monkeypatch.setenv("CONES2_TEST_SECONDS", "0.2")
+    plan, spec = plan_of(Pictures(prompt="a dog", seed="0-999"), lease=1), sleeping_spec(tmp_path)
     processes = Processes(3, spec | {"hands": "batch_hands:telling"})
     told: list[dict[str, Any]] = []
     for _ in Batch(plan, open_store(tmp_path)).outcomes(processes):
