@@ -237,12 +237,12 @@ class Batch:
         """Note what a worker tells of a case or its lease."""
         match event["event"]:
             case "began":
-                self.driver.began(worker, event["case"])
+                self.driver.began(worker, event["case"], self._clock())
             case "drawn":
                 self.drawn[worker] += 1
-                self.driver.progressed(worker, event["case"])
+                self.driver.progressed(worker, event["case"], self._clock())
             case "step":
-                self.driver.progressed(worker, event["case"])
+                self.driver.progressed(worker, event["case"], self._clock(), event["step"])
             case "failed":
                 if self.driver.failed(worker, event["case"], event["error"]):
                     yield self._set_aside(worker, event["case"], event["error"])
