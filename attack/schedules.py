@@ -15,9 +15,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from batch_world import EVER, FAULTS, POINTS, World, serial_bytes, small_plan
+from batch_world import EVER, FAULTS, POINTS, Setting, World
 
-ACTIONS = {"run": 24, "work": 20, "die": 6, "asleep": 6, "arm": 20, "wake": 5, "drive": 5, "sleep": 4, "begin": 4} | {
+ACTIONS = {"run": 20, "work": 24, "die": 8, "asleep": 6, "arm": 24, "wake": 5, "drive": 5, "sleep": 4, "begin": 4} | {
     "drop": 2,
     "drain": 1,
 }
@@ -31,9 +31,9 @@ def schedule(world: World, luck: random.Random, length: int) -> None:
         (action,) = luck.choices([*ACTIONS], [*ACTIONS.values()])
         match action:
             case "run":
-                world.run(luck.randrange(1, 20))
+                world.run(luck.randrange(1, 5))
             case "work" | "die" | "asleep":
-                world.work(luck.randrange(6), luck.choice(POINTS), action)
+                world.work(luck.randrange(6), luck.choice(POINTS), luck.randrange(1, 40), action)
             case "arm":
                 world.arm(luck.randrange(len(FAULTS)))
             case "wake" | "drop" | "drain":
@@ -61,11 +61,11 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # of workers that can't go on
-    plan, began = small_plan(), time.monotonic()
-    expected, happened = serial_bytes(plan), collections.Counter[str]()
+    setting, began = Setting(), time.monotonic()
+    happened = collections.Counter[str]()
     for seed in range(options.first, options.first + options.count):
         luck = random.Random(seed)
-        world = World(plan, ailments(luck), expected)
+        world = World(setting, ailments(luck))
         try:
             schedule(world, luck, luck.randrange(60))
         except BaseException:

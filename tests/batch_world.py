@@ -24,7 +24,7 @@ import cones2.batch.resume
 from cones2.batch.engine import Batch, Outcome, Task
 from cones2.batch.job import Job, Photographed, Pictures
 from cones2.batch.lease import Bench, Commit, Event
-from cones2.batch.plan import Lesson, Plan
+from cones2.batch.plan import Case, Lesson, Plan
 from cones2.batch.results import read
 from cones2.batch.resume import cases_elsewhere, stems, still_failed
 from cones2.batch.worker import Worker
@@ -71,6 +71,28 @@ def small_plan() -> Plan:
     prompts = (("a dog", "0-5"), ("a {rex}", "6-8"), ("a {luna}", "9-10"))
     pictures = tuple(Pictures(prompt=prompt, seed=seed) for prompt, seed in prompts)
     return Plan.of(Job(subjects, pictures, lease=3))
+
+
+class Setting:
+    """A plan, what there is in it, and the bytes that one worker makes of it, one thing after the other."""
+
+    def __init__(self) -> None:
+        self.plan = small_plan()
+        self.cases = {case.id: case for lease in self.plan.leases for case in self.plan.cases(lease)}
+        again = [each for lease in self.plan.leases for each in self.plan.retries(lease, self.cases.keys())]
+        self.leases = {lease.id: lease for lease in (*self.plan.leases, *again)}
+        self._of = {name: self.plan.cases(lease) for name, lease in self.leases.items()}
+        world = World(self, expected=False)
+        world.begin(workers=1)
+        world.end()
+        self.expected = {result.id: result.content for result in read(world.store)}
+        for subject in self.plan.lessons:
+            self.expected[subject] = world.store.things[f"subjects/{subject}.safetensors"]
+        world.close()
+
+    def of(self, lease: str) -> list[Case]:
+        """Return the cases of a lease."""
+        return self._of[lease]
 
 
 class Actor(greenlet.greenlet):
@@ -171,6 +193,7 @@ class Engine(Actor):
     def start(self, worker: str) -> None:
         """See `Crew`."""
         self.crew[worker] = Workman(self, worker)
+        self.world._crew.append(self.crew[worker])
 
     def give(self, worker: str, task: Task) -> None:
         """See `Crew`."""
@@ -210,23 +233,20 @@ class World:
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        ailments: dict[Any, tuple[str, int]] | None = None,
-        expected: dict[str, bytes] | None = None,
+        self, setting: "Setting", ailments: dict[Any, tuple[str, int]] | None = None, expected: bool = True
     ) -> None:
-        self.plan, self.ailments, self.expected = plan, dict(ailments or {}), expected
-        self.cases = {case.id: case for lease in plan.leases for case in plan.cases(lease)}
-        again = [each for lease in plan.leases for each in plan.retries(lease, self.cases.keys())]
-        self.leases = {lease.id: lease for lease in (*plan.leases, *again)}
+        self.setting, self.plan, self.ailments = setting, setting.plan, dict(ailments or {})
+        self.expected = setting.expected if expected else None
         self.hub = greenlet.getcurrent()
         self.now = 1000.0
         self.store = MemoryStore(self._meet)
         self.engines: list[Engine] = []
+        self._crew: list[Workman] = []
         self.happened: collections.Counter[str] = collections.Counter()
         self._armed: dict[tuple[str, ...], None] = {}
         self._sound: dict[str, bytes] = {}
         self._checked: set[str] = set()
+        self._looked = -1
         self._commits: dict[str, Commit] = {}
         memory = Path("/dev/shm")  # noqa: S108 - files there need not reach a disk
         self._folder = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
@@ -238,7 +258,7 @@ class World:
 
     def close(self) -> None:
         """End all."""
-        for actor in [*self.engines, *self.workers(living=True)]:
+        for actor in [*self.engines, *self.workers()]:
             actor.condemned = True
             actor.go()
         self._patch.undo()
@@ -246,9 +266,10 @@ class World:
 
     # Who there is
 
-    def workers(self, *, living: bool = True) -> list[Workman]:
-        """Return all workers, also those whose engine has ended."""
-        return [each for engine in self.engines for each in engine.crew.values() if not (living and each.is_over)]
+    def workers(self) -> list[Workman]:
+        """Return all living workers, also those whose engine has ended."""
+        self._crew = [each for each in self._crew if not each.is_over]
+        return self._crew
 
     def running(self) -> list[Engine]:
         """Return the engines that have not ended."""
@@ -293,13 +314,13 @@ class World:
                 engine.go()
             self._reap()
 
-    def work(self, number: int, until: str, then: str = "") -> None:
-        """Let one worker go on alone to a point; then it may `die` or fall `asleep`."""
-        awake = [worker for worker in self.workers() if not worker.asleep]
+    def work(self, number: int, until: str, points: int = 40, then: str = "") -> None:
+        """Let one worker that has something to do go on alone; then it may `die` or fall `asleep`."""
+        awake = [each for each in self.workers() if not each.asleep and (each.tasks or each.at != "idle")]
         if not awake:
-            return
+            return self.run()
         worker = awake[number % len(awake)]
-        for _ in range(40):
+        for _ in range(points):
             worker.go()
             if worker.is_over or worker.at == until or (worker.at == "idle" and not worker.tasks):
                 break
@@ -310,7 +331,7 @@ class World:
         if then == "asleep" and not worker.is_over:
             self.happened[f"a worker fell asleep at: {worker.at}"] += 1
             worker.asleep = True
-        self._reap()
+        return self._reap()
 
     def wake(self, number: int) -> None:
         """Let a worker wake up."""
@@ -368,6 +389,7 @@ class World:
             return True
 
         if when == "before":
+            self.happened[f"too late with: {folder}"] += operation == "create" and name in self.store.things
             if armed("slow"):
                 self.now += 100.0
                 self.pause("slow")
@@ -391,6 +413,9 @@ class World:
     def check(self) -> None:
         """Check what is there: all commits and subjects are those of a serial run, none changes, none goes."""
         things = self.store.things
+        if self.store.changed == self._looked:
+            return
+        self._looked = self.store.changed
         for name, content in [*things.items()]:
             if not (name.startswith("commit/") or (name.startswith("subjects/") and name.endswith("tensors"))):
                 continue
@@ -414,34 +439,34 @@ class World:
             picture = self.store.things[str(commit.data)][start : start + size]
             assert hashlib.sha256(picture).hexdigest() == sha256
             assert self.expected is None or picture == self.expected[case], f"{case} is not that of a serial run"
-        left = {case.id for case in self.plan.cases(self.leases[name])} - commit.cases.keys() - counted
+        left = {case.id for case in self.setting.of(name)} - commit.cases.keys() - counted
         assert all(f"failed/{case}.json" in self.store.things for case in left), "a picture is left out of its lease"
-        assert self.leases[name].needs <= self.learned()
-        if self.leases[name].case:
+        assert self.setting.leases[name].needs <= self.learned()
+        if self.setting.leases[name].case:
             self.happened["a picture that was set aside committed by a lease of its own"] += bool(commit.cases)
         self._commits[name] = commit
 
     def calm(self) -> None:
         """Let all go on without faults; then nothing is left, and what is set aside is what is broken for good."""
         self._armed.clear()
-        self._end()
+        self.end()
         for worker in self.workers():
             worker.asleep = False
-        self._end()
+        self.end()
         for _ in range(5):
             self.begin()
             last = self.engines[-1]
-            self._end()
+            self.end()
             assert last.end == "done", last.end
             self.check()
             failed = {key for key, state in last.told.items() if state == "failed"}
             if failed == self.broken:
                 break
         pictures, broken = {id_ for kind, id_ in self.broken if kind == "picture"}, {id_ for _, id_ in self.broken}
-        blocked = {case.id for lease in self.plan.leases if lease.needs & broken for case in self.plan.cases(lease)}
+        blocked = {case.id for each in self.plan.leases if each.needs & broken for case in self.setting.of(each.id)}
         assert failed == self.broken, f"set aside: {failed}"
         assert self.learned() == self.plan.lessons.keys() - broken
-        assert self.committed() == self.cases.keys() - pictures - blocked
+        assert self.committed() == self.setting.cases.keys() - pictures - blocked
         commits = stems(self.store, "commit")
         elsewhere = cases_elsewhere(self.store, commits, {lease.id for lease in self.plan.leases})
         still = {each.case for each in still_failed(self.store, commits, elsewhere)}
@@ -461,25 +486,27 @@ class World:
         return broken | {
             ("picture", case.id)
             for lease in self.plan.leases
-            for case in self.plan.cases(lease)
+            for case in self.setting.of(lease.id)
             if self._is_broken(case.made["seed"]) and not lease.needs & untaught
         }
 
     def _is_broken(self, key: Any) -> bool:
         return self.ailments.get(key, ("", 0))[1] > EVER // 2
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """Let engines and what is left of their workers come to their ends; who sleeps is awoken for want of others."""
-        for _ in range(20_000):
+        quiet = 1.0
+        for _ in range(3000):
             for engine in self.running():
                 crew = [worker for worker in engine.crew.values() if not worker.is_over]
-                if crew and len(crew) == len(engine.workers) and all(worker.asleep for worker in crew):
-                    crew[0].asleep = False
+                if engine.drained or (len(crew) == len(engine.workers) and all(worker.asleep for worker in crew)):
+                    for worker in crew[: None if engine.drained else 1]:
+                        worker.asleep = False
             awake = [worker for worker in self.workers() if not worker.asleep]
             if not self.running() and not awake:
                 return
-            if all(worker.at == "idle" and not worker.tasks for worker in awake):
-                self.now += 2.0
+            quiet = 2 * quiet if all(worker.at == "idle" and not worker.tasks for worker in awake) else 1.0
+            self.now += min(quiet - 1.0, 200.0)
             self.run()
             self.check()
         raise AssertionError(f"no end: {[(engine.name, engine.at) for engine in self.running()]}")
@@ -548,15 +575,3 @@ class WorldStep:
         return numbered_residual(self.lesson, int(self.state[:6], 16) / 2**24)
 
 
-def serial_bytes(plan: Plan) -> dict[str, bytes]:
-    """Return the bytes of each picture and subject as one worker makes them, one after the other."""
-    world = World(plan)
-    try:
-        world.begin(workers=1)
-        world._end()
-        pictures = {result.id: result.content for result in read(world.store)}
-        return pictures | {
-            subject: world.store.things[f"subjects/{subject}.safetensors"] for subject in plan.lessons
-        }
-    finally:
-        world.close()

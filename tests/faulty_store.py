@@ -43,6 +43,7 @@ class MemoryStore:
         self.things: dict[str, bytes] = {}
         self.fault = fault
         self.calls: Counter[str] = Counter()
+        self.changed = 0
         self._changes: dict[str, collections.deque[tuple[str, bool]]] = {}
 
     def create(self, name: str, content: bytes) -> bool:
@@ -123,6 +124,7 @@ class MemoryStore:
         return sorted(name.removeprefix(start) for name in self.things if name.startswith(start))
 
     def _change(self, name: str, content: bytes | None) -> None:
+        self.changed += 1
         folder, _, file = name.rpartition("/")
         self._changes.setdefault(folder, collections.deque(maxlen=_CHANGES)).append((file, name in self.things))
         if content is None:

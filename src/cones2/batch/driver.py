@@ -6,7 +6,7 @@ It holds no truth: what is done stands in the storage, and whoever makes a new d
 import collections
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cones2.batch.plan import Lease
@@ -15,8 +15,7 @@ TRIES = 3
 """How often a case may fail, or end its worker, before it is set aside."""
 
 _SLOW, _LEAST = 3.0, 60.0  # pictures are also given to an idle worker after so many usual times, and seconds
-_SILENT, _LEAST_SILENCE = 30.0, 120.0  # as any lease is of which so long, in usual pictures or steps, nothing was heard
-_SILENCE = 900.0  # the same, where it is not known yet what is usual
+_SILENT, _SILENCE = 30.0, (120.0, 900.0)  # or where so many usual pictures or steps nothing was heard, within bounds
 _LONGEST_PAUSE = 30.0
 _AGAIN = 1.0  # seconds after which it is looked for slow leases again
 
@@ -87,10 +86,7 @@ class Driver:
             if not self._is_over(each.lease):
                 at.setdefault(each.lease.id, []).append(each)
         longest = max(_LEAST, _SLOW * statistics.median(self._seconds)) if self._seconds else math.inf
-        silences = {
-            of_pictures: max(_LEAST_SILENCE, _SILENT * statistics.median(paces)) if paces else _SILENCE
-            for of_pictures, paces in self._paces.items()
-        }
+        silences = {of_pictures: _silence(paces) for of_pictures, paces in self._paces.items()}
         slow = []
         for those in at.values():
             lease, times = those[0].lease, 2 ** (len(those) - 1)
@@ -234,3 +230,12 @@ class Driver:
         return self.draining or all(
             self._is_over(each) or any(need in self.aside for need in each.needs) for each in self._pending
         )
+
+
+def _silence(paces: Collection[float]) -> float:
+    """Return how long nothing may be heard of pictures or steps that usually take so long; the first may take longer."""
+    least, longest = _SILENCE
+    if not paces:
+        return longest
+    usual = statistics.median(paces)
+    return max(least, _SLOW * usual, min(_SILENT * usual, longest))
