@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from batch_world import EVER, FAULTS, POINTS, Setting, World
+from batch_world import EVER, FAULTS, POINTS, Setting, World, small_plan
 
 ACTIONS = {"run": 20, "work": 24, "die": 8, "asleep": 6, "arm": 24, "wake": 5, "drive": 5, "sleep": 4, "begin": 4} | {
     "drop": 2,
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # of workers that can't go on
-    setting, began = Setting(), time.monotonic()
+    setting, began = Setting(small_plan()), time.monotonic()
     happened = collections.Counter[str]()
     for seed in range(options.first, options.first + options.count):
         luck = random.Random(seed)

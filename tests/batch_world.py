@@ -63,11 +63,14 @@ POINTS = (
 """Where a worker may be stopped or killed."""
 
 
+def photographed(name: str) -> Photographed:
+    """Return an example's subject, which is to be learned."""
+    return Photographed(tuple(photo.path for photo in EXAMPLES[name].photos), "dog")
+
+
 def small_plan() -> Plan:
     """Eleven pictures in leases of three; three of them of one subject that is to be learned, and two of another."""
-    subjects = {
-        name: Photographed(tuple(photo.path for photo in EXAMPLES[name].photos), "dog") for name in ("rex", "luna")
-    }
+    subjects = {name: photographed(name) for name in ("rex", "luna")}
     prompts = (("a dog", "0-5"), ("a {rex}", "6-8"), ("a {luna}", "9-10"))
     pictures = tuple(Pictures(prompt=prompt, seed=seed) for prompt, seed in prompts)
     return Plan.of(Job(subjects, pictures, lease=3))
@@ -76,8 +79,8 @@ def small_plan() -> Plan:
 class Setting:
     """A plan, what there is in it, and the bytes that one worker makes of it, one thing after the other."""
 
-    def __init__(self) -> None:
-        self.plan = small_plan()
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
         self.cases = {case.id: case for lease in self.plan.leases for case in self.plan.cases(lease)}
         again = [each for lease in self.plan.leases for each in self.plan.retries(lease, self.cases.keys())]
         self.leases = {lease.id: lease for lease in (*self.plan.leases, *again)}
@@ -289,8 +292,8 @@ class World:
     def begin(self, shard: int = 0, workers: int = 2) -> None:
         """Let an engine begin, if not two are at work."""
         if len(self.running()) < 2:
-            self.happened["two engines at once"] += len(self.running())
-            self.happened["a shard begun"] += shard > 0
+            for what in ["two engines at once"] * len(self.running()) + ["a shard begun"] * (shard > 0):
+                self.happened[what] += 1
             self.engines.append(Engine(self, SHARDS[shard], workers))
 
     def run(self, rounds: int = 1) -> None:
@@ -389,7 +392,8 @@ class World:
             return True
 
         if when == "before":
-            self.happened[f"too late with: {folder}"] += operation == "create" and name in self.store.things
+            if operation == "create" and name in self.store.things:
+                self.happened[f"too late with: {folder}"] += 1
             if armed("slow"):
                 self.now += 100.0
                 self.pause("slow")

@@ -9,10 +9,11 @@ from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from batch_world import EVER, FAULTS, POINTS, Setting, World
+from batch_world import EVER, FAULTS, POINTS, Setting, World, photographed, small_plan
 from cones2.batch.driver import TRIES, Driver
 from cones2.batch.engine import Batch
-from cones2.batch.plan import Lease
+from cones2.batch.job import Job, Pictures
+from cones2.batch.plan import Lease, Plan
 
 KNOWN: list[Setting] = []
 """What all worlds here are about, once it is made."""
@@ -23,7 +24,7 @@ TROUBLE = st.tuples(st.sampled_from(["fails", "kills"]), st.sampled_from([1, 2, 
 
 def known() -> Setting:
     if not KNOWN:
-        KNOWN.append(Setting())
+        KNOWN.append(Setting(small_plan()))
     return KNOWN[0]
 
 
@@ -110,7 +111,7 @@ class Schedules(RuleBasedStateMachine):
 
 
 TestSchedules = pytest.mark.filterwarnings("ignore:.*can't go on")(Schedules.TestCase)
-TestSchedules.settings = settings(max_examples=60, stateful_step_count=40)
+TestSchedules.settings = settings(max_examples=40, stateful_step_count=40)
 
 
 def lease(name: str, *numbers: int, needs: str = "") -> Lease:
@@ -145,7 +146,9 @@ def worlds() -> Iterator[list[World]]:
 
 @pytest.mark.parametrize("end", ["it ended", "it set it aside", "it is stuck", "it has another job"])
 def test_a_subject_is_left_to_its_engine_as_long_as_that_may_still_begin_it(worlds: list[World], end: str) -> None:
-    world = World(known())
+    subjects = {name: photographed(name) for name in ("rex", "luna")}
+    pictures = (Pictures(prompt="a {rex} and a {luna}", seed=[0, 1]),)
+    world = World(Setting(Plan.of(Job(subjects, pictures, lease=1))))
     worlds.append(world)
     theirs, own, *_ = world.plan.leases
     note = Batch(world.plan, world.store, shard=(0, 2)).describe()
