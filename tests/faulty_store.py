@@ -1,8 +1,8 @@
-"""A storage in memory that fails as storages do, and hands without a model. `Death` stands for a process that is killed.
+"""A storage in memory that fails as storages do, and hands without a model.
 
-What it promises is what `Store` does: a thing that has a name is whole. Only where nobody reads what has not been
-committed, or nothing was promised, may a part of the bytes be there: of tars, of a checkpoint that has no manifest yet,
-of copies on this machine, and of notes.
+`Death` stands for a process that is killed. The storage promises what `Store` does: a thing that has a name is whole.
+Only where nobody reads what has not been committed, or nothing was promised, may a part of the bytes be there: of tars,
+of a checkpoint that has no manifest yet, of copies on this machine, and of notes.
 """
 
 import collections
@@ -28,11 +28,11 @@ class Death(BaseException):
     """The process is killed."""
 
 
-class Torn(OutputError):
+class TornError(OutputError):
     """The storage fails amid the bytes."""
 
 
-class Stale(OutputError):
+class StaleError(OutputError):
     """The storage lists what was there a while ago."""
 
 
@@ -64,7 +64,7 @@ class MemoryStore:
         self.calls["write"] += 1
         try:
             self.fault("before", "note", name)
-        except Torn:
+        except TornError:
             self._change(name, content[: len(content) // 2])
         except OutputError:
             return
@@ -76,7 +76,7 @@ class MemoryStore:
         content = path.read_bytes()
         try:
             self.fault("before", "put", name)
-        except Torn:
+        except TornError:
             if not name.endswith(".json"):
                 self._change(name, content[: len(content) // 2])
             raise
@@ -88,7 +88,7 @@ class MemoryStore:
         torn = None
         try:
             self.fault("before", "get", name)
-        except Torn as error:
+        except TornError as error:
             torn = error
         if (content := self.things.get(name)) is None:
             raise OutputError(f"there is no {name}.")
@@ -106,7 +106,7 @@ class MemoryStore:
         self.calls["list"] += 1
         try:
             self.fault("before", "names", folder)
-        except Stale:
+        except StaleError:
             found = set(self._list(folder))
             for name, was_there in reversed(self._changes.get(folder, ())):
                 (found.add if was_there else found.discard)(name)

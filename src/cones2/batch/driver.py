@@ -233,7 +233,7 @@ class Driver:
 
 
 def _silence(paces: Collection[float]) -> float:
-    """Return how long nothing may be heard of pictures or steps that usually take so long; the first may take longer."""
+    """Return how long nothing may be heard of pictures or steps that usually take so long."""
     least, longest = _SILENCE
     if not paces:
         return longest
