@@ -2,6 +2,7 @@
 
 Each is drawn at random: engines and workers go on, die, sleep and wake up at any point, the storage fails in every way
 that it may, and time passes; then all goes on without faults. A failure names its seed (`--first SEED --count 1`).
+Ctrl-C ends it with what happened so far.
 """
 
 import argparse
@@ -63,20 +64,24 @@ def main() -> None:
     warnings.simplefilter("ignore")  # of workers that can't go on
     setting, began = Setting(small_plan()), time.monotonic()
     happened = collections.Counter[str]()
+    done = 0
     for seed in range(options.first, options.first + options.count):
         luck = random.Random(seed)
         world = World(setting, ailments(luck))
         try:
             schedule(world, luck, luck.randrange(60))
+        except KeyboardInterrupt:
+            break
         except BaseException:
             print(f"seed {seed} fails", file=sys.stderr)
             raise
         finally:
             world.close()
+        done += 1
         happened += world.happened
     for what, times in sorted(happened.items()):
         print(f"{times:9,}  {what}")
-    print(f"{options.count:,} schedules in {time.monotonic() - began:.0f} s: nothing lost, nothing doubled.")
+    print(f"{done:,} schedules in {time.monotonic() - began:.0f} s: nothing lost, nothing doubled.")
 
 
 if __name__ == "__main__":

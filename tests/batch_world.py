@@ -68,6 +68,21 @@ def small_plan() -> Plan:
     return Plan.of(Job(subjects, pictures, lease=3))
 
 
+class OneByOne:
+    """A pool without threads, so that a schedule has one order, and each read is a point to stop at."""
+
+    def __init__(self, _count: int) -> None:
+        pass
+
+    def __enter__(self) -> "OneByOne":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        pass
+
+    map = staticmethod(map)
+
+
 class Setting:
     """A plan, what there is in it, and the bytes that one worker makes of it, one thing after the other."""
 
@@ -121,6 +136,7 @@ class World:
         clock = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.now)
         for module in (cones2.batch.engine, cones2.batch.lease, cones2.batch.resume):
             self._patch.setattr(module, "time", clock)
+        self._patch.setattr(cones2.batch.resume, "ThreadPoolExecutor", OneByOne)
 
     def close(self) -> None:
         """End all."""
@@ -236,7 +252,7 @@ class World:
                 worker.go()
 
     def pause(self, at: str) -> None:
-        """Hand control back, and come back when whoever runs here is to go on; in other threads, nothing."""
+        """Hand control back, and come back when whoever runs here is to go on."""
         here = greenlet.getcurrent()
         if isinstance(here, Actor):
             if here.condemned:
