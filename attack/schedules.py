@@ -55,6 +55,13 @@ def ailments(luck: random.Random) -> dict[Any, tuple[str, int]]:
     return {key: (luck.choice(["fails", "kills"]), luck.choice([1, 2, 3, 4, EVER])) for key in keys}
 
 
+def tell(done: int, happened: "collections.Counter[str]", seconds: float) -> None:
+    """Say how often each thing has happened."""
+    for what, times in sorted(happened.items()):
+        print(f"{times:9,}  {what}")
+    print(f"{done:,} schedules in {seconds:.0f} s: nothing lost, nothing doubled.", flush=True)
+
+
 def main() -> None:
     """Run schedules, each of another seed, and say what happened in them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -79,9 +86,10 @@ def main() -> None:
             world.close()
         done += 1
         happened += world.happened
-    for what, times in sorted(happened.items()):
-        print(f"{times:9,}  {what}")
-    print(f"{done:,} schedules in {time.monotonic() - began:.0f} s: nothing lost, nothing doubled.")
+        if done % 1000 == 0:
+            tell(done, happened, time.monotonic() - began)
+    if done % 1000:
+        tell(done, happened, time.monotonic() - began)
 
 
 if __name__ == "__main__":

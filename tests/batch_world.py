@@ -342,6 +342,7 @@ class World:
             self.end()
             assert last.end == "done", last.end
             self.check()
+            assert all(each.batch is None or each.batch.subjects.left >= 0 for each in self.engines)
             failed = {key for key, state in last.told.items() if state == "failed"}
             if failed == self.broken:
                 break
@@ -355,6 +356,9 @@ class World:
         still = {each.case for each in still_failed(self.store, commits, elsewhere)}
         assert still == pictures, f"written as set aside: {still}"
         assert last.batch is not None
+        counts = last.batch.subjects
+        untaught = self.plan.lessons.keys() & broken
+        assert (counts.done, counts.failed, counts.left) == (len(self.learned()), len(untaught), 0)
         counts = last.batch.pictures
         assert (counts.done, counts.failed, counts.blocked, counts.left) == (
             *(len(each) for each in (self.committed(), pictures, blocked)),

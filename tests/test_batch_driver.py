@@ -289,6 +289,21 @@ def test_a_subject_of_which_nothing_is_heard_is_given_to_another_worker(seconds:
     assert not driver.ended("stuck", lease("rex"), committed=True, now=last + 3 * silence)
 
 
+def test_a_subject_that_fails_for_one_worker_and_ends_at_a_slower_one_is_learned() -> None:
+    rex, of_rex = lease("rex"), lease("of rex", 0, needs="rex")
+    driver = Driver([rex, of_rex])
+    driver.take("slow", 0.0)
+    for now in (1000.0, 3000.0, 7000.0):
+        assert driver.take("a", now) == rex
+        is_aside = driver.failed("a", "rex", "no photos")
+        driver.ended("a", rex, committed=False, now=now)
+    assert is_aside
+    assert driver.take("a", 9000.0) is None
+    assert driver.blocked == 1
+    assert driver.ended("slow", rex, committed=True, now=9001.0)
+    assert (driver.blocked, driver.aside, driver.take("a", 9002.0)) == (0, {}, of_rex)
+
+
 @pytest.mark.parametrize("given", [lease("rex"), lease("one", 0)])
 def test_what_never_began_is_given_to_another_worker_after_a_quarter_of_an_hour(given: Lease) -> None:
     driver = Driver([given])

@@ -163,6 +163,9 @@ class Driver:
             self._seconds.append(now - running.since)
         if not lease.numbers:
             self.learned(lease.id)
+            if self.aside.pop(lease.id, None) is not None:  # it failed for another worker alone
+                self._pending.extend(self._blocked)
+                self._blocked.clear()
         return True
 
     def _requeue(self, lease: Lease) -> None:

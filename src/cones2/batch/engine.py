@@ -275,10 +275,12 @@ class Batch:
     def _ended(self, worker: str, event: Event) -> Iterator[Outcome]:
         lease, cases = self._tasks.pop(worker)
         self.drawn.pop(worker, None)
+        was_aside = lease.id in self.driver.aside
         if not self.driver.ended(worker, lease, committed=event["committed"], now=self._clock()):
             return
         if not lease.numbers:
             self.subjects.done += 1
+            self.subjects.failed -= was_aside
             yield Outcome(lease.id, "subject", "done", worker, self.plan.lessons[lease.id].name)
             return
         committed = set(event["cases"])
