@@ -26,7 +26,7 @@ STEPS = 5
 SECONDS, SECONDS_OF_STEP = 5.0, 20.0
 
 
-class Actor(greenlet.greenlet):
+class Actor(greenlet.greenlet):  # type: ignore[misc] # it has no types
     """An engine or a worker: it runs until its next point whenever it is told to."""
 
     def __init__(self, world: "World", name: str) -> None:

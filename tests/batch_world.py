@@ -118,9 +118,9 @@ class World:
     ) -> None:
         self.setting, self.plan, self.ailments = setting, setting.plan, dict(ailments or {})
         self.expected = setting.expected if expected else None
-        self.hub = greenlet.getcurrent()
+        self.hub: Any = greenlet.getcurrent()
         self.now = 1000.0
-        self.store = MemoryStore(self._meet)
+        self.store: MemoryStore = MemoryStore(self._meet)
         self.engines: list[Engine] = []
         self._crew: list[Workman] = []
         self.happened: collections.Counter[str] = collections.Counter()
@@ -378,7 +378,7 @@ class World:
         }
 
     def _is_broken(self, key: Any) -> bool:
-        return self.ailments.get(key, ("", 0))[1] > EVER // 2
+        return bool(self.ailments.get(key, ("", 0))[1] > EVER // 2)
 
     def end(self) -> None:
         """Let engines and what is left of their workers come to their ends; who sleeps is awoken for want of others."""
