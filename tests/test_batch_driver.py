@@ -1,142 +1,117 @@
-"""Every case is committed exactly once, whatever fails and whoever dies: the driver over a storage that fails."""
+"""Every case is committed exactly once, whatever fails and whoever dies: the driver in a world that fails."""
 
 import json
-import random
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import event, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from batch_world import EVER, FAULTS, POINTS, Setting, World, photographed, small_plan
 from cones2.batch.driver import TRIES, Driver
-from cones2.batch.engine import Batch, Outcome, Task, do_task
-from cones2.batch.job import Job, Photographed, Pictures
-from cones2.batch.lease import Bench, Event, read_commit
+from cones2.batch.engine import Batch
+from cones2.batch.job import Job, Pictures
 from cones2.batch.plan import Lease, Plan
-from cones2.batch.results import read
-from cones2.batch.resume import stems, still_failed
-from cones2.errors import OutputError
-from cones2.examples import EXAMPLES
-from faulty_store import Death, MemoryStore, StillHands, content_of
 
-BROKEN = 5
+KNOWN: list[Setting] = []
+"""What all worlds here are about, once it is made."""
 
-
-def small_plan() -> Plan:
-    """Twelve pictures in leases of four, the last of a subject that is to be learned."""
-    rex = Photographed(tuple(photo.path for photo in EXAMPLES["rex"].photos), "dog")
-    pictures = (Pictures(prompt="a dog", seed="0-7"), Pictures(prompt="a {rex}", seed="8-11"))
-    return Plan.of(Job({"rex": rex}, pictures, lease=4))
+ONE_OF_TWO, ONE_OF_SIX = st.integers(0, 1), st.integers(0, 5)
+TROUBLE = st.tuples(st.sampled_from(["fails", "kills"]), st.sampled_from([1, 2, 3, 4, EVER]))
 
 
-@pytest.fixture(scope="module")
-def plan() -> Plan:
-    return small_plan()
+def known() -> Setting:
+    if not KNOWN:
+        KNOWN.append(Setting(small_plan()))
+    return KNOWN[0]
 
 
-class Chaos:
-    """Workers whose steps are taken in any order, of which any may be killed, on a storage that may fail."""
+class Schedules(RuleBasedStateMachine):
+    """What can happen to a batch. In the end all goes on without faults, and `World.calm` says what must be so then."""
 
-    workers = ("one", "two", "three")
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(known())
 
-    def __init__(self, store: MemoryStore, hands: StillHands, spool: Path, luck: random.Random) -> None:
-        self.hands, self.luck = hands, luck
-        self.bench = Bench(store, spool)
-        self.at: dict[str, Iterator[Event]] = {}
-        self.now = 0.0
+    @initialize(
+        ailments=st.dictionaries(st.sampled_from([*range(11), "rex", "luna"]), TROUBLE, max_size=4),
+        shard=st.integers(0, 2),
+        workers=st.integers(1, 3),
+    )
+    def begin_first(self, ailments: dict[Any, tuple[str, int]], shard: int, workers: int) -> None:
+        """Some cases and subjects fail, or end their workers, a few times or for good."""
+        self.world.ailments = ailments
+        self.world.begin(shard, workers)
 
-    def start(self, worker: str) -> None:
-        self.at[worker] = iter([{"event": "ready"}])
+    @rule(shard=st.integers(0, 2), workers=st.integers(1, 3))
+    def begin(self, shard: int, workers: int) -> None:
+        """An engine begins, where fewer than two are at work."""
+        self.world.begin(shard, workers)
 
-    def give(self, worker: str, task: Task) -> None:
-        self.at[worker] = do_task(self.bench, self.hands, task)
+    @rule(rounds=st.integers(1, 10))
+    def run_all(self, rounds: int) -> None:
+        """All who are awake go on."""
+        self.world.run(rounds)
 
-    def hear(self, timeout: float) -> tuple[str, Event] | None:
-        self.now += timeout
-        worker = self.luck.choice(sorted(self.at)) if self.at else ""
-        if not worker:
-            return None
+    @rule(number=ONE_OF_TWO, points=st.integers(1, 6))
+    def drive(self, number: int, points: int) -> None:
+        """An engine goes on, and may stop amid an operation."""
+        self.world.drive(number, points)
+
+    @rule(
+        number=ONE_OF_SIX,
+        until=st.sampled_from(POINTS),
+        points=st.integers(1, 40),
+        then=st.sampled_from(["", "die", "asleep"]),
+    )
+    def work(self, number: int, until: str, points: int, then: str) -> None:
+        """A worker goes on to some point, and may die or be stopped there."""
+        self.world.work(number, until, points, then)
+
+    @rule(number=ONE_OF_SIX)
+    def wake(self, number: int) -> None:
+        """A worker that was stopped goes on."""
+        self.world.wake(number)
+
+    @rule(number=ONE_OF_TWO)
+    def drop(self, number: int) -> None:
+        """An engine is killed, and those of its workers that are awake end with it."""
+        self.world.drop(number)
+
+    @rule(number=ONE_OF_TWO)
+    def drain(self, number: int) -> None:
+        """Ctrl-C."""
+        self.world.drain(number)
+
+    @rule(fault=st.integers(0, len(FAULTS) - 1))
+    def arm(self, fault: int) -> None:
+        """The next operation of some kind goes wrong."""
+        self.world.arm(fault)
+
+    @rule(seconds=st.sampled_from([11.0, 35.0, 130.0, 1000.0]))
+    def sleep(self, seconds: float) -> None:
+        """Time passes."""
+        self.world.sleep(seconds)
+
+    @invariant()
+    def nothing_is_lost_or_doubled(self) -> None:
+        """What is committed is that of a serial run, and stays."""
+        self.world.check()
+
+    def teardown(self) -> None:
+        """All goes on without faults."""
         try:
-            event = next(self.at[worker], None)
-        except Death:
-            del self.at[worker]
-            return worker, {"event": "died", "why": "killed"}
-        except OutputError as error:
-            del self.at[worker]
-            return worker, {"event": "gave up", "why": str(error)}
-        return None if event is None else (worker, event)
-
-    def drain(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.at.clear()
+            self.world.calm()
+            for what in self.world.happened:
+                event(what)
+        finally:
+            self.world.close()
 
 
-def unlucky(luck: random.Random, faults: dict[str, float]) -> Any:
-    """A storage's fault: it fails, or whoever asked is killed, before it writes or after."""
-
-    def fault(when: str, name: str) -> None:
-        if name.startswith(("commit/", "data/", "subjects/", "checkpoints/")) and luck.random() < faults[when]:
-            raise luck.choice([OutputError("the storage fails."), Death()])
-
-    return fault
-
-
-def run_engines(plan: Plan, store: MemoryStore, spool: Path, luck: random.Random, engines: int) -> list[StillHands]:
-    """Run engines, each killed at any moment, until one has come to its end; two of them at the same time."""
-    calm, hands = store.fault, []
-    for number in range(engines):
-        last = number == engines - 1
-        at_once: list[Iterator[Outcome | None]] = []
-        for _ in range(1 if last else 2):
-            hands.append(StillHands({BROKEN}))
-            crew = Chaos(store, hands[-1], spool, luck)
-            at_once.append(Batch(plan, store, clock=lambda crew=crew: crew.now).outcomes(crew))  # type: ignore[misc]
-        until = 10**6 if last else luck.randrange(1, 120)
-        store.fault = (lambda *_: None) if last else calm
-        for _ in range(until):
-            if not at_once:
-                break
-            running = luck.choice(at_once)
-            try:
-                next(running)
-            except (StopIteration, OutputError, Death):
-                at_once.remove(running)
-    return hands
-
-
-@pytest.mark.filterwarnings("ignore:.*can't go on")
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 2**64), before=st.floats(0, 0.4), after=st.floats(0, 0.4), engines=st.integers(1, 4))
-def test_each_case_is_committed_once_whatever_fails(
-    plan: Plan, seed: int, before: float, after: float, engines: int
-) -> None:
-    check_schedule(plan, seed, {"before": before, "after": after}, engines)
-
-
-def check_schedule(plan: Plan, seed: int, faults: dict[str, float], engines: int) -> None:
-    """Run one schedule, and check that nothing is lost or doubled and that all bytes are those of a serial run."""
-    luck = random.Random(seed)
-    store = MemoryStore(unlucky(luck, faults))
-    with tempfile.TemporaryDirectory() as spool:
-        run_engines(plan, store, Path(spool), luck, engines)
-    expected = {case.id: content_of(case.made) for lease in plan.leases for case in plan.cases(lease)}
-    broken = {case.id for lease in plan.leases for case in plan.cases(lease) if case.made["seed"] == BROKEN}
-    commits = [read_commit(store, lease) for lease in stems(store, "commit")]
-    committed = [case for commit in commits if commit is not None for case in commit.cases]
-    assert len(committed) == len(set(committed))
-    failed = {failure.case for failure in still_failed(store, stems(store, "commit"), set())}
-    assert set(committed) | failed == set(expected)
-    assert not set(committed) & failed
-    assert broken <= failed
-    assert {result.id: result.content for result in read(store)} == {case: expected[case] for case in committed}
-    assert all(times == 1 for times in store.created.values())
-    assert stems(store, "subjects", ".safetensors") == plan.lessons.keys()
-    assert not store.names(f"checkpoints/{next(iter(plan.lessons))}")
+TestSchedules = pytest.mark.filterwarnings("ignore:.*can't go on")(Schedules.TestCase)
+TestSchedules.settings = settings(max_examples=40, stateful_step_count=40)
 
 
 def lease(name: str, *numbers: int, needs: str = "") -> Lease:
@@ -160,30 +135,47 @@ def test_a_subject_of_another_engine_comes_after_ones_own() -> None:
     assert (driver.take("c", 0.0), driver.waits_for) == (None, set())
 
 
+@pytest.fixture
+def worlds() -> Iterator[list[World]]:
+    """Worlds that end with the test."""
+    made: list[World] = []
+    yield made
+    for world in made:
+        world.close()
+
+
 @pytest.mark.parametrize("end", ["it ended", "it set it aside", "it is stuck", "it has another job"])
-def test_a_subject_is_left_to_its_engine_as_long_as_that_may_still_begin_it(tmp_path: Path, end: str) -> None:
-    photos = {name: tuple(photo.path for photo in EXAMPLES[name].photos) for name in ("rex", "luna")}
+def test_a_subject_is_left_to_its_engine_as_long_as_that_may_still_begin_it(worlds: list[World], end: str) -> None:
+    subjects = {name: photographed(name) for name in ("rex", "luna")}
     pictures = (Pictures(prompt="a {rex} and a {luna}", seed=[0, 1]),)
-    plan = Plan.of(Job({name: Photographed(each, "dog") for name, each in photos.items()}, pictures, lease=1))
-    store, (theirs, own, *_) = MemoryStore(), plan.leases
-    note = Batch(plan, store, shard=(0, 2)).describe()
-    store.note("engines/theirs.json", json.dumps(note).encode())
-    crew = Chaos(store, StillHands(), tmp_path, random.Random(0))
-    running = Batch(plan, store, shard=(1, 2), clock=lambda: crew.now).outcomes(crew)
-    while crew.now < 500:
-        next(running)
-    assert stems(store, "subjects", ".safetensors") == {own.id}
+    world = World(Setting(Plan.of(Job(subjects, pictures, lease=1))))
+    worlds.append(world)
+    theirs, own, *_ = world.plan.leases
+    note = Batch(world.plan, world.store, shard=(0, 2)).describe()
+
+    def go_on(until: float, *, tells: bool) -> None:
+        """Let the engine go on while another tells that it is at work."""
+        while world.now < until and world.running():
+            if tells:
+                world.store.note("engines/theirs.json", json.dumps(note | {"time": world.now}).encode())
+            world.run()
+
+    go_on(world.now + 1.0, tells=True)
+    world.begin(shard=2, workers=1)
+    go_on(1500.0, tells=True)
+    assert world.learned() == {own.id}
     if end == "it ended":
-        store.delete("engines/theirs.json")
+        world.store.delete("engines/theirs.json")
     elif end == "it set it aside":
-        store.write(f"failed/{theirs.id}.json", b"{}")
+        world.store.write(f"failed/{theirs.id}.json", b"{}")
     else:
         note["workers"] = {"worker 1": theirs.id[:12]} if end == "it is stuck" else {}
         note["shard"] = note["shard"] | ({} if end == "it is stuck" else {"plan": "0" * 64})
-        store.note("engines/theirs.json", json.dumps(note).encode())
-    list(running)
-    assert 610 < crew.now < 650
-    assert stems(store, "subjects", ".safetensors") == {theirs.id, own.id}
+    go_on(1615.0, tells=end != "it ended")
+    assert world.learned() == {own.id}
+    go_on(2000.0, tells=end != "it ended")
+    assert world.engines[0].end == "done"
+    assert world.learned() == {theirs.id, own.id}
 
 
 def test_pictures_of_a_subject_that_fails_are_blocked_and_the_others_done() -> None:
@@ -204,31 +196,56 @@ def test_a_case_that_ends_its_worker_three_times_is_set_aside() -> None:
     driver = Driver([lease("one", 0, 1)])
     for number in range(TRIES):
         assert driver.take("a", 0.0) is not None
-        driver.began("a", "case")
+        driver.began("a", "case", 0.0)
         blamed, _ = driver.died("a", "out of memory")
         assert blamed == ("case" if number == TRIES - 1 else None)
     assert driver.take("a", 0.0) is not None
-    driver.began("a", "other case")
-    driver.progressed("a", "other case")
+    driver.began("a", "other case", 0.0)
+    driver.progressed("a", "other case", 0.0)
     assert driver.died("a", "between cases") == (None, 1.0)
     assert driver.aside == {"case": "out of memory"}
 
 
-def test_learning_that_goes_on_is_not_to_blame_for_its_workers_ends() -> None:
+def test_learning_that_gets_further_is_not_to_blame_for_its_workers_ends() -> None:
     driver = Driver([lease("rex")])
-    for _ in range(5 * TRIES):
+    for step in range(1, 5 * TRIES):
         driver.take("a", 0.0)
-        driver.began("a", "rex")
-        driver.progressed("a", "rex")
+        driver.began("a", "rex", 0.0)
+        driver.progressed("a", "rex", 0.0, step)
         assert driver.died("a", "preempted") == (None, 0.0)
     assert not driver.aside
+
+
+def test_a_subject_that_never_gets_beyond_a_step_is_set_aside() -> None:
+    driver = Driver([lease("rex")])
+    blamed = []
+    for _ in range(TRIES + 1):
+        assert driver.take("a", 0.0) is not None
+        driver.began("a", "rex", 0.0)
+        for step in (1, 2):  # before the first checkpoint
+            driver.progressed("a", "rex", 0.0, step)
+        blamed.append(driver.died("a", "out of memory")[0])
+        if blamed[-1]:
+            break
+    assert blamed == [*[None] * (TRIES - 1), "rex"]
+    assert driver.is_over
+
+
+def test_a_subject_that_can_not_be_checkpointed_ends_as_troubles() -> None:
+    driver = Driver([lease("rex")])
+    for troubles in range(1, 9):
+        driver.take("a", 0.0)
+        driver.began("a", "rex", 0.0)
+        driver.progressed("a", "rex", 0.0, 1)
+        driver.gave_up("a")
+        assert driver.troubles == troubles
 
 
 def test_pictures_that_were_there_are_no_progress_of_a_lease_that_can_not_be_committed() -> None:
     driver = Driver([lease("a", 0)])
     for number in range(1, 4):
         assert driver.take("worker", 0.0) is not None
-        driver.progressed("worker", "a picture that was drawn before")
+        driver.progressed("worker", "a picture that was drawn before", 0.0)
         driver.gave_up("worker")
         assert driver.troubles == number
 
@@ -242,11 +259,80 @@ def test_a_worker_that_is_stuck_is_overtaken_and_its_late_end_is_ignored() -> No
         assert driver.ended("b", each, committed=True, now=10.0)
     assert driver.take("b", 59.0) is None
     assert driver.take("b", 61.0) == leases[0]
-    assert driver.take("c", 1000.0) is None  # two are at it already
-    assert driver.ended("b", leases[0], committed=True, now=62.0)
+    assert driver.take("c", 180.0) is None  # the second has twice as long
+    assert driver.take("c", 182.0) == leases[0]
+    assert driver.ended("b", leases[0], committed=True, now=183.0)
     assert driver.is_over
+    assert driver.take("b", 999.0) is None  # it is done, whoever else is at it
     assert not any(driver.failed("stuck", "case", "late") for _ in range(TRIES))
     assert not driver.ended("stuck", leases[0], committed=True, now=99.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "silence"),
+    [(1.0, 120.0), (10.0, 300.0), (60.0, 900.0), (400.0, 1200.0)],  # 30 usual steps; three, where these take long
+)
+def test_a_subject_of_which_nothing_is_heard_is_given_to_another_worker(seconds: float, silence: float) -> None:
+    driver = Driver([lease("rex")])
+    assert driver.take("stuck", 0.0) == lease("rex")
+    driver.began("stuck", "rex", 0.0)
+    for step in range(1, 6):
+        driver.progressed("stuck", "rex", step * seconds, step)
+    last = 5 * seconds
+    assert driver.take("b", last + silence) is None
+    assert driver.take("b", last + silence + 1.5) == lease("rex")
+    driver.began("b", "rex", last + silence + 2.0)
+    driver.progressed("stuck", "rex", last + silence + 3.0, 6)  # it wakes up, and both go on
+    assert driver.take("c", last + 2 * silence) is None
+    assert driver.ended("b", lease("rex"), committed=True, now=last + 2 * silence)
+    assert driver.is_over
+    assert not driver.ended("stuck", lease("rex"), committed=True, now=last + 3 * silence)
+
+
+def test_a_subject_that_fails_for_one_worker_and_ends_at_a_slower_one_is_learned() -> None:
+    rex, of_rex = lease("rex"), lease("of rex", 0, needs="rex")
+    driver = Driver([rex, of_rex])
+    driver.take("slow", 0.0)
+    for now in (1000.0, 3000.0, 7000.0):
+        assert driver.take("a", now) == rex
+        is_aside = driver.failed("a", "rex", "no photos")
+        driver.ended("a", rex, committed=False, now=now)
+    assert is_aside
+    assert driver.take("a", 9000.0) is None
+    assert driver.blocked == 1
+    assert driver.ended("slow", rex, committed=True, now=9001.0)
+    assert (driver.blocked, driver.aside, driver.take("a", 9002.0)) == (0, {}, of_rex)
+
+
+@pytest.mark.parametrize("given", [lease("rex"), lease("one", 0)])
+def test_what_never_began_is_given_to_another_worker_after_a_quarter_of_an_hour(given: Lease) -> None:
+    driver = Driver([given])
+    assert driver.take("stuck", 0.0) == given
+    assert driver.take("b", 900.0) is None
+    assert driver.take("b", 902.0) == given
+
+
+def test_a_learning_that_is_stopped_goes_on_elsewhere_from_its_checkpoint_and_comes_too_late(
+    worlds: list[World],
+) -> None:
+    world = World(known())
+    worlds.append(world)
+    world.begin(workers=3)
+    world.run(2)
+    stuck, *_ = world.workers()
+    world.work(0, "after put")  # of the first file of a checkpoint
+    world.work(0, "event step", then="asleep")
+    while world.running():
+        world.run()
+        world.now += 5.0
+    assert world.engines[0].end == "done"
+    assert world.happened["a subject of a straggler given to another worker"] == 1
+    assert world.happened["a subject gone on with from a checkpoint"] == 1
+    world.wake(0)
+    while not stuck.is_over:
+        world.run()
+    assert world.happened["too late with: subjects"] == 0  # it looks before its next checkpoint
+    world.calm()
 
 
 def test_a_drained_driver_gives_nothing_and_waits_for_what_runs() -> None:

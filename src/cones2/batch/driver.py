@@ -6,7 +6,7 @@ It holds no truth: what is done stands in the storage, and whoever makes a new d
 import collections
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cones2.batch.plan import Lease
@@ -14,7 +14,8 @@ from cones2.batch.plan import Lease
 TRIES = 3
 """How often a case may fail, or end its worker, before it is set aside."""
 
-_SLOW, _LEAST = 3.0, 60.0  # a lease is also given to an idle worker after so many usual times, and seconds
+_SLOW, _LEAST = 3.0, 60.0  # pictures are also given to an idle worker after so many usual times, and seconds
+_SILENT, _SILENCE = 30.0, (120.0, 900.0)  # or where so many usual pictures or steps nothing was heard, within bounds
 _LONGEST_PAUSE = 30.0
 _AGAIN = 1.0  # seconds after which it is looked for slow leases again
 
@@ -23,6 +24,7 @@ _AGAIN = 1.0  # seconds after which it is looked for slow leases again
 class _Running:
     lease: Lease
     since: float
+    heard: float  # when it began its case or told its last step
     case: str | None = None
 
 
@@ -50,7 +52,11 @@ class Driver:
         self._over: set[str] = set()
         self._blocked: list[Lease] = []
         self._failures: collections.Counter[str] = collections.Counter()
+        self._steps: collections.Counter[str] = collections.Counter()  # the furthest that was told of each subject
         self._seconds: collections.deque[float] = collections.deque(maxlen=100)
+        self._paces: dict[bool, collections.deque[float]] = {
+            of_pictures: collections.deque(maxlen=100) for of_pictures in (True, False)
+        }
         self._look_at = -math.inf  # until then there is nothing for anybody, unless something changes
 
     def take(self, worker: str, now: float) -> Lease | None:
@@ -65,25 +71,33 @@ class Driver:
                 self._blocked.append(lease)
                 continue
             if lease.needs <= self._ready:
-                self._running[worker] = _Running(lease, now)
+                self._running[worker] = _Running(lease, now, now)
                 return lease
             self._pending.append(lease)
         return self._slow(worker, now)
 
     def _slow(self, worker: str, now: float) -> Lease | None:
-        """Return the oldest lease that takes too long, if nobody else has begun it too: its worker may be stuck."""
-        limit = max(_LEAST, _SLOW * statistics.median(self._seconds)) if self._seconds else float("inf")
-        counts = collections.Counter(each.lease.id for each in self._running.values())
-        slow = [
-            each
-            for each in self._running.values()
-            if counts[each.lease.id] == 1 and each.lease.numbers and now - each.since > limit
-        ]
+        """Return the oldest lease that takes too long, or is silent for too long: whoever is at it may be stuck.
+
+        Each further worker at a lease has twice the time of the one before.
+        """
+        at: dict[str, list[_Running]] = {}
+        for each in self._running.values():
+            if not self._is_over(each.lease):
+                at.setdefault(each.lease.id, []).append(each)
+        longest = max(_LEAST, _SLOW * statistics.median(self._seconds)) if self._seconds else math.inf
+        silences = {of_pictures: _silence(paces) for of_pictures, paces in self._paces.items()}
+        slow = []
+        for those in at.values():
+            lease, times = those[0].lease, 2 ** (len(those) - 1)
+            silence, limit = silences[bool(lease.numbers)] * times, (longest if lease.numbers else math.inf) * times
+            if all(now - each.heard > silence or now - each.since > limit for each in those):
+                slow.append(those[0])
         if not slow:
             self._look_at = now + _AGAIN
             return None
         lease = min(slow, key=lambda each: each.since).lease
-        self._running[worker] = _Running(lease, now)
+        self._running[worker] = _Running(lease, now, now)
         return lease
 
     def add(self, lease: Lease) -> None:
@@ -99,23 +113,30 @@ class Driver:
         self._foreign.discard(subject)
         self._look_at = -math.inf
 
-    def began(self, worker: str, case: str) -> None:
+    def began(self, worker: str, case: str, now: float) -> None:
         """Note that a worker is at a case."""
         if worker in self._running:
-            self._running[worker].case = case
+            self._running[worker].case, self._running[worker].heard = case, now
 
-    def progressed(self, worker: str, case: str) -> None:
-        """Note that a case is done, or its learning goes on: what ended workers before is not to blame.
+    def progressed(self, worker: str, case: str, now: float, step: int = 0) -> None:
+        """Note that a case is done, or which step its learning is at: what ended workers before is not to blame.
 
-        A picture that was there before it was begun is no progress: a lease that can't be committed has nothing else.
+        A picture that was there before it was begun is no progress, nor a step that was told before: a lease that can't
+        be committed, or a subject that can't get beyond a step, has nothing else.
         """
         running = self._running.get(worker)
         if running is None or running.case != case:
             return
-        self.troubles = 0
-        self._failures.pop(f"end of {case}", None)
+        self._paces[bool(running.lease.numbers)].append(now - running.heard)
+        running.heard = now
         if running.lease.numbers:
             running.case = None
+        elif step <= self._steps[case]:
+            return
+        else:
+            self._steps[case] = step
+        self.troubles = 0
+        self._failures.pop(f"end of {case}", None)
 
     def failed(self, worker: str, case: str, error: str) -> bool:
         """Count a failure; return whether the case is now set aside."""
@@ -142,6 +163,9 @@ class Driver:
             self._seconds.append(now - running.since)
         if not lease.numbers:
             self.learned(lease.id)
+            if self.aside.pop(lease.id, None) is not None:  # it failed for another worker alone
+                self._pending.extend(self._blocked)
+                self._blocked.clear()
         return True
 
     def _requeue(self, lease: Lease) -> None:
@@ -209,3 +233,12 @@ class Driver:
         return self.draining or all(
             self._is_over(each) or any(need in self.aside for need in each.needs) for each in self._pending
         )
+
+
+def _silence(paces: Collection[float]) -> float:
+    """Return how long nothing may be heard of pictures or steps that usually take so long."""
+    least, longest = _SILENCE
+    if not paces:
+        return longest
+    usual = statistics.median(paces)
+    return max(least, _SLOW * usual, min(_SILENT * usual, longest))

@@ -253,11 +253,11 @@ class Batch:
             self.pace.heard(worker, event)
         match event["event"]:
             case "began":
-                self.driver.began(worker, event["case"])
+                self.driver.began(worker, event["case"], self._clock())
             case "drawn":
-                self.driver.progressed(worker, event["case"])
+                self.driver.progressed(worker, event["case"], self._clock())
             case "step":
-                self.driver.progressed(worker, event["case"])
+                self.driver.progressed(worker, event["case"], self._clock(), event["step"])
             case "failed":
                 if self.driver.failed(worker, event["case"], event["error"]):
                     yield self._set_aside(worker, event["case"], event["error"])
@@ -289,10 +289,12 @@ class Batch:
 
     def _ended(self, worker: str, event: Event) -> Iterator[Outcome]:
         lease, cases = self._tasks.pop(worker)
+        was_aside = lease.id in self.driver.aside
         if not self.driver.ended(worker, lease, committed=event["committed"], now=self._clock()):
             return
         if not lease.numbers:
             self.subjects.done += 1
+            self.subjects.failed -= was_aside
             yield Outcome(lease.id, "subject", "done", worker, self.plan.lessons[lease.id].name)
             return
         committed = set(event["cases"])
