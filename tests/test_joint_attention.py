@@ -118,55 +118,6 @@ def test_subjects_and_layout_act_and_leave_nothing_behind(opened: dict[str, Any]
     assert np.array_equal(pictures(pipeline, prompt=TEXT), own)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("flux1", "FluxImg2ImgPipeline"),
-        ("flux1", "FluxInpaintPipeline"),
-        ("sd3", "StableDiffusion3Img2ImgPipeline"),
-        ("sd3", "StableDiffusion3InpaintPipeline"),
-        ("z_image", "ZImageImg2ImgPipeline"),
-        ("z_image", "ZImageInpaintPipeline"),
-        ("klein", "Flux2KleinInpaintPipeline"),
-    ],
-)
-def test_pipelines_that_begin_with_a_picture(opened: dict[str, Any], name: str, kind: str) -> None:
-    pipeline = getattr(diffusers, kind)(**with_own_scheduler(opened[name]).components)
-    pipeline.set_progress_bar_config(disable=True)
-    call: dict[str, Any] = {"image": PHOTO.resize((96, 64)), "strength": 0.8, "num_inference_steps": 4}
-    if "Inpaint" in kind:
-        call["mask_image"] = Image.new("L", (96, 64), 255)
-    own = pictures(pipeline, prompt=TEXT, **call)
-    assert np.array_equal(drawn(pipeline, subjects=PLAIN, call=call), own)
-    assert np.abs(drawn(pipeline, subjects=subjects_for(pipeline), layout=LAYOUT, call=call) - own).max() > 1e-3
-    assert np.array_equal(pictures(pipeline, prompt=TEXT, **call), own)
-
-
-@pytest.mark.filterwarnings("ignore:`FluxPosEmbed`:FutureWarning")  # diffusers' own
-@pytest.mark.parametrize("name", ["flux1", "sd3"])
-def test_controlnets(opened: dict[str, Any], name: str) -> None:
-    own = with_own_scheduler(opened[name])
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        if name == "sd3":
-            net: Any = diffusers.SD3ControlNetModel.from_transformer(
-                own.transformer, num_layers=1, num_extra_conditioning_channels=0
-            )
-        else:
-            shape = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
-            net = diffusers.FluxControlNetModel.from_transformer(own.transformer, **shape)
-        for weight in net.parameters():
-            torch.nn.init.normal_(weight, std=0.1)  # as made, its outputs are zero
-    kind = {"sd3": "StableDiffusion3ControlNetPipeline", "flux1": "FluxControlNetPipeline"}[name]
-    pipeline = getattr(diffusers, kind)(**own.components, controlnet=net.eval())
-    pipeline.set_progress_bar_config(disable=True)
-    call: dict[str, Any] = {"control_image": PHOTO.resize((96, 64))}
-    plain = pictures(pipeline, prompt=TEXT, **call)
-    assert np.abs(plain - pictures(own, prompt=TEXT)).max() > 1e-3
-    assert np.array_equal(drawn(pipeline, subjects=PLAIN, call=call), plain)
-    assert np.abs(drawn(pipeline, subjects=subjects_for(own), layout=LAYOUT, call=call) - plain).max() > 1e-3
-
-
 # 2, 3 and 5. A subject's residual changes the cells of its own region, and no others
 
 

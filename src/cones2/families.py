@@ -30,6 +30,7 @@ from cones2.denoisers import (
     unwrapped,
     z_image_block_text,
     z_image_velocity,
+    z_image_with_texts,
 )
 from cones2.errors import ModelError
 from cones2.prompts import TokenizedPrompt
@@ -83,8 +84,9 @@ class Family:
         true_guidance: the call's argument that is this scale, where `guidance_scale` is a number that the model reads.
         native_side: the side of its pictures in pixels, where neither a config nor the pipeline tells it.
         read_call: reads the arguments of the denoiser's call; the number of timesteps is `train_steps`.
-        with_texts: of a joint transformer whose arguments take more texts, behind its own: puts them there.
-        block_text: of one whose arguments can't: what its joint blocks are given of a text, and its phases.
+        with_texts: of a joint transformer: puts more texts into its arguments, behind its own.
+        block_text: of one whose arguments take none: what its joint blocks are given of a text, and its phases;
+            `with_texts` makes room for them.
         read_text: for learning on a UNet: what the encoders make of tokens, as `encode_prompt` does and with gradients.
         added_conditions: for learning on a UNet: what it reads beside the text, for square pictures of a side in
             pixels.
@@ -315,6 +317,7 @@ _Z_IMAGE = Family(
     guided_above=0.0,
     native_side=1024,
     read_call=read_z_image_call,
+    with_texts=z_image_with_texts,
     block_text=z_image_block_text,
     velocity=z_image_velocity,
     base="Tongyi-MAI/Z-Image",
