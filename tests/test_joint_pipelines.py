@@ -23,7 +23,7 @@ from cones2.errors import ModelError
 from cones2.models import open_pipeline
 from cones2.pipeline import Cones2Pipeline
 from cones2.subjects import Subject
-from joint import drawn, pictures, predictions
+from joint import PLAIN, drawn, pictures, predictions
 from little_hub import keep_in_cache
 from subjects_for_tests import LAYOUT, PROMPT, TEXT, subjects_for, with_own_scheduler
 
@@ -32,7 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`FluxPosEmbed`:FutureWarning"),  # diffusers' own, in FLUX.1's ControlNet
 ]
 
-PLAIN = {"rex": "cat", "cup": "teapot"}
 PHOTO = Image.effect_noise((96, 64), 60).convert("RGB")
 MASK = Image.new("L", (96, 64), 255)
 BEGUN: dict[str, Any] = {"image": PHOTO, "strength": 0.8, "num_inference_steps": 4}
@@ -130,7 +129,11 @@ def test_a_hub_id_opens_as_what_it_is(
 @pytest.mark.parametrize(
     ("kind", "changes", "value"),
     [
-        ("FluxControlNetPipeline", {"num_attention_heads": 1}, "num_attention_heads of its controlnet is 1, expected 2"),
+        (
+            "FluxControlNetPipeline",
+            {"num_attention_heads": 1},
+            "num_attention_heads of its controlnet is 1, expected 2",
+        ),
         ("StableDiffusion3ControlNetPipeline", {"extra_conditioning_channels": 1}, "controlnet is 1, expected 0"),
         ("ZImageControlNetPipeline", {"control_in_dim": 3}, "control_in_dim of its controlnet is 3, expected 4 to"),
         ("ZImageControlNetPipeline", {"control_layers_places": [0, 10**9]}, "from 0 to 127"),
@@ -152,13 +155,11 @@ def test_a_controlnet_that_does_not_fit(
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_pipelines_whose_transformer_is_another_are_refused_by_name(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_pipelines_whose_transformer_is_another_are_refused_by_name(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(folders["flux1"], tmp_path / "fill"))
     index = folder / "model_index.json"
     index.write_text(index.read_text().replace('"FluxPipeline"', '"FluxFillPipeline"'))
-    with pytest.raises(ModelError, match="FluxFillPipeline.*supported are"):
+    with pytest.raises(ModelError, match=r"FluxFillPipeline.*supported are"):
         open_pipeline(folder, device="cpu")
 
 

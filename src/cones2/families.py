@@ -5,8 +5,10 @@ docs/add-a-family.md is the list of what to look up.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -142,6 +144,11 @@ class Family:
         distilled = getattr(pipeline, self.denoiser).config.get("time_cond_proj_dim") is not None
         distilled |= bool(pipeline.config.get("is_distilled"))
         return scale is not None and scale > self.guided_above and not distilled
+
+
+def is_for_few_steps(pipeline: Any) -> bool:
+    """Return whether a model was distilled to a few steps without guidance, by its name."""
+    return re.search("turbo|schnell|lightning", Path(pipeline.name_or_path or "").name, re.IGNORECASE) is not None
 
 
 def family_of(pipeline: Any) -> Family:
