@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from cones2.conditioning import LayoutSettings, conditioned
+from cones2.families import family_of
 from cones2.layout import Layout, Region
 from cones2.models import open_pipeline
 from cones2.presets import cones_v2_sigmas
 from cones2.rasterize import own_cells
-from cones2.shapes import Mask
+from cones2.shapes import Box, Mask
 from cones2.subjects import Subject
 from families import JOINT
 from joint import PLAIN, changed_cells, drawn, pictures, shallow
-from subjects_for_tests import LAYOUT, PROMPT, TEXT, subjects_for, with_own_scheduler
+from subjects_for_tests import LAYOUT, PROMPT, TEXT, residual_for, subjects_for, with_own_scheduler
 
 pytestmark = pytest.mark.joint_attention
 
@@ -30,8 +31,12 @@ _RAGGED = np.zeros((4, 6), np.uint8)
 _RAGGED[[0, 0, 1, 3], [0, 4, 1, 5]] = 255
 LAYOUTS = {
     "a mask": Layout({"rex": Region((Mask(6, 4, _RAGGED.tobytes()),))}),
-    "one behind another": Layout({"rex": Region(((0, 0, 1, 1),)), "cup": Region(((1 / 3, 0, 2 / 3, 1),), z=1)}),
-    "one before another": Layout({"rex": Region(((1 / 3, 0, 2 / 3, 1),), z=1), "cup": Region(((0, 0, 1, 1),))}),
+    "one behind another": Layout(
+        {"rex": Region((Box(0.0, 0.0, 1.0, 1.0),)), "cup": Region((Box(1 / 3, 0.0, 2 / 3, 1.0),), z=1)}
+    ),
+    "one before another": Layout(
+        {"rex": Region((Box(1 / 3, 0.0, 2 / 3, 1.0),), z=1), "cup": Region((Box(0.0, 0.0, 1.0, 1.0),))}
+    ),
 }
 
 
@@ -207,9 +212,6 @@ def _tokens(pipeline: Any, part: str, word: str) -> int:
 
 @every_family
 def test_a_residual_of_several_tokens_is_drawn(opened: dict[str, Any], name: str) -> None:
-    from cones2.families import family_of
-    from subjects_for_tests import residual_for
-
     pipeline = with_own_scheduler(opened[name])
     residual = residual_for(pipeline, "teddy bear")
     assert all(len(part.tokens) >= 2 for part in residual.parts)
