@@ -12,6 +12,7 @@ is printed as soon as it is measured, and models for which no time is left are n
 import argparse
 import contextlib
 import dataclasses
+import functools
 import gc
 import statistics
 import time
@@ -37,7 +38,7 @@ CALLS = {
 CALLS |= {"FLUX.1 dev": 28, "FLUX.1 schnell": 4, "Z-Image, and Turbo": 50, "FLUX.2 klein 4B, and base": 100}
 """Of a picture with guidance, as the models' pages have it; klein's base makes two calls a step."""
 FEW = {"Stable Diffusion 3.5 large, and Turbo": 4, "Z-Image, and Turbo": 8, "FLUX.2 klein 4B, and base": 4}
-"""Of a picture by the distilled one; the first two have half the rows, too."""
+"""Of a picture by the distilled one, which reads no negative text: half the rows, where both are in one call."""
 COLUMNS = (
     "seconds of a call",
     "with a layout",
@@ -59,12 +60,12 @@ def tiny() -> dict[str, Model]:
     found = {}
     for real in MODELS.values():
         make, tokens, channels = RANDOM[real.family]
-        kind = AutoencoderKLFlux2 if channels == 32 else AutoencoderKL
+        kind: Any = AutoencoderKLFlux2 if channels == 32 else AutoencoderKL
         found[f"{real.family}, tiny"] = dataclasses.replace(
             real,
             transformer=make,
             encoders=(),
-            autoencoder=lambda kind=kind, channels=channels: kind(latent_channels=channels, **shape),
+            autoencoder=functools.partial(kind, latent_channels=channels, **shape),
             text=(tokens, 64),
             pooled=None if real.pooled is None else 64,
         )
@@ -120,7 +121,7 @@ class Bench:
         return statistics.median(found[1:])
 
     def row(self, name: str, model: Model) -> str:
-        """Measure a model."""
+        """Measure a model; a picture is the sum of its parts."""
         memory: list[float] = []
         with torch.no_grad():
             reading = sum(self._reading(model, index) for index in range(len(model.encoders)))

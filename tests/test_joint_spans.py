@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cones2.conditioning import conditioned
-from cones2.errors import Cones2Warning, PromptError
+from cones2.errors import Cones2Warning, PromptError, ResidualMismatchError
 from cones2.prompts import in_chat, parse_prompt, tokenize_prompt
 from families import JOINT, qwen_tokenizer, t5_tokenizer
 from subjects_for_tests import subjects_for, with_own_scheduler
@@ -67,13 +67,11 @@ def test_a_residual_stands_at_its_tokens_in_a_text_that_is_cut(opened: dict[str,
     options: dict[str, Any] = {"max_sequence_length": 64}
     subjects = {"rex": subjects_for(pipeline)["rex"]}
     long = " and a hat on the beach" * 20
-    with (
-        pytest.warns(Cones2Warning, match="window holds"),
-        conditioned(pipeline, "a {rex}" + long, subjects=subjects, **options) as inputs,
-    ):
-        taught, spans = inputs["prompt_embeds"][0].clone(), inputs.run.spans["rex"]
-    with conditioned(pipeline, "a cat" + long, **options) as inputs:
-        moved = (taught - inputs["prompt_embeds"][0]).any(1)
+    with pytest.warns(Cones2Warning, match="window holds"):
+        with conditioned(pipeline, "a {rex}" + long, subjects=subjects, **options) as inputs:
+            taught, spans = inputs["prompt_embeds"][0].clone(), inputs.run.spans["rex"]
+        with conditioned(pipeline, "a cat" + long, **options) as inputs:
+            moved = (taught - inputs["prompt_embeds"][0]).any(1)
     assert int(moved.sum()) == sum(stop - start for start, stop in spans)
     assert all(bool(moved[start:stop].all()) for start, stop in spans)
     assert len(moved) == {"sd3": 77 + 64}.get(name, 64)
@@ -89,6 +87,10 @@ def test_a_residual_stands_at_its_tokens_in_a_text_that_is_cut(opened: dict[str,
 def test_spans_in_each_familys_own_text(opened: dict[str, Any], name: str, template: str) -> None:
     """Where the residual was added, the same words without it differ, and nowhere else."""
     pipeline = with_own_scheduler(opened[name])
+    if template.startswith("{rex}") and name in ("z_image", "klein"):  # the tiny vocabulary has " cat" alone
+        with pytest.raises(ResidualMismatchError, match="this model makes 3"):
+            conditioned(pipeline, template, subjects={"rex": subjects_for(pipeline)["rex"]}).__enter__()
+        return
     with conditioned(pipeline, template, subjects={"rex": subjects_for(pipeline)["rex"]}) as inputs:
         taught, spans = inputs["prompt_embeds"][0].clone(), inputs.run.spans["rex"]
     with conditioned(pipeline, template.replace("{rex}", "cat")) as inputs:

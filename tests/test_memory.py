@@ -9,12 +9,12 @@ import torch
 
 from cones2.single_files import CONFIGS
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import joint_memory
 import memory
 
+ROOT = Path(__file__).parents[1]
 GB = 10**9
 
 
