@@ -182,8 +182,8 @@ def test_offloaded_models_draw_the_same(opened: dict[str, Any], folders: dict[st
     pipeline.set_progress_bar_config(disable=True)
     expected = drawn(pipeline, **options)
     pipeline.enable_model_cpu_offload(device="cpu")  # moves nothing, but hooks every model as on a GPU
-    assert np.array_equal(drawn(pipeline, **options), expected)
-    assert np.array_equal(drawn(pipeline, **options), expected)
+    for _ in range(2):
+        np.testing.assert_allclose(drawn(pipeline, **options), expected, atol=1e-5)
     assert type(pipeline.transformer._hf_hook).__name__ == "CpuOffload"
 
 
