@@ -228,7 +228,7 @@ def _with_real_places(read: Any) -> Any:
     def reading(transformer: Any, steps: int, args: Any, kwargs: dict[str, Any]) -> Any:
         if "img_ids" in kwargs and kwargs["img_ids"].is_meta:
             side = math.isqrt(len(kwargs["img_ids"]))
-            places = torch.cartesian_prod(torch.zeros(1), torch.arange(side), torch.arange(side))
+            places = torch.cartesian_prod(torch.zeros(1).long(), torch.arange(side), torch.arange(side))
             kwargs = {**kwargs, "img_ids": places}
         return read(transformer, steps, args, kwargs)
 

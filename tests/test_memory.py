@@ -72,7 +72,7 @@ def test_a_large_transformers_weights_and_step_are_counted() -> None:
     [  # as the models' pages and files have them
         ("Stable Diffusion 3 medium", 2.08),
         ("Stable Diffusion 3.5 medium", 2.47),
-        ("Stable Diffusion 3.5 large, and Turbo", 8.11),
+        ("Stable Diffusion 3.5 large, and Turbo", 8.15),
         ("FLUX.1 dev", 11.90),
         ("FLUX.1 schnell", 11.89),
         ("Z-Image, and Turbo", 6.15),
