@@ -226,13 +226,14 @@ def test_backends_that_take_no_mask_are_refused_before_the_first_step(
     pipeline = with_own_scheduler(opened[name])
     vars(pipeline)["transformer"] = copy.deepcopy(pipeline.transformer)
     for module in pipeline.transformer.modules():
-        if hasattr(processor := getattr(module, "processor", None), "_attention_backend"):
+        processor: Any = getattr(module, "processor", None)
+        if hasattr(processor, "_attention_backend"):
             processor._attention_backend = AttentionBackendName(backend)
     refused(pipeline, f"{backend!r} takes no layout")
 
 
 @pytest.mark.parametrize("name", ["flux1", "z_image", "klein"])
-def test_the_whole_processs_backend_is_refused_as_well(opened: dict[str, Any], name: str) -> None:
+def test_the_backend_of_the_whole_process_is_refused_as_well(opened: dict[str, Any], name: str) -> None:
     with attention_backend("_native_flash"):  # which layers without one of their own follow
         refused(opened[name], "'_native_flash' takes no layout")
 
@@ -268,7 +269,7 @@ class ByHand(FluxAttnProcessor):
 def test_a_layer_that_did_not_ask_is_missed_in_the_first_call(opened: dict[str, Any]) -> None:
     pipeline = with_own_scheduler(opened["flux1"])
     vars(pipeline)["transformer"] = copy.deepcopy(pipeline.transformer)
-    pipeline.transformer.transformer_blocks[1].attn.set_processor(ByHand())
+    pipeline.transformer.transformer_blocks[1].attn.set_processor(ByHand())  # type: ignore[no-untyped-call]
     with pytest.raises(ModelError, match="3 of 4 attention layers can be given a layout") as caught:
         drawn(pipeline, subjects=PLAIN, layout=LAYOUT)
     assert len(str(caught.value).splitlines()) == 1

@@ -73,7 +73,7 @@ def _sd3_fits(pipeline: Any) -> Settings:
     }
     room = width - pipeline.text_encoder.config.hidden_size  # CLIP's columns are filled up to T5's
     fits: Settings = {"transformer": needs, "text_encoder_2": {"hidden_size": range(1, room + 1)}}
-    own: Settings = {
+    own: dict[str, Sequence[Any]] = {
         "joint_attention_dim": [width, None],  # those of 3.5 large read no text
         "extra_conditioning_channels": [int("Inpainting" in type(pipeline).__name__)],  # the mask
     }
