@@ -88,7 +88,7 @@ def test_a_residual_stands_at_its_tokens_in_a_text_that_is_cut(opened: dict[str,
 
 @pytest.mark.parametrize("name", JOINT)
 @pytest.mark.parametrize("template", TEMPLATES[:4])
-def test_spans_in_each_familys_own_text(opened: dict[str, Any], name: str, template: str) -> None:
+def test_spans_in_the_text_of_each_family(opened: dict[str, Any], name: str, template: str) -> None:
     """Where the residual was added, the same words without it differ, and nowhere else."""
     pipeline = with_own_scheduler(opened[name])
     if template.startswith("{rex}") and name in ("z_image", "klein"):  # the tiny vocabulary has " cat" alone
