@@ -6,15 +6,20 @@ What no run has shown: all of it is computed, and nothing was measured.
 """
 
 import argparse
+import contextlib
+import dataclasses
+import functools
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -22,6 +27,7 @@ from diffusers import (
 )
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from torch.overrides import handle_torch_function, has_torch_function
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -32,7 +38,12 @@ from transformers import (
     T5EncoderModel,
 )
 
+from cones2.attention import edited_attention
 from cones2.denoisers import FlowCall, flux_velocity, sd3_velocity, z_image_velocity
+from cones2.families import FAMILIES
+from cones2.guidance import Spans
+from cones2.run import LayoutSettings, Run
+from drawing_pairs import LAYOUT
 from memory import LiveBytes
 
 GB = 10**9
@@ -48,11 +59,13 @@ class Model:
     """A released model's settings.
 
     Attributes:
+        family: its name.
         rows: of one call under its usual guidance.
         text: (tokens, width) of what the transformer reads, and of its summary.
         channels: of latents as `FlowCall` has them.
     """
 
+    family: str
     transformer: Callable[[], Any]
     encoders: tuple[Callable[[], Any], ...]
     autoencoder: Callable[[], Any]
@@ -84,14 +97,14 @@ def _autoencoder() -> Any:
     return AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=16, **kinds)
 
 
-def _sd3(layers: int, heads: int, positions: int, dual: int) -> Any:
+def _sd3(layers: int, heads: int, positions: int, dual: int, norm: str | None = "rms_norm") -> Any:
     return SD3Transformer2DModel(
         num_layers=layers,
         num_attention_heads=heads,
         caption_projection_dim=64 * heads,
         pos_embed_max_size=positions,
         dual_attention_layers=tuple(range(dual)),
-        qk_norm="rms_norm",
+        qk_norm=norm,
     )
 
 
@@ -106,24 +119,32 @@ _SD3_TEXT = (
     lambda: _clip(1280, 32, CLIPTextModelWithProjection),
     _t5,
 )
+_FLUX_TEXT = lambda: _clip(768, 12), _t5
+
+
+def _sd3_model(*shape: Any) -> Model:
+    text: Any = _SD3_TEXT, _autoencoder, sd3_velocity, 2, (77 + 256, 4096), 2048
+    return Model("Stable Diffusion 3", lambda: _sd3(*shape), *text)
+
+
+def _flux_model(*, guidance_embeds: bool) -> Model:
+    make = functools.partial(FluxTransformer2DModel, guidance_embeds=guidance_embeds)
+    tokens = 512 if guidance_embeds else 256
+    return Model("FLUX.1", make, _FLUX_TEXT, _autoencoder, flux_velocity, 1, (tokens, 4096), 768)
+
+
 MODELS = {
-    "Stable Diffusion 3.5 medium": Model(
-        lambda: _sd3(24, 24, 384, 13), _SD3_TEXT, _autoencoder, sd3_velocity, 2, (77 + 256, 4096), 2048
+    "Stable Diffusion 3 medium": _sd3_model(24, 24, 192, 0, None),
+    "Stable Diffusion 3.5 medium": _sd3_model(24, 24, 384, 13),
+    "Stable Diffusion 3.5 large, and Turbo": _sd3_model(38, 38, 192, 0),
+    "FLUX.1 dev": _flux_model(guidance_embeds=True),
+    "FLUX.1 schnell": _flux_model(guidance_embeds=False),
+    "Z-Image, and Turbo": Model(
+        "Z-Image", ZImageTransformer2DModel, (_qwen,), _autoencoder, z_image_velocity, 2, (64, 2560)
     ),
-    "Stable Diffusion 3.5 large": Model(
-        lambda: _sd3(38, 38, 192, 0), _SD3_TEXT, _autoencoder, sd3_velocity, 2, (77 + 256, 4096), 2048
+    "FLUX.2 klein 4B, and base": Model(
+        "FLUX.2 klein", _klein, (_qwen,), AutoencoderKLFlux2, flux_velocity, 1, (512, 7680), channels=32
     ),
-    "FLUX.1 dev": Model(
-        lambda: FluxTransformer2DModel(guidance_embeds=True),
-        (lambda: _clip(768, 12), _t5),
-        _autoencoder,
-        flux_velocity,
-        1,
-        (512, 4096),
-        768,
-    ),
-    "Z-Image": Model(ZImageTransformer2DModel, (_qwen,), _autoencoder, z_image_velocity, 2, (64, 2560)),
-    "FLUX.2 klein base 4B": Model(_klein, (_qwen,), AutoencoderKLFlux2, flux_velocity, 1, (512, 7680), channels=32),
 }
 
 
@@ -140,12 +161,14 @@ class _Fused(torch.autograd.Function):
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
-@contextmanager
+@contextlib.contextmanager
 def fused_attention() -> Iterator[None]:
     """Let attention keep no scores, as a fused kernel does, where there are no numbers to compute it with."""
     before = F.scaled_dot_product_attention
 
-    def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+    def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **options: Any) -> Any:
+        if has_torch_function((query, key, value)):  # a function mode, such as a layout's, is asked first
+            return handle_torch_function(fused, (query, key, value), query, key, value, **options)
         return _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
 
     F.scaled_dot_product_attention = fused  # a function mode would not be asked when activations are made again
@@ -155,22 +178,22 @@ def fused_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = before
 
 
-@contextmanager
-def _without_numbers() -> Iterator[None]:
+@contextlib.contextmanager
+def _by_default(device: str, dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(dtype)
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             yield
     finally:
         torch.set_default_dtype(before)
 
 
-def made(make: Callable[[], Any]) -> Any:
-    """Return a part in bfloat16, without numbers."""
-    with _without_numbers():
+def made(make: Callable[[], Any], device: str = "meta", dtype: torch.dtype = torch.bfloat16) -> Any:
+    """Return a part with random weights; on the device `meta` without numbers."""
+    with _by_default(device, dtype):
         part = make()
-    return torch.nn.Module.to(part, torch.bfloat16).eval().requires_grad_(False)
+    return torch.nn.Module.to(part, dtype).eval().requires_grad_(False)
 
 
 def weights(part: Any, bits: float) -> float:
@@ -185,23 +208,66 @@ def weights(part: Any, bits: float) -> float:
 
 
 def call_of(model: Model, rows: int, side: int, text: Tensor) -> FlowCall:
-    """Return a call at real shape."""
-    options: Any = {"device": "meta", "dtype": torch.bfloat16}
-    channels, cells = (model.channels, side // 8)
-    latents = torch.zeros(rows, channels, cells, cells, **options)
-    pooled = None if model.pooled is None else torch.zeros(1, model.pooled, **options)
-    return FlowCall(latents, torch.zeros(rows, device="meta"), text, pooled, 3.5)
+    """Return a call at real shape, on the text's device."""
+    options: Any = {"device": text.device, "dtype": text.dtype}
+    latents = torch.randn(rows, model.channels, side // 8, side // 8, **options)
+    pooled = None if model.pooled is None else torch.randn(1, model.pooled, **options)
+    return FlowCall(latents, torch.full((rows,), 0.5, device=text.device), text, pooled, 3.5)
+
+
+class PlacedRun(Run):
+    """A run that knows which rows are the prompt's: rows without numbers can't be compared."""
+
+    def _conditional_rows(self, text: Any) -> slice:
+        return slice(0, max(1, len(text) // 2))
+
+
+def _with_real_places(read: Any) -> Any:
+    """Let a reader of FLUX's calls see the image's numbers, which have none on the device `meta`."""
+
+    def reading(transformer: Any, steps: int, args: Any, kwargs: dict[str, Any]) -> Any:
+        if "img_ids" in kwargs and kwargs["img_ids"].is_meta:
+            side = math.isqrt(len(kwargs["img_ids"]))
+            places = torch.cartesian_prod(torch.zeros(1).long(), torch.arange(side), torch.arange(side))
+            kwargs = {**kwargs, "img_ids": places}
+        return read(transformer, steps, args, kwargs)
+
+    return reading
+
+
+def placed(model: Model, transformer: Any, text: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Return a block in which calls of a transformer have a layout of two subjects."""
+    family = next(each for each in FAMILIES if each.name == model.family)
+    family = dataclasses.replace(family, read_call=_with_real_places(family.read_call))
+    scheduler: Any = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(1000)
+    owner = SimpleNamespace(transformer=transformer, scheduler=scheduler)
+    spans: Spans = {"rex": ((2, 3),), "tom": ((5, 6),)}
+    given: dict[str, Any] = {"prompt_embeds": text}
+    return edited_attention(
+        transformer, family, PlacedRun(owner, family, given, LAYOUT, spans, LayoutSettings(), None, False)
+    )
+
+
+class _LiveOnDevice(LiveBytes):
+    """Leaves out what the host holds."""
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage.device.type == "meta":
+            super()._count(storage)
 
 
 def drawing(model: Model, transformer: Any, side: int) -> tuple[float, float]:
-    """Return the GB of activations of a call, and of the layout's mask, which is made once."""
+    """Return the GB of activations of a call, as it is, and with a layout: its mask, and what scores it asks for."""
     text = torch.zeros(1, *model.text, device="meta", dtype=torch.bfloat16)
     call = call_of(model, model.rows, side, text)
     known = [*transformer.parameters(), *transformer.buffers(), text, call.latents]
-    with torch.no_grad(), LiveBytes(known) as live, fused_attention():
-        model.velocity(transformer, call)
-    length = (side // 16) ** 2 + model.text[0]
-    return float(live.most / GB), 2 * model.rows * length**2 / GB
+    most = []
+    for block in (contextlib.nullcontext(), placed(model, transformer, text)):
+        with torch.no_grad(), block, _LiveOnDevice(known) as live, fused_attention():
+            model.velocity(transformer, call)
+        most.append(float(live.most / GB))
+    return most[0], most[1]
 
 
 def decoding(model: Model, side: int) -> float:
@@ -225,30 +291,46 @@ def learning(model: Model, transformer: Any, side: int) -> float:
     return float(live.most / GB)
 
 
+def sizes(model: Model, transformer: Any) -> tuple[float, ...]:
+    """Return billions of numbers of the transformer, all text encoders and the autoencoder, and GB of all in 16 bits.
+
+    Beside parameters, files hold tables, such as Stable Diffusion 3's of positions.
+    """
+    parts = [[transformer], [made(each) for each in model.encoders], [made(model.autoencoder)]]
+    numbers = [sum(each.numel() for part in parts_of for each in _saved(part)) / GB for parts_of in parts]
+    return (*numbers, 2 * sum(numbers))
+
+
+def _saved(part: Any) -> list[Tensor]:
+    return list({id(each): each for each in part.state_dict(keep_vars=True).values()}.values())  # tied ones once
+
+
 def main() -> None:
-    """Print two tables: the sums, and what fits."""
+    """Print three tables: what a model's folder holds, the sums, and what fits."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=1024, help="of the picture, in pixels")
     side = parser.parse_args().side
-    columns = "parameters", "largest text encoder", "call", "mask", "decoding", "step at 512", f"step at {side}"
-    print(f"| {side} px, GB | {' | '.join(columns)} |\n|{' --- |' * 8}")
+    columns = "largest text encoder", "call", "with a layout", "decoding", "step at 512", f"step at {side}"
+    holds = "transformer", "text encoders", "autoencoder", "GB in 16 bits"
+    folders = [f"| billions of numbers | {' | '.join(holds)} |\n|{' --- |' * 5}"]
+    sums = [f"| {side} px, GB | {' | '.join(columns)} |\n|{' --- |' * 7}"]
     fitting = []
     for name, model in MODELS.items():
         transformer = made(model.transformer)
         texts = max(weights(made(each), 16) for each in model.encoders)
-        call, mask = drawing(model, transformer, side)
+        folders.append(f"| {name} | {' | '.join(f'{each:.2f}' for each in sizes(model, transformer))} |")
+        call, laid_out = drawing(model, transformer, side)
         decoded = decoding(model, side)
         small, large = (learning(model, transformer, each) for each in (512, side))
-        count = sum(each.numel() for each in transformer.parameters()) / GB
-        numbers = (texts, call, mask, decoded, small, large)
-        print(f"| {name} | {count:.2f} billion | {' | '.join(f'{each:.2f}' for each in numbers)} |")
+        numbers = (texts, call, laid_out, decoded, small, large)
+        sums.append(f"| {name} | {' | '.join(f'{each:.2f}' for each in numbers)} |")
         for kind, bits in BITS.items():
             own = weights(transformer, bits)
-            needs = own, own + call + 2 * mask, own + small, own + large
+            needs = own, own + laid_out, own + small, own + large
             fitting.append(f"| {name} | {kind} | {' | '.join(f'{need:.1f}{cards(need)}' for need in needs)} |")
     fits = "weights", "alone", "drawing", "step at 512", f"step at {side}"
-    print(f"\n| GB, and the cards of {CARDS} GB that hold it | {' | '.join(fits)} |\n|{' --- |' * 6}")
-    print("\n".join(fitting))
+    heads = f"| GB, and the cards of {CARDS} GB that hold it | {' | '.join(fits)} |\n|{' --- |' * 6}"
+    print("\n".join([*folders, "", *sums, "", heads, *fitting]))
 
 
 def cards(need: float) -> str:

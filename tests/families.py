@@ -42,7 +42,9 @@ from transformers import (
 
 UNETS = ("sd1", "sd2-base", "sd2", "sdxl")
 JOINT = ("flux1", "sd3", "z_image", "klein")
-FAMILIES = (*UNETS, *JOINT)
+VARIANTS = ("schnell", "sd3_2b")
+"""FLUX.1 that reads no guidance scale, and the first Stable Diffusion 3, which norms no queries and keys."""
+FAMILIES = (*UNETS, *JOINT, *VARIANTS)
 _CHAT = """{%- for message in messages -%}
 <|im_start|>{{ message.role }}
 {{ message.content }}<|im_end|>
@@ -62,8 +64,9 @@ def make_family(family: str, tokenizer: CLIPTokenizer, folder: Path) -> Path:
     """Save a tiny model of `family`, of the same random weights each time; `tokenizer` gives its words."""
     with torch.random.fork_rng():
         torch.manual_seed(FAMILIES.index(family))
-        make = {"sdxl": _xl, "flux1": _flux, "sd3": _sd3, "z_image": _z_image, "klein": _klein}.get(family)
-        pipeline: Any = make(tokenizer) if make else _plain(family, tokenizer)
+        make: Any = {"sdxl": _xl, "z_image": _z_image, "klein": _klein, "sd3": _sd3, "sd3_2b": _sd3_2b}
+        make |= {"flux1": _flux, "schnell": lambda words: _flux(words, guidance_embeds=False)}
+        pipeline: Any = make[family](tokenizer) if family in make else _plain(family, tokenizer)
     pipeline.save_pretrained(folder / family)
     return folder / family
 
@@ -111,7 +114,7 @@ def _xl(tokenizer: CLIPTokenizer) -> StableDiffusionXLPipeline:
     )
 
 
-def _flux(tokenizer: CLIPTokenizer) -> FluxPipeline:
+def _flux(tokenizer: CLIPTokenizer, *, guidance_embeds: bool = True) -> FluxPipeline:
     words = t5_tokenizer()
     transformer = FluxTransformer2DModel(
         in_channels=16,
@@ -122,10 +125,12 @@ def _flux(tokenizer: CLIPTokenizer) -> FluxPipeline:
         joint_attention_dim=24,
         pooled_projection_dim=32,
         axes_dims_rope=(4, 6, 6),
-        guidance_embeds=True,
+        guidance_embeds=guidance_embeds,
     )
     return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=3.0 if guidance_embeds else 1.0, use_dynamic_shifting=guidance_embeds
+        ),
         vae=_vae(shift_factor=0.1159, scaling_factor=0.3611),
         text_encoder=CLIPTextModel(_text_config(tokenizer, width=32, act="quick_gelu")),
         tokenizer=tokenizer,
@@ -135,8 +140,13 @@ def _flux(tokenizer: CLIPTokenizer) -> FluxPipeline:
     )
 
 
-def _sd3(tokenizer: CLIPTokenizer) -> StableDiffusion3Pipeline:
+def _sd3_2b(tokenizer: CLIPTokenizer) -> StableDiffusion3Pipeline:
+    return _sd3(tokenizer, dual_attention_layers=(), qk_norm=None)
+
+
+def _sd3(tokenizer: CLIPTokenizer, **changes: Any) -> StableDiffusion3Pipeline:
     words = t5_tokenizer()
+    kind = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}  # as in 3.5 medium: one layer is of the image alone
     transformer = SD3Transformer2DModel(
         sample_size=8,
         in_channels=16,  # the inpainting pipeline takes no other number
@@ -148,8 +158,7 @@ def _sd3(tokenizer: CLIPTokenizer) -> StableDiffusion3Pipeline:
         caption_projection_dim=16,
         pooled_projection_dim=32 + 24,
         pos_embed_max_size=16,
-        dual_attention_layers=(0,),  # as in 3.5 medium: a layer of the image alone beside the joint one
-        qk_norm="rms_norm",
+        **(kind | changes),
     )
     return StableDiffusion3Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),

@@ -251,6 +251,8 @@ def test_many_photos_are_encoded_in_the_memory_of_one() -> None:
         "memory.py",
         "layout_cost.py --pairs 1",
         "joint_gain.py --side 256",
+        "joint_speed.py --tiny --side 128 --pairs 1",
+        "joint_speed.py --count --side 256 --only 3.5",
     ],
 )
 def test_a_benchmark_prints_its_table(command: str) -> None:

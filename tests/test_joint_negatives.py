@@ -26,7 +26,7 @@ from cones2.prompts import Mention, ParsedPrompt, in_chat, words_and_end
 from cones2.run import Run
 from cones2.subjects import Subject
 from families import JOINT, qwen_tokenizer, t5_tokenizer
-from joint import SIZE, drawn, pictures, predictions, shallow
+from joint import SIZE, as_cells, drawn, pictures, predictions, shallow
 from subjects_for_tests import LAYOUT, PROMPT, TEXT, residual_for, with_own_scheduler
 
 pytestmark = pytest.mark.joint_attention
@@ -59,13 +59,6 @@ def rows(pipeline: Any, name: str, negative: str, others: str = "", **options: A
     if family_of(pipeline).conditional == "apart":
         return tuple(as_cells(call[0]) for call in seen[:2])
     return tuple(as_cells(seen[0][row]) for row in order[family_of(pipeline).conditional])
-
-
-def as_cells(predicted: torch.Tensor) -> torch.Tensor:
-    if predicted.ndim == 2:  # FLUX's tokens, behind which reference images have theirs
-        return predicted[:24].reshape(4, 6, -1)
-    squeezed = predicted.reshape(predicted.shape[0], 4, 2, 6, 2)
-    return squeezed.permute(1, 3, 0, 2, 4).reshape(4, 6, -1)
 
 
 def moved(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """What learning needs of memory, counted."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import joint_memory
 import memory
 
+ROOT = Path(__file__).parents[1]
 GB = 10**9
 
 
@@ -56,11 +58,41 @@ def test_a_large_transformers_weights_and_step_are_counted() -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert round(sizes[0], 1) == 23.8
     step = joint_memory.learning(model, transformer, 256)
-    call, mask = joint_memory.drawing(model, transformer, 256)
-    assert mask == 2 * (16 * 16 + 512) ** 2 / GB
+    call, placed = joint_memory.drawing(model, transformer, 256)
+    mask, scores = 2 * (16 * 16 + 512) ** 2 / GB, 2 * 24 * 16 * 16 * 512 / GB
+    assert call + mask < placed < call + 3 * mask + 2 * scores
     blocks = 19 + 38
     assert step > call + 0.5 * blocks * 2 * (16 * 16 + 512) * 3072 / GB  # it keeps what went into each block
     assert step < sizes[0] / 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [  # as the models' pages and files have them
+        ("Stable Diffusion 3 medium", 2.08),
+        ("Stable Diffusion 3.5 medium", 2.47),
+        ("Stable Diffusion 3.5 large, and Turbo", 8.15),
+        ("FLUX.1 dev", 11.90),
+        ("FLUX.1 schnell", 11.89),
+        ("Z-Image, and Turbo", 6.15),
+        ("FLUX.2 klein 4B, and base", 3.88),
+    ],
+)
+def test_each_transformer_is_as_large_as_the_released_one(name: str, billions: float) -> None:
+    model = joint_memory.MODELS[name]
+    assert round(joint_memory.sizes(model, joint_memory.made(model.transformer))[0], 2) == billions
+
+
+@pytest.mark.slow
+def test_the_docs_have_the_scripts_rows() -> None:
+    run = [sys.executable, str(ROOT / "benchmarks/joint_memory.py")]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
+    page = (ROOT / "docs/models.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and "---" not in line]
+    assert len(rows) == 3 + 5 * len(joint_memory.MODELS)
+    bold = [row for row in rows if not row.startswith(("| billions", "| 1024 px", "| GB"))]
+    assert [row for row in bold if row not in page] == []
 
 
 def test_what_a_card_holds() -> None:

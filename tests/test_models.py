@@ -40,6 +40,8 @@ CLASSES = {
     "sd3": "StableDiffusion3Pipeline",
     "z_image": "ZImagePipeline",
     "klein": "Flux2KleinPipeline",
+    "schnell": "FluxPipeline",
+    "sd3_2b": "StableDiffusion3Pipeline",
 }
 
 

@@ -349,7 +349,12 @@ def _check_backends(denoiser: Any) -> None:
     everywhere, _ = attention_dispatch._AttentionBackendRegistry.get_active_backend()
     for module in denoiser.modules():
         processor: Any = getattr(module, "processor", None)
-        if not hasattr(processor, "_attention_backend"):  # Stable Diffusion 3's calls PyTorch's function
+        if not hasattr(processor, "_attention_backend"):  # Stable Diffusion 3's own calls PyTorch's function
+            if "XFormers" in (kind := type(processor).__name__):
+                raise ModelError(
+                    f"the attention processor {kind} takes no layout: call"
+                    " transformer.set_attn_processor(JointAttnProcessor2_0())."
+                )
             continue
         backend = processor._attention_backend or everywhere
         name = str(getattr(backend, "value", backend))

@@ -29,7 +29,7 @@ from cones2.errors import (
     SettingsError,
     counted,
 )
-from cones2.families import family_of, native_size
+from cones2.families import family_of, is_for_few_steps, native_size
 from cones2.layout import Layout
 from cones2.models import ModelFacts
 from cones2.prompts import parse_prompt, unknown_words
@@ -298,7 +298,7 @@ def warn_of_doubts(
     layout: Layout | None,
     options: Mapping[str, Any],
 ) -> None:
-    """Warn of what a call asks for and a model hardly gives: words, sizes, strengths and shapes of places."""
+    """Warn of what a call asks for and a model hardly gives: words, sizes, strengths, guidance, shapes of places."""
     doubts: list[str] = []
     words = {name: subject.class_word for name, subject in subjects.items()}
     unknown = [] if facts.lexicon is None else unknown_words(parse_prompt(prompt, words).text, facts.lexicon)
@@ -313,6 +313,13 @@ def warn_of_doubts(
     if strong:
         told = ", ".join(strong)
         doubts.append(f"strength {told} is far from 1, as learned: above {_MOST_STRENGTH}, pictures break.")
+    family = family_of(pipeline)
+    argument = family.true_guidance or "guidance_scale"
+    scale = options.get(argument)
+    scale = family.usual_guidance(pipeline) if scale is None and not family.true_guidance else scale
+    if family.velocity and is_for_few_steps(pipeline) and family.has_guidance(pipeline, scale):
+        off = f"{argument}={family.guided_above:g} turns it off"
+        doubts.append(f"by its name, {facts.name} was distilled to draw without guidance, and {off}.")
     known = {name: word for name, word in words.items() if word in facts.class_words}
     aspect = aspect_of(pipeline, options)
     odd = [name for name in (layout.names if layout else ()) if name in known and _is_odd(layout, name, known, aspect)]

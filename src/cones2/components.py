@@ -48,13 +48,20 @@ def _unet_fits(pipeline: Any) -> Settings:
     return needs | ({"controlnet": {"cross_attention_dim": [width]}} if hasattr(pipeline, "controlnet") else {})
 
 
+def _with_controlnet(pipeline: Any, needs: Settings, names: Sequence[str], **own: Sequence[Any]) -> Settings:
+    """Return what fits, with a ControlNet that has the transformer's settings of some names, and its own."""
+    if not hasattr(pipeline, "controlnet"):
+        return needs
+    return {**needs, "controlnet": {name: [pipeline.transformer.config[name]] for name in names} | own}
+
+
 def _flux_fits(pipeline: Any) -> Settings:
     needs: dict[str, Sequence[Any]] = {
         "joint_attention_dim": [pipeline.text_encoder_2.config.d_model],
         "pooled_projection_dim": [pipeline.text_encoder.config.hidden_size],
         "in_channels": [4 * pipeline.vae.config["latent_channels"]],
     }
-    return {"transformer": needs}
+    return _with_controlnet(pipeline, {"transformer": needs}, (*needs, *_HEADS))
 
 
 def _sd3_fits(pipeline: Any) -> Settings:
@@ -65,7 +72,12 @@ def _sd3_fits(pipeline: Any) -> Settings:
         "in_channels": [pipeline.vae.config["latent_channels"]],
     }
     room = width - pipeline.text_encoder.config.hidden_size  # CLIP's columns are filled up to T5's
-    return {"transformer": needs, "text_encoder_2": {"hidden_size": range(1, room + 1)}}
+    fits: Settings = {"transformer": needs, "text_encoder_2": {"hidden_size": range(1, room + 1)}}
+    own: dict[str, Sequence[Any]] = {
+        "joint_attention_dim": [width, None],  # those of 3.5 large read no text
+        "extra_conditioning_channels": [int("Inpainting" in type(pipeline).__name__)],  # the mask
+    }
+    return _with_controlnet(pipeline, fits, ("pooled_projection_dim", "in_channels", *_HEADS), **own)
 
 
 def _z_image_fits(pipeline: Any) -> Settings:
@@ -74,7 +86,10 @@ def _z_image_fits(pipeline: Any) -> Settings:
         "in_channels": [pipeline.vae.config["latent_channels"]],
         "siglip_feat_dim": [None],
     }
-    return {"transformer": needs}
+    reads = range(pipeline.vae.config["latent_channels"], 1025)  # what more it reads is filled up
+    return _with_controlnet(
+        pipeline, {"transformer": needs}, ("dim", "n_heads", "n_refiner_layers"), control_in_dim=reads
+    )
 
 
 def _klein_fits(pipeline: Any) -> Settings:
@@ -86,6 +101,7 @@ def _klein_fits(pipeline: Any) -> Settings:
     return {"transformer": needs, "text_encoder": {"num_hidden_layers": range(max(KLEIN_LAYERS), 129)}}
 
 
+_HEADS = ("num_attention_heads", "attention_head_dim")
 _TASKS = ("", "Img2Img", "Inpaint")
 _CLIP = {"tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"), "text_encoder": ("CLIPTextModel",)}
 _T5_TOKENIZERS = ("T5TokenizerFast", "T5Tokenizer")
@@ -104,6 +120,8 @@ _QWEN_RANGES: Ranges = MappingProxyType(
         **dict.fromkeys(("axes_dims", "axes_lens", "timestep_guidance_channels"), (1, 16_384)),
         **dict.fromkeys(("all_patch_size", "all_f_patch_size", "patch_size"), (1, 16)),
         "n_refiner_layers": (0, 16),
+        **dict.fromkeys(("control_layers_places", "control_refiner_layers_places"), (0, 127)),
+        "control_in_dim": (1, 1024),
         "mlp_ratio": (0.1, 100.0),
         **dict.fromkeys(("rope_theta", "t_scale"), (1e-3, 1e8)),
     }
@@ -120,44 +138,50 @@ SDXL = Components(
     fits=_unet_fits,
 )
 FLUX = Components(
-    pipelines=tuple(f"Flux{task}Pipeline" for task in _TASKS),
+    pipelines=tuple(
+        f"Flux{task}Pipeline"
+        for task in (*_TASKS, *(f"ControlNet{task}" for task in _TASKS), "Kontext", "KontextInpaint")
+    ),
     classes=_CLIP
     | {
         "tokenizer_2": _T5_TOKENIZERS,
         "text_encoder_2": ("T5EncoderModel",),
         "transformer": ("FluxTransformer2DModel",),
+        "controlnet": ("FluxControlNetModel",),
         "vae": ("AutoencoderKL",),
         "scheduler": FLOW_SCHEDULERS,
     },
     fits=_flux_fits,
 )
 SD3 = Components(
-    pipelines=tuple(f"StableDiffusion3{task}Pipeline" for task in _TASKS),
+    pipelines=tuple(f"StableDiffusion3{task}Pipeline" for task in (*_TASKS, "ControlNet", "ControlNetInpainting")),
     classes={
         **dict.fromkeys(("tokenizer", "tokenizer_2"), _CLIP["tokenizer"]),
         **dict.fromkeys(("text_encoder", "text_encoder_2"), ("CLIPTextModelWithProjection",)),
         "tokenizer_3": _T5_TOKENIZERS,
         "text_encoder_3": ("T5EncoderModel",),
         "transformer": ("SD3Transformer2DModel",),
+        "controlnet": ("SD3ControlNetModel",),
         "vae": ("AutoencoderKL",),
         "scheduler": FLOW_SCHEDULERS,
     },
     fits=_sd3_fits,
     ranges=MappingProxyType(
         {
-            "transformer.patch_size": (1, 16),
-            "transformer.sample_size": (1, 1024),
+            "patch_size": (1, 16),
+            **dict.fromkeys(("transformer.sample_size", "controlnet.sample_size"), (1, 1024)),
             "pos_embed_max_size": (1, 1024),
             **dict.fromkeys(("joint_attention_dim", "caption_projection_dim", "pooled_projection_dim"), (1, 100_000)),
         }
     ),
 )
 Z_IMAGE = Components(
-    pipelines=tuple(f"ZImage{task}Pipeline" for task in _TASKS),
+    pipelines=tuple(f"ZImage{task}Pipeline" for task in (*_TASKS, "ControlNet", "ControlNetInpaint")),
     classes={
         "tokenizer": _QWEN_TOKENIZERS,
         "text_encoder": ("Qwen3Model", "Qwen3ForCausalLM"),
         "transformer": ("ZImageTransformer2DModel",),
+        "controlnet": ("ZImageControlNetModel",),
         "vae": ("AutoencoderKL",),
         "scheduler": FLOW_SCHEDULERS,
     },

@@ -229,6 +229,18 @@ def sd3_with_texts(texts: Sequence[NegativeText], kwargs: Mapping[str, Any]) -> 
     return {**kwargs, "encoder_hidden_states": torch.cat([own, *extra], dim=1)}
 
 
+def z_image_with_texts(texts: Sequence[NegativeText], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call of Z-Image's transformer whose blocks read more texts behind their sequence.
+
+    Its arguments take none (`z_image_block_text`), but what a ControlNet adds has to be as long: nothing, for these.
+    """
+    samples, count = kwargs.get("controlnet_block_samples"), sum(text.size for text in texts)
+    if not samples:
+        return dict(kwargs)
+    padded = {place: torch.nn.functional.pad(each, (0, 0, 0, count)) for place, each in samples.items()}
+    return {**kwargs, "controlnet_block_samples": padded}
+
+
 @torch.no_grad()
 def z_image_block_text(
     transformer: Any, text: NegativeText

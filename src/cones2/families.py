@@ -5,8 +5,10 @@ docs/add-a-family.md is the list of what to look up.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -30,6 +32,7 @@ from cones2.denoisers import (
     unwrapped,
     z_image_block_text,
     z_image_velocity,
+    z_image_with_texts,
 )
 from cones2.errors import ModelError
 from cones2.prompts import TokenizedPrompt
@@ -83,8 +86,9 @@ class Family:
         true_guidance: the call's argument that is this scale, where `guidance_scale` is a number that the model reads.
         native_side: the side of its pictures in pixels, where neither a config nor the pipeline tells it.
         read_call: reads the arguments of the denoiser's call; the number of timesteps is `train_steps`.
-        with_texts: of a joint transformer whose arguments take more texts, behind its own: puts them there.
-        block_text: of one whose arguments can't: what its joint blocks are given of a text, and its phases.
+        with_texts: of a joint transformer: puts more texts into its arguments, behind its own.
+        block_text: of one whose arguments take none: what its joint blocks are given of a text, and its phases;
+            `with_texts` makes room for them.
         read_text: for learning on a UNet: what the encoders make of tokens, as `encode_prompt` does and with gradients.
         added_conditions: for learning on a UNet: what it reads beside the text, for square pictures of a side in
             pixels.
@@ -140,6 +144,11 @@ class Family:
         distilled = getattr(pipeline, self.denoiser).config.get("time_cond_proj_dim") is not None
         distilled |= bool(pipeline.config.get("is_distilled"))
         return scale is not None and scale > self.guided_above and not distilled
+
+
+def is_for_few_steps(pipeline: Any) -> bool:
+    """Return whether a model was distilled to a few steps without guidance, by its name."""
+    return re.search("turbo|schnell|lightning", Path(pipeline.name_or_path or "").name, re.IGNORECASE) is not None
 
 
 def family_of(pipeline: Any) -> Family:
@@ -315,6 +324,7 @@ _Z_IMAGE = Family(
     guided_above=0.0,
     native_side=1024,
     read_call=read_z_image_call,
+    with_texts=z_image_with_texts,
     block_text=z_image_block_text,
     velocity=z_image_velocity,
     base="Tongyi-MAI/Z-Image",

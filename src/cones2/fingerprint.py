@@ -85,12 +85,18 @@ def fingerprint(
 
 
 def _reading(part: TextPart, tokenizer: Any) -> str:
-    """Return a hash of how a part's encoder is asked: by which template, for which layers, with padding or without."""
+    """Return a hash of how a part's encoder is asked: by which template, for which layers, and how it is padded.
+
+    Empty for a plain text that is padded at its right, as every pipeline pads it; its pads are read, as T5's are. Where
+    padding is cut off, its side and its token change nothing.
+    """
+    side, pad = getattr(tokenizer, "padding_side", "right"), tokenizer.pad_token
     if part.thinking is None:
-        return ""
-    template = in_chat(ParsedPrompt("", ()), tokenizer, thinking=part.thinking).text
-    rules = json.dumps([template, part.layers, part.is_unpadded])
-    return hashlib.sha256(rules.encode()).hexdigest()
+        rules = None if side == "right" else [side]
+    else:
+        template = in_chat(ParsedPrompt("", ()), tokenizer, thinking=part.thinking).text
+        rules = [template, part.layers, part.is_unpadded or [side, pad]]
+    return "" if rules is None else hashlib.sha256(json.dumps(rules).encode()).hexdigest()
 
 
 def weights_state(weights: Iterable[Tensor]) -> tuple[object, ...] | None:

@@ -269,8 +269,8 @@ class Cones2Pipeline:
         given, options = self._subjects_for(prompt, subjects or {}), with_both_sides(self.pipeline, options)
         class_words = {name: each.class_word for name, each in given.items()}
         placed = read_layout(layout, class_words, aspect_of(self.pipeline, options))
-        warn_of_doubts(self.pipeline, self.facts, prompt, given, placed, options)
         scale = self.facts.guidance_scale if guidance_scale is None else guidance_scale
+        warn_of_doubts(self.pipeline, self.facts, prompt, given, placed, {**options, "guidance_scale": scale})
         settings = LayoutSettings(
             layout_scale=layout_scale,
             preset=preset,

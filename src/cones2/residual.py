@@ -71,7 +71,8 @@ class EncoderId:
         role: its name among the pipeline's components: `text_encoder`, `text_encoder_2`...
         weights: sha256 of the float32 weights under canonical names.
         probe: a few numbers that it gives for a fixed input, almost the same in every dtype.
-        reading: of a language model: sha256 of its chat template, the layers that are read, and the padding rule.
+        reading: sha256 of how it is asked, by which chat template, for which layers and with which padding; empty where
+            that is a plain text with padding at its right.
     """
 
     role: str
@@ -250,14 +251,17 @@ class Residual:
         text = (
             f"the residual of {self.class_word!r} was learned on {_described(mine)}, and this is {_described(encoders)}"
         )
+        other = "another text encoder"
+        if {each.role: each.reading for each in mine} != {each.role: each.reading for each in encoders}:
+            other += ", or one that is asked otherwise (chat template, layers or padding)"
         if {each.role: each.width for each in mine} != {each.role: each.width for each in encoders}:
             raise ResidualMismatchError(f"{text}: the widths must be equal. Learn the subject on this model.")
         if not force:
             raise ResidualMismatchError(
-                f"{text}, another text encoder: the subject would be lost. Use the model that it was learned on, learn"
+                f"{text}, {other}: the subject would be lost. Use the model that it was learned on, learn"
                 " it on this one, or pass force=True."
             )
-        warnings.warn(f"{text}, another text encoder: expect another subject.", Cones2Warning, stacklevel=2)
+        warnings.warn(f"{text}, {other}: expect another subject.", Cones2Warning, stacklevel=2)
 
 
 def describe_file(content: bytes, *, origin: str) -> dict[str, Any]:
@@ -275,6 +279,7 @@ def describe_file(content: bytes, *, origin: str) -> dict[str, Any]:
                     "tokens": part.tokens,
                     "length": np.linalg.norm(arrays[part.role], axis=-1).tolist(),
                 }
+                | ({"reading": part.reading} if part.reading else {})
                 for part in document.parts
             ],
             "recipe": document.recipe,

@@ -198,7 +198,7 @@ class Run:
         reading = [] if rows is None else range(count)[rows] if isinstance(rows, slice) else rows
         if sequence is None or not (self.text and self.text.negatives) or len(reading) == count:
             return sequence, None
-        place = sequence.text + len(call.text[0]) if self.family.with_texts else sequence.length
+        place = sequence.length if self.family.block_text else sequence.text + len(call.text[0])
         return sequence.lengthened(place, sum(each.size for each in self.text.negatives.values())), place
 
     def behind(self) -> tuple[Tensor, Tensor] | None:

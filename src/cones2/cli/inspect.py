@@ -65,7 +65,11 @@ def residual_rows(description: Mapping[str, Any]) -> dict[str, str]:
     return {
         "class word": description["class_word"],
         "learned on": parts[0]["fits"],
-        "fits": ", ".join(f"{part['role']} {part['weights'][:12]}" for part in parts),
+        "fits": ", ".join(
+            f"{part['role']} {part['weights'][:12]}"
+            + (f", asked as {part['reading'][:12]} says" if "reading" in part else "")
+            for part in parts
+        ),
         "tokens": ", ".join(parts[0]["tokens"]),
         "length": ", ".join(f"{length:.3g}" for part in parts for length in part["length"]),
         "photos": str(len(description["photos"])),

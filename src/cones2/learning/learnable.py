@@ -1,16 +1,13 @@
 """Which models a residual can be learned on."""
 
-import re
 import warnings
-from pathlib import Path
 from typing import Any
 
 from cones2.denoisers import unwrapped
 from cones2.errors import Cones2Warning, ModelError
-from cones2.families import Family, family_of
+from cones2.families import Family, family_of, is_for_few_steps
 
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")
-_FEW_STEPS = re.compile("turbo|schnell|lightning", re.IGNORECASE)
 
 
 def learnable_family(pipeline: Any) -> Family:
@@ -81,7 +78,7 @@ def _check_flow(pipeline: Any, family: Family) -> None:
             f"{type(scheduler).__name__} does not say how noisy a timestep of flow matching is: set one of"
             f" {', '.join(family.components.classes['scheduler'])}."
         )
-    if _FEW_STEPS.search(Path(pipeline.name_or_path or "").name):
+    if is_for_few_steps(pipeline):
         warnings.warn(
             f"by its name, {pipeline.name_or_path} was distilled to a few steps, and teaches little at other noise"
             f" levels: better learn on {family.base}; the residual fits both if they have one text encoder.",
