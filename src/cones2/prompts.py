@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from jaxtyping import Int
 
-from cones2.errors import CaptionError, Cones2Warning, PromptError, is_unicode
+from cones2.errors import CaptionError, Cones2Warning, PromptError, first_line, is_unicode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,14 @@ _ESCAPED = re.compile(r"\\([()\[\]])")
 
 _MARK = "\ue000"
 """A character of no language, in a text's place."""
+
+QWEN3_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role + '\\n' + message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""What Qwen3's chat template writes of plain messages; a stranger's template is a program, and may never end."""
+_QWEN3_MARKS = ("<|im_start|>", "<|im_end|>", "<think>", "add_generation_prompt", "enable_thinking")
 
 Span = tuple[int, int]
 
@@ -155,19 +163,28 @@ def _check_placeholder(match: re.Match[str], template: str, class_words: Mapping
             )
 
 
+def is_qwen3_chat(template: object) -> bool:
+    """Whether a chat template has the marks of Qwen3's, which all released ones of its kind have; it is not run."""
+    return all(mark in str(template) for mark in _QWEN3_MARKS)
+
+
 def in_chat(prompt: ParsedPrompt, tokenizer: Any, *, thinking: bool) -> ParsedPrompt:
     """Return a prompt as a user's message in the tokenizer's chat template, as diffusers asks language models.
 
     Raises:
-        PromptError: the template does not repeat the text as it is.
+        PromptError: the template fails, or does not repeat the text as it is.
     """
 
     def told(text: str) -> str:
         messages = [{"role": "user", "content": text}]
-        written: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
-        )
-        return written
+        try:
+            return str(
+                tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+                )
+            )
+        except Exception as error:  # a template is a program: it raises anything
+            raise PromptError(f"the model's chat template fails: {first_line(error)} Correct or replace it.") from error
 
     before, _, after = told(_MARK).partition(_MARK)
     if told(prompt.text) != before + prompt.text + after:
