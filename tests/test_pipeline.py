@@ -452,6 +452,14 @@ def test_stable_diffusion_xl_and_flux(opened: dict[str, Any]) -> None:
         pass
 
 
+@pytest.mark.parametrize("name", ["prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3"])
+def test_texts_for_single_encoders_are_checked_as_prompts(opened: dict[str, Any], name: str) -> None:
+    pipe = Cones2Pipeline(with_own_scheduler(opened["sd3"]))
+    for text, said in (("half \ud83d", "half a character"), ("a (dog:1.2)", "weight"), (["a", "b"], "one text")):
+        with pytest.raises(PromptError, match=said):
+            drawn(pipe, TEXT, **{name: text})
+
+
 def test_a_block_takes_a_wrapped_pipeline_too(tiny: Any) -> None:
     own = with_own_scheduler(tiny)
     with (

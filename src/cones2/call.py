@@ -32,7 +32,7 @@ from cones2.errors import (
 from cones2.families import family_of, native_size
 from cones2.layout import Layout
 from cones2.models import ModelFacts
-from cones2.prompts import parse_prompt, unknown_words
+from cones2.prompts import OTHER_TEXTS, parse_prompt, unknown_words
 from cones2.rasterize import own_cells
 from cones2.shared import MOST_PICTURES, Undo, check_seed, shared_change
 from cones2.subjects import PROPORTIONS, Subject
@@ -208,7 +208,7 @@ def split_options(pipeline: Any, options: Mapping[str, Any]) -> tuple[dict[str, 
     for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):
         if options.get(name) and "scale" in options[name] and "lora_scale" in encode:
             encoding["lora_scale"] = options[name]["scale"]
-    only_encoded = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3", family_of(pipeline).true_guidance)
+    only_encoded = (*OTHER_TEXTS, family_of(pipeline).true_guidance)
     return encoding, {name: value for name, value in options.items() if name not in only_encoded}
 
 

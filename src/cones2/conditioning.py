@@ -21,6 +21,7 @@ from cones2.families import Family, TextPart, family_of, first_rows, laid_out
 from cones2.fingerprint import fingerprints
 from cones2.layout import Layout
 from cones2.prompts import (
+    OTHER_TEXTS,
     Mention,
     ParsedPrompt,
     TokenizedPrompt,
@@ -365,7 +366,12 @@ def _encode_options(pipeline: Any, family: Family, options: Mapping[str, Any], *
     for name in options:
         if name not in taken or name in family.encoded or name in ("prompt", "device", "num_images_per_prompt"):
             raise SettingsError(f"{name} is not an argument that {type(pipeline).__name__}.encode_prompt takes here.")
-    return {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in OTHER_TEXTS:
+        if name in given:
+            check_no_weights(one_text(name, given[name]))
+            given[name] = plain_text(given[name])
+    return given
 
 
 def one_text(name: str, value: object) -> str:

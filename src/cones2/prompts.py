@@ -22,6 +22,9 @@ LONGEST_CLASS_WORD = 60
 LONGEST_PROMPT = 10_000
 """Characters of a prompt, which may be a stranger's; no model reads a tenth of them."""
 
+OTHER_TEXTS = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3")
+"""diffusers' arguments that are texts for single encoders."""
+
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _JOINS_WORDS = "-'\u2019\u2010\u2011{}"  # also what belongs to another placeholder
 _WEIGHT = re.compile(
