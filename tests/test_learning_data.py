@@ -134,7 +134,7 @@ def noise(seed: int) -> Photo:
 def test_photos_of_real_things_are_told_on_mini_and_how_to_name_another_model() -> None:
     (finding,) = strange_photos(MINI_FACTS, [noise(seed) for seed in range(3)])
     assert finding.kind == "model"
-    assert re.search(r"real.*mini.*drawings.*[\w-]+/stable-diffusion", finding.text)
+    assert re.search(r"real.*mini.*drawings.*[\w-]+/stable-diffusion.*from_pretrained.*--model", finding.text)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

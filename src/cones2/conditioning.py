@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cones2.attention import edited_attention, running_edit
 from cones2.denoisers import NegativeText, TextEdit, TimedAddition
-from cones2.errors import LayoutError, ModelError, PromptError, ResidualMismatchError, SettingsError
+from cones2.errors import LayoutError, ModelError, PromptError, ResidualMismatchError, SettingsError, counted
 from cones2.families import Family, TextPart, family_of, first_rows, laid_out
 from cones2.fingerprint import fingerprints
 from cones2.layout import Layout
@@ -294,7 +294,7 @@ class PromptEncoder:
 def _check_tokens(subject: Subject, learned: int, found: int) -> None:
     if learned != found:
         raise ResidualMismatchError(
-            f"the residual of {subject.class_word!r} has {learned} tokens, this model makes {found} of that word: learn"
+            f"the residual of {subject.class_word!r} has {counted(learned, 'token')}, this model makes {found} of that word: learn"
             " the subject on this model."
         )
 

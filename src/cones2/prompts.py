@@ -287,7 +287,9 @@ def _check_window(ids: Sequence[int], spans: Mapping[str, tuple[Span, ...]], win
     for name, ranges in spans.items():
         if ranges[-1][1] > window - 1:  # the last place is the end token's
             raise PromptError(f"{sizes}: {{{name}}} would be cut off. Shorten the prompt, or name the subject earlier.")
-    warnings.warn(f"{sizes}: its last {len(ids) - window} tokens are not read.", Cones2Warning, stacklevel=3)
+    left = len(ids) - window
+    cut = "its last token is" if left == 1 else f"its last {left} tokens are"
+    warnings.warn(f"{sizes}: {cut} not read.", Cones2Warning, stacklevel=3)
 
 
 def unknown_words(text: str, lexicon: Collection[str]) -> list[str]:

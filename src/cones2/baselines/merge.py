@@ -20,7 +20,7 @@ from torch import Tensor
 from cones2.baselines.setup import Reader
 from cones2.baselines.stored import Tensors
 from cones2.captions import captions_for, find_class_word, photo_caption
-from cones2.errors import SettingsError
+from cones2.errors import SettingsError, counted
 from cones2.models import facts_of
 from cones2.prompts import token_span
 
@@ -42,7 +42,9 @@ def merged_weights(pipeline: Any, reader: Reader, learned: Sequence[Tensors]) ->
     own = [subject_states(reader, next(iter(each.texts.values()))) for each in learned]
     states = torch.cat(own)
     if len(states) > states.shape[1]:
-        raise SettingsError(f"{len(states)} words of {len(own)} subjects can't be merged at width {states.shape[1]}.")
+        raise SettingsError(
+            f"{counted(len(states), 'word')} of {counted(len(own), 'subject')} can't be merged at width {states.shape[1]}."
+        )
     plain = plain_states(pipeline, reader, [word for each in learned for word in each.class_words.values()])
     original = dict(pipeline.unet.named_parameters())
     made = {}

@@ -212,7 +212,9 @@ def status(out: _Results, as_json: opt.Json = False) -> None:
     for failure in found.failures:
         say(f"failed: {failure.name or failure.case[:12]}: {failure.error}")
     for engine in found.engines:
-        say(f"at work on {engine.get('host')}: {len(engine['workers'])} workers, {engine.get('rate')} pictures/s")
+        say(
+            f"at work on {engine.get('host')}: {counted(len(engine['workers']), 'worker')}, {engine.get('rate')} pictures/s"
+        )
 
 
 def subjects(

