@@ -272,12 +272,12 @@ def test_a_library_whose_lock_is_no_file_is_told_before_the_work(photos: Path, t
     shelf.mkdir()
     lock, other = shelf / ".lock", tmp_path / "other"
     other.write_text("dear")
-    make: dict[str, Any] = {
-        "link": lambda: lock.symlink_to(other),
-        "folder": lock.mkdir,
-        "pipe": lambda: os.mkfifo(lock),
-    }
-    make[kind]()
+    if kind == "link":
+        lock.symlink_to(other)
+    elif kind == "folder":
+        lock.mkdir()
+    else:
+        os.mkfifo(lock)
     learn = ("learn", photos, "--class", "dog", "--name", "rex", "--library", shelf, "--model", tmp_path / "absent")
     assert f"{lock} is in the way" in refused(*learn)
     assert other.read_text() == "dear"

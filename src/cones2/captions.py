@@ -136,7 +136,7 @@ def captions_for(
             return tuple(made)[:count]
     known = "" if lexicon is None else " of words that the model knows"
     raise CaptionError(
-        f"only {counted(len(made), 'caption')} for {word!r} can be made{known}; expected {count}. Ask for fewer."
+        f"{counted(len(made), 'caption')} for {word!r} can be made{known}; expected {count}. Ask for fewer."
     )
 
 

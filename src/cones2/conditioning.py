@@ -294,8 +294,8 @@ class PromptEncoder:
 def _check_tokens(subject: Subject, learned: int, found: int) -> None:
     if learned != found:
         raise ResidualMismatchError(
-            f"the residual of {subject.class_word!r} has {counted(learned, 'token')}, this model makes {found} of that word: learn"
-            " the subject on this model."
+            f"the residual of {subject.class_word!r} has {counted(learned, 'token')}, this model makes {found} of that"
+            " word: learn the subject on this model."
         )
 
 

@@ -42,9 +42,8 @@ def merged_weights(pipeline: Any, reader: Reader, learned: Sequence[Tensors]) ->
     own = [subject_states(reader, next(iter(each.texts.values()))) for each in learned]
     states = torch.cat(own)
     if len(states) > states.shape[1]:
-        raise SettingsError(
-            f"{counted(len(states), 'word')} of {counted(len(own), 'subject')} can't be merged at width {states.shape[1]}."
-        )
+        told = f"{counted(len(states), 'word')} of {counted(len(own), 'subject')}"
+        raise SettingsError(f"{told} can't be merged at width {states.shape[1]}.")
     plain = plain_states(pipeline, reader, [word for each in learned for word in each.class_words.values()])
     original = dict(pipeline.unet.named_parameters())
     made = {}

@@ -173,7 +173,8 @@ def _page(title: str, names: Sequence[str], name: str, count: int, figures: str)
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_escaped(title)}</title><style>{_STYLE}</style></head><body>\n"
-        f"<h1>{_escaped(title)}</h1><p>{counted(count, 'picture')}</p>{pages}\n<main>\n{figures}\n</main>{pages}</body></html>\n"
+        f"<h1>{_escaped(title)}</h1><p>{counted(count, 'picture')}</p>{pages}\n"
+        f"<main>\n{figures}\n</main>{pages}</body></html>\n"
     )
 
 

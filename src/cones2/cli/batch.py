@@ -212,9 +212,8 @@ def status(out: _Results, as_json: opt.Json = False) -> None:
     for failure in found.failures:
         say(f"failed: {failure.name or failure.case[:12]}: {failure.error}")
     for engine in found.engines:
-        say(
-            f"at work on {engine.get('host')}: {counted(len(engine['workers']), 'worker')}, {engine.get('rate')} pictures/s"
-        )
+        workers = counted(len(engine["workers"]), "worker")
+        say(f"at work on {engine.get('host')}: {workers}, {engine.get('rate')} pictures/s")
 
 
 def subjects(
