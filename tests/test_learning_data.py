@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import re
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,21 @@ def test_latents_of_an_autoencoder_with_units_of_its_own(opened: dict[str, Any])
     shift, spread = (torch.tensor(each)[:, None, None] for each in ([1.0, 2, 3, 4], [2.0, 3, 5, 7]))
     assert_close(shifted[0] * spread / scale + shift, plain[0] / scale, rtol=1e-5, atol=1e-5)
     assert_close(shifted[1] * spread, plain[1], rtol=1e-5, atol=1e-6)
+
+
+def test_views_are_held_one_at_a_time(small: Any) -> None:
+    """However many a recipe asks for: they would take gigabytes together."""
+    alive: weakref.WeakSet[Image.Image] = weakref.WeakSet()
+
+    def cut() -> Iterator[Image.Image]:
+        for grey in range(5):
+            image = Image.new("RGB", (64, 64), (grey,) * 3)
+            alive.add(image)
+            assert len(alive) <= 2
+            yield image
+
+    mean, _ = encode_images(small, cut())
+    assert len(mean) == 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

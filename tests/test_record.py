@@ -469,6 +469,21 @@ def test_records_that_are_not_as_ours(record: dict[str, Any], path: str, value: 
         PictureRecord.load(changed(record, path, value))
 
 
+MANY = {"num_images": 64, "seeds": list(range(64))}
+
+
+def test_how_much_is_drawn_at_once(opened: dict[str, Any], small: Any) -> None:
+    """64 pictures of 1024 x 1024 take any memory; on a model of a smaller size they may be 64."""
+    sides = {"height": 1024, "width": 1024}
+    with pytest.raises(PictureError, match="asks for 67,108,864 pixels at once, expected at most 16,777,216"):
+        PictureRecord.load({**BARE, **MANY, "options": sides})
+    assert PictureRecord.load({**BARE, "num_images": 16, "seeds": list(range(16)), "options": sides})
+    check_pipeline(PictureRecord.load({**BARE, **MANY, "model": {"name": "", "encoders": []}}), wrapped(small))
+    large = PictureRecord.load({**BARE, **MANY, "pipeline": "ZImagePipeline"})  # whose own size is 1024
+    with pytest.raises(PictureError, match="asks for 67,108,864 pixels"):
+        check_pipeline(large, wrapped(opened["z_image"]))
+
+
 def test_an_embedded_residual_is_checked_against_its_hash(record: dict[str, Any], small: Any) -> None:
     other = residual_for(small, size=2.0)
     key = record["subjects"]["rex"]["residual"]
