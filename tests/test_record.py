@@ -28,7 +28,7 @@ from cones2.pipeline import Cones2Pipeline
 from cones2.png import strip_residuals
 from cones2.prompts import unknown_words
 from cones2.record import content_hash, describe_adapters, describe_options, describe_scheduler, restored
-from cones2.redraw import PictureRecord, make_scheduler
+from cones2.redraw import PictureRecord, check_pipeline, make_scheduler
 from cones2.schedulers import FLOW_SCHEDULERS
 from cones2.schedulers import make_scheduler as scheduler_named
 from cones2.shared import threads
@@ -478,7 +478,8 @@ def test_how_much_is_drawn_at_once(opened: dict[str, Any], small: Any) -> None:
     with pytest.raises(PictureError, match="asks for 67,108,864 pixels at once, expected at most 16,777,216"):
         PictureRecord.load({**BARE, **MANY, "options": sides})
     assert PictureRecord.load({**BARE, "num_images": 16, "seeds": list(range(16)), "options": sides})
-    check_pipeline(PictureRecord.load({**BARE, **MANY, "model": {"name": "", "encoders": []}}), wrapped(small))
+    with pytest.raises(PictureError, match="another text encoder"):  # of these records, which comes after
+        check_pipeline(PictureRecord.load({**BARE, **MANY}), wrapped(small))
     large = PictureRecord.load({**BARE, **MANY, "pipeline": "ZImagePipeline"})  # whose own size is 1024
     with pytest.raises(PictureError, match="asks for 67,108,864 pixels"):
         check_pipeline(large, wrapped(opened["z_image"]))

@@ -88,7 +88,7 @@ class Judge(nn.Module):
             return [[] for _ in found]
         boxes = [box for peaks in found for _, _, box in peaks]
         corners = torch.tensor(boxes, dtype=torch.float32, device=images.device)
-        embeddings = iter(self.embed(images, corners, torch.tensor(rows, device=images.device)))
+        embeddings = iter(self.embed(images, corners, torch.tensor(rows, dtype=torch.long, device=images.device)))
         return [[Sighting(kind, score, box, next(embeddings)) for kind, score, box in peaks] for peaks in found]
 
     @torch.no_grad()

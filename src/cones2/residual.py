@@ -199,7 +199,7 @@ class Residual:
             parts = []
             for entry in document.parts:
                 encoder = EncoderId(**entry.model_dump(exclude={"probe", "tokens", "span"}), probe=tuple(entry.probe))
-                vector = torch.tensor(arrays[entry.role], device="cpu")
+                vector = torch.from_numpy(arrays[entry.role].copy())
                 parts.append(ResidualPart(encoder, tuple(entry.tokens), vector, entry.span))
             photos = tuple(document.photos)
             return cls(document.class_word, tuple(parts), document.recipe, photos, document.tool_version)

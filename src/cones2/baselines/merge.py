@@ -65,7 +65,7 @@ def merge(
     arXiv:2212.04488, Eq. 4. All in float64.
     """
     gram = plain.T @ plain
-    gram += _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    gram += _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     directions = torch.linalg.solve(gram, states.T).T  # D = C G⁻¹
     merged: Tensor = before + (wanted.T - before @ states.T) @ torch.linalg.solve(directions @ states.T, directions)
     return merged

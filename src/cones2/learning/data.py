@@ -107,12 +107,12 @@ class TextReader:
     @torch.no_grad()
     def embed(self, captions: Captions) -> Float[Tensor, "batch tokens dim"]:
         """Return E(prompt) of all captions, without gradients."""
-        every = torch.arange(len(captions.own), device="cpu")
+        every = torch.arange(len(captions.own), dtype=torch.long, device="cpu")
         return torch.cat([self.read(captions.rows(rows)) for rows in torch.split(every, _CHUNK)])
 
     def compare(self, captions: Captions, original: Float[Tensor, "batch tokens dim"]) -> Iterator[CaptionChunk]:
         """Yield what these encoders make of captions, beside what the original ones made, some at a time."""
-        for rows in torch.split(torch.arange(len(original), device="cpu"), _CHUNK):
+        for rows in torch.split(torch.arange(len(original), dtype=torch.long, device="cpu"), _CHUNK):
             with torch.no_grad():
                 tuned = self.read(captions.rows(rows))
             yield tuned, original[rows], captions.own[rows]
