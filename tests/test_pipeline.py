@@ -495,6 +495,9 @@ def test_pictures_far_too_large_and_great_strengths_are_told(pipe: Cones2Pipelin
         small("a dog", height=96, width=128, num_inference_steps=1)
     assert len(caught) == 1
     small("a dog", height=96, width=96, num_inference_steps=1)  # warnings are errors
+    changing = Cones2Pipeline(diffusers.StableDiffusionImg2ImgPipeline.from_pipe(with_own_scheduler(small.pipeline)))
+    with pytest.warns(Cones2Warning, match="learned on 64x64 pixels: at 128x128 "):
+        changing("a dog", image=Image.new("RGB", (128, 128)), num_inference_steps=2)
     with pytest.warns(Cones2Warning, match=r"strength 2\.5 of rex") as caught:
         pipe(
             "a {rex} and a {ted}",
