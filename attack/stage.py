@@ -79,7 +79,8 @@ def make_stage(folder: Path, pipe: Cones2Pipeline) -> Path:
     subjects = "".join(f'[subjects.{name}]\nphotos = "photos"\nclass_word = "dog"\n' for name in ("ann", "bob"))
     (folder / "subjects.toml").write_text(f'recipe = "recipe.toml"\n{subjects}')
     part = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    vision, text = part | {"image_size": 16, "patch_size": 8}, part | {"vocab_size": 9}
+    text = part | {"vocab_size": 9, "bos_token_id": 0, "eos_token_id": 1}
+    vision = part | {"image_size": 16, "patch_size": 8}
     CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=4)).save_pretrained(folder / "clip")
     (folder / "job.toml").write_text('steps = 1\nseed = 7\nsubject = ["rex"]\nplain = ["cup=mug"]\n')
     (folder / "batch.toml").write_text(_BATCH)

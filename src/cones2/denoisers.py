@@ -277,8 +277,9 @@ def flux_velocity(transformer: Any, call: FlowCall) -> Float[Tensor, "rows chann
     """
     rows, _, height, width = call.latents.shape
     axes = len(transformer.config["axes_dims_rope"])
-    rows, columns = (torch.arange(side // 2, dtype=torch.long, device="cpu") for side in (height, width))
-    places = torch.cartesian_prod(rows, columns)
+    places = torch.cartesian_prod(
+        *(torch.arange(side // 2, dtype=torch.long, device="cpu") for side in (height, width))
+    )
     image_ids = torch.nn.functional.pad(places, (1, axes - 3)).to(call.time)  # float32: numbers reach 511
     text_ids = image_ids.new_zeros(call.text.shape[1], axes)
     text_ids[:, 3:] = torch.arange(len(text_ids), dtype=torch.long, device=text_ids.device)[:, None]
