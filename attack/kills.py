@@ -94,6 +94,7 @@ def main() -> None:
     """Kill, print how often at which point, and end with 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="at least so many")
+    parser.add_argument("--least", type=int, default=0, help="fail if a point was hit less often")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     begin_with_shim()
@@ -121,7 +122,10 @@ def main() -> None:
     print("| point | learnings killed there |\n| --- | ---: |")
     for name, count in sorted(counts.items()):
         print(f"| {name} | {count} |")
-    sys.exit(bool(wrong))
+    rare = sorted(name for name, count in counts.items() if count < asked.least)
+    if rare:
+        print(f"hit less than {asked.least} times: {', '.join(rare)}", file=sys.stderr)
+    sys.exit(bool(wrong or rare))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from transformers import CLIPConfig, CLIPModel
 
 from children import Work, cli, library_call
 from cones2.batch import read, read_job, run, verify
@@ -77,6 +78,10 @@ def make_stage(folder: Path, pipe: Cones2Pipeline) -> Path:
     (folder / "recipe.toml").write_text('preset = "direct"\nsteps = 2\nbatch_size = 1\nviews_per_photo = 1\n')
     subjects = "".join(f'[subjects.{name}]\nphotos = "photos"\nclass_word = "dog"\n' for name in ("ann", "bob"))
     (folder / "subjects.toml").write_text(f'recipe = "recipe.toml"\n{subjects}')
+    part = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text = part | {"vocab_size": 9, "bos_token_id": 0, "eos_token_id": 1}
+    vision = part | {"image_size": 16, "patch_size": 8}
+    CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=4)).save_pretrained(folder / "clip")
     (folder / "job.toml").write_text('steps = 1\nseed = 7\nsubject = ["rex"]\nplain = ["cup=mug"]\n')
     (folder / "batch.toml").write_text(_BATCH)
     for _ in run(read_job(folder / "batch.toml"), folder / "drawn"):
@@ -111,6 +116,20 @@ def commands(model: Path, pipe: Cones2Pipeline) -> list[Command]:
             "AT/old/rex.safetensors",
             "--preview",
             1,
+            "--replace",
+            more=(),
+        ),
+        command(
+            "learn, CLIP",
+            "learn",
+            "AT/photos",
+            *learned,
+            "--out",
+            "AT/old/rex.safetensors",
+            "--preview",
+            1,
+            "--clip",
+            "AT/clip",
             "--replace",
             more=(),
         ),
@@ -180,6 +199,7 @@ def commands(model: Path, pipe: Cones2Pipeline) -> list[Command]:
         command("subjects show", "subjects", "show", "rex", *shelf, more=()),
         command("inspect, a residual", "inspect", "AT/old/rex.safetensors", more=()),
         command("inspect, a picture", "inspect", "AT/old/picture.png", more=()),
+        command("doctor", "doctor", more=()),
         command("check", "check", "AT/photos", "--model", model, more=()),
         Command("batch", lambda folder: cli("batch", *_batch_at(folder)), batch_again),
         command("batch plan", "batch", "plan", "AT/batch.toml", more=()),

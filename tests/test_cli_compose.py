@@ -448,6 +448,20 @@ def test_places_that_make_no_sense(rex: Path, option: str, told: str) -> None:
     assert told in compose_refused(rex, "--box", "rex=0,0,1,1", *option.split(" ", 1))
 
 
+def test_a_mark_that_stays_takes_its_number_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, unlink = Pictures(tmp_path), Path.unlink
+
+    def refusing(path: Path, **options: bool) -> None:
+        if path.name == ".0000.part":
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", refusing)
+    written = [pictures.write(Image.new("RGB", (8, 8)), {}, seed=seed).name for seed in range(2)]
+    assert written == ["0000-seed0.png", "0001-seed1.png"]
+    assert files_in(tmp_path) == {*written, ".0000.part"}
+
+
 def test_outputs_that_cannot_be_written(rex: Path) -> None:
     command = compose(rex, rex.parent / "absent")
     assert str(rex) in refused(*command, "--out", rex / "pictures")

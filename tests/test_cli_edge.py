@@ -261,5 +261,6 @@ def test_seeds_are_read_alike_by_all_commands() -> None:
     last = ("compose", "a cat", "--seed", 2**63 - 1)
     assert str(2**63) in run(*last, "--count", 2, code=1).stderr
     assert "--count 1000000000 is too many" in run(*last[:2], "--count", 10**9, code=1).stderr
-    for command in (("compose", "a cat"), ("learn", "photos", "--class", "dog", "--name", "rex")):
+    learn, form = ("learn", "photos", "--class", "dog", "--name", "rex"), ("evaluate", "form", "a.toml", "--out", "a")
+    for command in (("compose", "a cat"), learn, (*form, "--page", "a.html")):
         assert str(2**70) in run(*command, "--seed", 2**70, code=2).stderr.replace("\n", "").replace(" ", "")

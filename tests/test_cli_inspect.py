@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,22 @@ def test_a_residual_in_eight_rows_and_how_to_draw_it(tmp_path: Path, monkeypatch
     command = shlex.split(shown.splitlines()[-1].split(": ", 1)[1])
     assert command == ["cones2", "compose", "a {ted} on the beach", "--subject", f"ted={path}"]
     assert len(rows_of(run("inspect", path, "--all").stdout)) > 8
+
+
+def test_what_is_not_known_has_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "ted.safetensors"
+    imported = replace(RESIDUAL, recipe={"imported_from": "someone"}, photos=())
+    for residual in (imported, imported.mix(imported, 0.5)):
+        residual.save(path)
+        shown = run("inspect", path).stdout
+        assert [name for name in ("photos", "steps", "None", "null") if name in shown] == []
+        assert len(rows_of(shown)) == 6
+    record: dict[str, object] = {"prompt": "a cat", "subjects": {}, "model": {"name": "small"}, "seed": None}
+    write_picture(tmp_path / "a.png", Image.new("RGB", (8, 8)), record | {"num_inference_steps": 1})
+    shown = run("inspect", tmp_path / "a.png").stdout
+    assert "null" not in shown
+    assert "1 step" in shown
+    assert "1 steps" not in shown
 
 
 def test_a_picture_in_eight_rows_and_the_command_that_draws_it_again(

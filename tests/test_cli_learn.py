@@ -266,6 +266,36 @@ def test_outputs_that_cannot_be_written(photos: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mine.safetensors").read_text() == "dear"
 
 
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_a_library_whose_lock_is_no_file_is_told_before_the_work(photos: Path, tmp_path: Path, kind: str) -> None:
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    lock, other = shelf / ".lock", tmp_path / "other"
+    other.write_text("dear")
+    if kind == "link":
+        lock.symlink_to(other)
+    elif kind == "folder":
+        lock.mkdir()
+    else:
+        os.mkfifo(lock)
+    learn = ("learn", photos, "--class", "dog", "--name", "rex", "--library", shelf, "--model", tmp_path / "absent")
+    assert f"{lock} is in the way" in refused(*learn)
+    assert other.read_text() == "dear"
+
+
+def test_what_fails_after_the_residual_is_kept_is_a_warning(
+    command: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(_: object) -> None:
+        raise RuntimeError("CUDA out of memory.")
+
+    monkeypatch.setattr("cones2.learning.learner.LearnStep.displacement", no_memory)
+    result = run(*command, "--out", tmp_path / "rex.safetensors")
+    assert "warning: how far other words moved could not be measured: CUDA out of memory." in result.stderr
+    assert Residual.load(tmp_path / "rex.safetensors").class_word == "dog"
+    assert not (tmp_path / ".rex.learning").exists()
+
+
 def test_models_and_devices_that_cannot_be_opened(command: tuple[object, ...], tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out" / "rex.safetensors")
     assert "--model" in refused(*command, *out, "--model", tmp_path)

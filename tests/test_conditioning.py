@@ -338,6 +338,14 @@ def test_textual_inversions_of_several_tokens_keep_their_place(own: Any) -> None
     assert [tokens[index - 1] for index in moved] == ["cat</w>"]
 
 
+def test_a_textual_inversion_makes_no_residual_foreign(own: Any) -> None:
+    pipeline, subjects = with_own_scheduler(own), subjects_for(own)
+    before = inputs_of(pipeline, PROMPT, subjects=subjects)["prompt_embeds"]
+    pipeline.load_textual_inversion({"<style>": torch.randn(3, 32)})
+    after = inputs_of(pipeline, PROMPT, subjects=subjects)["prompt_embeds"]  # without force; warnings are errors
+    assert torch.equal(after, before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_pipelines_in_half_precision_draw_numbers(own: Any, dtype: torch.dtype) -> None:
     pipeline = with_own_scheduler(own).to(dtype)

@@ -158,6 +158,13 @@ def test_texts_of_pictures(tmp_path: Path, kind: str) -> None:
     path.unlink()
 
 
+@pytest.mark.parametrize("name", ["batch_size", "captions_per_step", "views_per_photo", "side"])
+def test_recipes_of_many(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "many.toml"
+    path.write_text(f"{name} = {4096 if name == 'side' else 999}")
+    assert through(path, "from cones2.learning.recipe import Recipe", "Recipe.from_toml(path)") == "refused"
+
+
 RECORDS: list[dict[str, object]] = [
     {"layout": {"version": 1, "regions": {f"r{number}": MASK for number in range(300)}}},
     {"subjects": {f"s{number}": {} for number in range(50_000)}},

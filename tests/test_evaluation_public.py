@@ -3,6 +3,8 @@
 # mypy: allow-untyped-calls
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from cones2.evaluation.public import (
     read_ms_bench,
     read_multi_dreambench,
 )
+from cones2.judge import clip_similarity
+from cones2.photos import Photo
 
 DREAMBENCH = """Classes
 
@@ -256,3 +260,76 @@ def test_a_folder_that_is_no_encoder(opened: Callable[[Path], object], tmp_path:
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "size": 8}')
     with pytest.raises(ModelError, match="as an encoder"):
         opened(tmp_path)
+
+
+def similarity(folder: Path) -> object:
+    return clip_similarity([Photo(Path("a.png"), "a" * 64, Image.radial_gradient("L").convert("RGB"))], folder)
+
+
+@pytest.fixture(params=[open_clip, open_dino, similarity])
+def door(request: pytest.FixtureRequest) -> Callable[[Path], object]:
+    """Whatever opens an encoder of pictures from a folder of a stranger's."""
+    opened: Callable[[Path], object] = request.param
+    return opened
+
+
+@pytest.mark.parametrize("shard", ["a.bin", "../outside.safetensors", "/a.safetensors"])
+def test_an_encoders_shards_are_safetensors_of_its_folder(
+    door: Callable[[Path], object], clip_folder: Path, tmp_path: Path, shard: str
+) -> None:
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    (tmp_path / "outside.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (folder / "model.safetensors").rename(folder / "a.bin")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"logit_scale": shard}}))
+    with pytest.raises(ModelError, match=f"{index} names the weights"):
+        door(folder)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "could fetch or run code"),
+        ("_attn_implementation", "kernels-community/flash-attn3", "could fetch or run code"),
+        ("trust_remote_code", True, "could fetch or run code"),
+        ("vision_config", {"image_size": 10**6}, "expected whole numbers from 1 to 4096"),
+        ("text_config", {"num_hidden_layers": 10**6}, "expected whole numbers from 1 to 128"),
+    ],
+)
+def test_what_an_encoders_configuration_may_not_say(
+    door: Callable[[Path], object], clip_folder: Path, tmp_path: Path, setting: str, value: object, said: str
+) -> None:
+    path = shutil.copytree(clip_folder, tmp_path / "clip") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {setting: value}))
+    with pytest.raises(ModelError, match=f"{path}: .*{said}"):
+        door(path.parent)
+
+
+def test_an_encoders_adapters_and_pipes(door: Callable[[Path], object], clip_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/model", "peft_type": "LORA"}')
+    with pytest.raises(ModelError, match=r"adapter_config\.json would add an adapter"):
+        door(folder)
+    (folder / "adapter_config.json").unlink()
+    (folder / "preprocessor_config.json").unlink()
+    os.mkfifo(folder / "preprocessor_config.json")
+    with pytest.raises(ModelError, match="it is a pipe or device"):
+        door(folder)
+
+
+@pytest.mark.parametrize("kind", ["timm_wrapper", "clip_vision_model", None, ["vit"]])
+def test_other_types_of_encoders(clip_folder: Path, tmp_path: Path, kind: object) -> None:
+    path = shutil.copytree(clip_folder, tmp_path / "clip") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": kind}))
+    for opened, expected in ((open_clip, "expected clip"), (open_dino, "expected vit or dinov2")):
+        with pytest.raises(ModelError, match=expected):
+            opened(path.parent)
+
+
+@pytest.mark.parametrize("size", [10**9, -1, {"shortest_edge": 10**9}, {"height": 10**6, "width": 1}])
+def test_sizes_of_an_encoders_pictures(clip_folder: Path, tmp_path: Path, size: object) -> None:
+    path = shutil.copytree(clip_folder, tmp_path / "clip") / "preprocessor_config.json"
+    for name in ("size", "crop_size"):
+        path.write_text(json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "size": 8, name: size}))
+        with pytest.raises(ModelError, match="as an encoder"):
+            open_clip(path.parent)

@@ -1,5 +1,6 @@
 """The house stays small: lines, files, functions, parameters, public names, and what a picture imports."""
 
+import ast
 import importlib
 import sys
 from pathlib import Path
@@ -54,6 +55,24 @@ def test_functions_can_be_seen_whole() -> None:
 def test_few_parameters_but_for_the_call_and_commands() -> None:
     many = {f"{each.file} {each.name}" for each in count.functions() if each.parameters > 12}
     assert {name for name in many if not name.startswith("cli/")} == {"pipeline.py Cones2Pipeline.__call__"}
+
+
+_FACTORIES = {
+    *("arange", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn", "randperm"),
+    *("scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros"),
+}
+
+
+def test_every_tensor_that_is_made_has_dtype_and_device_named() -> None:
+    """Else it has the caller's defaults, and a residual or a picture is another one."""
+    unnamed = []
+    for path in sorted(count.PACKAGE.rglob("*.py")):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            named = {keyword.arg for keyword in call.keywords}  # None where there are more, as `**options`
+            is_torch = ast.unparse(call.func).rpartition(".")[0] == "torch"
+            if is_torch and ast.unparse(call.func)[6:] in _FACTORIES and None not in named:
+                unnamed += [] if named >= {"dtype", "device"} else [f"{path.name}:{call.lineno} {ast.unparse(call)}"]
+    assert unnamed == []
 
 
 def test_few_public_names() -> None:

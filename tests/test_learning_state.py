@@ -74,6 +74,15 @@ def test_half_a_checkpoint_is_passed_over(tmp_path: Path, suffix: str) -> None:
     assert_loads(checkpoints, 2)
 
 
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_pipe_in_place_of_a_checkpoint_is_passed_over(tmp_path: Path, suffix: str) -> None:
+    checkpoints = saved(tmp_path, 2, 4)
+    path = tmp_path / f"step-00000004{suffix}"
+    path.unlink()
+    os.mkfifo(path)
+    assert_loads(checkpoints, 2)
+
+
 def test_other_settings_are_named(tmp_path: Path) -> None:
     saved(tmp_path, 2)
     with pytest.raises(LearningError, match=r"learning_rate is 0.001, but it began with 0.0001") as caught:

@@ -231,6 +231,24 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         find_residual(tmp_path / "none.safetensors")
 
 
+def test_a_subject_that_vanishes_while_its_hash_is_looked_for(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, library = residual_for(tiny), Library.open()
+    gone, kept = library.add("a", own), library.add("b", own)
+    load = Residual.load
+
+    def vanishing(path: Path) -> Residual:
+        gone.unlink(missing_ok=True)
+        return load(path)
+
+    monkeypatch.setattr(Residual, "load", vanishing)
+    found = find_by_hash(own.sha256)
+    assert found is not None
+    assert found.sha256 == own.sha256
+    library.add("a", own)
+    kept.unlink()
+    assert find_by_hash(own.sha256) is None
+
+
 def test_a_residual_is_found_by_its_hash(tiny: Any) -> None:
     own = residual_for(tiny)
     assert find_by_hash(own.sha256) is None

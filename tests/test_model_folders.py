@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from transformers import CLIPTextModel
 
-from cones2.errors import ModelError
+from cones2.errors import ModelError, PromptError
 from cones2.model_folders import check_folder
 from cones2.models import open_pipeline
+from cones2.prompts import Mention, ParsedPrompt, in_chat
 from cones2.single_files import CONFIGS
+from families import qwen_tokenizer
 
 CONFIG = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 
@@ -142,6 +144,49 @@ def test_a_tokenizer_without_a_pad_token(tiny_copy: Path) -> None:
     change(tiny_copy, "tokenizer", pad_token=None)
     with pytest.raises(ModelError, match="tokenizer has no pad token"):
         open_pipeline(tiny_copy, device="cpu")
+
+
+# Chat templates
+
+MARKS = "{# <|im_start|> <|im_end|> <think> add_generation_prompt enable_thinking #}"
+PROGRAMS = [
+    MARKS + "{{ 1 // 0 }}",
+    MARKS + "{{ raise_exception('no') }}",
+    MARKS + "{% for",
+    MARKS + "".join(f"{{% for {name} in range(99999) %}}" for name in "abcdef") + "{% endfor %}" * 6,
+    MARKS + "{% set a = 'a' %}" + "{% set a = a ~ a %}" * 60 + "{{ a }}",
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("family", ["z_image", "klein"])
+def test_a_chat_template_is_never_run(folders: dict[str, Path], tmp_path: Path, family: str, program: str) -> None:
+    copy = copied(folders[family], tmp_path)
+    (copy / "tokenizer" / "chat_template.jinja").write_text(program)
+    pipeline = open_pipeline(copy, device="cpu")
+    own = open_pipeline(folders[family], device="cpu")
+    assert pipeline.tokenizer.chat_template == own.tokenizer.chat_template
+    mention = Mention("rex", 2, 5)
+    shown = in_chat(ParsedPrompt("a dog", (mention,)), pipeline.tokenizer, thinking=family == "z_image")
+    thought = "" if family == "z_image" else "<think>\n\n</think>\n\n"
+    assert shown.text == f"<|im_start|>user\na dog<|im_end|>\n<|im_start|>assistant\n{thought}"
+    assert shown.mentions == (Mention("rex", 19, 22),)
+
+
+@pytest.mark.parametrize("template", ["{% for a in range(9) %}{% endfor %}", "<|im_start|>{{ messages }}", "[INST]"])
+def test_other_chat_templates_than_qwen3s(folders: dict[str, Path], tmp_path: Path, template: str) -> None:
+    copy = copied(folders["klein"], tmp_path)
+    (copy / "tokenizer" / "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelError, match="its tokenizer has another chat template than Qwen3's"):
+        open_pipeline(copy, device="cpu")
+
+
+@pytest.mark.parametrize("program", PROGRAMS[:3])
+def test_a_callers_chat_template_that_fails_is_one_line(program: str) -> None:
+    tokenizer = qwen_tokenizer()
+    tokenizer.chat_template = program
+    with pytest.raises(PromptError, match="chat template fails"):
+        in_chat(ParsedPrompt("a dog", ()), tokenizer, thinking=True)
 
 
 # Which files there are

@@ -452,6 +452,14 @@ def test_stable_diffusion_xl_and_flux(opened: dict[str, Any]) -> None:
         pass
 
 
+@pytest.mark.parametrize("name", ["prompt_2", "negative_prompt_2", "prompt_3", "negative_prompt_3"])
+def test_texts_for_single_encoders_are_checked_as_prompts(opened: dict[str, Any], name: str) -> None:
+    pipe = Cones2Pipeline(with_own_scheduler(opened["sd3"]))
+    for text, said in (("half \ud83d", "half a character"), ("a (dog:1.2)", "weight"), (["a", "b"], "one text")):
+        with pytest.raises(PromptError, match=said):
+            drawn(pipe, TEXT, **{name: text})
+
+
 def test_a_block_takes_a_wrapped_pipeline_too(tiny: Any) -> None:
     own = with_own_scheduler(tiny)
     with (
@@ -487,6 +495,9 @@ def test_pictures_far_too_large_and_great_strengths_are_told(pipe: Cones2Pipelin
         small("a dog", height=96, width=128, num_inference_steps=1)
     assert len(caught) == 1
     small("a dog", height=96, width=96, num_inference_steps=1)  # warnings are errors
+    changing = Cones2Pipeline(diffusers.StableDiffusionImg2ImgPipeline.from_pipe(with_own_scheduler(small.pipeline)))
+    with pytest.warns(Cones2Warning, match="learned on 64x64 pixels: at 128x128 "):
+        changing("a dog", image=Image.new("RGB", (128, 128)), num_inference_steps=2)
     with pytest.warns(Cones2Warning, match=r"strength 2\.5 of rex") as caught:
         pipe(
             "a {rex} and a {ted}",

@@ -151,6 +151,8 @@ def test_other_text_is_cut_with_a_warning(tokenizer: Any) -> None:
         tokenized = tokenize_prompt(parse_prompt("{rex} " + "a " * 80, {"rex": "a"}), tokenizer)
     assert tokenized.input_ids.shape == (1, 77)
     assert tokenized.spans == {"rex": ((1, 2),)}
+    with pytest.warns(Cones2Warning, match="its last token is not read"):
+        tokenize_prompt(parse_prompt("{rex} " + "a " * 75, {"rex": "a"}), tokenizer)
 
 
 @pytest.mark.parametrize("before", range(70, 77))

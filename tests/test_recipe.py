@@ -148,6 +148,6 @@ def test_a_recipe_that_is_nested_too_deep(tmp_path: Path, text: str, message: st
 
 @pytest.mark.parametrize("name", ["batch_size", "captions_per_step", "views_per_photo"])
 def test_what_takes_memory_is_bounded(tmp_path: Path, name: str) -> None:
-    assert Recipe.from_toml(write(tmp_path, f"{name} = 999"))
-    with pytest.raises(SettingsError, match=f"{name} of a recipe is 1000"):
-        Recipe.from_toml(write(tmp_path, f"{name} = 1000"))
+    assert Recipe.from_toml(write(tmp_path, f"{name} = 100"))
+    with pytest.raises(SettingsError, match=f"{name} of a recipe is 101"):
+        Recipe.from_toml(write(tmp_path, f"{name} = 101"))

@@ -28,7 +28,7 @@ from cones2.pipeline import Cones2Pipeline
 from cones2.png import strip_residuals
 from cones2.prompts import unknown_words
 from cones2.record import content_hash, describe_adapters, describe_options, describe_scheduler, restored
-from cones2.redraw import PictureRecord, make_scheduler
+from cones2.redraw import PictureRecord, check_pipeline, make_scheduler
 from cones2.schedulers import FLOW_SCHEDULERS
 from cones2.schedulers import make_scheduler as scheduler_named
 from cones2.shared import threads
@@ -467,6 +467,22 @@ def test_two_thread_counts_wait_for_one_another() -> None:
 def test_records_that_are_not_as_ours(record: dict[str, Any], path: str, value: object, expected: str) -> None:
     with pytest.raises(PictureError, match=expected):
         PictureRecord.load(changed(record, path, value))
+
+
+MANY = {"num_images": 64, "seeds": list(range(64))}
+
+
+def test_how_much_is_drawn_at_once(opened: dict[str, Any], small: Any) -> None:
+    """64 pictures of 1024 x 1024 take any memory; on a model of a smaller size they may be 64."""
+    sides = {"height": 1024, "width": 1024}
+    with pytest.raises(PictureError, match="asks for 67,108,864 pixels at once, expected at most 16,777,216"):
+        PictureRecord.load({**BARE, **MANY, "options": sides})
+    assert PictureRecord.load({**BARE, "num_images": 16, "seeds": list(range(16)), "options": sides})
+    with pytest.raises(PictureError, match="another text encoder"):  # of these records, which comes after
+        check_pipeline(PictureRecord.load({**BARE, **MANY}), wrapped(small))
+    large = PictureRecord.load({**BARE, **MANY, "pipeline": "ZImagePipeline"})  # whose own size is 1024
+    with pytest.raises(PictureError, match="asks for 67,108,864 pixels"):
+        check_pipeline(large, wrapped(opened["z_image"]))
 
 
 def test_an_embedded_residual_is_checked_against_its_hash(record: dict[str, Any], small: Any) -> None:

@@ -72,6 +72,26 @@ def test_two_layouts_and_none_at_the_same_time(tiny: Any) -> None:
     assert "forward" not in vars(tiny.unet)
 
 
+def test_two_pictures_are_drawn_at_the_same_time(tiny: Any) -> None:
+    """At the end of each step both wait for each other, which no lock around a picture would let them do."""
+    pipe, together = Cones2Pipeline(with_own_scheduler(tiny)), threading.Barrier(2)
+
+    def meet(*_: object) -> dict[str, object]:
+        together.wait(60)
+        return {}
+
+    def job(layout: Any, **options: Any) -> np.ndarray:
+        images: np.ndarray = pipe(PROMPT, layout, subjects=subjects_for(tiny), seed=3, **SIZE, **options).images
+        return images
+
+    expected = [job(layout) for layout in (LAYOUT, OTHER)]
+    found = at_once(*(lambda layout=layout: job(layout, callback_on_step_end=meet) for layout in (LAYOUT, OTHER)))
+    for results, right in zip(found, expected, strict=True):
+        assert len(results) == 3
+        for result in results:
+            np.testing.assert_allclose(result, right, atol=1e-5)
+
+
 def test_a_shared_tokenizer_is_left_alone(tiny_folder: Any) -> None:
     """Its padding and truncation are those of its last call, which may be another thread's and still running."""
     own = open_pipeline(str(tiny_folder), device="cpu")

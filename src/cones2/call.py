@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import itertools
+import math
 import reprlib
 import secrets
 import threading
@@ -32,7 +33,7 @@ from cones2.errors import (
 from cones2.families import family_of, is_for_few_steps, native_size
 from cones2.layout import Layout
 from cones2.models import ModelFacts
-from cones2.prompts import parse_prompt, unknown_words
+from cones2.prompts import OTHER_TEXTS, parse_prompt, unknown_words
 from cones2.rasterize import own_cells
 from cones2.shared import MOST_PICTURES, Undo, check_seed, shared_change
 from cones2.subjects import PROPORTIONS, Subject
@@ -208,19 +209,25 @@ def split_options(pipeline: Any, options: Mapping[str, Any]) -> tuple[dict[str, 
     for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):
         if options.get(name) and "scale" in options[name] and "lora_scale" in encode:
             encoding["lora_scale"] = options[name]["scale"]
-    only_encoded = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3", family_of(pipeline).true_guidance)
+    only_encoded = (*OTHER_TEXTS, family_of(pipeline).true_guidance)
     return encoding, {name: value for name, value in options.items() if name not in only_encoded}
 
 
 def aspect_of(pipeline: Any, options: Mapping[str, Any]) -> float:
-    """Return width over height of a call's pictures: as it says, as the image that it changes, or the model's own."""
+    """Return width over height of a call's pictures."""
+    width, height = _size_of(pipeline, options)
+    return width / height
+
+
+def _size_of(pipeline: Any, options: Mapping[str, Any]) -> tuple[int, int]:
+    """Return width and height of pictures: as a call says, as the image that it changes, or the model's own."""
     height, width, image = options.get("height"), options.get("width"), options.get("image")
     first = image[0] if isinstance(image, list | tuple) and image else image
     if not (height and width) and isinstance(first, Image) and "mask_image" not in options:  # inpainting resizes it
         width, height = first.size
     if not (height and width):
         height, width = native_size(pipeline)
-    return float(width) / float(height)
+    return int(width), int(height)
 
 
 def read_layout(value: Any, class_words: Mapping[str, str], aspect: float) -> Layout | None:
@@ -305,9 +312,10 @@ def warn_of_doubts(
     if unknown:
         told = ", ".join(map(repr, unknown[:5])) + (" and more" if len(unknown) > 5 else "")
         doubts.append(f"{facts.name} does not know {told}: expect nothing of that.")
-    height, width, own = options.get("height"), options.get("width"), min(native_size(pipeline))
-    if height and width and height * width > (_MOST_ENLARGED * own) ** 2:
-        size = f"{own}x{own} pixels: at {width}x{height}"
+    (width, height), own = _size_of(pipeline, options), math.sqrt(math.prod(native_size(pipeline)))
+    if height * width > (_MOST_ENLARGED * own) ** 2:
+        native = native_size(pipeline)
+        size = f"{native[1]}x{native[0]} pixels: at {width}x{height}"
         doubts.append(f"{facts.name} learned on {size} it may draw things several times.")
     strong = [f"{each.strength:g} of {name}" for name, each in subjects.items() if abs(each.strength) > _MOST_STRENGTH]
     if strong:

@@ -16,7 +16,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from cones2.errors import CaptionError, is_unicode
+from cones2.errors import CaptionError, counted, is_unicode
 from cones2.files import read_bounded
 from cones2.prompts import check_class_word
 
@@ -135,7 +135,9 @@ def captions_for(
         if len(made) >= count:
             return tuple(made)[:count]
     known = "" if lexicon is None else " of words that the model knows"
-    raise CaptionError(f"only {len(made)} captions for {word!r} can be made{known}; expected {count}. Ask for fewer.")
+    raise CaptionError(
+        f"{counted(len(made), 'caption')} for {word!r} can be made{known}; expected {count}. Ask for fewer."
+    )
 
 
 def _usable(class_word: str, lexicon: Collection[str] | None) -> tuple[list[str], dict[str, list[str]]]:

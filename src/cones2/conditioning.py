@@ -16,11 +16,12 @@ from torch import Tensor
 
 from cones2.attention import edited_attention, running_edit
 from cones2.denoisers import NegativeText, TextEdit, TimedAddition
-from cones2.errors import LayoutError, ModelError, PromptError, ResidualMismatchError, SettingsError
+from cones2.errors import LayoutError, ModelError, PromptError, ResidualMismatchError, SettingsError, counted
 from cones2.families import Family, TextPart, family_of, first_rows, laid_out
 from cones2.fingerprint import fingerprints
 from cones2.layout import Layout
 from cones2.prompts import (
+    OTHER_TEXTS,
     Mention,
     ParsedPrompt,
     TokenizedPrompt,
@@ -293,8 +294,8 @@ class PromptEncoder:
 def _check_tokens(subject: Subject, learned: int, found: int) -> None:
     if learned != found:
         raise ResidualMismatchError(
-            f"the residual of {subject.class_word!r} has {learned} tokens, this model makes {found} of that word: learn"
-            " the subject on this model."
+            f"the residual of {subject.class_word!r} has {counted(learned, 'token')}, this model makes {found} of that"
+            " word: learn the subject on this model."
         )
 
 
@@ -365,7 +366,12 @@ def _encode_options(pipeline: Any, family: Family, options: Mapping[str, Any], *
     for name in options:
         if name not in taken or name in family.encoded or name in ("prompt", "device", "num_images_per_prompt"):
             raise SettingsError(f"{name} is not an argument that {type(pipeline).__name__}.encode_prompt takes here.")
-    return {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in OTHER_TEXTS:
+        if name in given:
+            check_no_weights(one_text(name, given[name]))
+            given[name] = plain_text(given[name])
+    return given
 
 
 def one_text(name: str, value: object) -> str:

@@ -215,7 +215,9 @@ def flux_with_texts(texts: Sequence[NegativeText], kwargs: Mapping[str, Any]) ->
     the last would take FLUX.2 to numbers that it has never seen.
     """
     ids = kwargs["txt_ids"]
-    numbers = torch.cat([text.cut(torch.arange(len(text.whole), device=ids.device)) for text in texts])
+    numbers = torch.cat(
+        [text.cut(torch.arange(len(text.whole), dtype=torch.long, device=ids.device)) for text in texts]
+    )
     own = ids.new_zeros(len(numbers), ids.shape[-1])
     own[:, 3:] = numbers[:, None]
     numbered = torch.cat([ids, own.expand(*ids.shape[:-2], -1, -1)], dim=-2)
@@ -287,10 +289,12 @@ def flux_velocity(transformer: Any, call: FlowCall) -> Float[Tensor, "rows chann
     """
     rows, _, height, width = call.latents.shape
     axes = len(transformer.config["axes_dims_rope"])
-    places = torch.cartesian_prod(torch.arange(height // 2, device="cpu"), torch.arange(width // 2, device="cpu"))
+    places = torch.cartesian_prod(
+        *(torch.arange(side // 2, dtype=torch.long, device="cpu") for side in (height, width))
+    )
     image_ids = torch.nn.functional.pad(places, (1, axes - 3)).to(call.time)  # float32: numbers reach 511
     text_ids = image_ids.new_zeros(call.text.shape[1], axes)
-    text_ids[:, 3:] = torch.arange(len(text_ids), device=text_ids.device)[:, None]
+    text_ids[:, 3:] = torch.arange(len(text_ids), dtype=torch.long, device=text_ids.device)[:, None]
     is_guided = transformer.config["guidance_embeds"]
     given = {} if call.pooled is None else {"pooled_projections": call.pooled.expand(rows, -1)}
     predicted = transformer(

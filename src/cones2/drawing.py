@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from cones2.errors import LayoutError, PictureError
+from cones2.errors import LayoutError, PictureError, counted
 from cones2.layout import Layout
 from cones2.rasterize import cover
 
@@ -108,7 +108,7 @@ class Row:
         if not self.images:
             raise PictureError(f"row {self.label!r} has no pictures; expected at least one.")
         if len(self.captions) not in (0, len(self.images)):
-            numbers = f"{len(self.captions)} captions for {len(self.images)} pictures"
+            numbers = f"{counted(len(self.captions), 'caption')} for {counted(len(self.images), 'picture')}"
             raise PictureError(f"row {self.label!r} has {numbers}; expected one for each, or none.")
 
 

@@ -68,7 +68,7 @@ def fingerprint(
     """
     weights = weights_state(text_encoder.parameters())
     state = None if weights is None else (layers, weights)
-    known, probe = _PROBES.get(text_encoder, (None, torch.empty(0)))
+    known, probe = _PROBES.get(text_encoder, (None, torch.empty(0, dtype=torch.float32, device="cpu")))
     if state is None or known != state:
         probe = _probe(_without_lora(text_encoder), layers)
         _PROBES[text_encoder] = state, probe
@@ -141,7 +141,7 @@ def _canonical(key: str) -> str:
 def _probe(text_encoder: TextEncoder, layers: tuple[int, ...]) -> Float[Tensor, "numbers"]:
     """Return a few numbers of the states over fixed token ids: enough to identify the encoder in another dtype."""
     device = "cpu" if text_encoder.device.type == "meta" else text_encoder.device  # offloaded: hooks move the ids
-    input_ids = torch.tensor([_PROBE_IDS], device=device) % text_encoder.config.vocab_size
+    input_ids = torch.tensor([_PROBE_IDS], dtype=torch.long, device=device) % text_encoder.config.vocab_size
     found = text_encoder(input_ids, output_hidden_states=bool(layers))
     states = [found.hidden_states[layer] for layer in layers] or [found.last_hidden_state]
     state = torch.cat([each[0, -1] for each in states]).float().cpu()

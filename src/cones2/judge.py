@@ -23,6 +23,7 @@ from torch.nn.functional import adaptive_avg_pool2d, grid_sample, interpolate, m
 
 from cones2.errors import ModelError, PhotoError, counted, first_line
 from cones2.files import read_bounded
+from cones2.model_folders import check_encoder
 from cones2.photos import Photo, crop_square, stack_pixels
 from cones2.shared import own_settings, quiet_libraries
 
@@ -87,7 +88,7 @@ class Judge(nn.Module):
             return [[] for _ in found]
         boxes = [box for peaks in found for _, _, box in peaks]
         corners = torch.tensor(boxes, dtype=torch.float32, device=images.device)
-        embeddings = iter(self.embed(images, corners, torch.tensor(rows, device=images.device)))
+        embeddings = iter(self.embed(images, corners, torch.tensor(rows, dtype=torch.long, device=images.device)))
         return [[Sighting(kind, score, box, next(embeddings)) for kind, score, box in peaks] for peaks in found]
 
     @torch.no_grad()
@@ -240,15 +241,17 @@ class _Processing(pydantic.BaseModel):
 @own_settings()
 def _open_clip(folder: Path) -> tuple[Any, _Processing]:
     """Open the image half of a CLIP model, and read how its pictures are normalised."""
+    check_encoder(folder)
     try:
         with quiet_libraries():
             from transformers import CLIPConfig, CLIPVisionModelWithProjection
 
             config: Any = CLIPConfig.from_pretrained(folder, local_files_only=True)
             config.vision_config.projection_dim = config.projection_dim
-            options = {"config": config.vision_config, "dtype": torch.float32, "output_loading_info": True}
+            options = {"config": config.vision_config, "dtype": torch.float32, "attn_implementation": "sdpa"}
+            options |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
             kind: Any = CLIPVisionModelWithProjection
-            model, report = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
+            model, report = kind.from_pretrained(folder, **options)
         said = folder / "preprocessor_config.json"
         content = read_bounded(said, limit=_LARGEST_JSON, error=ModelError) if said.is_file() else "{}"
         processing = _Processing.model_validate_json(content)

@@ -124,6 +124,18 @@ class Library:
         with self._changing(name):
             path.unlink()
 
+    def check_can_add(self, name: str, *, replace: bool = False) -> None:
+        """Check that `add` could keep a subject, by the same lock: before work whose result it will keep.
+
+        Raises:
+            LibraryError: as `add`.
+            OutputError: the lock can't be taken.
+        """
+        self.path_of(name)
+        if self.folder.is_dir():
+            with self._changing():
+                self.check_free(name, replace=replace)
+
     def check_free(self, name: str, *, replace: bool = False, besides: str = "") -> None:
         """Check that a subject can have a name: where disks ignore case, names that differ only in it are one file.
 
@@ -195,6 +207,10 @@ def find_residual(source: str | Path, library: Library | None = None) -> Residua
 
 def find_by_hash(sha256: str) -> Residual | None:
     """Return the residual of the library or of the examples whose file has this sha256; None where there is none."""
-    entries = (entry.path for entry in Library.open().entries() if entry.facts and entry.facts["sha256"] == sha256)
-    residuals = [*map(Residual.load, entries), *(example.residual for example in EXAMPLES.values())]
-    return next((residual for residual in residuals if residual.sha256 == sha256), None)
+    for entry in Library.open().entries():
+        if entry.facts and entry.facts["sha256"] == sha256:
+            with contextlib.suppress(ResidualError):  # it was removed or replaced meanwhile
+                residual = Residual.load(entry.path)
+                if residual.sha256 == sha256:
+                    return residual
+    return next((each.residual for each in EXAMPLES.values() if each.residual.sha256 == sha256), None)

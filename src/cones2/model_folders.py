@@ -59,6 +59,7 @@ _RANGES: Ranges = {
     "shift": (1e-3, 1e3),
 }
 _LARGEST_NUMBER = 1e7
+_ENCODER_RANGES: Ranges = {**_RANGES, "image_size": (1, 4096), "patch_size": (1, 256)}
 
 
 def check_folder(
@@ -78,6 +79,17 @@ def check_folder(
             raise ModelError(f"{folder} takes its {part} from {got}: expected diffusers or transformers. Correct it.")
         if (folder / part).is_dir():
             _check_files(folder, part, {**_RANGES, **ranges})
+
+
+def check_encoder(folder: Path) -> None:
+    """Check the files of a folder that holds one encoder of pictures, as those of a model are.
+
+    Raises:
+        ModelError: as `check_folder`; or the folder is missing.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"no folder at {folder}: expected one that holds an encoder. Check the path.")
+    _check_files(folder, "", _ENCODER_RANGES)
 
 
 def _check_files(folder: Path, part: str, ranges: Ranges) -> None:

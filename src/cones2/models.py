@@ -22,6 +22,7 @@ from cones2.denoisers import unwrapped
 from cones2.errors import Cones2Error, ModelError, SettingsError, first_line, first_problem
 from cones2.families import FAMILIES, family_of
 from cones2.files import exists, expanded, is_folder, is_hub_id, is_regular, read_bounded, read_json_object
+from cones2.prompts import QWEN3_CHAT, is_qwen3_chat
 from cones2.shared import own_settings, quiet_libraries, without_import_notices
 
 with without_import_notices():
@@ -291,6 +292,7 @@ def _load(folder: Path, file: Path | None, dtype: torch.dtype, *, shown: str) ->
         warnings.simplefilter("ignore", FutureWarning)  # of settings in old models' files that diffusers then mends
         pipeline: DiffusionPipeline = kind(**parts, **{name: options[name] for name in options if name in wanted})
     _check_parts_agree(pipeline, shown)
+    _set_chat_templates(pipeline, shown)
     return pipeline
 
 
@@ -313,6 +315,14 @@ def _check_parts_agree(pipeline: Any, shown: str) -> None:
             raise ModelError(f"{shown}: tokenizer{part} knows no letters: its vocabulary is missing; get it again.")
         if tokenizer and not isinstance(tokenizer.pad_token_id, int):
             raise ModelError(f"{shown}: tokenizer{part} has no pad token: correct its tokenizer_config.json.")
-    for each in family.text_parts:
-        if each.thinking is not None and not getattr(pipeline, each.tokenizer).chat_template:
-            raise ModelError(f"{shown}: its {each.tokenizer} has no chat template: get the model again.")
+
+
+def _set_chat_templates(pipeline: Any, shown: str) -> None:
+    """Ask language models by Qwen3's template in our own words: a folder's is checked by its marks, and never run."""
+    for each in family_of(pipeline).text_parts:
+        if each.thinking is not None:
+            tokenizer = getattr(pipeline, each.tokenizer)
+            if not is_qwen3_chat(tokenizer.chat_template):
+                got = "another chat template than Qwen3's" if tokenizer.chat_template else "no chat template"
+                raise ModelError(f"{shown}: its {each.tokenizer} has {got}: get the model again.")
+            tokenizer.chat_template = QWEN3_CHAT

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from jaxtyping import Int
 
-from cones2.errors import CaptionError, Cones2Warning, PromptError, is_unicode
+from cones2.errors import CaptionError, Cones2Warning, PromptError, first_line, is_unicode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 LONGEST_CLASS_WORD = 60
 LONGEST_PROMPT = 10_000
 """Characters of a prompt, which may be a stranger's; no model reads a tenth of them."""
+
+OTHER_TEXTS = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3")
+"""diffusers' arguments that are texts for single encoders."""
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _JOINS_WORDS = "-'\u2019\u2010\u2011{}"  # also what belongs to another placeholder
@@ -38,6 +41,14 @@ _ESCAPED = re.compile(r"\\([()\[\]])")
 
 _MARK = "\ue000"
 """A character of no language, in a text's place."""
+
+QWEN3_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role + '\\n' + message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""What Qwen3's chat template writes of plain messages; a stranger's template is a program, and may never end."""
+_QWEN3_MARKS = ("<|im_start|>", "<|im_end|>", "<think>", "add_generation_prompt", "enable_thinking")
 
 Span = tuple[int, int]
 
@@ -155,19 +166,28 @@ def _check_placeholder(match: re.Match[str], template: str, class_words: Mapping
             )
 
 
+def is_qwen3_chat(template: object) -> bool:
+    """Whether a chat template has the marks of Qwen3's, which all released ones of its kind have; it is not run."""
+    return all(mark in str(template) for mark in _QWEN3_MARKS)
+
+
 def in_chat(prompt: ParsedPrompt, tokenizer: Any, *, thinking: bool) -> ParsedPrompt:
     """Return a prompt as a user's message in the tokenizer's chat template, as diffusers asks language models.
 
     Raises:
-        PromptError: the template does not repeat the text as it is.
+        PromptError: the template fails, or does not repeat the text as it is.
     """
 
     def told(text: str) -> str:
         messages = [{"role": "user", "content": text}]
-        written: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
-        )
-        return written
+        try:
+            return str(
+                tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+                )
+            )
+        except Exception as error:  # a template is a program: it raises anything
+            raise PromptError(f"the model's chat template fails: {first_line(error)} Correct or replace it.") from error
 
     before, _, after = told(_MARK).partition(_MARK)
     if told(prompt.text) != before + prompt.text + after:
@@ -267,7 +287,9 @@ def _check_window(ids: Sequence[int], spans: Mapping[str, tuple[Span, ...]], win
     for name, ranges in spans.items():
         if ranges[-1][1] > window - 1:  # the last place is the end token's
             raise PromptError(f"{sizes}: {{{name}}} would be cut off. Shorten the prompt, or name the subject earlier.")
-    warnings.warn(f"{sizes}: its last {len(ids) - window} tokens are not read.", Cones2Warning, stacklevel=3)
+    left = len(ids) - window
+    cut = "its last token is" if left == 1 else f"its last {left} tokens are"
+    warnings.warn(f"{sizes}: {cut} not read.", Cones2Warning, stacklevel=3)
 
 
 def unknown_words(text: str, lexicon: Collection[str]) -> list[str]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainValidator, Ty
 
 from cones2.call import Cones2Output
 from cones2.errors import Cones2Warning, PictureError, ResidualError, first_problem
+from cones2.families import native_size
 from cones2.layout import Layout
 from cones2.library import find_by_hash
 from cones2.png import read_record
@@ -35,11 +36,10 @@ from cones2.subjects import Subject
 
 MOST_PICTURES = 64
 """Pictures of a record's batch, and subjects in it."""
-MOST_PIXELS = 2**26
-"""Pixels of a record's batch."""
+MOST_PIXELS = 2**24
+"""Pixels of a record's batch: 16 pictures of 1024 x 1024."""
 
 _MOST_STEPS = 1000
-_USUAL_SIDE = 1024  # pixels, where a record does not say
 _WITHOUT_EFFECT = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "measure_attention")
 
 _Short = Annotated[str, Field(max_length=1000)]
@@ -152,16 +152,19 @@ class PictureRecord(_Strict):
             raise ValueError(f"seed {self.seed} is not number {self.index} of its batch of {self.num_images}")
         if not (self.seeds or self.not_repeatable):
             raise ValueError("it has no seed, and no reason for that")
-        pixels = self.num_images
         for side in (self.options.get("height"), self.options.get("width")):
             if side is not None and not (type(side) is int and side > 0):
                 raise ValueError(f"a side of {side!r} pixels makes no sense")
-            pixels *= side or _USUAL_SIDE
-        if pixels > MOST_PIXELS:
-            raise ValueError(f"it asks for {pixels:,} pixels at once, expected at most {MOST_PIXELS:,}")
+        self.check_pixels(1, 1)
         if any(isinstance(value, list) and len(value) > _MOST_STEPS for value in self.options.values()):
             raise ValueError(f"a list among its options is longer than {_MOST_STEPS}")  # timesteps, or sigmas
         return self
+
+    def check_pixels(self, height: int, width: int) -> None:
+        """Check the batch's pixels, of these sides where the record has none; ValueError where they are too many."""
+        height, width = self.options.get("height") or height, self.options.get("width") or width
+        if (pixels := self.num_images * height * width) > MOST_PIXELS:
+            raise ValueError(f"it asks for {pixels:,} pixels at once, expected at most {MOST_PIXELS:,}")
 
     @classmethod
     def load(cls, source: Path | str | Mapping[str, Any]) -> "PictureRecord":
@@ -255,6 +258,12 @@ def check_pipeline(record: PictureRecord, pipe: Any) -> None:
     kind = type(pipe.pipeline).__name__
     if record.pipeline != kind:
         raise PictureError(f"the picture was drawn by a {record.pipeline}, this is a {kind}: wrap one of that class.")
+    try:
+        record.check_pixels(*native_size(pipe.pipeline))
+    except ValueError as error:
+        raise PictureError(
+            f"the picture can't be drawn again: {error}. Draw one anew, by its prompt and seed."
+        ) from error
 
     def ids(encoders: Any, weights: str) -> dict[str, EncoderId]:
         made = (EncoderId(each["role"], "", each["width"], weights, tuple(each["probe"])) for each in encoders)

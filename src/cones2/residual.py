@@ -22,7 +22,7 @@ import safetensors.numpy
 from jaxtyping import Float32
 from pydantic import BaseModel, Field, JsonValue, TypeAdapter, ValidationError
 
-from cones2.errors import Cones2Warning, ResidualError, ResidualMismatchError, SettingsError, first_problem
+from cones2.errors import Cones2Warning, ResidualError, ResidualMismatchError, SettingsError, counted, first_problem
 from cones2.files import read_bounded, unique_keys, write_atomically
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class ResidualPart:
         dtype = str(self.vector.dtype).removeprefix("torch.")
         if list(self.vector.shape) != expected or dtype != "float32":
             raise ResidualError(
-                f"a residual of {expected[0]} tokens and width {expected[1]} needs a float32 vector of shape"
+                f"a residual of {counted(expected[0], 'token')} and width {expected[1]} needs a float32 vector of shape"
                 f" {expected}, got {dtype} of shape {list(self.vector.shape)}."
             )
         _check_finite(self.encoder.role, self.vector.numpy(force=True))
@@ -200,7 +200,7 @@ class Residual:
             parts = []
             for entry in document.parts:
                 encoder = EncoderId(**entry.model_dump(exclude={"probe", "tokens", "span"}), probe=tuple(entry.probe))
-                vector = torch.tensor(arrays[entry.role], device="cpu")
+                vector = torch.from_numpy(arrays[entry.role].copy())
                 parts.append(ResidualPart(encoder, tuple(entry.tokens), vector, entry.span))
             photos = tuple(document.photos)
             return cls(document.class_word, tuple(parts), document.recipe, photos, document.tool_version)

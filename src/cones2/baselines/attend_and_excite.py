@@ -240,7 +240,7 @@ def token_maxima(
     """
     words = torch.softmax(_SHARPNESS * attention[..., 1:stop].float(), dim=-1)
     chosen = words[..., [token - 1 for token in tokens]].permute(2, 0, 1)[:, None]
-    side = torch.tensor([-1.0, 0.0, 1.0], device=attention.device)
+    side = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float32, device=attention.device)
     bell = torch.exp(-((side / (2 * _SIGMA)) ** 2))  # the authors' code: a little wider than their σ says
     kernel = (bell[:, None] * bell) / (bell.sum() ** 2)
     smooth = F.conv2d(F.pad(chosen, (1, 1, 1, 1), mode="reflect"), kernel[None, None])

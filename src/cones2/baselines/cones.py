@@ -135,7 +135,7 @@ class _Search:
 
     def shut(self, chosen: Int[Tensor, "some"]) -> list[dict[str, Any]]:
         """Set weights to 0 and let only these be trained; return the optimiser's group."""
-        is_shut = torch.zeros(len(self._total), device=self._total.device)
+        is_shut = torch.zeros(len(self._total), dtype=torch.float32, device=self._total.device)
         is_shut[chosen.long()] = 1
         for weight, mask in zip(self._weights.values(), _cut(is_shut, self._weights), strict=True):
             weight.data.mul_(1 - mask)
@@ -172,7 +172,9 @@ def shut_weights(pipeline: Any, kept: Tensors) -> dict[str, Tensor]:
     for name, indices in kept.own.items():
         if not name.startswith(_INDICES):
             continue
-        values = kept.own.get(_VALUES + name.removeprefix(_INDICES), torch.zeros(len(indices)))
+        values = kept.own.get(
+            _VALUES + name.removeprefix(_INDICES), torch.zeros(len(indices), dtype=torch.float32, device="cpu")
+        )
         fits = indices.dtype == torch.int32 and indices.ndim == 1 and values.shape == indices.shape
         if not fits or not bool(((indices >= 0) & (indices < len(whole))).all()):
             raise ResidualError(f"{name[:100]} does not fit this UNet's {len(whole)} weights: learn it on this model.")

@@ -102,7 +102,7 @@ class SoftBias:
     def __init__(self, pipeline: Any, layout: Layout, spans: Spans, own: float, others: float) -> None:
         self._pipeline, self._layout, self._spans, self._own, self._others = pipeline, layout, spans, own, others
         self._grids: tuple[tuple[int, int], ...] = ()
-        self._rows = torch.empty(0)
+        self._rows = torch.empty(0, dtype=torch.float32, device="cpu")
         self._made: dict[tuple[int, int], Tensor] = {}
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:

@@ -147,7 +147,10 @@ def blending(pipeline: Any, kept: Tensors, until: float) -> Drawer:
     for key in keys_and_values(unet):
         layer, _, part = key.removesuffix(".weight").rpartition(".")
         inner = unet.get_submodule(f"{layer}.{part}")
-        bank = {name: kept.tensors.get(f"{name}/{key}", torch.empty(0)) for name in kept.texts}
+        bank = {
+            name: kept.tensors.get(f"{name}/{key}", torch.empty(0, dtype=torch.float32, device="cpu"))
+            for name in kept.texts
+        }
         for name, rows in bank.items():
             count = _tokens_of(pipeline.tokenizer, kept.class_words[name])
             if rows.shape != (count, inner.out_features):

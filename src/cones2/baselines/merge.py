@@ -20,7 +20,7 @@ from torch import Tensor
 from cones2.baselines.setup import Reader
 from cones2.baselines.stored import Tensors
 from cones2.captions import captions_for, find_class_word, photo_caption
-from cones2.errors import SettingsError
+from cones2.errors import SettingsError, counted
 from cones2.models import facts_of
 from cones2.prompts import token_span
 
@@ -42,7 +42,8 @@ def merged_weights(pipeline: Any, reader: Reader, learned: Sequence[Tensors]) ->
     own = [subject_states(reader, next(iter(each.texts.values()))) for each in learned]
     states = torch.cat(own)
     if len(states) > states.shape[1]:
-        raise SettingsError(f"{len(states)} words of {len(own)} subjects can't be merged at width {states.shape[1]}.")
+        told = f"{counted(len(states), 'word')} of {counted(len(own), 'subject')}"
+        raise SettingsError(f"{told} can't be merged at width {states.shape[1]}.")
     plain = plain_states(pipeline, reader, [word for each in learned for word in each.class_words.values()])
     original = dict(pipeline.unet.named_parameters())
     made = {}
@@ -64,7 +65,7 @@ def merge(
     arXiv:2212.04488, Eq. 4. All in float64.
     """
     gram = plain.T @ plain
-    gram += _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    gram += _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     directions = torch.linalg.solve(gram, states.T).T  # D = C G⁻¹
     merged: Tensor = before + (wanted.T - before @ states.T) @ torch.linalg.solve(directions @ states.T, directions)
     return merged

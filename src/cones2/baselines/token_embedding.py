@@ -114,11 +114,12 @@ def _speaking(pipeline: Any, kept: Tensors, *, added: bool) -> dict[str, Any]:
     for name, text in kept.texts.items():
         own, words = tokenizer(kept.class_words[name], add_special_tokens=False)["input_ids"], text.split()
         shape = (len(own), encoder.config.hidden_size)
-        if kept.tensors.get(name, torch.empty(0)).shape != shape or tokenizer.add_tokens(words) != len(own):
+        vector = kept.tensors.get(name)
+        if vector is None or vector.shape != shape or tokenizer.add_tokens(words) != len(own):
             raise ResidualError(f"{name!r} needs vectors of shape {list(shape)}: learn it on this model.")
-        ids, vectors = ids + own, [*vectors, kept.tensors[name]]
+        ids, vectors = ids + own, [*vectors, vector]
     weight = next(encoder.parameters())
-    table, classes = torch.cat(vectors).to(weight), torch.tensor(ids, device=weight.device)
+    table, classes = torch.cat(vectors).to(weight), torch.tensor(ids, dtype=torch.long, device=weight.device)
     inner = encoder.forward
 
     def forward(input_ids: Tensor, *args: Any, **options: Any) -> Any:

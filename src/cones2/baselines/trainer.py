@@ -31,6 +31,7 @@ _Count = Annotated[int, pydantic.Field(ge=1, le=10**7)]
 _Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 _NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 _PICTURES_AT_ONCE = 8
+_ON_CPU: Mapping[str, Any] = {"dtype": torch.long, "device": "cpu"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +164,8 @@ def loss_of(
     denoiser: Denoiser, materials: Sequence[Material], embed: Embed, training: Training, draw: torch.Generator
 ) -> Float[Tensor, ""]:
     """Return a step's loss: the mean-squared error on photos, and weighted that on the class's pictures."""
-    chosen = [materials[each] for each in torch.randint(len(materials), (training.batch_size,), generator=draw)]
+    rows = torch.randint(len(materials), (training.batch_size,), generator=draw, **_ON_CPU)
+    chosen = [materials[each] for each in rows]
     rows = [draw_row(denoiser, each.subject, draw) for each in chosen]
     rows += [draw_row(denoiser, each.prior, draw) for each in chosen if each.prior is not None]
     batch = joined([batch for batch, _ in rows])
@@ -185,9 +187,9 @@ def part_loss(
 
 def draw_row(denoiser: Denoiser, shown: Shown, draw: torch.Generator) -> tuple[Batch, str]:
     """Draw one view with its noise and timestep, and one of its captions."""
-    row = int(torch.randint(len(shown.views.mean), (), generator=draw))
+    row = int(torch.randint(len(shown.views.mean), (), generator=draw, **_ON_CPU))
     captions = shown.captions[row]
-    caption = captions[int(torch.randint(len(captions), (), generator=draw))]
+    caption = captions[int(torch.randint(len(captions), (), generator=draw, **_ON_CPU))]
     parts = (shown.views.mean, shown.views.std, shown.views.weights)
     one = Views(*(None if part is None else part[row : row + 1] for part in parts))  # type: ignore[arg-type]
     return denoiser.draw(one, 1, draw), caption

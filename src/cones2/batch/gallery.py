@@ -14,7 +14,7 @@ from PIL import Image
 
 from cones2.batch.results import Result
 from cones2.drawing import Row, contact_sheet
-from cones2.errors import PictureError, SettingsError, printable
+from cones2.errors import PictureError, SettingsError, counted, printable
 from cones2.files import make_folder, write_atomically
 from cones2.images import opened_image
 from cones2.png import record_in, strip_residuals
@@ -187,7 +187,8 @@ def _page(title: str, names: Sequence[str], name: str, count: int, figures: str)
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_escaped(title)}</title><style>{_STYLE}</style></head><body>\n"
-        f"<h1>{_escaped(title)}</h1><p>{count} pictures</p>{pages}\n<main>\n{figures}\n</main>{pages}</body></html>\n"
+        f"<h1>{_escaped(title)}</h1><p>{counted(count, 'picture')}</p>{pages}\n"
+        f"<main>\n{figures}\n</main>{pages}</body></html>\n"
     )
 
 

@@ -8,8 +8,8 @@ import typer
 
 from cones2.cli import options as opt
 from cones2.cli.console import note, print_json, print_table, progress, say, waiting
-from cones2.cli.options import number, option
-from cones2.errors import SettingsError
+from cones2.cli.options import number, option, read_seed
+from cones2.errors import SettingsError, counted
 
 _Protocol = Annotated[Path, typer.Argument(help="What to do: a protocol.toml, docs/evaluation.md.", metavar="PROTOCOL")]
 _Out = Annotated[Path, option("--out -o", "The folder of the results.", "DIR")]
@@ -177,7 +177,9 @@ def form(
     tier: _Tier = "s",
     page: Annotated[Path, option("--page", "Where the page is written.", "FILE")] = Path("form.html"),
     read: Annotated[list[Path] | None, option("--read", "Score a file of answers; once for each.", "FILE")] = None,
-    seed: Annotated[int, option("--seed", "Which questions are drawn.", "N", min=0)] = 0,
+    seed: Annotated[
+        int, option("--seed", "Which questions are drawn: a number, or random.", "N", parser=read_seed)
+    ] = 0,
     as_json: opt.Json = False,
 ) -> None:
     """Write the user study as one page, or with --read score what people answered, beside the judge.
@@ -203,7 +205,8 @@ def form(
         print_json(vars(study))
         return
     rows = {name: f"{100 * yes:.0f} % yes" for name, yes in study.yes.items()}
-    print_table(f"{study.people} people, {study.answers} answers", rows | {"kappa": f"{study.agreement:.2f}"})
+    people = "1 person" if study.people == 1 else f"{study.people or 'no'} people"
+    print_table(f"{people}, {counted(study.answers, 'answer')}", rows | {"kappa": f"{study.agreement:.2f}"})
 
 
 def _check_scipy() -> None:

@@ -11,9 +11,10 @@ import typer
 
 from cones2.cli.console import print_json, print_table, say, waiting
 from cones2.cli.options import Json, option
-from cones2.errors import PictureError
+from cones2.errors import PictureError, counted
 
 _DEEPEST = 4
+_EFFECTS = {"scale": "layout_scale", "preset": "preset"}
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _JPEG = b"\xff\xd8\xff"
 
@@ -60,9 +61,10 @@ def describe(file: Path) -> dict[str, Any]:
 
 
 def residual_rows(description: Mapping[str, Any]) -> dict[str, str]:
-    """Return the eight rows that say what a residual is."""
+    """Return the rows that say what a residual is: eight, or fewer of one that was mixed or imported."""
     parts, recipe = description["parts"], description["recipe"]
-    return {
+    steps = recipe.get("taken", recipe.get("steps"))
+    rows = {
         "class word": description["class_word"],
         "learned on": parts[0]["fits"],
         "fits": ", ".join(
@@ -72,14 +74,18 @@ def residual_rows(description: Mapping[str, Any]) -> dict[str, str]:
         ),
         "tokens": ", ".join(parts[0]["tokens"]),
         "length": ", ".join(f"{length:.3g}" for part in parts for length in part["length"]),
-        "photos": str(len(description["photos"])),
-        "steps": f"{recipe.get('taken', recipe.get('steps'))} of {recipe.get('tune')}, seed {recipe.get('seed')}",
+        "photos": str(len(description["photos"]) or ""),
+        "steps": "" if steps is None else f"{steps} of {recipe.get('tune')}, seed {recipe.get('seed')}",
         "sha256": description["sha256"][:12],
     }
+    return {name: value for name, value in rows.items() if value}
 
 
 def _picture_rows(description: Mapping[str, Any]) -> dict[str, str]:
-    """Return the eight rows that say how a picture was made; all that there is for a layout's picture or a sheet."""
+    """Return the rows that say how a picture was made: eight, less what its record does not know.
+
+    All that there is for a layout's picture or a sheet.
+    """
     if not isinstance(description.get("subjects"), dict) or not isinstance(description.get("model"), dict):
         return dict(_all_rows(description))
     subjects = description["subjects"].items()
@@ -87,19 +93,25 @@ def _picture_rows(description: Mapping[str, Any]) -> dict[str, str]:
     size = [str(options[side]) for side in ("width", "height") if options.get(side)]
     settings = _dict(description.get("layout_settings"))
     regions = _dict(_dict(description.get("layout")).get("regions"))
-    return {
-        "prompt": _text(description.get("prompt")),
+    steps, scale = description.get("num_inference_steps"), description.get("guidance_scale")
+    drawn = (
+        counted(steps, "step") if isinstance(steps, int) else None,
+        _dict(description.get("scheduler")).get("class_name"),
+        None if scale is None else f"guidance scale {_text(scale)}",
+    )
+    acts = [f"{name} {_text(settings[key])}" for name, key in _EFFECTS.items() if settings.get(key) is not None]
+    model = [description["model"].get("name"), description.get("dtype"), description.get("device"), "x".join(size)]
+    rows = {
+        "prompt": _text(description.get("prompt") or ""),
         "subjects": "; ".join(f"{name}, a {_text(_dict(each).get('class_word'))}" for name, each in subjects) or "none",
         "layout": "; ".join(f"{name} {json.dumps(region)[:60]}" for name, region in regions.items()) or "none",
-        "layout's effect": f"scale {_text(settings.get('layout_scale'))}, preset {_text(settings.get('preset'))}",
-        "seed": _text(description.get("seed")),
-        "drawing": f"{_text(description.get('num_inference_steps'))} steps of"
-        f" {_text(_dict(description.get('scheduler')).get('class_name'))},"
-        f" guidance scale {_text(description.get('guidance_scale'))}",
-        "model": f"{_text(description['model'].get('name'))}, {_text(description.get('dtype'))}"
-        f" on {_text(description.get('device'))}{', ' + 'x'.join(size) if size else ''}",
-        "not to show": _text(description.get("negative_prompt")) or "nothing",
+        "layout's effect": ", ".join(acts) if regions else "",
+        "seed": "" if description.get("seed") is None else _text(description["seed"]),
+        "drawing": ", ".join(_text(each) for each in drawn if each),
+        "model": ", ".join(_text(each) for each in model if each),
+        "not to show": _text(description.get("negative_prompt") or "nothing"),
     }
+    return {name: value for name, value in rows.items() if value}
 
 
 def _command(*words: str) -> str:

@@ -21,6 +21,7 @@ from cones2.errors import (
     PhotoError,
     SettingsError,
     counted,
+    first_line,
 )
 
 _INSIST = "--force learns a class word that the model does not know."
@@ -107,11 +108,9 @@ def learn(
             at_interrupt=lambda step: step.save_checkpoint(),
         )
         kept.save(last.residual)
-        best = getattr(last, "best", None)
-        moved = None
-        if best is None or best.step == last.step:  # else the encoder was tuned further than what is kept
-            with waiting("measuring how far other words moved"):
-                moved = getattr(last, "learned", last).displacement()
+    best = getattr(last, "best", None)
+    # An early best step is kept without the encoder of that step.
+    moved = _displacement(last) if best is None or best.step == last.step else None
     report = {
         "residual": str(kept.file),
         "name": name,
@@ -139,6 +138,17 @@ def learn(
         value = f"{100 * moved.relative:.1f} % of their length (Eq. 3: {moved.preservation:.3g})"
         say(f"Other words moved by {value}; near 0 is best.")
     say(f"Draw it with: {kept.command(model, model_config)}")
+
+
+def _displacement(last: Any) -> Any:
+    """Measure how far other words moved; None with a warning where that fails: the residual is kept already."""
+    try:
+        with waiting("measuring how far other words moved"):
+            return getattr(last, "learned", last).displacement()
+    except Exception as error:  # the device's own, such as a lack of memory, as well
+        text = f"how far other words moved could not be measured: {first_line(error)} The residual is whole."
+        warnings.warn(text, Cones2Warning, stacklevel=2)
+        return None
 
 
 def _measured(step: Any) -> dict[str, float]:
@@ -206,7 +216,7 @@ class _Kept:
         if name is not None:
             check_folder(self.shelf.folder)
             with hint(LibraryError, "" if replace else "--replace replaces it."):
-                self.shelf.check_free(name, replace=replace)
+                self.shelf.check_can_add(name, replace=replace)
         self.file = out or self.shelf.path_of(name or "")
 
     def check_checkpoints(self, *, resume: bool) -> Path:

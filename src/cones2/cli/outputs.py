@@ -4,7 +4,7 @@ import itertools
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +93,8 @@ class Pictures:
                     yield number
                     return
             finally:
-                mark.unlink()
+                with suppress(OSError):  # the picture is written, and a mark that stays takes only its number
+                    mark.unlink()
 
     def _first_free(self) -> int:
         names = [_NUMBERED.match(path.name) for path in self.path.iterdir()]

@@ -4,10 +4,11 @@ The pictures are prepared with Pillow alone, as the models' owners say: bicubic 
 their means and deviations.
 """
 
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pydantic
@@ -17,16 +18,21 @@ from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from cones2.errors import ModelError, first_line
-from cones2.files import read_bounded
+from cones2.files import read_bounded, read_json_object
+from cones2.model_folders import check_encoder
 from cones2.shared import own_settings, quiet_libraries
 
 _LARGEST_JSON = 2**16
 _AT_ONCE = 16
+_DINO = {"vit": "ViTModel", "dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
+
+
+_Side = Annotated[int, pydantic.Field(ge=0, le=4096)]
 
 
 class _Size(pydantic.BaseModel):
-    shortest_edge: int = 0
-    height: int = 0
+    shortest_edge: _Side = 0
+    height: _Side = 0
 
 
 class Preparation(pydantic.BaseModel):
@@ -34,8 +40,8 @@ class Preparation(pydantic.BaseModel):
 
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
-    size: _Size | int = _Size()
-    crop_size: _Size | int | None = None
+    size: _Size | _Side = _Size()
+    crop_size: _Size | _Side | None = None
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -108,7 +114,7 @@ def open_clip(folder: Path) -> Encoder:
     Raises:
         ModelError: it is not a CLIP model's folder, or is damaged.
     """
-    return _opened(folder, "CLIPModel", with_tokenizer=True)
+    return _opened(folder, {"clip": "CLIPModel"}, with_tokenizer=True)
 
 
 def open_dino(folder: Path) -> Encoder:
@@ -117,19 +123,24 @@ def open_dino(folder: Path) -> Encoder:
     Raises:
         ModelError: it is not such a model's folder, or is damaged.
     """
-    return _opened(folder, "AutoModel", with_tokenizer=False)
+    return _opened(folder, _DINO, with_tokenizer=False)
 
 
 @own_settings()
-def _opened(folder: Path, kind: str, *, with_tokenizer: bool) -> Encoder:
+def _opened(folder: Path, kinds: Mapping[str, str], *, with_tokenizer: bool) -> Encoder:
+    check_encoder(folder)
     try:
+        told = read_json_object(folder / "config.json", limit=_LARGEST_JSON, error=ModelError).get("model_type")
+        if not isinstance(told, str) or told not in kinds:
+            raise ModelError(f"its model_type is {reprlib.repr(told)}, expected {' or '.join(kinds)}.")
         said = read_bounded(folder / "preprocessor_config.json", limit=_LARGEST_JSON, error=ModelError)
         preparation = Preparation.model_validate_json(said)
         with quiet_libraries():
             import transformers
 
-            options = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
-            model, report = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True, **options)
+            options = {"dtype": torch.float32, "attn_implementation": "sdpa", "output_loading_info": True}
+            options |= {"use_safetensors": True, "local_files_only": True}
+            model, report = getattr(transformers, kinds[told]).from_pretrained(folder, **options)
             tokenizer = (
                 transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True) if with_tokenizer else None
             )

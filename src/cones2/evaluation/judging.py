@@ -102,8 +102,9 @@ def judge_pictures(judge: Judge, images: Sequence[Image]) -> list[Judged]:
     found = []
     for row, sightings in enumerate(judge.look(pixels)):
         sightings = sightings[:MOST_SEEN]
-        boxes = torch.tensor([one.box for one in sightings]).reshape(-1, 4)
-        plain = second_judge.describe(pixels, boxes, torch.full((len(sightings),), row))
+        boxes = torch.tensor([one.box for one in sightings], dtype=torch.float32, device="cpu").reshape(-1, 4)
+        rows = torch.full((len(sightings),), row, dtype=torch.long, device="cpu")
+        plain = second_judge.describe(pixels, boxes, rows)
         found.append(
             Judged(
                 classes=[one.class_index for one in sightings],
@@ -171,8 +172,8 @@ def as_pixels(images: Sequence[Image]) -> Float[Tensor, "batch 3 128 128"]:
 
 def embed_whole(judge: Judge, pixels: Float[Tensor, "batch 3 128 128"]) -> Float[Tensor, "batch dim"]:
     """Embed whole pictures as if each were one object: backgrounds count, too, as they do in CLIP-I."""
-    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(len(pixels), 1)
-    return judge.embed(pixels, boxes, torch.arange(len(pixels)))
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float32, device="cpu").repeat(len(pixels), 1)
+    return judge.embed(pixels, boxes, torch.arange(len(pixels), dtype=torch.long, device="cpu"))
 
 
 def prompt_words(judge: Judge, classes: Sequence[int], scene: str) -> Float[np.ndarray, "words"]:

