@@ -81,7 +81,8 @@ def test_two_pictures_are_drawn_at_the_same_time(tiny: Any) -> None:
         return {}
 
     def job(layout: Any, **options: Any) -> np.ndarray:
-        images: np.ndarray = pipe(PROMPT, layout, subjects=subjects_for(tiny), seed=3, **SIZE, **options).images
+        call: dict[str, Any] = {**SIZE, **options}
+        images: np.ndarray = pipe(PROMPT, layout, subjects=subjects_for(tiny), seed=3, **call).images
         return images
 
     expected = [job(layout) for layout in (LAYOUT, OTHER)]

@@ -367,11 +367,8 @@ def _encode_options(pipeline: Any, family: Family, options: Mapping[str, Any], *
         if name not in taken or name in family.encoded or name in ("prompt", "device", "num_images_per_prompt"):
             raise SettingsError(f"{name} is not an argument that {type(pipeline).__name__}.encode_prompt takes here.")
     given = {name: value for name, value in options.items() if value is not None}
-    for name in OTHER_TEXTS:
-        if name in given:
-            check_no_weights(one_text(name, given[name]))
-            given[name] = plain_text(given[name])
-    return given
+    texts = {name: check_no_weights(one_text(name, given[name])) for name in OTHER_TEXTS if name in given}
+    return given | {name: plain_text(text) for name, text in texts.items()}
 
 
 def one_text(name: str, value: object) -> str:

@@ -94,8 +94,8 @@ class TokenizedPrompt:
     spans: Mapping[str, tuple[Span, ...]]
 
 
-def check_no_weights(text: str) -> None:
-    """Refuse the weights of other tools, which would be read as punctuation: `(dog:1.2)`, `((dog))`, `[dog]`.
+def check_no_weights(text: str) -> str:
+    """Return a text without other tools' weights, which would be read as punctuation: `(dog:1.2)`, `((dog))`, `[dog]`.
 
     Plain parentheses are text, as in `a dog (my own)`, and so is a bracket after a backslash.
 
@@ -110,6 +110,7 @@ def check_no_weights(text: str) -> None:
             f"{found[0]!r} looks like a weight, and prompts have none here: use a subject's strength for how much of it"
             " is added, and plain words for the rest."
         )
+    return text
 
 
 def plain_text(text: str) -> str:

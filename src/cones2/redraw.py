@@ -3,6 +3,7 @@
 import base64
 import copy
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -162,8 +163,8 @@ class PictureRecord(_Strict):
 
     def check_pixels(self, height: int, width: int) -> None:
         """Check the batch's pixels, of these sides where the record has none; ValueError where they are too many."""
-        height, width = self.options.get("height") or height, self.options.get("width") or width
-        if (pixels := self.num_images * height * width) > MOST_PIXELS:
+        sides = [self.options.get(name) or side for name, side in (("height", height), ("width", width))]
+        if (pixels := math.prod(each for each in (self.num_images, *sides) if isinstance(each, int))) > MOST_PIXELS:
             raise ValueError(f"it asks for {pixels:,} pixels at once, expected at most {MOST_PIXELS:,}")
 
     @classmethod

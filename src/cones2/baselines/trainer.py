@@ -164,8 +164,8 @@ def loss_of(
     denoiser: Denoiser, materials: Sequence[Material], embed: Embed, training: Training, draw: torch.Generator
 ) -> Float[Tensor, ""]:
     """Return a step's loss: the mean-squared error on photos, and weighted that on the class's pictures."""
-    rows = torch.randint(len(materials), (training.batch_size,), generator=draw, **_ON_CPU)
-    chosen = [materials[each] for each in rows]
+    drawn = torch.randint(len(materials), (training.batch_size,), generator=draw, **_ON_CPU)
+    chosen = [materials[each] for each in drawn]
     rows = [draw_row(denoiser, each.subject, draw) for each in chosen]
     rows += [draw_row(denoiser, each.prior, draw) for each in chosen if each.prior is not None]
     batch = joined([batch for batch, _ in rows])

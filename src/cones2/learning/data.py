@@ -229,7 +229,7 @@ def encode_images(
     """
     vae, device = pipeline.vae, pipeline._execution_device
     vae = float32_copy(vae, device) if vae.dtype == torch.float16 else vae
-    pixels = (stack_pixels([image]) / 127.5 - 1 for image in images)
+    pixels = ((stack_pixels([image]) / 127.5 - 1)[:, None][0] for image in images)  # other strides, other last bits
     posteriors = [vae.encode(row.to(device, vae.dtype)).latent_dist for row in pixels]
     mean, std = (torch.cat([getattr(each, name) for each in posteriors]).float() for name in ("mean", "std"))
     shift, scale = _latent_units(vae, mean)
