@@ -118,7 +118,7 @@ def test_rows_that_can_not_be_drawn() -> None:
         contact_sheet([])
     with pytest.raises(PictureError, match="'dogs' has no pictures"):
         Row("dogs", ())
-    with pytest.raises(PictureError, match="1 captions for 2 pictures"):
+    with pytest.raises(PictureError, match="1 caption for 2 pictures"):
         Row("dogs", (RED, RED), ("one",))
 
 

@@ -135,19 +135,33 @@ def own_settings(*, inference: bool = False) -> Iterator[None]:
         yield
 
 
+_NOTICES = {
+    "transformers.utils.import_utils": "torchvision",
+    "diffusers.quantizers.torchao.torchao_quantizer": "torchao",
+    "torchao": "",
+    "torch.utils._pytree": "",
+}
+"""By logger, what is in a message that it gives while something is imported."""
+
+
 @contextmanager
 def without_import_notices() -> Iterator[None]:
-    """Drop what transformers says on being imported where torchvision is not installed; nothing here needs that."""
+    """Drop what libraries say on being imported of others that are not there, or not for this machine.
+
+    Without torchvision it is transformers that does; with torchao, the extra `quantized`, it and who imports it.
+    """
 
     def is_kept(record: logging.LogRecord) -> bool:
-        return "torchvision" not in record.getMessage()
+        return _NOTICES[record.name] not in record.getMessage()
 
-    logger = logging.getLogger("transformers.utils.import_utils")
-    logger.addFilter(is_kept)
+    loggers = [logging.getLogger(name) for name in _NOTICES]
+    for logger in loggers:
+        logger.addFilter(is_kept)
     try:
         yield
     finally:
-        logger.removeFilter(is_kept)
+        for logger in loggers:
+            logger.removeFilter(is_kept)
 
 
 @contextmanager

@@ -46,10 +46,6 @@ def compose(
         float | None,
         option("--guidance-scale", "How closely to follow the prompt; default: what suits the model.", "X"),
     ] = None,
-    true_cfg_scale: Annotated[
-        float | None,
-        option("--true-cfg-scale", "What negative texts weigh on FLUX.1; above 1.", "X"),
-    ] = None,
     negative: Annotated[str | None, option("--negative", "What not to show.", "TEXT")] = None,
     size: Annotated[str | None, option("--size", "In pixels; default: the model's.", "WxH")] = None,
     out: Annotated[Path, option("--out -o", "A folder, or one .png file.", "DIR_OR_FILE")] = _PICTURES,
@@ -86,6 +82,9 @@ def compose(
     guided_steps: Annotated[int | None, option("--guided-steps", "Act in the first N steps only.", "N", ACTING)] = None,
     scheduler: Annotated[
         str | None, option("--scheduler", "ddim, euler_a, 'DPM++ 2M Karras'...; default: the model's.", "NAME", MODEL)
+    ] = None,
+    true_cfg_scale: Annotated[
+        float | None, option("--true-cfg-scale", "FLUX.1's guidance for negative texts: above 1.", "X", MODEL)
     ] = None,
     model_config: opt.ModelConfig = None,
     device: opt.Device = None,
