@@ -104,6 +104,7 @@ def main() -> None:
         model = small_model(Path(folder) / "model")
         pipe = Cones2Pipeline.from_pretrained(model, device="cpu")
         learner = Learner(make_stage(Path(folder) / "stage", pipe), Path(folder) / "work", pipe)
+        counts.update(dict.fromkeys((moment.name for moment in learner.moments), 0))
         turn: list[Moment] = []
         kills = 0
         while kills < asked.kills:
@@ -114,7 +115,7 @@ def main() -> None:
             moment = turn.pop()
             killed, what = learner.killed(moment, draw)
             kills += killed
-            counts[moment.name] += 1
+            counts[moment.name] += bool(killed)
             wrong += bool(what)
             if what:
                 print(f"{moment}: {what}", file=sys.stderr, flush=True)

@@ -223,7 +223,8 @@ def _size_of(pipeline: Any, options: Mapping[str, Any]) -> tuple[int, int]:
     """Return width and height of pictures: as a call says, as the image that it changes, or the model's own."""
     height, width, image = options.get("height"), options.get("width"), options.get("image")
     first = image[0] if isinstance(image, list | tuple) and image else image
-    if not (height and width) and isinstance(first, Image) and "mask_image" not in options:  # inpainting resizes it
+    is_followed = "mask_image" not in options and family_of(pipeline).image_sets_size  # others resize it
+    if not (height and width) and isinstance(first, Image) and is_followed:
         width, height = first.size
     if not (height and width):
         height, width = native_size(pipeline)
@@ -313,7 +314,10 @@ def warn_of_doubts(
         told = ", ".join(map(repr, unknown[:5])) + (" and more" if len(unknown) > 5 else "")
         doubts.append(f"{facts.name} does not know {told}: expect nothing of that.")
     (width, height), own = _size_of(pipeline, options), math.sqrt(math.prod(native_size(pipeline)))
-    if height * width > (_MOST_ENLARGED * own) ** 2:
+    is_said = (
+        bool(options.get("height")) or family_of(pipeline).attention == "cross"
+    )  # klein makes large images smaller
+    if is_said and height * width > (_MOST_ENLARGED * own) ** 2:
         native = native_size(pipeline)
         size = f"{native[1]}x{native[0]} pixels: at {width}x{height}"
         doubts.append(f"{facts.name} learned on {size} it may draw things several times.")

@@ -85,6 +85,7 @@ class Family:
         guided_above: the scale above which there is guidance.
         true_guidance: the call's argument that is this scale, where `guidance_scale` is a number that the model reads.
         native_side: the side of its pictures in pixels, where neither a config nor the pipeline tells it.
+        image_sets_size: whether a picture that is changed decides their shape, where a call says none.
         read_call: reads the arguments of the denoiser's call; the number of timesteps is `train_steps`.
         with_texts: of a joint transformer: puts more texts into its arguments, behind its own.
         block_text: of one whose arguments take none: what its joint blocks are given of a text, and its phases;
@@ -110,6 +111,7 @@ class Family:
     guided_above: float = 1.0
     true_guidance: str | None = None
     native_side: int | None = None
+    image_sets_size: bool = True
     read_call: Callable[[Any, int, tuple[Any, ...], Mapping[str, Any]], DenoiserCall]
     with_texts: Callable[[Sequence[NegativeText], Mapping[str, Any]], dict[str, Any]] | None = None
     block_text: Callable[[Any, NegativeText], tuple[Tensor, Tensor]] | None = None
@@ -280,6 +282,7 @@ _FLUX = Family(
     encoded=("prompt_embeds", "pooled_prompt_embeds", None),
     guidance_scale=None,
     true_guidance="true_cfg_scale",
+    image_sets_size=False,
     read_call=read_flux_call,
     with_texts=flux_with_texts,
     velocity=flux_velocity,
@@ -300,6 +303,7 @@ _SD3 = Family(
     encoded=("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
     repeats_text=False,
     guidance_scale=None,
+    image_sets_size=False,
     read_call=read_sd3_call,
     with_texts=sd3_with_texts,
     velocity=sd3_velocity,

@@ -95,7 +95,7 @@ class TokenizedPrompt:
 
 
 def check_no_weights(text: str) -> str:
-    """Return a text without other tools' weights, which would be read as punctuation: `(dog:1.2)`, `((dog))`, `[dog]`.
+    """Refuse a text with other tools' weights, which would be read as punctuation: `(dog:1.2)`, `((dog))`, `[dog]`.
 
     Plain parentheses are text, as in `a dog (my own)`, and so is a bracket after a backslash.
 

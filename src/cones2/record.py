@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cones2.denoisers import unwrapped
 from cones2.errors import ModelError
-from cones2.families import family_of
+from cones2.families import family_of, native_size
 from cones2.fingerprint import fingerprint, weights_state
 from cones2.layout import Layout
 from cones2.models import ModelFacts
@@ -32,6 +32,10 @@ from cones2.subjects import Subject
 LibraryName = Literal["cones2", "diffusers", "torch", "transformers"]
 """Those that move the last bits of a picture."""
 
+MOST_PIXELS = 2**24
+"""Pixels of a batch that can be drawn again: 16 pictures of 1024 x 1024."""
+
+_SIDES = ("height", "width")
 _LARGEST_OPTION = 2**16  # characters of JSON
 _HASHES: "weakref.WeakKeyDictionary[torch.nn.Module, tuple[object, list[str | None]]]" = weakref.WeakKeyDictionary()
 
@@ -95,6 +99,9 @@ def _describe_subject(subject: Subject) -> dict[str, Any]:
 
 def _not_repeatable(pipeline: Any, call: DrawCall) -> str:
     """Return why the pictures can't be drawn again; empty where they can."""
+    sides = [call.options.get(name) or side for name, side in zip(_SIDES, native_size(pipeline), strict=True)]
+    if math.prod((call.num_images, *sides)) > MOST_PIXELS:
+        return f"it is one of more than {MOST_PIXELS:,} pixels that were drawn at once; draw fewer"
     if getattr(pipeline.scheduler, "noise_sampler_seed", 0) is None:
         return f"{type(pipeline.scheduler).__name__} ignores generators; give seeds to it"
     if call.seeds is None or len(call.seeds) != call.num_images:

@@ -21,6 +21,7 @@ from cones2.library import find_by_hash
 from cones2.png import read_record
 from cones2.prompts import LONGEST_PROMPT
 from cones2.record import (
+    MOST_PIXELS,
     LibraryName,
     content_hash,
     describe_adapters,
@@ -37,9 +38,6 @@ from cones2.subjects import Subject
 
 MOST_PICTURES = 64
 """Pictures of a record's batch, and subjects in it."""
-MOST_PIXELS = 2**24
-"""Pixels of a record's batch: 16 pictures of 1024 x 1024."""
-
 _MOST_STEPS = 1000
 _WITHOUT_EFFECT = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "measure_attention")
 
@@ -156,7 +154,8 @@ class PictureRecord(_Strict):
         for side in (self.options.get("height"), self.options.get("width")):
             if side is not None and not (type(side) is int and side > 0):
                 raise ValueError(f"a side of {side!r} pixels makes no sense")
-        self.check_pixels(1, 1)
+        if self.seeds:
+            self.check_pixels(1, 1)
         if any(isinstance(value, list) and len(value) > _MOST_STEPS for value in self.options.values()):
             raise ValueError(f"a list among its options is longer than {_MOST_STEPS}")  # timesteps, or sigmas
         return self

@@ -16,6 +16,7 @@ TRIES = 3
 
 _SLOW, _LEAST = 3.0, 60.0  # pictures are also given to an idle worker after so many usual times, and seconds
 _SILENT, _SILENCE = 30.0, (120.0, 900.0)  # or where so many usual pictures or steps nothing was heard, within bounds
+_MOST_AT_ONE = 3  # workers at a lease: a picture that hangs must not take them all
 _LONGEST_PAUSE = 30.0
 _AGAIN = 1.0  # seconds after which it is looked for slow leases again
 
@@ -91,7 +92,8 @@ class Driver:
         for those in at.values():
             lease, times = those[0].lease, 2 ** (len(those) - 1)
             silence, limit = silences[bool(lease.numbers)] * times, (longest if lease.numbers else math.inf) * times
-            if all(now - each.heard > silence or now - each.since > limit for each in those):
+            is_slow = all(now - each.heard > silence or now - each.since > limit for each in those)
+            if is_slow and len(those) < _MOST_AT_ONE:
                 slow.append(those[0])
         if not slow:
             self._look_at = now + _AGAIN

@@ -171,9 +171,9 @@ class Batch:
             OutputError: the storage fails; what was drawn is kept, and a new batch goes on.
             Cones2Error: no worker can begin.
         """
-        write_plan(self.plan, self.store)
-        self.store.write(f"engines/{self.name}.json", self._note_of_itself())  # which workers look for
         try:
+            write_plan(self.plan, self.store)
+            self.store.write(f"engines/{self.name}.json", self._note_of_itself())  # which workers look for
             self._workers = len(crew.workers)
             due = dict.fromkeys(crew.workers, -math.inf)
             idle: dict[str, None] = {}  # in the order in which they became so
@@ -198,7 +198,7 @@ class Batch:
                     yield None
                 self._look_around()
         except OutputError:
-            self._beaten = math.inf  # what can't be written can't be deleted: the note is old in half a minute
+            self._beaten = math.inf  # a storage that fails would be waited for: the note is old in half a minute
             raise
         finally:
             crew.close()

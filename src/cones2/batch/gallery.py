@@ -165,7 +165,7 @@ def _figure(result: Result, fields: Sequence[str], folder: Path, opened: Sequenc
     record = strip_residuals(record_in(result.content, result.id))
     made, drawn = json.dumps(record, indent=1), record.get("model")
     name = drawn.get("name") if isinstance(drawn, dict) else None
-    named = name != "mini" and name in (opened[1], Path(opened[1]).resolve().name, Path(opened[1]).stem)
+    named = name != "mini" and name in (opened[1], Path(opened[1]).name, Path(opened[1]).stem)
     again = shlex.join(["cones2", "compose", "--from", picture, *(opened if named else ()), "--out", "again.png"])
     return (
         f'<figure id="{result.id[:16]}"><a href="{picture}"><img src="{thumbnail}" alt="{_escaped(prompt)}"'

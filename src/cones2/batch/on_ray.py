@@ -8,13 +8,14 @@ import os
 import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from cones2.batch.engine import Task
 from cones2.batch.lease import Event
 from cones2.batch.worker import Spec, Worker
 from cones2.errors import OutputError, SettingsError, first_line
 
-_LOOPBACK = ("", "127.0.0.1", "localhost", "[::1]")
+_LOOPBACK = (None, "127.0.0.1", "localhost", "::1")
 
 
 class Actor:
@@ -40,6 +41,9 @@ class RayActors:
 
     Where this process has joined a cluster already, that is used, and left alone in the end.
 
+    Attributes:
+        joined: whether it is this that has joined the cluster, or begun it.
+
     Raises:
         SettingsError: Ray is not installed, there is no such cluster or it has no processors, or it is remote and
             nothing says that it asks for a token.
@@ -52,15 +56,20 @@ class RayActors:
             import ray
         except ImportError as error:
             raise SettingsError("ray is not installed: pip install 'cones2[ray]'.") from error
-        self._joined = not ray.is_initialized()
-        if self._joined:
+        self.joined = not ray.is_initialized()
+        if self.joined:
             _join(ray, address)
         self._ray, self._spec = ray, spec
-        resources = ray.cluster_resources()
+        self._actors: dict[str, Any] = {}
+        self._asked: dict[Any, str] = {}
+        with _connection():
+            resources = ray.cluster_resources()
         kind = "GPU" if resources.get("GPU") else "CPU"
         count = count or int(resources.get(kind, 0))
         if not count:
-            raise SettingsError(f"the Ray cluster {address!r} has no processors yet: say how many workers it will have")
+            self.close()
+            told = f"the Ray cluster {address!r} has no processors yet"
+            raise SettingsError(f"{told}: expected some, or the number of workers that it will have.")
         self.workers = tuple(f"worker {number}" for number in range(1, count + 1))
         self._options: dict[str, Any] = {
             "num_gpus" if kind == "GPU" else "num_cpus": 1,
@@ -69,12 +78,11 @@ class RayActors:
             "max_concurrency": 2,  # so that it can be told to stop
             "scheduling_strategy": "SPREAD",
         }
-        self._actors: dict[str, Any] = {}
-        self._asked: dict[Any, str] = {}
 
     def start(self, worker: str) -> None:
         """See `Crew`."""
-        self._actors[worker] = self._ray.remote(Actor).options(**self._options).remote(self._spec)
+        with _connection():
+            self._actors[worker] = self._ray.remote(Actor).options(**self._options).remote(self._spec)
         self._ask(worker)
 
     def give(self, worker: str, task: Task) -> None:
@@ -82,39 +90,50 @@ class RayActors:
         self._ask(worker, task)
 
     def _ask(self, worker: str, task: Task | None = None) -> None:
-        self._asked[self._actors[worker].next.remote(task)] = worker
+        with _connection():
+            self._asked[self._actors[worker].next.remote(task)] = worker
 
     def hear(self, timeout: float) -> tuple[str, Event] | None:
         """See `Crew`."""
         if not self._asked:
             threading.Event().wait(timeout)
             return None
-        try:
+        with _connection():
             told, _ = self._ray.wait(list(self._asked), num_returns=1, timeout=timeout)
-            for answer in told:
-                worker = self._asked.pop(answer)
-                event: Event = self._ray.get(answer)
-                if event["event"] not in ("ready", "ended", "gave up"):  # after these it waits for a task
-                    self._ask(worker)
-                return worker, event
-        except self._ray.exceptions.RayError as error:
-            return worker, {"event": "died", "why": f"its actor ended: {first_line(error)[:500]}"}
-        except ConnectionError as error:
-            raise OutputError(f"lost the Ray cluster: {first_line(error)} Run it again to go on.") from error
-        return None
+            if not told:
+                return None
+            worker = self._asked.pop(told[0])
+            try:
+                event: Event = self._ray.get(told[0])
+            except self._ray.exceptions.RayError as error:
+                return worker, {"event": "died", "why": f"its actor ended: {first_line(error)[:500]}"}
+        if event["event"] not in ("ready", "ended", "gave up"):  # after these it waits for a task
+            self._ask(worker)
+        return worker, event
 
     def drain(self) -> None:
         """See `Crew`."""
-        for actor in self._actors.values():
-            actor.stop.remote()
+        with _connection():
+            for actor in self._actors.values():
+                actor.stop.remote()
 
     def close(self) -> None:
         """See `Crew`."""
-        with contextlib.suppress(ConnectionError):
-            for actor in self._actors.values():
+        for actor in self._actors.values():
+            with contextlib.suppress(ConnectionError):
                 self._ray.kill(actor)
-            if self._joined:
+        if self.joined:
+            with contextlib.suppress(ConnectionError):
                 self._ray.shutdown()
+
+
+@contextlib.contextmanager
+def _connection() -> Iterator[None]:
+    """Turn a connection that is lost into an error of ours."""
+    try:
+        yield
+    except ConnectionError as error:
+        raise OutputError(f"lost the Ray cluster: {first_line(error)} Run it again to go on.") from error
 
 
 def _check_tokens(address: str) -> None:
@@ -126,8 +145,11 @@ def _check_tokens(address: str) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # on any system: stay on the loopback address
         return
-    meant = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address  # as Ray reads it
-    host = "" if meant in ("auto", "local") else meant.rpartition("://")[2].rpartition(":")[0]
+    meant = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address  # as Ray reads it first
+    try:
+        host = None if meant in ("auto", "local") else urlsplit(f"//{meant.rpartition('://')[2]}").hostname
+    except ValueError:  # a host that is none
+        host = meant
     if host not in _LOOPBACK and os.environ.get("RAY_AUTH_MODE") != "token":
         advice = "set RAY_AUTH_MODE=token here and on its nodes"
         raise SettingsError(f"the cluster {meant} is remote, and nothing says that it asks for a token: {advice}.")

@@ -122,7 +122,8 @@ class Plan:
         """
         name, config = (each and found_in(Path(), each) for each in (job.model, job.config))
         model = {"name": name, "config": config, "dtype": job.dtype, "weights": weights_of(job.model)}
-        head = as_json({"cones2": importlib.metadata.version("cones2"), "model": model})
+        what = model | {"name": None, "config": config and Path(config).name}  # whatever folder of whatever machine
+        head = as_json({"cones2": importlib.metadata.version("cones2"), "model": what})
         names, lessons, residuals = {}, {}, {}
         for name, source in job.subjects.items():
             subject: tuple[str, str | None] = (source if isinstance(source, str) else source.class_word, None)

@@ -39,7 +39,7 @@ class _Described(pydantic.BaseModel, frozen=True):
 
     format: int = pydantic.Field(ge=1, le=1)
     model: _Text
-    config: _Text | None
+    config: _Text | None = None
     pictures: int = pydantic.Field(ge=0)
     subjects: dict[Sha256, _Text]
     leases: list[tuple[Sha256, int, list[Sha256]]]  # the last are subjects that must be learned before

@@ -123,7 +123,7 @@ def read_engines(store: Store) -> Iterator[Note]:
     for name in store.names("engines"):
         with contextlib.suppress(OutputError, pydantic.ValidationError):  # or deleted while it was read
             told = Note.model_validate_json(store.read(f"engines/{name}") or b"")
-            if time.time() - told.time < _LATE:
+            if abs(time.time() - told.time) < _LATE:
                 yield told
 
 
@@ -137,8 +137,9 @@ def time_left(engines: Collection[Note]) -> float | None:
         if each.seconds_left is None or each.shard.plan != next(iter(engines)).shard.plan:
             return None
         speeds[each.shard.part] = speeds.get(each.shard.part, 0.0) + 1 / max(each.seconds_left, 1e-9)
-    at_work = engines and set(range(next(iter(engines)).shard.parts)) <= speeds.keys()
-    return 1 / min(speeds.values()) if at_work else None
+    parts = next(iter(engines)).shard.parts if engines else 0
+    is_whole = parts and sum(part < parts for part in speeds) == parts
+    return 1 / min(speeds.values()) if is_whole else None
 
 
 def cases_elsewhere(store: Store, commits: set[str], planned: set[str]) -> set[str]:

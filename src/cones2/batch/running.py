@@ -78,8 +78,12 @@ def make_crew(
         from cones2.batch.on_ray import RayActors
 
         crew = RayActors(ray, workers, spec)
-        if ray != "local":  # other machines may join at any time
-            carry_files(batch.plan, batch.store, batch.standing.learned)
+        if ray != "local" or not crew.joined:  # other machines may join at any time
+            try:
+                carry_files(batch.plan, batch.store, batch.standing.learned)
+            except BaseException:
+                crew.close()
+                raise
         return crew
     if workers is None:
         bench = Bench(batch.store, spool_of(batch.store, spec["out"]), lambda: batch.driver.draining)

@@ -15,7 +15,7 @@ def learnable_family(pipeline: Any) -> Family:
     family = family_of(pipeline)
     _check_weights(pipeline, family)
     if family.velocity is None:
-        _check_unet(pipeline)
+        _check_unet(pipeline, family)
     else:
         _check_flow(pipeline, family)
     return family
@@ -39,8 +39,11 @@ def _check_weights(pipeline: Any, family: Family) -> None:
         )
 
 
-def _check_unet(pipeline: Any) -> None:
+def _check_unet(pipeline: Any, family: Family) -> None:
     unet, vae, scheduler = pipeline.unet, pipeline.vae.config, pipeline.scheduler
+    for part in family.text_parts:
+        if (side := getattr(pipeline, part.tokenizer).padding_side) != "right":
+            raise ModelError(f"its {part.tokenizer} pads at the {side}: set padding_side to right, as it was trained.")
     if unet.config["time_cond_proj_dim"] is not None:
         raise ModelError(
             "this is a distilled model (its UNet reads the guidance scale): learn on the base model that it was"
