@@ -314,10 +314,8 @@ def warn_of_doubts(
         told = ", ".join(map(repr, unknown[:5])) + (" and more" if len(unknown) > 5 else "")
         doubts.append(f"{facts.name} does not know {told}: expect nothing of that.")
     (width, height), own = _size_of(pipeline, options), math.sqrt(math.prod(native_size(pipeline)))
-    is_said = (
-        bool(options.get("height")) or family_of(pipeline).attention == "cross"
-    )  # klein makes large images smaller
-    if is_said and height * width > (_MOST_ENLARGED * own) ** 2:
+    is_own = options.get("height") or family_of(pipeline).attention == "cross"  # klein makes large images smaller
+    if is_own and height * width > (_MOST_ENLARGED * own) ** 2:
         native = native_size(pipeline)
         size = f"{native[1]}x{native[0]} pixels: at {width}x{height}"
         doubts.append(f"{facts.name} learned on {size} it may draw things several times.")
