@@ -23,7 +23,7 @@ def test_few_files_none_of_them_long() -> None:
     files = count.files()
     house = {name: lines for name, lines in files.items() if not name.startswith((*EVIDENCE, *STUDIO))}
     assert len(house) <= 86  # the aim was 60, before there was a batch engine
-    assert sum(house.values()) <= 18_065  # the aim was 7,500, before there was one; make room for what is added
+    assert sum(house.values()) <= 18_105  # the aim was 7,500, before there was one; make room for what is added
     assert {name: lines for name, lines in files.items() if lines > 400} == {}
 
 
@@ -32,7 +32,7 @@ def test_the_core_grows_no_more() -> None:
     assert len(core) <= 67  # the aim was 60
     # The aim was 7,500, before joint transformers, the Hub, masks and much else; 13,240 before `negatives.py`; 13,590
     # before ControlNets of joint transformers, and stricter checks of strangers' folders.
-    assert sum(core.values()) <= 13_790
+    assert sum(core.values()) <= 13_812
 
 
 def test_the_evidence_stays_small_as_well() -> None:
