@@ -97,7 +97,8 @@ class TokenizedPrompt:
 def check_no_weights(text: str) -> str:
     """Return a text as it is, where it has none of other tools' weights: `(dog:1.2)`, `((dog))`, `[dog]`.
 
-    These would be read as punctuation. Plain parentheses are text, as in `a dog (my own)`, and so is a bracket after a backslash.
+    These would be read as punctuation. Plain parentheses are text, as in `a dog (my own)`, and so is a bracket after a
+    backslash.
 
     Raises:
         PromptError: there is one, or the text can't be written in UTF-8.
