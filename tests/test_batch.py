@@ -32,6 +32,7 @@ from cones2.batch.engine import Batch, Inline, Outcome
 from cones2.batch.gallery import make_sheet, varied, write_gallery
 from cones2.batch.job import Job, Photographed, Pictures
 from cones2.batch.lease import Bench, learn_lease
+from cones2.batch.on_ray import RayActors
 from cones2.batch.plan import Plan
 from cones2.batch.processes import Processes, share_of_threads
 from cones2.batch.results import read_subjects
@@ -557,6 +558,7 @@ class RecordHands(StillHands):
         (("/models/xl.safetensors", "sdxl"), " --model /models/xl.safetensors --model-config sdxl"),
         (("/models/xl", None), " --model /models/xl"),
         (("/models/other", None), ""),
+        (("a\0b", None), ""),  # from a stranger's plan.json
     ],
 )
 def test_the_line_that_draws_again_names_the_model_that_drew(
@@ -567,6 +569,16 @@ def test_the_line_that_draws_again_names_the_model_that_drew(
     write_gallery(read(tmp_path), tmp_path / "gallery", title="", model=model[0], config=model[1])
     line = f"<code>cones2 compose --from pictures/{picture[:16]}.png{named} --out again.png</code>"
     assert line in (tmp_path / "gallery" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("address", ["ray://head", "ray://192.0.2.1:10001", "192.0.2.1:6379", "auto", "[head"])
+def test_a_cluster_elsewhere_that_may_ask_for_no_token_is_refused(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    with pytest.raises(SettingsError, match="is remote, and nothing says that it asks for a token"):
+        RayActors(address, 1, {})
 
 
 def test_a_sheet_has_seeds_across_and_what_else_differs_down(tmp_path: Path) -> None:

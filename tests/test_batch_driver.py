@@ -289,6 +289,12 @@ def test_a_subject_of_which_nothing_is_heard_is_given_to_another_worker(seconds:
     assert not driver.ended("stuck", lease("rex"), committed=True, now=last + 3 * silence)
 
 
+def test_a_lease_that_hangs_always_does_not_take_all_workers() -> None:
+    driver = Driver([lease("one", 0)])
+    taken = [driver.take(worker, 10_000.0 * number) for number, worker in enumerate("abcdef")]
+    assert [each is not None for each in taken] == [True, True, True, False, False, False]
+
+
 def test_a_subject_that_fails_for_one_worker_and_ends_at_a_slower_one_is_learned() -> None:
     rex, of_rex = lease("rex"), lease("of rex", 0, needs="rex")
     driver = Driver([rex, of_rex])

@@ -116,6 +116,9 @@ def test_another_model_of_one_name_is_another(tiny_copy: Path, tmp_path: Path) -
     after = planned(tmp_path, text.replace(tiny_copy.as_posix(), other.as_posix()))
     assert before.model["weights"] != after.model["weights"]
     assert not ids(before) & ids(after)
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_copy, moved)
+    assert ids(planned(tmp_path, text.replace(tiny_copy.as_posix(), moved.as_posix()))) == ids(before)
 
 
 def test_subjects_to_learn_come_first_and_their_pictures_need_them(folder: Path) -> None:

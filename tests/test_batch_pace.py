@@ -132,12 +132,26 @@ def test_engines_share_what_is_left_of_a_part_and_the_slowest_part_counts() -> N
     assert time_left([note(0, 1, 30.0)]) == pytest.approx(30)
     assert time_left([note(0, 1, 30.0), note(0, 1, 60.0)]) == pytest.approx(20)
     assert time_left([note(0, 2, 30.0), note(1, 2, 60.0)]) == pytest.approx(60)
-    for unknown in ([note(0, 1, None)], [note(0, 2, 30.0)], [note(0, 1, 30.0), note(0, 1, 30.0, "another")]):
+    whole_plan_of_a_stranger = [note(0, 10**15, 1.0)]  # costs no memory
+    for unknown in (
+        [note(0, 1, None)],
+        [note(0, 2, 30.0)],
+        [note(0, 1, 30.0), note(0, 1, 30.0, "another")],
+        whole_plan_of_a_stranger,
+    ):
         assert time_left(unknown) is None
 
 
 @pytest.mark.parametrize(
-    "change", [{"rate": float("inf")}, {"rate": -1}, {"workers": None}, {"by_worker": {"a": 1}}, {"shard": 3}]
+    "change",
+    [
+        {"rate": float("inf")},
+        {"rate": -1},
+        {"workers": None},
+        {"by_worker": {"a": 1}},
+        {"shard": 3},
+        {"time": 1e12},
+    ],
 )
 def test_a_strangers_note_is_none(change: dict[str, Any]) -> None:
     store, sound = MemoryStore(), note(0, 1, 3.0).model_dump()

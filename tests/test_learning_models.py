@@ -290,10 +290,17 @@ def without_weights(pipeline: Any) -> Any:
     return with_parts(pipeline, text_encoder=copy.deepcopy(pipeline.text_encoder).to("meta"))
 
 
+def padded_at_the_left(pipeline: Any) -> Any:
+    tokenizer = copy.deepcopy(pipeline.tokenizer)
+    tokenizer.padding_side = "left"
+    return with_parts(pipeline, tokenizer=tokenizer)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # the compiler's own
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        (padded_at_the_left, "tokenizer pads at the left"),
         (compiled, "compiled"),
         (compiled_blocks, "compiled"),
         (wrapped_by_the_compiler, "compiled"),

@@ -27,8 +27,17 @@ from cones2.models import open_pipeline
 from cones2.pipeline import Cones2Pipeline
 from cones2.png import strip_residuals
 from cones2.prompts import unknown_words
-from cones2.record import content_hash, describe_adapters, describe_options, describe_scheduler, restored
+from cones2.record import (
+    DrawCall,
+    content_hash,
+    describe,
+    describe_adapters,
+    describe_options,
+    describe_scheduler,
+    restored,
+)
 from cones2.redraw import PictureRecord, check_pipeline, make_scheduler
+from cones2.run import LayoutSettings
 from cones2.schedulers import FLOW_SCHEDULERS
 from cones2.schedulers import make_scheduler as scheduler_named
 from cones2.shared import threads
@@ -470,6 +479,21 @@ def test_records_that_are_not_as_ours(record: dict[str, Any], path: str, value: 
 
 
 MANY = {"num_images": 64, "seeds": list(range(64))}
+
+
+def test_more_at_once_than_is_drawn_again_is_recorded_so(small: Any) -> None:
+    small = wrapped(small)
+    drawn: dict[str, Any] = {"prompt": "a cat", "subjects": {}, "layout": None, "num_inference_steps": 1}
+    drawn |= {"guidance_scale": 1.0, "negative_prompt": "", "layout_settings": LayoutSettings()}
+    drawn |= {"options": {"height": 1024, "width": 1024}}
+    few, many = (
+        describe(small.pipeline, small.facts, DrawCall(seeds=tuple(range(count)), num_images=count, **drawn))[0]
+        for count in (16, 17)
+    )
+    assert few["not_repeatable"] == ""
+    assert "more than 16,777,216 pixels" in many["not_repeatable"]
+    with pytest.raises(PictureError, match="draw fewer"):
+        PictureRecord.load(many).arguments({})
 
 
 def test_how_much_is_drawn_at_once(opened: dict[str, Any], small: Any) -> None:

@@ -76,8 +76,8 @@ class Pace:
         self._spent[bool(labour._subject)] += now - labour._since
         labour._since = now
         match event["event"]:
-            case "began":
-                labour._begun = True
+            case "began" | "failed":
+                labour._begun = event["event"] == "began"
             case "drawn":
                 labour._open += 1
                 labour.pictures += labour._begun
